@@ -1,0 +1,10 @@
+"""A Django database backend on pooled asynchronous psycopg connections.
+
+Set ``ENGINE = "pgbackend"`` in ``DATABASES``. From asynchronous code await Django's own
+a-methods; to run a synchronous function that uses the ORM on the event loop, use `bridged`.
+"""
+
+from .bridge import BridgeError, await_bridged, bridged, is_bridged
+from .version import __version__
+
+__all__ = ["BridgeError", "__version__", "await_bridged", "bridged", "is_bridged"]

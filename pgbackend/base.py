@@ -1,0 +1,403 @@
+"""The `DatabaseWrapper`: wires the rooms together; behaviour lives in them.
+
+Bridged, a statement's connection is leased from the running loop's pool; anywhere else
+Django's own synchronous code runs unchanged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Hashable
+from typing import Any, TypedDict
+from weakref import finalize
+
+import django
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
+from django.db import DEFAULT_DB_ALIAS, connections
+from django.db.backends.base.base import NO_DB_ALIAS
+from django.db.backends.signals import connection_created
+from django.db.backends.utils import debug_transaction
+
+try:
+    import psycopg
+except ImportError as error:
+    raise ImproperlyConfigured(
+        "pgbackend needs psycopg 3.3: pip install 'pgbackend[binary]'"
+    ) from error
+
+if not (5, 2) <= django.VERSION[:2]:
+    raise ImproperlyConfigured(
+        f"pgbackend needs Django 5.2 or later, this is {django.get_version()}"
+    )
+if tuple(map(int, psycopg.__version__.split(".")[:2])) < (3, 3):
+    raise ImproperlyConfigured(
+        f"pgbackend needs psycopg 3.3 or later, this is {psycopg.__version__}"
+    )
+
+from django.db.backends.postgresql.base import DatabaseWrapper as PostgresDatabaseWrapper
+
+from .bridge import await_bridged, is_bridged
+from .connection import BridgedConnection
+from .creation import DatabaseCreation
+from .cursor import CursorDebugWrapper, CursorWrapper, LeaseHolder
+from .operations import DatabaseOperations
+from .pool import ConnectionPool, PooledConnection, get_pool, open_pools
+from .state import (
+    ConnectionState,
+    Frame,
+    Lease,
+    States,
+    check_not_outlived,
+    innermost_frame,
+    state_attribute,
+)
+
+# Seconds a task waits for its turn in a transaction it shares; OPTIONS["turn_timeout"].
+TURN_TIMEOUT = 30.0
+
+
+class _FaceArguments(TypedDict):
+    cursor_factory: Any
+    prepare_threshold: int | None
+    context: Any
+
+
+class DatabaseWrapper(PostgresDatabaseWrapper):
+    """Django's PostgreSQL wrapper, with leased asynchronous connections in the bridge.
+
+    Beside Django's own ``OPTIONS``: ``bridge`` (default True; False keeps the alias on
+    Django's own path everywhere), ``turn_timeout`` (seconds, default 30.0).
+    """
+
+    ops_class = DatabaseOperations
+    creation_class = DatabaseCreation
+
+    def __init__(self, settings_dict: dict[str, Any], alias: str = DEFAULT_DB_ALIAS) -> None:
+        options = settings_dict["OPTIONS"]
+        self._states = States(autocommit=settings_dict["AUTOCOMMIT"])
+        self.bridge_enabled = options.get("bridge", True)
+        self._turn_timeout = options.get("turn_timeout", TURN_TIMEOUT)
+        super().__init__(settings_dict, alias)
+        # Django's constructor wrote its own initial values on the running task's state.
+        self.state.reset()
+
+    # What Django keeps on the wrapper and tasks must not share.
+
+    connection = state_attribute("connection")
+    autocommit = state_attribute("autocommit")
+    in_atomic_block = state_attribute("in_atomic_block")
+    savepoint_state = state_attribute("savepoint_state")
+    savepoint_ids = state_attribute("savepoint_ids")
+    atomic_blocks = state_attribute("atomic_blocks")
+    commit_on_exit = state_attribute("commit_on_exit")
+    needs_rollback = state_attribute("needs_rollback")
+    rollback_exc = state_attribute("rollback_exc")
+    close_at = state_attribute("close_at")
+    closed_in_transaction = state_attribute("closed_in_transaction")
+    errors_occurred = state_attribute("errors_occurred")
+    health_check_enabled = state_attribute("health_check_enabled")
+    health_check_done = state_attribute("health_check_done")
+    run_on_commit = state_attribute("run_on_commit")
+    run_commit_hooks_on_set_autocommit_on = state_attribute(
+        "run_commit_hooks_on_set_autocommit_on"
+    )
+
+    @property
+    def state(self) -> ConnectionState:
+        """The state of the running task, or of the thread."""
+        return self._states.current(self)
+
+    @property
+    def bridged(self) -> bool:
+        """Whether the caller's statements run on leased connections."""
+        return self.bridge_enabled and is_bridged()
+
+    def check_not_on_loop(self) -> None:
+        """Raise SynchronousOnlyOperation on a running event loop outside the bridge."""
+        if is_bridged() or os.environ.get("DJANGO_ALLOW_ASYNC_UNSAFE"):
+            return
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return
+        raise SynchronousOnlyOperation(
+            f"The synchronous ORM was used on the running event loop (alias {self.alias!r})."
+            " Await the asynchronous form, as in `await queryset.aget()`,"
+            " `async for row in queryset` or `await instance.asave()`; or decorate the"
+            " synchronous function with @pgbackend.bridged and await it."
+        )
+
+    # Connecting
+
+    @property
+    def pool(self) -> Any:
+        """Django's own pool for synchronous code; None in the bridge, which has another."""
+        return None if self.bridged else super().pool
+
+    @property
+    def async_pool(self) -> ConnectionPool:
+        """The running loop's pool for this wrapper's settings, opened on first use."""
+        return get_pool(self._pool_key(), self._make_pool)
+
+    def _pool_key(self) -> Hashable:
+        conf = self.settings_dict
+        return (
+            self.alias,
+            *(conf[key] for key in ("NAME", "USER", "PASSWORD", "HOST", "PORT")),
+            repr(conf["OPTIONS"]),
+            self.timezone_name,
+            settings.USE_TZ,
+        )
+
+    def _make_pool(self) -> ConnectionPool:
+        # Connections are configured by a wrapper of the pool's own, in the pool's context:
+        # what receivers of connection_created reach as connections[alias] is that one.
+        conf = {**self.settings_dict, "OPTIONS": {**self.settings_dict["OPTIONS"]}}
+        owner = type(self)(conf, self.alias)
+        options = conf["OPTIONS"].get("pool")
+        if self.alias == NO_DB_ALIAS:
+            options = {"max_size": 1}
+        return ConnectionPool(
+            self.alias,
+            options,
+            kwargs=owner._connect_arguments,
+            configure=owner._configure_pooled,
+            context_setup=lambda: connections.__setitem__(self.alias, owner),
+            check=conf["CONN_HEALTH_CHECKS"],
+        )
+
+    async def _connect_arguments(self) -> dict[str, Any]:
+        """Return `AsyncConnection.connect`'s arguments; asked for each new connection."""
+        arguments = self.get_connection_params()
+        for name in _FaceArguments.__annotations__:
+            arguments.pop(name, None)
+        return {**arguments, "autocommit": True}
+
+    def get_connection_params(self) -> dict[str, Any]:
+        """Return psycopg's connection arguments, as Django does, without our options."""
+        params = super().get_connection_params()
+        params.pop("bridge", None)
+        params.pop("turn_timeout", None)
+        return params  # type: ignore[no-any-return]
+
+    def _configure_pooled(self, pooled: PooledConnection) -> None:
+        """Give a new physical connection its face and base state, before its first use."""
+        params = self.get_connection_params()
+        face = pooled.face = BridgedConnection(
+            pooled,
+            **_FaceArguments(
+                cursor_factory=params.get("cursor_factory"),
+                prepare_threshold=params.get("prepare_threshold"),
+                context=params.get("context"),
+            ),
+        )
+        self._set_isolation_level()
+        if "isolation_level" in self.settings_dict["OPTIONS"]:
+            face.isolation_level = self.isolation_level
+        self.connection = face
+        try:
+            self.autocommit = True
+            with self.wrap_database_errors:
+                self.init_connection_state()
+            connection_created.send(sender=self.__class__, connection=self)
+        finally:
+            self.connection = None
+        face.remember()
+
+    def _set_isolation_level(self) -> None:
+        """Set `isolation_level` from OPTIONS, as Django's ``get_new_connection`` does."""
+        value = self.settings_dict["OPTIONS"].get(
+            "isolation_level", psycopg.IsolationLevel.READ_COMMITTED
+        )
+        try:
+            self.isolation_level = psycopg.IsolationLevel(value)
+        except ValueError:
+            raise ImproperlyConfigured(
+                f"Invalid transaction isolation level {value} specified. Use one of the"
+                " psycopg.IsolationLevel values."
+            ) from None
+
+    def connect(self) -> None:
+        """Connect; bridged, lease a connection that the pool has configured."""
+        if not self.bridged:
+            super().connect()
+            return
+        check_not_outlived(self)
+        self.check_settings()
+        self._set_isolation_level()
+        self.state.borrow(self.async_pool)
+        if not self.settings_dict["AUTOCOMMIT"]:
+            self._begin()
+
+    def ensure_connection(self) -> None:
+        """Guarantee that a connection can be had; bridged, none is kept."""
+        if not self.bridged:
+            super().ensure_connection()
+            return
+        lease = self._hold()
+        if lease is not None:
+            lease.let_go()
+
+    def _hold(self, *, pinned: bool = False) -> Lease | None:
+        """Hold the task's lease, taking its turn and borrowing a connection if need be.
+
+        Return None for the connection that is being configured: no lease is needed there.
+        """
+        state = self.state_in_turn()
+        if state.connection is None:
+            # Django's own, which the guards of its test cases replace; it calls `connect`.
+            super().ensure_connection()
+        if state.lease is not None:
+            state.lease.hold(pinned=pinned)
+        return state.lease
+
+    def state_in_turn(self) -> ConnectionState:
+        """Return the running task's state when it is the task's turn to use it."""
+        while True:
+            state = self.state
+            if state.has_turn():
+                return state
+            # Meanwhile the transaction may end, and the task with a state of its own.
+            state.take_turn(self._turn_timeout)
+
+    def close(self) -> None:
+        """Close the connection; bridged, give it back, closed unless it is idle."""
+        super().close()
+        if self.alias == NO_DB_ALIAS and self.bridged:
+            self.close_pool()
+
+    def _close(self) -> None:
+        if self.bridged:
+            self.state.drop()
+        else:
+            super()._close()
+
+    def close_pool(self) -> None:
+        """Close the alias's pools: Django's, or in the bridge those of the running loop."""
+        if not self.bridged:
+            super().close_pool()
+            return
+        for pool in open_pools(self.alias):
+            await_bridged(pool.close())
+
+    # Cursors
+
+    def _cursor(self, name: str | None = None) -> Any:
+        if not self.bridged:
+            return super()._cursor(name)
+        pinned = name is not None
+        lease = self._hold(pinned=pinned)
+        try:
+            cursor = super()._cursor(name)
+        except BaseException:
+            if lease is not None:
+                lease.let_go(pinned=pinned)
+            raise
+        if lease is None:
+            pass
+        elif isinstance(cursor, LeaseHolder):
+            cursor.hold(lease, pinned=pinned)
+        else:
+            # Somebody's own make_cursor: the lease lasts as long as the object.
+            finalize(cursor, lease.let_go, pinned=pinned)
+        return cursor
+
+    def make_cursor(self, cursor: Any) -> CursorWrapper:
+        """Wrap a psycopg cursor."""
+        return CursorWrapper(cursor, self)
+
+    def make_debug_cursor(self, cursor: Any) -> CursorDebugWrapper:
+        """Wrap a psycopg cursor so that its queries are logged."""
+        return CursorDebugWrapper(cursor, self)
+
+    # Transactions
+
+    def get_autocommit(self) -> bool:
+        """Return the autocommit state; bridged, without a connection."""
+        return self.autocommit if self.bridged else super().get_autocommit()
+
+    def set_autocommit(
+        self, autocommit: bool, force_begin_transaction_with_broken_autocommit: bool = False
+    ) -> None:
+        """Enable or disable autocommit; bridged, off binds a lease and on gives it back.
+
+        The hooks of `on_commit` run after the connection was given back: they may wait for
+        tasks that need one.
+        """
+        if not self.bridged:
+            super().set_autocommit(autocommit, force_begin_transaction_with_broken_autocommit)
+            return
+        self.validate_no_atomic_block()
+        if not autocommit:
+            self._begin()
+            return
+        state = self.state
+        if state.transaction is not None:
+            self._set_autocommit(True)
+            state.unbind()
+        state.autocommit = True
+        if state.run_commit_hooks_on_set_autocommit_on:
+            self.run_and_clear_commit_hooks()
+            state.run_commit_hooks_on_set_autocommit_on = False
+
+    def _commit(self) -> None:
+        self._end_transaction(super()._commit)
+
+    def _rollback(self) -> None:
+        self._end_transaction(super()._rollback)
+
+    def _end_transaction(self, end: Callable[[], None]) -> None:
+        """COMMIT or ROLLBACK; interrupted, drop the connection instead of its state.
+
+        `Atomic` handles database errors only: after a cancelled COMMIT it would keep a
+        state in which the next transaction reports success and commits nothing.
+        """
+        try:
+            end()
+        except BaseException as error:
+            if self.bridged and not isinstance(error, Exception):
+                self.connection = None
+            raise
+
+    def frame_to_leave(self, *, failed: bool) -> Frame | None:
+        """Return the running task's innermost frame when it is on top; None if it is gone.
+
+        Raise RuntimeError if the transaction ended meanwhile and the block did not fail: what
+        it did was not committed.
+        """
+        frame = innermost_frame(self)
+        if frame is None or frame.left:
+            if failed:
+                return None
+            raise RuntimeError(
+                "the transaction of this atomic block has ended already, by the end of the"
+                " task that began it: nothing of it was committed"
+            )
+        try:
+            frame.state.take_turn_to_leave(frame, self._turn_timeout)
+        except BaseException:
+            # Whoever has the turn never gave it back: end the transaction for all.
+            self.connection = None
+            raise
+        return frame
+
+    def _begin(self) -> None:
+        """Turn autocommit off and bind the lease; the server's BEGIN comes with a statement."""
+        lease = self._hold()
+        try:
+            with debug_transaction(self, "BEGIN"):
+                self._set_autocommit(False)
+            state = self.state
+            if lease is not None and state.transaction is None:
+                state.bind(self)
+            state.autocommit = False
+        finally:
+            if lease is not None:
+                lease.let_go()
+
+
+from . import patches  # noqa: E402  # needs the wrapper above; a project names this module only
+
+patches.apply()

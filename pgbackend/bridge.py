@@ -1,0 +1,205 @@
+"""The bridge: synchronous code on the event loop's own thread, waiting without blocking it.
+
+Two verbs. `run_bridged` runs a synchronous function inside a greenlet of the current task;
+`await_bridged`, called anywhere below it, waits for an awaitable: the greenlet is switched
+away, the task waits as any task does, and the call returns with the result.
+
+    async def view(request):
+        return await run_bridged(render, request)
+
+    def render(request):
+        data = await_bridged(fetch())   # as `await fetch()`, but in synchronous code
+
+Context variables are the task's own on both sides. The module knows neither Django nor
+psycopg.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from asyncio import current_task
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from types import CoroutineType, coroutine
+from typing import Any, NoReturn, ParamSpec, TypeVar
+
+from greenlet import GreenletExit, getcurrent, greenlet
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+_ABANDONED = "the bridged call was closed while it waited: nothing is left to await it"
+
+
+class BridgeError(RuntimeError):
+    """Something was awaited from synchronous code where that is not possible."""
+
+
+class _Bridge(greenlet):
+    """The greenlet that one outermost call of `run_bridged` runs in."""
+
+    # The task whose steps drive this greenlet. It may differ from the running task: an
+    # eager task starts inside the greenlet of the task that creates it.
+    owner: Any
+    # Called, last registered first, when the function has ended; see `on_exit`. A dict
+    # for its order and because each is kept once.
+    exits: dict[Callable[[], None], None] | None = None
+    # True once the coroutine driving this greenlet was closed: nobody is left to await.
+    abandoned = False
+
+
+def is_bridged() -> bool:
+    """Return whether the caller runs bridged, so that `await_bridged` is possible.
+
+    True if the current greenlet is the bridge's and belongs to the running task.
+    """
+    bridge = getcurrent()
+    return isinstance(bridge, _Bridge) and bridge.owner is current_task()
+
+
+def await_bridged(awaitable: Awaitable[T]) -> T:
+    """Wait for *awaitable* from synchronous code that runs bridged and return its result.
+
+    Equivalent to ``await awaitable``, cancellation included. Without suspension there is
+    no switch: only what the awaitable yields to the event loop leaves the greenlet.
+
+    Raise `BridgeError` outside the bridge (a coroutine given is closed, so that it is not
+    reported as never awaited), and when the bridged call was closed while it waited.
+    """
+    bridge = getcurrent()
+    if not isinstance(bridge, _Bridge) or bridge.owner is not current_task():
+        _refuse(
+            awaitable,
+            "await_bridged() was called outside the bridge: run the synchronous function"
+            " by `await pgbackend.bridged(function)(...)`, or await this directly in"
+            " asynchronous code",
+        )
+    if bridge.abandoned:
+        _refuse(awaitable, _ABANDONED)
+    # The frame lives in the greenlet: a local that names the greenlet across a switch would
+    # be a reference cycle, and keep an abandoned one from being collected.
+    del bridge
+
+    steps: Any = awaitable if type(awaitable) is CoroutineType else _as_coroutine(awaitable)
+    try:
+        waiting = steps.send(None)
+        while True:
+            try:
+                value = _suspend(waiting)
+            except BaseException as error:
+                waiting = steps.throw(error)
+            else:
+                waiting = steps.send(value)
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
+
+
+async def _as_coroutine(awaitable: Awaitable[T]) -> T:
+    return await awaitable
+
+
+def _suspend(waiting: Any) -> Any:
+    """Hand what an awaitable yielded to the event loop and return what it answers."""
+    bridge = getcurrent()
+    if bridge.abandoned:
+        raise BridgeError(_ABANDONED)
+    parent = bridge.parent
+    del bridge
+    return parent.switch(waiting)
+
+
+def _refuse(awaitable: Awaitable[Any], message: str) -> NoReturn:
+    if inspect.iscoroutine(awaitable):
+        awaitable.close()
+    raise BridgeError(message)
+
+
+async def run_bridged(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run the synchronous *function* bridged, in this task, and return its result.
+
+    Called from code that is already bridged, it is a plain call. Exceptions pass through
+    as they are; cancelling the task raises CancelledError inside the function, from the
+    `await_bridged` it waits in.
+    """
+    if is_bridged():
+        return function(*args, **kwargs)
+    return await _drive(function, args, kwargs)
+
+
+@coroutine
+def _drive(
+    function: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Generator[Any, Any, T]:
+    """Run one outermost bridged call to its end, yielding what it waits for."""
+    driver = getcurrent()
+    bridge = _Bridge(_call, driver)
+    bridge.owner = current_task()
+    bridge.gr_context = driver.gr_context
+    del driver
+    result = bridge.switch(function, args, kwargs)
+    while not bridge.dead:
+        try:
+            value = yield result
+        except GeneratorExit:
+            # The coroutine is being closed or collected: the function may unwind, but there
+            # is no loop any more to wait in.
+            bridge.abandoned = True
+            bridge.parent = getcurrent()
+            bridge.throw(GreenletExit)
+            raise
+        except BaseException as error:
+            bridge.parent = getcurrent()
+            result = bridge.throw(error)
+        else:
+            # The task may be resumed from another greenlet than it was suspended in.
+            bridge.parent = getcurrent()
+            result = bridge.switch(value)
+    return result  # type: ignore[no-any-return]  # greenlet.switch() is untyped
+
+
+def _call(function: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
+    """Run *function* and then what it registered by `on_exit`, inside the greenlet."""
+    try:
+        return function(*args, **kwargs)
+    finally:
+        exits = getattr(getcurrent(), "exits", None)
+        while exits:
+            exits.popitem()[0]()
+
+
+def on_exit(callback: Callable[[], None]) -> None:
+    """Call *callback* at the end of the outermost bridged call around the caller.
+
+    It runs inside the bridge, also after an exception, and may wait by `await_bridged`. A
+    callback registered again (by equality) is still called once.
+    """
+    bridge = getcurrent()
+    if not isinstance(bridge, _Bridge):
+        raise BridgeError("on_exit() was called outside the bridge")
+    if bridge.exits is None:
+        bridge.exits = {}
+    bridge.exits[callback] = None
+
+
+def bridged(function: Callable[P, T]) -> Callable[P, Coroutine[Any, Any, T]]:
+    """Return an asynchronous function that runs the synchronous *function* bridged.
+
+    The counterpart of asgiref's ``sync_to_async`` without its thread: as a call,
+    ``await bridged(transfer)(source, target)``, and as a decorator on a ``def``. Inside,
+    the ORM, ``transaction.atomic()``, raw cursors and lazy relations wait for the database
+    without blocking the event loop; anything else that blocks does block it.
+
+    Raise TypeError for an asynchronous function: that is awaited as it is.
+    """
+    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+        raise TypeError(
+            f"bridged() takes a synchronous function; {function!r} is asynchronous: await it"
+        )
+
+    @functools.wraps(function)
+    async def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        return await run_bridged(function, *args, **kwargs)
+
+    return run

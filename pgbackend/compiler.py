@@ -1,0 +1,89 @@
+"""The SQL compilers: bridged, a statement holds its connection only from execute to fetch.
+
+Django's own ``execute_sql`` opens the cursor before a bulk INSERT is compiled and fetches
+rows in blocks. Bridged, a connection on loan is what other tasks wait for: the statement is
+compiled first, and all rows are taken at once and the cursor closed before the rows are
+converted. Chunked reads and callers that want the cursor keep Django's way.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.core.exceptions import EmptyResultSet
+from django.db.backends.postgresql import compiler as postgresql
+from django.db.models.sql.constants import (
+    CURSOR,
+    GET_ITERATOR_CHUNK_SIZE,
+    MULTI,
+    NO_RESULTS,
+    ROW_COUNT,
+    SINGLE,
+)
+
+from .bridge import is_bridged
+
+
+class SQLCompiler(postgresql.SQLCompiler):
+    """SELECT, and what INSERT, UPDATE, DELETE and aggregates inherit."""
+
+    def execute_sql(
+        self,
+        result_type: str = MULTI,
+        chunked_fetch: bool = False,
+        chunk_size: int = GET_ITERATOR_CHUNK_SIZE,
+    ) -> Any:
+        """Run the query and return what *result_type* asks for, as Django documents it."""
+        if chunked_fetch or result_type == CURSOR or not is_bridged():
+            return super().execute_sql(result_type, chunked_fetch, chunk_size)
+        try:
+            sql, params = self.as_sql()
+            if not sql:
+                raise EmptyResultSet
+        except EmptyResultSet:
+            return iter([]) if result_type == MULTI else None
+        with self.connection.cursor() as cursor:
+            cursor.execute(sql, params)
+            if result_type == ROW_COUNT:
+                return cursor.rowcount
+            if (result_type or NO_RESULTS) == NO_RESULTS:
+                return None
+            if result_type == SINGLE:
+                row = cursor.fetchone()
+                return row[: self.col_count] if row else row
+            rows = cursor.fetchall()
+        if self.has_extra_select:
+            rows = [row[: self.col_count] for row in rows]
+        return [rows] if rows else []
+
+
+class SQLInsertCompiler(postgresql.SQLInsertCompiler, SQLCompiler):
+    """INSERT, with returned columns."""
+
+    def execute_sql(self, returning_fields: Any = None) -> list[Any]:
+        """Insert and return the rows of *returning_fields*, converted; [] without them."""
+        if not is_bridged():
+            return super().execute_sql(returning_fields)  # type: ignore[no-any-return]
+        self.returning_fields = returning_fields
+        statements = self.as_sql()
+        with self.connection.cursor() as cursor:
+            for sql, params in statements:
+                cursor.execute(sql, params)
+            if not returning_fields:
+                return []
+            rows = cursor.fetchall()
+        table = self.query.get_meta().db_table
+        converters = self.get_converters([field.get_col(table) for field in returning_fields])
+        return list(self.apply_converters(rows, converters) if converters else rows)
+
+
+class SQLUpdateCompiler(postgresql.SQLUpdateCompiler, SQLCompiler):
+    """UPDATE; related updates of parent tables included."""
+
+
+class SQLDeleteCompiler(postgresql.SQLDeleteCompiler, SQLCompiler):
+    """DELETE."""
+
+
+class SQLAggregateCompiler(postgresql.SQLAggregateCompiler, SQLCompiler):
+    """Aggregates over a subquery."""

@@ -1,0 +1,136 @@
+"""The DB-API 2 face of a pooled asynchronous connection.
+
+psycopg's synchronous and asynchronous connections run the same generators over the same
+``PGconn``; only ``wait()`` differs. `BridgedConnection` is psycopg's own synchronous
+`~psycopg.Connection` on the ``PGconn`` of a pooled `~psycopg.AsyncConnection`, waiting through
+the bridge: psycopg's and Django's cursors, COPY, pipelines and ``TypeInfo.fetch`` work on it
+as they are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import psycopg
+from psycopg.abc import AdaptContext, PQGen
+from psycopg.adapt import AdaptersMap
+
+from .bridge import await_bridged
+
+if TYPE_CHECKING:
+    from .pool import PooledConnection
+
+RV = TypeVar("RV")
+
+# psycopg's own: how often a waiting connection looks whether its socket was closed, seconds.
+_WAIT_INTERVAL = 0.1
+
+
+class BridgedLock:
+    """A lock between tasks, with the synchronous face psycopg's cursors expect.
+
+    It is held while a statement waits for the server: a `threading.Lock` there would stop
+    the event loop as soon as a second task of the same transaction wanted its turn.
+    """
+
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()
+
+    def __enter__(self) -> None:
+        await_bridged(self._lock.acquire())
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._lock.release()
+
+
+class BridgedConnection(psycopg.Connection[Any]):
+    """A `psycopg.Connection` whose every wait goes through the bridge.
+
+    One for each physical connection, made by its pool's ``configure``. What a borrower may
+    change on it (row and cursor factories, adapters, handlers, isolation level, ...) is
+    restored by `restore` to what `remember` saw.
+    """
+
+    _REMEMBERED = (
+        "cursor_factory",
+        "server_cursor_factory",
+        "row_factory",
+        "_isolation_level",
+        "_read_only",
+        "_deferrable",
+    )
+
+    def __init__(
+        self,
+        pooled: PooledConnection,
+        *,
+        cursor_factory: type[psycopg.Cursor[Any]] | None = None,
+        prepare_threshold: int | None = None,
+        context: AdaptContext | None = None,
+    ) -> None:
+        super().__init__(pooled.pgconn)
+        self._pooled = pooled
+        # Marks it as a pool's for psycopg, which warns of unclosed connections otherwise.
+        self._pool = None
+        self._autocommit = True
+        self.lock = BridgedLock()  # type: ignore[assignment]  # see BridgedLock
+        if cursor_factory is not None:
+            self.cursor_factory = cursor_factory
+        if context is not None:
+            self._adapters = AdaptersMap(context.adapters)
+        self.prepare_threshold = prepare_threshold
+        self.remember()
+
+    def wait(
+        self, gen: PQGen[RV], interval: float = _WAIT_INTERVAL, timeout: float | None = None
+    ) -> RV:
+        """Consume a generator of psycopg's, waiting on the event loop.
+
+        A cancelled task cancels the statement in the server before CancelledError leaves.
+        """
+        return await_bridged(self._pooled.wait(gen, interval=interval, timeout=timeout))
+
+    def remember(self) -> None:
+        """Take what the connection is now for its base state."""
+        self._base = [(name, getattr(self, name)) for name in self._REMEMBERED]
+        self._base_prepare_threshold = self.prepare_threshold
+        self._base_handlers = (tuple(self._notice_handlers), tuple(self._notify_handlers))
+        self._base_adapters = self.adapters
+        # A map made from the base one: changes to it leave the base as it is.
+        self._adapters = AdaptersMap(self._base_adapters)
+
+    def restore(self) -> None:
+        """Undo what a borrower changed on this object. The server's side is not touched."""
+        for name, value in self._base:
+            setattr(self, name, value)
+        self._begin_statement = b""
+        self._autocommit = True
+        self.prepare_threshold = self._base_prepare_threshold
+        notice, notify = self._base_handlers
+        self._notice_handlers[:] = notice
+        self._notify_handlers[:] = notify
+        if self._notifies_backlog:
+            self._notifies_backlog.clear()
+        if _was_changed(self._adapters):
+            self._adapters = AdaptersMap(self._base_adapters)
+
+
+def _was_changed(adapters: AdaptersMap | None) -> bool:
+    """Return whether something was registered in a map made from another one.
+
+    psycopg shares the tables of the two until one of them is written to.
+    """
+    return (
+        adapters is None
+        or any(adapters._own_loaders)
+        or any(adapters._own_dumpers.values())
+        or any(adapters._own_dumpers_by_oid)
+        or adapters.types._own_state
+    )

@@ -1,0 +1,102 @@
+"""Django's cursor wrappers, holding the lease of the connection they run on.
+
+Closing the cursor lets go of the lease; a cursor that is dropped unclosed does so when it is
+collected, and at the latest when the outermost bridged call ends.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from django.db.backends import utils
+from django.db.backends.postgresql import base as postgresql
+
+from .bridge import is_bridged
+
+if TYPE_CHECKING:
+    from .state import Lease
+
+
+class LeaseHolder(utils.CursorWrapper):
+    """What `CursorWrapper` and `CursorDebugWrapper` share."""
+
+    # None before `hold`, on Django's own synchronous path, and once the lease was let go.
+    lease: Lease | None = None
+    pinned = False
+
+    def hold(self, lease: Lease, *, pinned: bool) -> None:
+        """Take over one hold on *lease*; *pinned* if it outlasts the bridged call."""
+        self.lease = lease
+        self.pinned = pinned
+
+    def close(self) -> None:
+        """Close the cursor and let go of the lease; closing again does nothing."""
+        if self.pinned and self.lease is not None and self.lease.on_loan and not is_bridged():
+            # A server-side cursor finalized outside the bridge, by the collector most
+            # likely: the server cannot be told to close it.
+            self._abandon()
+            return
+        try:
+            if self.lease is None or self.lease.on_loan:
+                self.cursor.close()
+        finally:
+            self._let_go()
+
+    def __del__(self) -> None:
+        if self.pinned and self.lease is not None and self.lease.on_loan:
+            self._abandon()
+        else:
+            self._let_go()
+
+    def _abandon(self) -> None:
+        """Let go of a server-side cursor that is still open in the server."""
+        lease = self.lease
+        assert lease is not None
+        if lease.state.transaction is None:
+            warnings.warn(
+                "a server-side cursor was left open: its connection is closed. Read an"
+                " aiterator() to its end or `await aclose()` it",
+                ResourceWarning,
+                stacklevel=2,
+            )
+            lease.face.close()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        lease, self.lease = self.lease, None
+        if lease is not None:
+            lease.let_go(pinned=self.pinned)
+
+    def _check_lease(self) -> None:
+        """Take the task's turn; raise InterfaceError if the connection was given back."""
+        if self.lease is None:
+            return
+        self.db.state_in_turn()
+        if not self.lease.on_loan:
+            with self.db.wrap_database_errors:
+                raise psycopg.InterfaceError(
+                    "the cursor's connection was given back when the bridged call that opened"
+                    " it ended: open, use and close a cursor in one bridged function"
+                )
+
+    def callproc(self, *args: Any, **kwargs: Any) -> Any:
+        self._check_lease()
+        return super().callproc(*args, **kwargs)
+
+    def _execute(self, *args: Any) -> Any:
+        self._check_lease()
+        return super()._execute(*args)
+
+    def _executemany(self, *args: Any) -> Any:
+        self._check_lease()
+        return super()._executemany(*args)
+
+
+class CursorWrapper(LeaseHolder):
+    """Django's cursor wrapper."""
+
+
+class CursorDebugWrapper(LeaseHolder, postgresql.CursorDebugWrapper):
+    """Django's cursor wrapper that logs queries."""

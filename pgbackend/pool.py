@@ -1,0 +1,316 @@
+"""Connection pools: one `ConnectionPool` for each alias and settings, event loop and process.
+
+psycopg_pool keeps charge of size, waiting, lifetime and health. What is added here: the
+defaults, the names of bad options, the server's own words when connecting fails, a
+give-back that never waits, and an end together with the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import os
+from asyncio import AbstractEventLoop
+from collections.abc import Callable, Coroutine, Generator, Hashable
+from contextvars import Context
+from types import coroutine
+from typing import Any, cast
+from weakref import WeakKeyDictionary, WeakSet
+
+import psycopg
+from django.core.exceptions import ImproperlyConfigured
+from psycopg_pool import AsyncConnectionPool, PoolTimeout, TooManyRequests
+
+from .bridge import run_bridged
+
+logger = logging.getLogger("pgbackend.pool")
+
+# What OPTIONS["pool"] leaves open. Seconds where psycopg_pool has seconds.
+DEFAULTS: dict[str, Any] = {
+    "min_size": 0,
+    "max_size": 20,
+    "timeout": 30.0,
+    "max_waiting": 1000,
+    "max_lifetime": 60 * 60.0,
+    "max_idle": 10 * 60.0,
+    # No retries in the background: a failure is told to whoever waits, and the next
+    # checkout connects anew.
+    "reconnect_timeout": 0.0,
+}
+
+# Arguments of psycopg_pool that the backend itself gives.
+_RESERVED = frozenset({"self", "conninfo", "connection_class", "kwargs", "open", "configure"})
+
+
+class PooledConnection(psycopg.AsyncConnection[Any]):
+    """A pool's physical connection, with the DB-API face that borrowers see."""
+
+    # A `connection.BridgedConnection` on the same PGconn, made once, before the first use.
+    face: Any = None
+
+
+class ConnectionPool(AsyncConnectionPool[PooledConnection]):
+    """A pool of asynchronous connections that lives on the running event loop.
+
+    *options* are ``OPTIONS["pool"]``: True, None, or psycopg_pool's arguments; *kwargs*
+    returns those of `psycopg.AsyncConnection.connect`, asked for each new connection.
+    *configure* is a synchronous function that gets each new `PooledConnection`, bridged,
+    before its first use; it sets ``face``. *context_setup* is called once in the context
+    that all of this runs in.
+
+    Raise ImproperlyConfigured for options that psycopg_pool does not take. Source:
+    https://www.psycopg.org/psycopg3/docs/api/pool.html
+    """
+
+    def __init__(
+        self,
+        alias: str,
+        options: Any,
+        *,
+        kwargs: Callable[[], Coroutine[Any, Any, dict[str, Any]]],
+        configure: Callable[[PooledConnection], None],
+        context_setup: Callable[[], None],
+        check: bool = False,
+    ) -> None:
+        arguments = pool_arguments(alias, options)
+        for hook in ("check", "reset"):
+            if arguments.get(hook) is not None:
+                arguments[hook] = _on_face(arguments[hook])
+        if check:
+            arguments.setdefault("check", AsyncConnectionPool.check_connection)
+        arguments.setdefault("name", alias)
+        self.alias = alias
+        self._borrowers_configure = configure
+        self._physical: WeakSet[PooledConnection] = WeakSet()
+        self._keeper: asyncio.Task[None] | None = None
+        # Tasks of the pool start here: they must not see the context of whichever request
+        # happened to open it.
+        self._context = Context()
+        self._context.run(context_setup)
+        self._detached: set[asyncio.Task[Any]] = set()
+        try:
+            super().__init__(
+                connection_class=PooledConnection,
+                kwargs=kwargs,
+                configure=self._configure_bridged,
+                open=False,
+                **arguments,
+            )
+        except (TypeError, ValueError) as error:
+            raise ImproperlyConfigured(
+                f"DATABASES[{alias!r}]['OPTIONS']['pool']: {error}"
+            ) from error
+
+    def start(self) -> None:
+        """Open the pool on the running loop; connections are made when first asked for.
+
+        It never waits, so concurrent first requests cannot race.
+        """
+        self._context.run(self._detach, self.open())
+        loop = asyncio.get_running_loop()
+        self._keeper = loop.create_task(
+            self._keep(), name=f"{self.name}-keeper", context=self._context
+        )
+
+    async def _keep(self) -> None:
+        """Close the pool when the loop ends: `asyncio.run` then cancels every task.
+
+        Without it a worker that is cancelled while it connects, and swallows that, would
+        wait for work for ever, and `asyncio.run` for the worker.
+        """
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            self._keeper = None
+            await self.close()
+
+    async def close(self, timeout: float = 5.0) -> None:
+        """Close the pool and its idle connections; those on loan close when given back.
+
+        Wait up to *timeout* seconds for connections being opened.
+        """
+        keeper, self._keeper = self._keeper, None
+        if keeper is not None:
+            keeper.cancel()
+        try:
+            await super().close(timeout)
+        except asyncio.CancelledError:
+            # The pool's workers were cancelled with the loop, not this call.
+            task = asyncio.current_task()
+            if task is not None and task.cancelling() and keeper is not None:
+                raise
+
+    async def checkout(self) -> PooledConnection:
+        """Borrow a connection; the caller owes a `give_back`.
+
+        Wait up to the option ``timeout`` seconds. Raise `psycopg_pool.PoolTimeout` after
+        that, `psycopg_pool.TooManyRequests` at once beyond ``max_waiting``, and what
+        connecting raised (psycopg's error, with the server's words) when that failed and no
+        connection is left to wait for.
+        """
+        task = asyncio.current_task()
+        cancelling = task.cancelling() if task is not None else 0
+        try:
+            conn = await self.getconn()
+        except PoolTimeout:
+            raise PoolTimeout(
+                f"no connection of the pool {self.name!r} came free within {self.timeout:g} s:"
+                f" all {self.max_size} are on loan and {len(self._waiting)} other tasks wait."
+                f" See 'timeout' and 'max_size' in {self._setting}"
+            ) from None
+        except TooManyRequests:
+            raise TooManyRequests(
+                f"the pool {self.name!r} (max_size {self.max_size}) has {self.max_waiting}"
+                f" tasks waiting already. See 'max_waiting' and 'max_size' in {self._setting}"
+            ) from None
+        if task is not None and task.cancelling() > cancelling:
+            # CPython 3.11: asyncio.wait_for, which psycopg_pool waits by, may swallow a
+            # cancellation that comes together with the result.
+            self.give_back(conn)
+            raise asyncio.CancelledError
+        return conn
+
+    def give_back(self, conn: PooledConnection) -> None:
+        """Return *conn* without waiting, from any code on the loop's thread.
+
+        What cannot be done at once (a rollback, a contended lock) is left to a task of the
+        pool, so that neither cancelling the borrower nor closing its coroutine loses the
+        connection. With no running loop the connection is closed.
+        """
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            conn.pgconn.finish()
+            return
+        self._detach(self.putconn(conn))
+
+    @property
+    def _setting(self) -> str:
+        return f"DATABASES[{self.alias!r}]['OPTIONS']['pool']"
+
+    async def _configure_bridged(self, conn: PooledConnection) -> None:
+        try:
+            await run_bridged(self._borrowers_configure, conn)
+        except BaseException:
+            await conn.close()
+            raise
+        self._physical.add(conn)
+
+    async def _connect(self, timeout: float | None = None) -> PooledConnection:
+        """Connect; tell a failure to those who wait, unless some connection still lives."""
+        try:
+            return await super()._connect(timeout)
+        except Exception as error:
+            if all(conn.closed for conn in self._physical):
+                while self._waiting:
+                    await self._waiting.popleft().fail(_copy_of(error))
+            raise
+
+    def _detach(self, coro: Coroutine[Any, Any, Any]) -> None:
+        """Run *coro* as far as it goes without waiting; a task of the pool does the rest."""
+        try:
+            waiting = coro.send(None)
+        except StopIteration:
+            return
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(_rest(coro, waiting), context=self._context)
+        self._detached.add(task)
+        task.add_done_callback(self._detached.discard)
+
+
+async def _rest(coro: Coroutine[Any, Any, Any], waiting: Any) -> None:
+    await _continue(coro, waiting)
+
+
+@coroutine
+def _continue(coro: Coroutine[Any, Any, Any], waiting: Any) -> Generator[Any, Any, Any]:
+    """Drive a coroutine that was started elsewhere and has yielded *waiting*."""
+    while True:
+        try:
+            value = yield waiting
+        except GeneratorExit:
+            coro.close()
+            raise
+        except BaseException as error:
+            step = (coro.throw, error)
+        else:
+            step = (coro.send, value)
+        try:
+            waiting = step[0](step[1])
+        except StopIteration as stop:
+            return stop.value
+
+
+def _on_face(hook: Callable[[Any], Any]) -> Callable[[PooledConnection], Coroutine[Any, Any, Any]]:
+    """Return an asynchronous form of a ``check`` or ``reset`` written for Django's pool."""
+
+    async def call(conn: PooledConnection) -> None:
+        if inspect.iscoroutinefunction(hook):
+            await hook(conn)
+        else:
+            await run_bridged(hook, conn.face)
+
+    return call
+
+
+def _copy_of(error: Exception) -> Exception:
+    """Return an error for one more waiter: an instance raised twice mixes its tracebacks."""
+    if not isinstance(error, psycopg.Error):
+        return error
+    copy = type(error)(*error.args)
+    copy.__cause__ = error.__cause__
+    return copy
+
+
+def pool_arguments(alias: str, options: Any) -> dict[str, Any]:
+    """Return psycopg_pool's arguments for ``OPTIONS["pool"]``, defaults filled in.
+
+    Raise ImproperlyConfigured that names each unknown key.
+    """
+    setting = f"DATABASES[{alias!r}]['OPTIONS']['pool']"
+    if options is None or isinstance(options, bool):
+        options = {}
+    elif not isinstance(options, dict):
+        raise ImproperlyConfigured(f"{setting} is a bool or a dict, not {options!r}")
+    known = set(inspect.signature(AsyncConnectionPool.__init__).parameters) - _RESERVED
+    if unknown := sorted(set(options) - known, key=str):
+        raise ImproperlyConfigured(
+            f"{setting} has unknown keys: {', '.join(map(repr, unknown))};"
+            f" known are {', '.join(sorted(known))}"
+        )
+    arguments = {**DEFAULTS, **options}
+    if "max_size" not in options and "min_size" in options:
+        # psycopg_pool's own rule: a lower bound alone means a pool of that size.
+        arguments["max_size"] = options["min_size"]
+    return arguments
+
+
+_pools: WeakKeyDictionary[AbstractEventLoop, dict[Hashable, ConnectionPool]] = WeakKeyDictionary()
+
+# A child must open its own: sockets would be shared. psycopg closes none of the parent's.
+os.register_at_fork(after_in_child=_pools.clear)
+
+
+def get_pool(key: Hashable, make: Callable[[], ConnectionPool]) -> ConnectionPool:
+    """Return the running loop's pool for *key*; open the one that *make* returns if none is."""
+    loop = asyncio.get_running_loop()
+    pools = _pools.get(loop)
+    if pools is None:
+        for ended in [each for each in _pools if each.is_closed()]:
+            del _pools[ended]
+        pools = _pools[loop] = {}
+    pool = pools.get(key)
+    if pool is None or pool.closed:
+        pool = make()
+        pool.start()
+        pools[key] = pool
+    return pool
+
+
+def open_pools(alias: str | None = None) -> list[ConnectionPool]:
+    """Return the running loop's open pools, all of them or those of one alias."""
+    pools = _pools.get(asyncio.get_running_loop(), cast("dict[Hashable, ConnectionPool]", {}))
+    return [
+        pool for pool in pools.values() if not pool.closed and alias in (None, pool.alias)
+    ]
