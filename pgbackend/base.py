@@ -27,7 +27,7 @@ except ImportError as error:
         "pgbackend needs psycopg 3.3: pip install 'pgbackend[binary]'"
     ) from error
 
-if not (5, 2) <= django.VERSION[:2]:
+if django.VERSION < (5, 2):
     raise ImproperlyConfigured(
         f"pgbackend needs Django 5.2 or later, this is {django.get_version()}"
     )
@@ -100,9 +100,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
     health_check_enabled = state_attribute("health_check_enabled")
     health_check_done = state_attribute("health_check_done")
     run_on_commit = state_attribute("run_on_commit")
-    run_commit_hooks_on_set_autocommit_on = state_attribute(
-        "run_commit_hooks_on_set_autocommit_on"
-    )
+    run_commit_hooks_on_set_autocommit_on = state_attribute("run_commit_hooks_on_set_autocommit_on")
 
     @property
     def state(self) -> ConnectionState:
@@ -316,7 +314,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
 
     def get_autocommit(self) -> bool:
         """Return the autocommit state; bridged, without a connection."""
-        return self.autocommit if self.bridged else super().get_autocommit()
+        return bool(self.autocommit if self.bridged else super().get_autocommit())
 
     def set_autocommit(
         self, autocommit: bool, force_begin_transaction_with_broken_autocommit: bool = False

@@ -102,7 +102,7 @@ async def _as_coroutine(awaitable: Awaitable[T]) -> T:
 
 def _suspend(waiting: Any) -> Any:
     """Hand what an awaitable yielded to the event loop and return what it answers."""
-    bridge = getcurrent()
+    bridge: Any = getcurrent()
     if bridge.abandoned:
         raise BridgeError(_ABANDONED)
     parent = bridge.parent

@@ -60,7 +60,9 @@ class SQLCompiler(postgresql.SQLCompiler):
 class SQLInsertCompiler(postgresql.SQLInsertCompiler, SQLCompiler):
     """INSERT, with returned columns."""
 
-    def execute_sql(self, returning_fields: Any = None) -> list[Any]:
+    def execute_sql(  # type: ignore[override]  # Django's INSERT has a signature of its own
+        self, returning_fields: Any = None
+    ) -> list[Any]:
         """Insert and return the rows of *returning_fields*, converted; [] without them."""
         if not is_bridged():
             return super().execute_sql(returning_fields)  # type: ignore[no-any-return]

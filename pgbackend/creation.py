@@ -17,4 +17,5 @@ class DatabaseCreation(PostgresDatabaseCreation):
         has them, and nothing would use that pool again.
         """
         self.connection.close_pool()
-        return super().create_test_db(*args, **kwargs)
+        name: str = super().create_test_db(*args, **kwargs)
+        return name

@@ -1,44 +1,100 @@
-"""Fingerprints of the places in Django that `patches` changes, for the supported versions.
+"""Fingerprints of the places in Django that `patches` changes.
 
-`patches.fingerprint` and `patches.fingerprint_of_calls` compute them; the comments name the
-first and the last release of each line that has a value.
+A place that is none of the supported versions' stays as it is, and a system check says so.
+`KNOWN` names for each value the first and the last release of each line that has it.
 """
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import linecache
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any
+
+from django.core import checks
+
+# What was left alone because its fingerprint is unknown: (place, consequence).
+unpatched: list[tuple[str, str]] = []
+
+
+def is_known(place: str, value: str, consequence: str) -> bool:
+    """Return whether *value* is a supported version's fingerprint of *place*.
+
+    If not, the check ``pgbackend.W001`` reports the *consequence* of leaving it alone.
+    """
+    if value in KNOWN.get(place, ()):
+        return True
+    unpatched.append((place, consequence))
+    return False
+
+
+def check_unpatched(**kwargs: Any) -> list[checks.CheckMessage]:
+    """Report what stays unpatched because this Django is not one of those known."""
+    return [
+        checks.Warning(
+            f"{place} is not a version of Django's that pgbackend knows: {consequence}.",
+            hint="Use a release of pgbackend that supports this Django.",
+            id="pgbackend.W001",
+        )
+        for place, consequence in unpatched
+    ]
+
+
+def fingerprint(function: Callable[..., Any]) -> str:
+    """Return a short hash of a function's source, indentation and blank lines aside."""
+    lines, _ = inspect.getsourcelines(inspect.unwrap(function))
+    return _digest(lines)
+
+
+def fingerprint_of_calls(module: ModuleType) -> str:
+    """Return a short hash of all lines of a module that mention ``sync_to_async``."""
+    lines = linecache.getlines(inspect.getsourcefile(module) or "")
+    return _digest([line for line in lines if "sync_to_async" in line])
+
+
+def _digest(lines: Sequence[str]) -> str:
+    text = "\n".join(line.strip() for line in lines if line.strip())
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
 
 KNOWN: dict[str, frozenset[str]] = {
     "django.contrib.contenttypes.fields:sync_to_async": frozenset(
         {
-            "5b84d006fc41",  # 5.2.19, 6.0.10, 6.1.3
+            "5b84d006fc41",  # 5.2 to 5.2.19, 6.0.10, 6.1.3
         }
     ),
     "django.contrib.sessions.backends.db:sync_to_async": frozenset(
         {
-            "f09089ad9afc",  # 5.2.19, 6.0.10, 6.1.3
+            "f09089ad9afc",  # 5.2 to 5.2.19, 6.0.10, 6.1.3
         }
     ),
     "django.core.cache.backends.base:sync_to_async": frozenset(
         {
-            "b83cd4aa732f",  # 5.2.19, 6.0.10
+            "b83cd4aa732f",  # 5.2 to 5.2.19, 6.0.10
             "c4e537b3f074",  # 6.1.3
         }
     ),
     "django.db.models.base:sync_to_async": frozenset(
         {
-            "ab7363a9ff30",  # 5.2.19, 6.0.10, 6.1.3
+            "ab7363a9ff30",  # 5.2 to 5.2.19, 6.0.10, 6.1.3
         }
     ),
     "django.db.models.fields.related_descriptors:sync_to_async": frozenset(
         {
-            "57f257702036",  # 5.2.19, 6.0.10, 6.1.3
+            "57f257702036",  # 5.2 to 5.2.19, 6.0.10, 6.1.3
         }
     ),
     "django.db.models.query.BaseIterable._async_generator": frozenset(
         {
+            "b67e9264e4e9",  # 5.2 to 5.2.17
             "57fdfb06f61f",  # 5.2.19, 6.0.10, 6.1.3
         }
     ),
     "django.db.models.query:sync_to_async": frozenset(
         {
-            "6ae6bc589750",  # 5.2.19, 6.0.10, 6.1.3
+            "6ae6bc589750",  # 5.2 to 5.2.19, 6.0.10, 6.1.3
         }
     ),
     "django.db.transaction.Atomic.__enter__": frozenset(
@@ -52,9 +108,19 @@ KNOWN: dict[str, frozenset[str]] = {
             "73d934953258",  # 6.0.10, 6.1.3
         }
     ),
+    "django.db.transaction._patch_atomic.<locals>.__enter__": frozenset(
+        {
+            "74de334a9e77",  # 5.2 to 5.2.17
+        }
+    ),
+    "django.db.transaction._patch_atomic.<locals>.__exit__": frozenset(
+        {
+            "33628587cea6",  # 5.2 to 5.2.17
+        }
+    ),
     "django.dispatch.dispatcher:sync_to_async": frozenset(
         {
-            "004132bdaf84",  # 5.2.19, 6.0.10
+            "004132bdaf84",  # 5.2 to 5.2.19, 6.0.10
             "e6ef8963f8a9",  # 6.1.3
         }
     ),

@@ -8,6 +8,7 @@ give-back that never waits, and an end together with the event loop.
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import logging
 import os
@@ -15,7 +16,7 @@ from asyncio import AbstractEventLoop
 from collections.abc import Callable, Coroutine, Generator, Hashable
 from contextvars import Context
 from types import coroutine
-from typing import Any, cast
+from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
 import psycopg
@@ -121,11 +122,17 @@ class ConnectionPool(AsyncConnectionPool[PooledConnection]):
         """
         try:
             await asyncio.get_running_loop().create_future()
-        finally:
+        except asyncio.CancelledError:
+            if self._keeper is None:
+                # By close() itself.
+                raise
             self._keeper = None
+            task = asyncio.current_task()
+            assert task is not None
+            task.uncancel()
             await self.close()
 
-    async def close(self, timeout: float = 5.0) -> None:
+    async def close(self, timeout: float = 5.0) -> None:  # noqa: ASYNC109  # psycopg_pool's
         """Close the pool and its idle connections; those on loan close when given back.
 
         Wait up to *timeout* seconds for connections being opened.
@@ -133,13 +140,18 @@ class ConnectionPool(AsyncConnectionPool[PooledConnection]):
         keeper, self._keeper = self._keeper, None
         if keeper is not None:
             keeper.cancel()
+        idle = list(self._pool)
         try:
             await super().close(timeout)
         except asyncio.CancelledError:
-            # The pool's workers were cancelled with the loop, not this call.
             task = asyncio.current_task()
-            if task is not None and task.cancelling() and keeper is not None:
+            if task is not None and task.cancelling():
                 raise
+            # The workers were cancelled, with the loop, not whoever closes the pool.
+        finally:
+            for conn in idle:
+                conn.pgconn.finish()
+            _forget(self)
 
     async def checkout(self) -> PooledConnection:
         """Borrow a connection; the caller owes a `give_back`.
@@ -197,7 +209,10 @@ class ConnectionPool(AsyncConnectionPool[PooledConnection]):
             raise
         self._physical.add(conn)
 
-    async def _connect(self, timeout: float | None = None) -> PooledConnection:
+    async def _connect(  # psycopg_pool's signature
+        self,
+        timeout: float | None = None,  # noqa: ASYNC109
+    ) -> PooledConnection:
         """Connect; tell a failure to those who wait, unless some connection still lives."""
         try:
             return await super()._connect(timeout)
@@ -233,11 +248,11 @@ def _continue(coro: Coroutine[Any, Any, Any], waiting: Any) -> Generator[Any, An
             coro.close()
             raise
         except BaseException as error:
-            step = (coro.throw, error)
+            step = functools.partial(coro.throw, error)
         else:
-            step = (coro.send, value)
+            step = functools.partial(coro.send, value)
         try:
-            waiting = step[0](step[1])
+            waiting = step()
         except StopIteration as stop:
             return stop.value
 
@@ -308,9 +323,14 @@ def get_pool(key: Hashable, make: Callable[[], ConnectionPool]) -> ConnectionPoo
     return pool
 
 
+def _forget(pool: ConnectionPool) -> None:
+    """Drop a closed pool from the running loop's."""
+    pools = _pools.get(asyncio.get_running_loop(), {})
+    for key in [key for key, each in pools.items() if each is pool]:
+        del pools[key]
+
+
 def open_pools(alias: str | None = None) -> list[ConnectionPool]:
     """Return the running loop's open pools, all of them or those of one alias."""
-    pools = _pools.get(asyncio.get_running_loop(), cast("dict[Hashable, ConnectionPool]", {}))
-    return [
-        pool for pool in pools.values() if not pool.closed and alias in (None, pool.alias)
-    ]
+    pools = _pools.get(asyncio.get_running_loop(), {})
+    return [pool for pool in pools.values() if not pool.closed and alias in (None, pool.alias)]

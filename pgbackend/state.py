@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
-from weakref import ReferenceType, WeakKeyDictionary, ref
+from weakref import WeakKeyDictionary, ref
 
 from greenlet import getcurrent
 from psycopg.pq import TransactionStatus
@@ -99,9 +99,7 @@ class Transaction:
 
     __slots__ = ("owner", "state", "wrapper")
 
-    def __init__(
-        self, wrapper: object, state: ConnectionState, owner: asyncio.Task[Any]
-    ) -> None:
+    def __init__(self, wrapper: object, state: ConnectionState, owner: asyncio.Task[Any]) -> None:
         self.wrapper = wrapper
         self.state = state
         self.owner = ref(owner)
@@ -192,7 +190,8 @@ class ConnectionState:
     def bind(self, wrapper: object) -> None:
         """Pin the lease until `unbind`; tasks started from here on share this state."""
         task = asyncio.current_task()
-        assert self.lease is not None and task is not None
+        assert self.lease is not None
+        assert task is not None
         self.lease.hold(pinned=True)
         self.transaction = Transaction(wrapper, self, task)
         task.add_done_callback(self._owner_ended)
@@ -257,9 +256,9 @@ class ConnectionState:
         if not on_top():
             await_bridged(self._wait_until(on_top, timeout))
 
-    async def _wait_until(self, ready: Callable[[], bool], timeout: float) -> None:
+    async def _wait_until(self, ready: Callable[[], bool], seconds: float) -> None:
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(seconds):
                 while not ready():
                     turn = asyncio.get_running_loop().create_future()
                     self._queue.append(turn)
@@ -268,7 +267,7 @@ class ConnectionState:
             holder = self.frames[-1].task if self.frames else None
             name = holder.get_name() if holder is not None else "a task that ended"
             raise RuntimeError(
-                f"waited {timeout:g} s for a turn in the transaction: {name} is inside an"
+                f"waited {seconds:g} s for a turn in the transaction: {name} is inside an"
                 " atomic() and has not left it. See 'turn_timeout' in OPTIONS"
             ) from None
 
@@ -328,9 +327,7 @@ class States:
     def __init__(self, *, autocommit: bool) -> None:
         self._autocommit = autocommit
         self._of_thread = ConnectionState()
-        self._of_tasks: WeakKeyDictionary[asyncio.Task[Any], ConnectionState] = (
-            WeakKeyDictionary()
-        )
+        self._of_tasks: WeakKeyDictionary[asyncio.Task[Any], ConnectionState] = WeakKeyDictionary()
 
     def current(self, wrapper: object) -> ConnectionState:
         """Return the state of the running task; the thread's where no task runs."""
