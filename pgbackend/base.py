@@ -42,6 +42,7 @@ from .bridge import await_bridged, is_bridged
 from .connection import BridgedConnection
 from .creation import DatabaseCreation
 from .cursor import CursorDebugWrapper, CursorWrapper, LeaseHolder
+from .features import DatabaseFeatures
 from .operations import DatabaseOperations
 from .pool import ConnectionPool, PooledConnection, get_pool, open_pools
 from .state import (
@@ -73,6 +74,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
 
     ops_class = DatabaseOperations
     creation_class = DatabaseCreation
+    features_class = DatabaseFeatures
 
     def __init__(self, settings_dict: dict[str, Any], alias: str = DEFAULT_DB_ALIAS) -> None:
         options = settings_dict["OPTIONS"]
@@ -197,8 +199,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         self.connection = face
         try:
             self.autocommit = True
-            with self.wrap_database_errors:
-                self.init_connection_state()
+            self.init_connection_state()
             connection_created.send(sender=self.__class__, connection=self)
         finally:
             self.connection = None

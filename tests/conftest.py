@@ -1,0 +1,176 @@
+"""A real PostgreSQL for the tests: the one that --dsn or PGBACKEND_TEST_DSN names, or one
+started for the run.
+
+Asynchronous tests run as they are, each on an event loop of its own. After each test no
+backend of ours may be left in the server, and the tables are emptied.
+"""
+
+import asyncio
+import inspect
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from proj import postgres
+
+DATABASES = ("pgbackend_tests", "pgbackend_tests_other")
+
+# The application_name in tests.settings.
+NAME = "pgbackend-tests"
+
+_folder: Path | None = None
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--dsn",
+        default=os.environ.get("PGBACKEND_TEST_DSN"),
+        help="URL of a PostgreSQL superuser; databases pgbackend_tests* are made anew there."
+        " Without it a server is started for the run.",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    global _folder
+    dsn = config.getoption("--dsn")
+    if not dsn:
+        _folder = Path(tempfile.mkdtemp(prefix="pgbackend-tests-"))
+        server = postgres.start(_folder, {"max_connections": 200, "fsync": "off"})
+        dsn = (
+            f"postgresql://{server.user}:{server.password}@{postgres.LOOPBACK}:{server.port}"
+            f"/{server.dbname}"
+        )
+    os.environ["PGBACKEND_TEST_DSN"] = dsn
+    os.environ["DJANGO_SETTINGS_MODULE"] = "tests.settings"
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        for name in DATABASES:
+            conn.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+            conn.execute(f"CREATE DATABASE {name}")
+
+    import django
+    from django.core.management import call_command
+    from django.db import connections
+
+    django.setup()
+    for alias in connections:
+        call_command("migrate", database=alias, run_syncdb=True, verbosity=0)
+    call_command("createcachetable", verbosity=0)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if _folder is not None:
+        postgres.stop(_folder)
+        shutil.rmtree(_folder)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run an asynchronous test to its end on a loop of its own."""
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    names = inspect.signature(pyfuncitem.obj).parameters
+    with asyncio.Runner() as runner:
+        runner.run(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names}))
+    return True
+
+
+class Server:
+    """A look at the server from outside: a connection that is none of the backend's."""
+
+    def __init__(self, dsn: str) -> None:
+        self.dsn = dsn
+        self.conn = psycopg.connect(dsn, autocommit=True, dbname=DATABASES[0])
+
+    def all(self, query: str, *params: Any) -> list[Any]:
+        """Return all rows of a query, none for a statement without rows."""
+        cursor = self.conn.execute(query.encode(), params or None)
+        return cursor.fetchall() if cursor.description else []
+
+    def one(self, query: str, *params: Any) -> Any:
+        """Return the first column of a query's first row."""
+        return self.all(query, *params)[0][0]
+
+    def backends(self) -> int:
+        """Return how many backends of ours there are."""
+        return int(
+            self.one(
+                "SELECT count(*) FROM pg_stat_activity WHERE application_name = %s",
+                NAME,
+            )
+        )
+
+    def wait_for_backends(self, count: int) -> None:
+        """Wait until the server has *count* backends of ours; fail after 10 s.
+
+        A closed socket's backend takes a moment to notice.
+        """
+        for _ in range(1000):
+            if self.backends() == count:
+                return
+            self.all("SELECT pg_sleep(0.01)")
+        left = self.all(
+            "SELECT pid, state, query FROM pg_stat_activity WHERE application_name = %s", NAME
+        )
+        pytest.fail(f"{len(left)} backends of ours, not {count}: {left}")
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    """The server the tests run against."""
+    server = Server(os.environ["PGBACKEND_TEST_DSN"])
+    yield server
+    server.conn.close()
+
+
+@pytest.fixture(autouse=True)
+def clean(server: Server) -> Iterator[None]:
+    """Check that nothing of ours is left in the server, and empty the tables."""
+    yield
+    from django.contrib.contenttypes.models import ContentType
+    from django.db import connections
+
+    connections.close_all()
+    for connection in connections.all():
+        # Django's own pool of the synchronous path.
+        connection.close_pool()
+    server.wait_for_backends(0)
+    tables = server.one(
+        "SELECT string_agg(quote_ident(tablename), ', ') FROM pg_tables"
+        " WHERE schemaname = 'public' AND tablename NOT LIKE 'django_m%'"
+    )
+    server.all(f"TRUNCATE {tables} RESTART IDENTITY CASCADE")
+    ContentType.objects.clear_cache()
+
+
+@pytest.fixture
+def add_alias() -> Iterator[Callable[..., str]]:
+    """A function that adds an alias for the test: `default`'s settings with changes.
+
+    Its positional argument replaces OPTIONS, application_name aside; keywords replace other
+    settings. It returns the new alias.
+    """
+    from django.db import connections
+
+    added: list[str] = []
+
+    def add(options: dict[str, Any] | None = None, **changes: Any) -> str:
+        alias = f"added{len(added)}"
+        conf = {**deepcopy(connections.settings["default"]), **changes}
+        conf["OPTIONS"] = {"application_name": NAME, **(options or {})}
+        connections.settings[alias] = conf
+        added.append(alias)
+        return alias
+
+    yield add
+    for alias in added:
+        connections[alias].close()
+        connections[alias].close_pool()
+        del connections[alias]
+        del connections.settings[alias]

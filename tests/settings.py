@@ -1,0 +1,46 @@
+"""Settings of the library's own tests. `conftest` sets PGBACKEND_TEST_DSN first."""
+
+import os
+from urllib.parse import unquote, urlsplit
+
+_dsn = urlsplit(os.environ["PGBACKEND_TEST_DSN"])
+
+# Our backends are told from others in pg_stat_activity by this name.
+APPLICATION_NAME = "pgbackend-tests"
+
+
+def database(name: str, **options: object) -> dict[str, object]:
+    return {
+        "ENGINE": "pgbackend",
+        "NAME": name,
+        "USER": unquote(_dsn.username or ""),
+        "PASSWORD": unquote(_dsn.password or ""),
+        "HOST": _dsn.hostname,
+        "PORT": _dsn.port,
+        "OPTIONS": {"application_name": APPLICATION_NAME, **options},
+    }
+
+
+DATABASES = {
+    "default": database("pgbackend_tests", pool={"max_size": 8}),
+    "other": database("pgbackend_tests_other"),
+}
+DATABASE_ROUTERS = ["tests.router.OtherRouter"]
+INSTALLED_APPS = [
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "tests",
+]
+# All tables from the models: nothing here is about migrations.
+MIGRATION_MODULES = {name.rpartition(".")[2]: None for name in INSTALLED_APPS}
+CACHES = {
+    "default": {
+        "BACKEND": "django.core.cache.backends.db.DatabaseCache",
+        "LOCATION": "cache_table",
+    }
+}
+PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+SECRET_KEY = "tests"
+USE_TZ = True
