@@ -80,6 +80,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         options = settings_dict["OPTIONS"]
         self._states = States(autocommit=settings_dict["AUTOCOMMIT"])
         self.bridge_enabled = options.get("bridge", True)
+        self._configures_pool = False
         self._turn_timeout = options.get("turn_timeout", TURN_TIMEOUT)
         super().__init__(settings_dict, alias)
         # Django's constructor wrote its own initial values on the running task's state.
@@ -133,8 +134,11 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
 
     @property
     def pool(self) -> Any:
-        """Django's own pool for synchronous code; None in the bridge, which has another."""
-        return None if self.bridged else super().pool
+        """Django's own pool for synchronous code; in the bridge the running loop's."""
+        if not self.bridged:
+            return super().pool
+        # None for the wrapper that configures connections: Django then does it.
+        return None if self._configures_pool else self.async_pool
 
     @property
     def async_pool(self) -> ConnectionPool:
@@ -146,6 +150,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         return (
             self.alias,
             *(conf[key] for key in ("NAME", "USER", "PASSWORD", "HOST", "PORT")),
+            conf["CONN_HEALTH_CHECKS"],
             repr(conf["OPTIONS"]),
             self.timezone_name,
             settings.USE_TZ,
@@ -156,9 +161,12 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         # what receivers of connection_created reach as connections[alias] is that one.
         conf = {**self.settings_dict, "OPTIONS": {**self.settings_dict["OPTIONS"]}}
         owner = type(self)(conf, self.alias)
+        owner._configures_pool = True
         options = conf["OPTIONS"].get("pool")
         if self.alias == NO_DB_ALIAS:
             options = {"max_size": 1}
+        elif options and conf["CONN_MAX_AGE"] != 0:
+            raise ImproperlyConfigured("Pooling doesn't support persistent connections.")
         return ConnectionPool(
             self.alias,
             options,
@@ -234,9 +242,11 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         """Guarantee that a connection can be had; bridged, none is kept."""
         if not self.bridged:
             super().ensure_connection()
-            return
-        lease = self._hold()
-        if lease is not None:
+        elif self.state.connecting:
+            # Django's tests wrap this method in one that calls it.
+            if self.connection is None:
+                self.connect()
+        elif (lease := self._hold()) is not None:
             lease.let_go()
 
     def _hold(self, *, pinned: bool = False) -> Lease | None:
@@ -245,11 +255,17 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         Return None for the connection that is being configured: no lease is needed there.
         """
         state = self.state_in_turn()
-        if state.connection is None:
-            # Django's own, which the guards of its test cases replace; it calls `connect`.
-            super().ensure_connection()
         if state.lease is not None:
             state.lease.hold(pinned=pinned)
+        elif state.connection is None:
+            state.connecting = True
+            try:
+                # Django's own, which the guards of its test cases replace; ends in `connect`.
+                super().ensure_connection()
+            finally:
+                state.connecting = False
+            if pinned and state.lease is not None:
+                state.lease.pins += 1
         return state.lease
 
     def state_in_turn(self) -> ConnectionState:
@@ -262,7 +278,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
             state.take_turn(self._turn_timeout)
 
     def close(self) -> None:
-        """Close the connection; bridged, give it back, closed unless it is idle."""
+        """Close the connection; bridged, give it back to its pool, which rolls it back."""
         super().close()
         if self.alias == NO_DB_ALIAS and self.bridged:
             self.close_pool()
@@ -333,9 +349,9 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
             self._begin()
             return
         state = self.state
-        if state.transaction is not None:
+        if state.connection is not None:
             self._set_autocommit(True)
-            state.unbind()
+        state.unbind()
         state.autocommit = True
         if state.run_commit_hooks_on_set_autocommit_on:
             self.run_and_clear_commit_hooks()

@@ -7,7 +7,6 @@ from typing import Any
 from django.db.backends.postgresql.features import (
     DatabaseFeatures as PostgresDatabaseFeatures,
 )
-from django.utils.functional import cached_property
 
 # Skipped only where the whole test runner runs bridged.
 _BRIDGED_TEST_SKIPS = {
@@ -24,7 +23,7 @@ _BRIDGED_TEST_SKIPS = {
 class DatabaseFeatures(PostgresDatabaseFeatures):
     """Django's PostgreSQL features."""
 
-    @cached_property
+    @property
     def django_test_skips(self) -> dict[str, Any]:
         """Django's own skips and, bridged, those of this design."""
         skips: dict[str, Any] = super().django_test_skips

@@ -173,6 +173,9 @@ def _guard(guarded: Callable[..., Any]) -> Callable[..., Any]:
         if isinstance(self, DatabaseWrapper) and self.bridge_enabled:
             self.check_not_on_loop()
             return unguarded(self, *args, **kwargs)
+        if self.vendor == "unknown" and is_bridged():
+            # Django's dummy backend: its own error says more.
+            return unguarded(self, *args, **kwargs)
         return guarded(self, *args, **kwargs)
 
     return method
@@ -255,8 +258,13 @@ def _patch_atomic() -> None:
 # asgiref
 
 
-# True in what a bridged call of async_to_sync waits for.
-_in_place: ContextVar[bool] = ContextVar("pgbackend_in_place", default=False)
+class _Caller:
+    """A bridged call of async_to_sync, known to what it waits for."""
+
+    waits = True
+
+
+_caller: ContextVar[_Caller | None] = ContextVar("pgbackend_caller", default=None)
 
 
 def _patch_asgiref() -> None:
@@ -273,15 +281,18 @@ def _patch_asgiref() -> None:
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         if not is_bridged():
             return call_sync(self, *args, **kwargs)
-        token = _in_place.set(True)
+        caller = _Caller()
+        token = _caller.set(caller)
         try:
             return await_bridged(self.awaitable(*args, **kwargs))
         finally:
-            _in_place.reset(token)
+            caller.waits = False
+            _caller.reset(token)
 
     @functools.wraps(call_async)
     async def __acall__(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if self._thread_sensitive and _in_place.get():
+        caller = _caller.get()
+        if self._thread_sensitive and caller is not None and caller.waits:
             return await run_bridged(self.func, *args, **kwargs)
         return await call_async(self, *args, **kwargs)
 

@@ -67,16 +67,17 @@ class Lease:
     def give_back(self) -> None:
         """Return the connection to its pool, whoever holds it; a second call does nothing.
 
-        It never waits. A connection that is not idle is closed, and the pool replaces it.
+        It never waits. The pool rolls an open transaction back; a connection in the middle
+        of a statement is closed, and the pool replaces it.
         """
         if not self.on_loan:
             return
         self.on_loan = False
         self.state.lease = None
-        if self.face.pgconn.transaction_status == TransactionStatus.IDLE:
-            self.face.restore()
-        else:
+        if self.face.pgconn.transaction_status == TransactionStatus.ACTIVE:
             self.face.pgconn.finish()
+        else:
+            self.face.restore()
         self.pool.give_back(self.pooled)
 
 
@@ -130,6 +131,8 @@ class ConnectionState:
         # The synchronous path's own psycopg connection; see the property `connection`.
         self._own_connection: Any = None
         self.lease: Lease | None = None
+        # True while a holder waits for Django's `ensure_connection` to make the lease.
+        self.connecting = False
         # Pins the lease while autocommit is off.
         self.transaction: Transaction | None = None
         self.frames: list[Frame] = []
@@ -169,9 +172,14 @@ class ConnectionState:
             self.reset()
 
     def borrow(self, pool: ConnectionPool) -> Lease:
-        """Check a connection out of *pool*, waiting through the bridge."""
+        """Check a connection out of *pool*, waiting through the bridge.
+
+        Whoever is `connecting` holds the lease at once.
+        """
         pooled = await_bridged(pool.checkout())
         self.lease = Lease(self, pool, pooled)
+        if self.connecting:
+            self.lease.hold()
         on_exit(self.call_ended)
         return self.lease
 
@@ -181,7 +189,7 @@ class ConnectionState:
             self.lease.give_back()
 
     def drop(self) -> None:
-        """Give the lease back whoever holds it; its connection is closed unless idle."""
+        """Give the lease back, whoever holds it."""
         if self.lease is not None:
             self.lease.give_back()
 
