@@ -55,7 +55,13 @@ def is_bridged() -> bool:
     True if the current greenlet is the bridge's and belongs to the running task.
     """
     bridge = getcurrent()
-    return isinstance(bridge, _Bridge) and bridge.owner is current_task()
+    if not isinstance(bridge, _Bridge):
+        return False
+    try:
+        return bridge.owner is current_task()
+    except RuntimeError:
+        # No loop runs: this is a child process, forked off inside the bridge.
+        return False
 
 
 def await_bridged(awaitable: Awaitable[T]) -> T:
@@ -67,19 +73,17 @@ def await_bridged(awaitable: Awaitable[T]) -> T:
     Raise `BridgeError` outside the bridge (a coroutine given is closed, so that it is not
     reported as never awaited), and when the bridged call was closed while it waited.
     """
-    bridge = getcurrent()
-    if not isinstance(bridge, _Bridge) or bridge.owner is not current_task():
+    if not is_bridged():
         _refuse(
             awaitable,
             "await_bridged() was called outside the bridge: run the synchronous function"
             " by `await pgbackend.bridged(function)(...)`, or await this directly in"
             " asynchronous code",
         )
-    if bridge.abandoned:
-        _refuse(awaitable, _ABANDONED)
     # The frame lives in the greenlet: a local that names the greenlet across a switch would
     # be a reference cycle, and keep an abandoned one from being collected.
-    del bridge
+    if getattr(getcurrent(), "abandoned", False):
+        _refuse(awaitable, _ABANDONED)
 
     steps: Any = awaitable if type(awaitable) is CoroutineType else _as_coroutine(awaitable)
     try:

@@ -1,4 +1,4 @@
-"""Run Django's own tests: ``python -m tests.django_suite [--mode plain] LABEL ...``.
+"""Run Django's own tests: ``python -m tests.django_suite [--mode MODE] [LABEL ...]``.
 
 The suite comes from the unmodified sdist of the installed Django, which pip downloads once.
 Arguments that are not ours go to Django's ``runtests.py``.
@@ -6,6 +6,7 @@ Arguments that are not ours go to Django's ``runtests.py``.
 
 import argparse
 import asyncio
+import json
 import os
 import runpy
 import subprocess
@@ -41,15 +42,42 @@ def suite() -> Path:
     return tests
 
 
-def main() -> None:
+def run(mode: str, script: Path) -> None:
+    """Run Django's ``runtests.py``, which ends in SystemExit."""
+    from tests.django_suite import runner
+
+    runner.count_statements()
+    if mode == "bridged":
+        asyncio.run(run_bridged(lambda: runpy.run_path(str(script), run_name="__main__")))
+    else:
+        runpy.run_path(str(script), run_name="__main__")
+
+
+def summarize(report: Path, mode: str) -> None:
+    """Print what ran, on which kind of connection, and what was skipped why."""
+    from tests.django_suite import runner
+
+    outcomes = json.loads((report / "outcomes.json").read_text())
+    total = runner.total_statements(report)
+    print(
+        f"Django {django.get_version()}, Python {sys.version.split()[0]}, {mode}:"
+        f" ran {outcomes['ran']}, failed {len(outcomes['failed'])},"
+        f" skipped {len(outcomes['skipped'])};"
+        f" statements: {total['asynchronous']} asynchronous, {total['synchronous']} synchronous"
+    )
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.django_suite")
     parser.add_argument(
         "--mode",
-        choices=["bridged", "plain"],
+        choices=["bridged", "plain", "stock"],
         default="bridged",
         help="bridged: the whole runner in one greenlet on one event loop; plain: as any"
-        " synchronous project runs its tests",
+        " synchronous project runs its tests; stock: so, on Django's own backend",
     )
+    parser.add_argument("--options", default="{}", help="OPTIONS of both databases, a dict")
+    parser.add_argument("--report", type=Path, help="a folder to keep outcomes.json in")
     parser.add_argument("--dsn", default=os.environ.get("PGBACKEND_TEST_DSN"))
     options, arguments = parser.parse_known_args()
 
@@ -60,10 +88,9 @@ def main() -> None:
     if not any(each.startswith("--parallel") for each in arguments):
         sys.argv.append("--parallel=1")
 
-    def run() -> None:
-        runpy.run_path(str(script), run_name="__main__")
-
     with tempfile.TemporaryDirectory(prefix="pgbackend-suite-") as folder:
+        report = options.report or Path(folder) / "report"
+        report.mkdir(parents=True, exist_ok=True)
         dsn = options.dsn
         if not dsn:
             server = postgres.start(Path(folder), {"max_connections": 200, "fsync": "off"})
@@ -72,17 +99,24 @@ def main() -> None:
                 f"/{server.dbname}"
             )
         # Child processes that tests start read these too.
-        os.environ["PGBACKEND_TEST_DSN"] = dsn
-        os.environ["PYTHONPATH"] = str(ROOT)
-        print(f"Django {django.get_version()} in {script.parent}, mode {options.mode}", flush=True)
+        os.environ.update(
+            PGBACKEND_TEST_DSN=dsn,
+            PYTHONPATH=str(ROOT),
+            SUITE_MODE=options.mode,
+            SUITE_OPTIONS=options.options,
+            SUITE_REPORT=str(report),
+        )
+        status = 0
         try:
-            if options.mode == "bridged":
-                asyncio.run(run_bridged(run))
-            else:
-                run()
+            run(options.mode, script)
+        except SystemExit as ended:
+            status = int(ended.code or 0)
         finally:
             if not options.dsn:
                 postgres.stop(Path(folder))
+        summarize(report, options.mode)
+    return status
 
 
-main()
+if __name__ == "__main__":
+    sys.exit(main())

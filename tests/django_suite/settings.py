@@ -1,14 +1,23 @@
-"""Settings for Django's own tests. The runner sets PGBACKEND_TEST_DSN first."""
+"""Settings for Django's own tests. The runner sets the environment first."""
 
 import os
 
 from tests.settings import database
 
-ENGINE = os.environ.get("SUITE_ENGINE", "pgbackend")
+ENGINES = {
+    "bridged": "pgbackend",
+    "plain": "pgbackend",
+    "stock": "django.db.backends.postgresql",
+}
+MODE = os.environ["SUITE_MODE"]
 
 DATABASES = {
-    alias: {**database(f"django_{alias}"), "ENGINE": ENGINE} for alias in ("default", "other")
+    alias: {**database(f"django_{MODE}_{alias}"), "ENGINE": ENGINES[MODE]}
+    for alias in ("default", "other")
 }
+for _database in DATABASES.values():
+    _database["OPTIONS"] = eval(os.environ["SUITE_OPTIONS"])
+TEST_RUNNER = "tests.django_suite.runner.Runner"
 DEFAULT_AUTO_FIELD = "django.db.models.AutoField"
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 SECRET_KEY = "django_tests_secret_key"
