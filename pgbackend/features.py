@@ -7,6 +7,7 @@ from typing import Any
 from django.db.backends.postgresql.features import (
     DatabaseFeatures as PostgresDatabaseFeatures,
 )
+from django.utils.functional import cached_property
 
 # Skipped only where the whole test runner runs bridged.
 _BRIDGED_TEST_SKIPS = {
@@ -23,7 +24,7 @@ _BRIDGED_TEST_SKIPS = {
 class DatabaseFeatures(PostgresDatabaseFeatures):
     """Django's PostgreSQL features."""
 
-    @property
+    @cached_property  # type: ignore[untyped-decorator]  # Django is untyped
     def django_test_skips(self) -> dict[str, Any]:
         """Django's own skips and, bridged, those of this design."""
         skips: dict[str, Any] = super().django_test_skips

@@ -75,9 +75,8 @@ class ConnectionPool(AsyncConnectionPool[PooledConnection]):
         check: bool = False,
     ) -> None:
         arguments = pool_arguments(alias, options)
-        for hook in ("check", "reset"):
-            if arguments.get(hook) is not None:
-                arguments[hook] = _on_face(arguments[hook])
+        if arguments.get("reset") is not None:
+            arguments["reset"] = functools.partial(_call_hook, arguments["reset"])
         if check:
             arguments.setdefault("check", AsyncConnectionPool.check_connection)
         arguments.setdefault("name", alias)
@@ -209,6 +208,10 @@ class ConnectionPool(AsyncConnectionPool[PooledConnection]):
             raise
         self._physical.add(conn)
 
+    async def _check_connection(self, conn: PooledConnection) -> None:
+        if self._check is not None:
+            await _call_hook(self._check, conn)
+
     async def _connect(  # psycopg_pool's signature
         self,
         timeout: float | None = None,  # noqa: ASYNC109
@@ -257,16 +260,12 @@ def _continue(coro: Coroutine[Any, Any, Any], waiting: Any) -> Generator[Any, An
             return stop.value
 
 
-def _on_face(hook: Callable[[Any], Any]) -> Callable[[PooledConnection], Coroutine[Any, Any, Any]]:
-    """Return an asynchronous form of a ``check`` or ``reset`` written for Django's pool."""
-
-    async def call(conn: PooledConnection) -> None:
-        if inspect.iscoroutinefunction(hook):
-            await hook(conn)
-        else:
-            await run_bridged(hook, conn.face)
-
-    return call
+async def _call_hook(hook: Callable[[Any], Any], conn: PooledConnection) -> None:
+    """Call a ``check`` or ``reset``: an asynchronous one, or one written for Django's pool."""
+    if inspect.iscoroutinefunction(hook):
+        await hook(conn)
+    else:
+        await run_bridged(hook, conn.face)
 
 
 def _copy_of(error: Exception) -> Exception:

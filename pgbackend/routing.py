@@ -78,7 +78,7 @@ def leads_to_database(function: Callable[..., Any]) -> bool:
     subject: Any = getattr(function, "__self__", None)
     if isinstance(subject, BaseCache):
         return isinstance(subject, BaseDatabaseCache)
-    if subject is None and function.__name__ == "sync_send":
+    if getattr(function, "__qualname__", "").endswith("<locals>.sync_send"):
         # The receivers of a signal, grouped in Signal.asend() and asend_robust().
         return inspect.getclosurevars(function).nonlocals.get("self") not in _REQUEST_SIGNALS
     return True

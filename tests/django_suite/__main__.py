@@ -32,8 +32,10 @@ def suite() -> Path:
         CACHE.mkdir(exist_ok=True)
         with tempfile.TemporaryDirectory(dir=CACHE) as folder:
             subprocess.run(
-                [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-                + ["--no-binary", "django", "--dest", folder, f"django=={version}"],
+                [
+                    *(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"),
+                    *("--no-binary", "django", "--dest", folder, f"django=={version}"),
+                ],
                 check=True,
             )
             (sdist,) = Path(folder).glob("*.tar.gz")

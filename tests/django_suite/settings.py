@@ -2,6 +2,8 @@
 
 import os
 
+import django
+
 from tests.settings import database
 
 ENGINES = {
@@ -18,7 +20,8 @@ DATABASES = {
 for _database in DATABASES.values():
     _database["OPTIONS"] = eval(os.environ["SUITE_OPTIONS"])
 TEST_RUNNER = "tests.django_suite.runner.Runner"
-DEFAULT_AUTO_FIELD = "django.db.models.AutoField"
+if django.VERSION < (6, 0):
+    DEFAULT_AUTO_FIELD = "django.db.models.AutoField"
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 SECRET_KEY = "django_tests_secret_key"
 USE_TZ = False

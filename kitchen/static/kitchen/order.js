@@ -1,0 +1,25 @@
+// Moves the order's progress on when the kitchen does.
+
+const receipt = document.querySelector(".receipt");
+const status = receipt.querySelector("[role=status]");
+const timeFormat = new Intl.DateTimeFormat([], { hour: "2-digit", minute: "2-digit" });
+
+for (const time of receipt.querySelectorAll("time")) {
+  time.textContent = timeFormat.format(new Date(time.dateTime));
+}
+
+function show(order) {
+  if (String(order.id) !== receipt.dataset.order) return;
+  for (const step of receipt.querySelectorAll("[data-step]")) {
+    if (step.dataset.step === order.status) step.setAttribute("aria-current", "step");
+    else step.removeAttribute("aria-current");
+  }
+  if (order.status !== receipt.dataset.status) status.textContent = `Your order is ${order.status}.`;
+  receipt.dataset.status = order.status;
+  if (order.status === "ready") events.close();
+}
+
+const events = new EventSource(receipt.dataset.events);
+events.addEventListener("board", ({ data }) => JSON.parse(data).forEach(show));
+events.addEventListener("order", ({ data }) => show(JSON.parse(data)));
+if (receipt.dataset.status === "ready") events.close();

@@ -1,0 +1,16 @@
+from django.urls import path
+
+from kitchen import api, board, views
+
+urlpatterns = [
+    path("", views.menu, name="menu"),
+    path("orders/", views.place_order, name="place-order"),
+    path("orders/<int:pk>/", views.show_order, name="order"),
+    path("orders/<int:pk>/advance/", views.advance_order, name="advance-order"),
+    path("board/", views.board, name="board"),
+    path("board/events/", board.board_events, name="board-events"),
+    path("api/dishes/", api.DishList.as_view(), name="api-dishes"),
+    path("api/orders/", api.OrderList.as_view(), name="api-orders"),
+    path("api/orders/<int:pk>/", api.OrderDetail.as_view(), name="api-order"),
+    path("api/orders/<int:pk>/advance/", api.OrderAdvance.as_view(), name="api-advance-order"),
+]

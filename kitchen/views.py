@@ -1,0 +1,66 @@
+"""The pages."""
+
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import aget_object_or_404, redirect, render
+from django.views.decorators.http import require_POST, require_safe
+
+from kitchen import ordering
+from kitchen.board import board_orders
+from kitchen.forms import OrderForm
+from kitchen.models import Dish, Order
+
+
+@require_safe
+async def menu(request: HttpRequest) -> HttpResponse:
+    return menu_page(request, OrderForm(await all_dishes()))
+
+
+@require_POST
+async def place_order(request: HttpRequest) -> HttpResponse:
+    form = OrderForm(await all_dishes(), request.POST)
+    if not form.is_valid():
+        return menu_page(request, form, status=400)
+    try:
+        order = await ordering.place(form.cleaned_data["customer"], form.quantities)
+    except (ordering.OutOfStock, ordering.UnknownDish) as refusal:
+        # The stock is not what the form has read before.
+        form = OrderForm(await all_dishes(), request.POST)
+        form.add_error(None, str(refusal))
+        return menu_page(request, form, status=409)
+    return redirect(order)
+
+
+@require_safe
+async def show_order(request: HttpRequest, pk: int) -> HttpResponse:
+    order = await aget_object_or_404(Order.objects.detailed(), pk=pk)
+    return render(request, "kitchen/order.html", {"order": order, "statuses": Order.Status})
+
+
+@require_POST
+async def advance_order(request: HttpRequest, pk: int) -> HttpResponse:
+    """Do what the board's buttons do where there is no JavaScript."""
+    try:
+        await ordering.advance(pk)
+    except Order.DoesNotExist:
+        return render(request, "404.html", status=404)
+    except ordering.AlreadyReady:
+        # Another cook was faster: the board shows it.
+        pass
+    return redirect("board")
+
+
+@require_safe
+async def board(request: HttpRequest) -> HttpResponse:
+    orders = await board_orders()
+    columns = [
+        (status, [order for order in orders if order.status == status]) for status in Order.Status
+    ]
+    return render(request, "kitchen/board.html", {"columns": columns})
+
+
+async def all_dishes() -> list[Dish]:
+    return [dish async for dish in Dish.objects.all()]
+
+
+def menu_page(request: HttpRequest, form: OrderForm, status: int = 200) -> HttpResponse:
+    return render(request, "kitchen/menu.html", {"form": form}, status=status)

@@ -1,0 +1,9 @@
+"""The WSGI application, on which the same ORM runs on Django's own synchronous path."""
+
+import os
+
+from django.core.wsgi import get_wsgi_application
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "proj.settings")
+
+application = get_wsgi_application()
