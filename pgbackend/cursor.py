@@ -33,7 +33,7 @@ class LeaseHolder(utils.CursorWrapper):
 
     def close(self) -> None:
         """Close the cursor and let go of the lease; closing again does nothing."""
-        if self.pinned and self.lease is not None and self.lease.on_loan and not is_bridged():
+        if self._in_server and not is_bridged():
             # A server-side cursor finalized outside the bridge, by the collector most
             # likely: the server cannot be told to close it.
             self._abandon()
@@ -41,11 +41,22 @@ class LeaseHolder(utils.CursorWrapper):
         try:
             if self.lease is None or self.lease.on_loan:
                 self.cursor.close()
+        except BaseException:
+            if self._in_server:
+                # Cancelled, most likely: it may be open still.
+                self._abandon()
+                self.cursor.close()
+            raise
         finally:
             self._let_go()
 
+    @property
+    def _in_server(self) -> bool:
+        """Whether the server may have the cursor open after the lease was given back."""
+        return self.pinned and self.lease is not None and self.lease.on_loan
+
     def __del__(self) -> None:
-        if self.pinned and self.lease is not None and self.lease.on_loan:
+        if self._in_server:
             self._abandon()
         else:
             self._let_go()
@@ -84,6 +95,16 @@ class LeaseHolder(utils.CursorWrapper):
     def callproc(self, *args: Any, **kwargs: Any) -> Any:
         self._check_lease()
         return super().callproc(*args, **kwargs)
+
+    def copy(self, *args: Any, **kwargs: Any) -> Any:
+        """Start a COPY, as psycopg's ``Cursor.copy``."""
+        self._check_lease()
+        return getattr(super(), "copy", self.cursor.copy)(*args, **kwargs)
+
+    def stream(self, *args: Any, **kwargs: Any) -> Any:
+        """Iterate over rows as they come, as psycopg's ``Cursor.stream``."""
+        self._check_lease()
+        return self.cursor.stream(*args, **kwargs)
 
     def _execute(self, *args: Any) -> Any:
         self._check_lease()

@@ -91,6 +91,11 @@ KNOWN: dict[str, frozenset[str]] = {
             "57fdfb06f61f",  # 5.2 to 5.2.19, 6.0 to 6.0.10, 6.1 to 6.1.3
         }
     ),
+    "django.db.models.query.QuerySet.aiterator": frozenset(
+        {
+            "cbd61ed6dda3",  # 5.2.19, 6.0.10, 6.1.3
+        }
+    ),
     "django.db.models.query:sync_to_async": frozenset(
         {
             "6ae6bc589750",  # 5.2 to 5.2.19, 6.0 to 6.0.10, 6.1 to 6.1.3

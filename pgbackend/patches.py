@@ -13,7 +13,7 @@ import functools
 import importlib.util
 import inspect
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextvars import ContextVar
 from importlib.abc import MetaPathFinder
 from itertools import islice
@@ -53,7 +53,7 @@ def apply() -> None:
     _applied = True
     for name in MODULES:
         _after_import(name, _patch_module)
-    _after_import("django.db.models.query", _patch_async_generator)
+    _after_import("django.db.models.query", _patch_aiterator)
     _patch_guards()
     _patch_atomic()
     _patch_asgiref()
@@ -107,21 +107,23 @@ def _patch_module(module: ModuleType) -> None:
         module.sync_to_async = sync_to_async  # type: ignore[attr-defined]  # imported by name
 
 
-def _patch_async_generator(module: ModuleType) -> None:
-    """Let ``aiterator()`` close its cursor inside the bridge.
+def _patch_aiterator(module: ModuleType) -> None:
+    """Let ``aiterator()`` close its cursor, inside the bridge, when it ends early.
 
-    Django drops the synchronous generator when the asynchronous one ends early; its clean-up
-    would then run where nothing can be awaited. (5.2 to 6.1.)
+    Django drops the generators inside it: the one that holds the cursor is then finalized
+    where nothing can be awaited, and whenever the event loop gets to it. (5.2 to 6.1.)
     """
-    iterable = module.BaseIterable
-    if not is_known(
-        "django.db.models.query.BaseIterable._async_generator",
-        fingerprint(iterable._async_generator),
-        "aiterator() left early closes its connection",
-    ):
-        return
+    iterable, queryset = module.BaseIterable, module.QuerySet
+    for function in (iterable._async_generator, queryset.aiterator):
+        if not is_known(
+            f"{module.__name__}.{function.__qualname__}",
+            fingerprint(function),
+            "aiterator() left early closes its connection",
+        ):
+            return
+    aiterator = queryset.aiterator
 
-    async def _async_generator(self: Any) -> AsyncIterator[Any]:
+    async def _async_generator(self: Any) -> AsyncGenerator[Any, None]:
         rows = iter(self)
         alias = self.queryset.db
 
@@ -138,7 +140,29 @@ def _patch_async_generator(module: ModuleType) -> None:
         finally:
             await run_for_alias(alias, rows.close)
 
+    def __aiter__(self: Any) -> AsyncGenerator[Any, None]:
+        rows: AsyncGenerator[Any, None] = self._async_generator()
+        if hasattr(self.queryset, "_pgbackend_rows"):
+            self.queryset._pgbackend_rows.append(rows)
+        return rows
+
+    @functools.wraps(aiterator)
+    async def patched(self: Any, *args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
+        # A copy, to learn of no other iteration's rows.
+        queryset = self._chain()
+        queryset._pgbackend_rows = []
+        items = aiterator(queryset, *args, **kwargs)
+        try:
+            async for item in items:
+                yield item
+        finally:
+            await items.aclose()
+            for rows in queryset._pgbackend_rows:
+                await rows.aclose()
+
     iterable._async_generator = _async_generator
+    iterable.__aiter__ = __aiter__
+    queryset.aiterator = patched
 
 
 # Synchronous methods: allowed in the bridge

@@ -25,8 +25,6 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout, TooManyRequests
 
 from .bridge import run_bridged
 
-logger = logging.getLogger("pgbackend.pool")
-
 # What OPTIONS["pool"] leaves open. Seconds where psycopg_pool has seconds.
 DEFAULTS: dict[str, Any] = {
     "min_size": 0,
@@ -42,6 +40,18 @@ DEFAULTS: dict[str, Any] = {
 
 # Arguments of psycopg_pool that the backend itself gives.
 _RESERVED = frozenset({"self", "conninfo", "connection_class", "kwargs", "open", "configure"})
+
+
+def _is_failure(record: logging.LogRecord) -> bool:
+    """Return False for psycopg_pool's warning of a connect that the end of the loop cancels.
+
+    Nothing failed; and whoever keeps the record would keep the half-open connection.
+    """
+    arguments = record.args if isinstance(record.args, tuple) else ()
+    return not any(isinstance(each, asyncio.CancelledError) for each in arguments)
+
+
+logging.getLogger("psycopg.pool").addFilter(_is_failure)
 
 
 class PooledConnection(psycopg.AsyncConnection[Any]):

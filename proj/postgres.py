@@ -49,17 +49,22 @@ class Server:
 _locks: dict[Path, int] = {}
 
 
-def start(folder: Path, options: Mapping[str, str | int] | None = None) -> Server:
+def start(
+    folder: Path,
+    options: Mapping[str, str | int] | None = None,
+    binaries: Path | None = None,
+) -> Server:
     """Start a server that keeps its data in *folder*, or use the one that runs there.
 
     *options* are settings of postgresql.conf, such as `{"max_connections": 200}`; they have no
-    effect on a server that runs already. The server stays up until the last process that called
+    effect on a server that runs already. *binaries* is the folder above PostgreSQL's bin/, if not
+    the embedded one's. The server stays up until the last process that called
     `start()` for the folder has called `stop()` or ended. As root it runs as an unprivileged
     user; if that user cannot enter the folder, its data goes below /var/lib and *folder*/data is
     a link to it. Raise `ServerError` if it cannot be started.
     """
     folder = folder.absolute()
-    binaries = _binaries()
+    binaries = binaries or _binaries()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder / "start.lock"):

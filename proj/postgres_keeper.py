@@ -185,9 +185,7 @@ def data_folder(folder: Path, binaries: Path, account: pwd.struct_passwd | None)
                 "--auth-host=scram-sha-256",
                 # The same on every machine, whatever its locale.
                 "--encoding=UTF8",
-                "--locale=C",
-                "--locale-provider=builtin",
-                "--builtin-locale=C.UTF-8",
+                *locale_arguments(binaries),
             ],
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -208,6 +206,17 @@ def data_folder(folder: Path, binaries: Path, account: pwd.struct_passwd | None)
         data.symlink_to(cluster)
         print(notice)
     return data.resolve()
+
+
+def locale_arguments(binaries: Path) -> list[str]:
+    """Return initdb's arguments for the locale C.UTF-8, from PostgreSQL itself where it has it."""
+    version = subprocess.run(
+        [binaries / "bin" / "initdb", "--version"], capture_output=True, text=True, check=True
+    ).stdout
+    # As in "initdb (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)".
+    if int(version.split()[2].split(".")[0]) >= 17:
+        return ["--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
+    return ["--locale=C.UTF-8"]
 
 
 def stop_orphan(binaries: Path, data: Path, account: pwd.struct_passwd | None) -> None:

@@ -8,6 +8,7 @@ import argparse
 import asyncio
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -42,6 +43,25 @@ def suite() -> Path:
             with tarfile.open(sdist) as archive:
                 archive.extractall(CACHE, filter="data")
     return tests
+
+
+def system_postgres() -> Path | None:
+    """Return the folder above the bin/ of the newest PostgreSQL with contrib, if there is one.
+
+    Parts of the suite need extensions and ICU collations that the embedded one lacks.
+    """
+    patterns = ("usr/lib/postgresql/*", "usr/pgsql-*", "usr/local/pgsql", "opt/homebrew")
+    for initdb in sorted(
+        (each for pattern in patterns for each in Path("/").glob(f"{pattern}/bin/initdb")),
+        key=lambda path: [int(part) for part in re.findall(r"\d+", str(path))],
+        reverse=True,
+    ):
+        sharedir = subprocess.run(
+            [initdb.with_name("pg_config"), "--sharedir"], capture_output=True, text=True
+        ).stdout.strip()
+        if Path(sharedir, "extension", "hstore.control").exists():
+            return initdb.parents[1]
+    return None
 
 
 def run(mode: str, script: Path) -> None:
@@ -95,7 +115,11 @@ def main() -> int:
         report.mkdir(parents=True, exist_ok=True)
         dsn = options.dsn
         if not dsn:
-            server = postgres.start(Path(folder), {"max_connections": 200, "fsync": "off"})
+            binaries = system_postgres()
+            server = postgres.start(
+                Path(folder), {"max_connections": 200, "fsync": "off"}, binaries
+            )
+            print(f"PostgreSQL: {binaries or 'embedded, without contrib extensions'}")
             dsn = (
                 f"postgresql://{server.user}:{server.password}@{postgres.LOOPBACK}:{server.port}"
                 f"/{server.dbname}"
