@@ -4,7 +4,9 @@ Set ``ENGINE = "pgbackend"`` in ``DATABASES``. From asynchronous code await Djan
 a-methods; to run a synchronous function that uses the ORM on the event loop, use `bridged`.
 """
 
-from .bridge import BridgeError, await_bridged, bridged, is_bridged
+from . import base as base  # before routing: at its end it applies patches, which need both
+from .bridge import BridgeError, await_bridged, is_bridged
+from .routing import bridged
 from .version import __version__
 
 __all__ = ["BridgeError", "__version__", "await_bridged", "bridged", "is_bridged"]

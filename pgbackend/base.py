@@ -44,7 +44,7 @@ from .creation import DatabaseCreation
 from .cursor import CursorDebugWrapper, CursorWrapper, LeaseHolder
 from .features import DatabaseFeatures
 from .operations import DatabaseOperations
-from .pool import ConnectionPool, PooledConnection, get_pool, open_pools
+from .pool import ConnectionPool, PooledConnection, get_pool, open_pools, pool_arguments
 from .state import (
     ConnectionState,
     Frame,
@@ -72,6 +72,10 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
     Django's own path everywhere), ``turn_timeout`` (seconds, default 30.0).
     """
 
+    # Django's, which is untyped, assigns them.
+    settings_dict: dict[str, Any]
+    isolation_level: psycopg.IsolationLevel
+
     ops_class = DatabaseOperations
     creation_class = DatabaseCreation
     features_class = DatabaseFeatures
@@ -80,8 +84,18 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         options = settings_dict["OPTIONS"]
         self._states = States(autocommit=settings_dict["AUTOCOMMIT"])
         self.bridge_enabled = options.get("bridge", True)
+        if not isinstance(self.bridge_enabled, bool):
+            raise ImproperlyConfigured(
+                f"DATABASES[{alias!r}]['OPTIONS']['bridge'] is True or False, not"
+                f" {self.bridge_enabled!r}"
+            )
         self._configures_pool = False
         self._turn_timeout = options.get("turn_timeout", TURN_TIMEOUT)
+        if not isinstance(self._turn_timeout, int | float):
+            raise ImproperlyConfigured(
+                f"DATABASES[{alias!r}]['OPTIONS']['turn_timeout'] is a number of seconds, not"
+                f" {self._turn_timeout!r}"
+            )
         super().__init__(settings_dict, alias)
         # Django's constructor wrote its own initial values on the running task's state.
         self.state.reset()
@@ -135,10 +149,26 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
     @property
     def pool(self) -> Any:
         """Django's own pool for synchronous code; in the bridge the running loop's."""
-        if not self.bridged:
+        if self.bridged:
+            # None for the wrapper that configures connections: Django then does it.
+            return None if self._configures_pool else self.async_pool
+        conf = self.settings_dict
+        options = conf["OPTIONS"].get("pool")
+        if not isinstance(options, dict):
             return super().pool
-        # None for the wrapper that configures connections: Django then does it.
-        return None if self._configures_pool else self.async_pool
+        # The same options are good on both sides: psycopg_pool would refuse a max_size below
+        # its min_size, 4 unless said otherwise.
+        sizes = {"min_size": min(4, options.get("max_size") or 4)}
+        pool_arguments(self.alias, options)
+        self.settings_dict = {**conf, "OPTIONS": {**conf["OPTIONS"], "pool": sizes | options}}
+        try:
+            return super().pool
+        except (TypeError, ValueError) as error:
+            raise ImproperlyConfigured(
+                f"DATABASES[{self.alias!r}]['OPTIONS']['pool']: {error}"
+            ) from error
+        finally:
+            self.settings_dict = conf
 
     @property
     def async_pool(self) -> ConnectionPool:

@@ -16,10 +16,9 @@ psycopg.
 
 from __future__ import annotations
 
-import functools
 import inspect
 from asyncio import current_task
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Generator
 from types import CoroutineType, coroutine
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
@@ -169,8 +168,17 @@ def _call(function: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, A
         return function(*args, **kwargs)
     finally:
         exits = getattr(getcurrent(), "exits", None)
-        while exits:
-            exits.popitem()[0]()
+        if exits:
+            _call_exits(exits)
+
+
+def _call_exits(exits: dict[Callable[[], None], None]) -> None:
+    """Call the last registered first; one that fails keeps no other from running."""
+    try:
+        exits.popitem()[0]()
+    finally:
+        if exits:
+            _call_exits(exits)
 
 
 def on_exit(callback: Callable[[], None]) -> None:
@@ -179,31 +187,9 @@ def on_exit(callback: Callable[[], None]) -> None:
     It runs inside the bridge, also after an exception, and may wait by `await_bridged`. A
     callback registered again (by equality) is still called once.
     """
-    bridge = getcurrent()
-    if not isinstance(bridge, _Bridge):
+    if not is_bridged():
         raise BridgeError("on_exit() was called outside the bridge")
+    bridge: Any = getcurrent()
     if bridge.exits is None:
         bridge.exits = {}
     bridge.exits[callback] = None
-
-
-def bridged(function: Callable[P, T]) -> Callable[P, Coroutine[Any, Any, T]]:
-    """Return an asynchronous function that runs the synchronous *function* bridged.
-
-    The counterpart of asgiref's ``sync_to_async`` without its thread: as a call,
-    ``await bridged(transfer)(source, target)``, and as a decorator on a ``def``. Inside,
-    the ORM, ``transaction.atomic()``, raw cursors and lazy relations wait for the database
-    without blocking the event loop; anything else that blocks does block it.
-
-    Raise TypeError for an asynchronous function: that is awaited as it is.
-    """
-    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
-        raise TypeError(
-            f"bridged() takes a synchronous function; {function!r} is asynchronous: await it"
-        )
-
-    @functools.wraps(function)
-    async def run(*args: P.args, **kwargs: P.kwargs) -> T:
-        return await run_bridged(function, *args, **kwargs)
-
-    return run

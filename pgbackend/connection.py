@@ -10,12 +10,17 @@ as they are.
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections.abc import Coroutine
+from operator import is_
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
 from psycopg.abc import AdaptContext, PQGen
 from psycopg.adapt import AdaptersMap
+from psycopg.pq import TransactionStatus
+from psycopg.waiting import wait_async
 
 from .bridge import await_bridged
 
@@ -26,6 +31,11 @@ RV = TypeVar("RV")
 
 # psycopg's own: how often a waiting connection looks whether its socket was closed, seconds.
 _WAIT_INTERVAL = 0.1
+
+# How long the server may take to hear of a cancellation, and again to obey it, seconds.
+_STOP_TIMEOUT = 5.0
+
+logger = logging.getLogger("pgbackend.connection")
 
 
 class BridgedLock:
@@ -93,14 +103,37 @@ class BridgedConnection(psycopg.Connection[Any]):
     ) -> RV:
         """Consume a generator of psycopg's, waiting on the event loop.
 
-        A cancelled task cancels the statement in the server before CancelledError leaves.
+        A cancelled task stops the statement in the server before CancelledError leaves.
         """
-        return await_bridged(self._pooled.wait(gen, interval=interval, timeout=timeout))
+        return await_bridged(self._wait(gen, interval, timeout))
+
+    async def _wait(self, gen: PQGen[RV], interval: float, seconds: float | None) -> RV:
+        try:
+            return await wait_async(gen, self.pgconn.socket, interval, seconds)
+        except (asyncio.CancelledError, KeyboardInterrupt):
+            if self.pgconn.transaction_status == TransactionStatus.ACTIVE:
+                await _shielded(self._stop(gen))
+            raise
+
+    async def _stop(self, gen: PQGen[Any]) -> None:
+        """Cancel the running statement in the server; close the connection if that fails."""
+        try:
+            await self._pooled.cancel_safe(timeout=_STOP_TIMEOUT)
+            await wait_async(gen, self.pgconn.socket, _WAIT_INTERVAL, _STOP_TIMEOUT)
+        except psycopg.errors.QueryCanceled:
+            pass
+        except Exception as error:
+            logger.warning("closing %s, whose statement could not be stopped: %s", self, error)
+            self.close()
+
+    def cancel_safe(self, *, timeout: float = 30.0) -> None:
+        """Cancel the current operation, waiting through the bridge; see psycopg."""
+        await_bridged(self._pooled.cancel_safe(timeout=timeout))
 
     def remember(self) -> None:
         """Take what the connection is now for its base state."""
         self._base = [(name, getattr(self, name)) for name in self._REMEMBERED]
-        self._base_prepare_threshold = self.prepare_threshold
+        self._base_prepare = (self.prepare_threshold, self.prepared_max)
         self._base_handlers = (tuple(self._notice_handlers), tuple(self._notify_handlers))
         self._base_adapters = self.adapters
         # A map made from the base one: changes to it leave the base as it is.
@@ -112,25 +145,35 @@ class BridgedConnection(psycopg.Connection[Any]):
             setattr(self, name, value)
         self._begin_statement = b""
         self._autocommit = True
-        self.prepare_threshold = self._base_prepare_threshold
+        self.prepare_threshold, self.prepared_max = self._base_prepare
         notice, notify = self._base_handlers
         self._notice_handlers[:] = notice
         self._notify_handlers[:] = notify
         if self._notifies_backlog:
             self._notifies_backlog.clear()
-        if _was_changed(self._adapters):
+        if not _shares_tables(self.adapters, self._base_adapters):
             self._adapters = AdaptersMap(self._base_adapters)
 
 
-def _was_changed(adapters: AdaptersMap | None) -> bool:
-    """Return whether something was registered in a map made from another one.
+def _shares_tables(adapters: AdaptersMap, base: AdaptersMap) -> bool:
+    """Return whether nothing was registered in a map made from *base*.
 
-    psycopg shares the tables of the two until one of them is written to.
+    psycopg shares each table of the two until one of them is written to.
     """
     return (
-        adapters is None
-        or any(adapters._own_loaders)
-        or any(adapters._own_dumpers.values())
-        or any(adapters._own_dumpers_by_oid)
-        or adapters.types._own_state
+        adapters.types._registry is base.types._registry
+        and all(map(is_, adapters._loaders, base._loaders))
+        and all(map(is_, adapters._dumpers.values(), base._dumpers.values()))
+        and all(map(is_, adapters._dumpers_by_oid, base._dumpers_by_oid))
     )
+
+
+async def _shielded(coro: Coroutine[Any, Any, None]) -> None:
+    """Wait for *coro* whatever cancels the caller meanwhile; it must be bounded in time."""
+    task = asyncio.ensure_future(coro)
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            # The caller raises the first one when this is over.
+            continue

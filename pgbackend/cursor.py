@@ -7,6 +7,9 @@ collected, and at the latest when the outermost bridged call ends.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -19,17 +22,36 @@ if TYPE_CHECKING:
     from .state import Lease
 
 
+# Server-side cursors opened in this context are added; see `collect_opened`.
+_opened: ContextVar[list[LeaseHolder] | None] = ContextVar("pgbackend_opened", default=None)
+
+
+@contextmanager
+def collect_opened(cursors: list[LeaseHolder]) -> Iterator[None]:
+    """Add the server-side cursors that the block opens to *cursors*."""
+    token = _opened.set(cursors)
+    try:
+        yield
+    finally:
+        _opened.reset(token)
+
+
 class LeaseHolder(utils.CursorWrapper):
     """What `CursorWrapper` and `CursorDebugWrapper` share."""
 
     # None before `hold`, on Django's own synchronous path, and once the lease was let go.
     lease: Lease | None = None
+    # Whether it ever had one.
+    leased = False
     pinned = False
 
     def hold(self, lease: Lease, *, pinned: bool) -> None:
         """Take over one hold on *lease*; *pinned* if it outlasts the bridged call."""
         self.lease = lease
+        self.leased = True
         self.pinned = pinned
+        if pinned and (opened := _opened.get()) is not None:
+            opened.append(self)
 
     def close(self) -> None:
         """Close the cursor and let go of the lease; closing again does nothing."""
@@ -39,13 +61,14 @@ class LeaseHolder(utils.CursorWrapper):
             self._abandon()
             return
         try:
-            if self.lease is None or self.lease.on_loan:
+            if not self.leased or (self.lease is not None and self.lease.on_loan):
                 self.cursor.close()
+            else:
+                self._forget()
         except BaseException:
+            # Interrupted, most likely: the server may have it open still.
             if self._in_server:
-                # Cancelled, most likely: it may be open still.
                 self._abandon()
-                self.cursor.close()
             raise
         finally:
             self._let_go()
@@ -73,7 +96,12 @@ class LeaseHolder(utils.CursorWrapper):
                 stacklevel=2,
             )
             lease.face.close()
+        self._forget()
         self._let_go()
+
+    def _forget(self) -> None:
+        """Do what needs no connection in psycopg's close(): its destructor would miss that."""
+        self.cursor._close()
 
     def _let_go(self) -> None:
         lease, self.lease = self.lease, None

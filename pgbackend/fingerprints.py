@@ -93,7 +93,7 @@ KNOWN: dict[str, frozenset[str]] = {
     ),
     "django.db.models.query.QuerySet.aiterator": frozenset(
         {
-            "cbd61ed6dda3",  # 5.2.19, 6.0.10, 6.1.3
+            "cbd61ed6dda3",  # 5.2 to 5.2.19, 6.0 to 6.0.10, 6.1 to 6.1.3
         }
     ),
     "django.db.models.query:sync_to_async": frozenset(

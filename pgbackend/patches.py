@@ -28,6 +28,7 @@ from django.db.backends.postgresql import base as postgresql
 
 from .base import DatabaseWrapper
 from .bridge import await_bridged, is_bridged, run_bridged
+from .cursor import collect_opened
 from .fingerprints import check_unpatched, fingerprint, fingerprint_of_calls, is_known
 from .routing import run_for_alias, sync_to_async, thread_transactions
 
@@ -126,9 +127,18 @@ def _patch_aiterator(module: ModuleType) -> None:
     async def _async_generator(self: Any) -> AsyncGenerator[Any, None]:
         rows = iter(self)
         alias = self.queryset.db
+        cursors: list[Any] = []
 
         def next_slice() -> list[Any]:
-            return list(islice(rows, self.chunk_size))
+            with collect_opened(cursors):
+                return list(islice(rows, self.chunk_size))
+
+        def close() -> None:
+            # By name: closing the outer generator leaves the inner one, and with it the
+            # cursor, to a destructor, where errors and cancellations are lost.
+            for cursor in cursors:
+                cursor.close()
+            rows.close()
 
         try:
             while True:
@@ -138,7 +148,7 @@ def _patch_aiterator(module: ModuleType) -> None:
                 if len(chunk) < self.chunk_size:
                     break
         finally:
-            await run_for_alias(alias, rows.close)
+            await run_for_alias(alias, close)
 
     def __aiter__(self: Any) -> AsyncGenerator[Any, None]:
         rows: AsyncGenerator[Any, None] = self._async_generator()

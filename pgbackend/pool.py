@@ -15,6 +15,7 @@ import os
 from asyncio import AbstractEventLoop
 from collections.abc import Callable, Coroutine, Generator, Hashable
 from contextvars import Context
+from time import monotonic
 from types import coroutine
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
@@ -22,6 +23,7 @@ from weakref import WeakKeyDictionary, WeakSet
 import psycopg
 from django.core.exceptions import ImproperlyConfigured
 from psycopg_pool import AsyncConnectionPool, PoolTimeout, TooManyRequests
+from psycopg_pool.base import AttemptWithBackoff
 
 from .bridge import run_bridged
 
@@ -38,20 +40,26 @@ DEFAULTS: dict[str, Any] = {
     "reconnect_timeout": 0.0,
 }
 
-# Arguments of psycopg_pool that the backend itself gives.
-_RESERVED = frozenset({"self", "conninfo", "connection_class", "kwargs", "open", "configure"})
+# Arguments of psycopg_pool that the backend itself gives, or that would mean nothing.
+_RESERVED = frozenset(
+    {"self", "conninfo", "connection_class", "kwargs", "open", "configure", "close_returns"}
+)
 
 
-def _is_failure(record: logging.LogRecord) -> bool:
-    """Return False for psycopg_pool's warning of a connect that the end of the loop cancels.
+def _says_something(record: logging.LogRecord) -> bool:
+    """Return False for warnings of psycopg_pool that are none here.
 
-    Nothing failed; and whoever keeps the record would keep the half-open connection.
+    A connect that the end of the loop cancels has not failed, and whoever keeps the record
+    would keep the half-open connection. That no retry followed is what was asked for.
     """
     arguments = record.args if isinstance(record.args, tuple) else ()
-    return not any(isinstance(each, asyncio.CancelledError) for each in arguments)
+    return not (
+        any(isinstance(each, asyncio.CancelledError) for each in arguments)
+        or (str(record.msg).startswith("reconnection attempt") and arguments[-1] == 0.0)
+    )
 
 
-logging.getLogger("psycopg.pool").addFilter(_is_failure)
+logging.getLogger("psycopg.pool").addFilter(_says_something)
 
 
 class PooledConnection(psycopg.AsyncConnection[Any]):
@@ -177,7 +185,7 @@ class ConnectionPool(AsyncConnectionPool[PooledConnection]):
         except PoolTimeout:
             raise PoolTimeout(
                 f"no connection of the pool {self.name!r} came free within {self.timeout:g} s:"
-                f" all {self.max_size} are on loan and {len(self._waiting)} other tasks wait."
+                f" all {self.max_size} are on loan and {len(self._waiting) - 1} other tasks wait."
                 f" See 'timeout' and 'max_size' in {self._setting}"
             ) from None
         except TooManyRequests:
@@ -234,6 +242,15 @@ class ConnectionPool(AsyncConnectionPool[PooledConnection]):
                 while self._waiting:
                     await self._waiting.popleft().fail(_copy_of(error))
             raise
+
+    async def _add_connection(
+        self, attempt: AttemptWithBackoff | None, growing: bool = False
+    ) -> None:
+        if attempt is None and not self.reconnect_timeout:
+            # psycopg_pool gives up at a second failure, if it is late enough; here at the first.
+            attempt = AttemptWithBackoff(timeout=0.0)
+            attempt.give_up_at = monotonic()
+        await super()._add_connection(attempt, growing)
 
     def _detach(self, coro: Coroutine[Any, Any, Any]) -> None:
         """Run *coro* as far as it goes without waiting; a task of the pool does the rest."""
@@ -304,7 +321,7 @@ def pool_arguments(alias: str, options: Any) -> dict[str, Any]:
             f" known are {', '.join(sorted(known))}"
         )
     arguments = {**DEFAULTS, **options}
-    if "max_size" not in options and "min_size" in options:
+    if "max_size" not in options and options.get("min_size"):
         # psycopg_pool's own rule: a lower bound alone means a pool of that size.
         arguments["max_size"] = options["min_size"]
     return arguments
@@ -312,8 +329,18 @@ def pool_arguments(alias: str, options: Any) -> dict[str, Any]:
 
 _pools: WeakKeyDictionary[AbstractEventLoop, dict[Hashable, ConnectionPool]] = WeakKeyDictionary()
 
-# A child must open its own: sockets would be shared. psycopg closes none of the parent's.
-os.register_at_fork(after_in_child=_pools.clear)
+# What a forked child found open. Kept, for a task of the parent's loop that is collected
+# pending says so on stderr.
+_inherited: list[Any] = []
+
+
+def _forget_inherited() -> None:
+    """Let a forked child open pools of its own: the sockets of these are the parent's."""
+    _inherited.append(dict(_pools))
+    _pools.clear()
+
+
+os.register_at_fork(after_in_child=_forget_inherited)
 
 
 def get_pool(key: Hashable, make: Callable[[], ConnectionPool]) -> ConnectionPool:

@@ -1,16 +1,17 @@
-"""Where an asynchronous call of Django's goes: into the bridge, or to a thread as Django does.
+"""Where synchronous code called from asynchronous code goes: into the bridge, or to a thread.
 
-Django's asynchronous methods hand their synchronous twin to `sync_to_async`. The one here
-takes its place in the modules that `patches` names.
+`bridged` is for applications. Django's asynchronous methods hand their synchronous twin to
+`sync_to_async`; the one here takes its place in the modules that `patches` names.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import asgiref.sync
 from django.core.cache.backends.base import BaseCache
@@ -22,6 +23,9 @@ from django.db.models import Model
 from .base import DatabaseWrapper
 from .bridge import is_bridged, run_bridged
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 # The aliases with a transaction open on the synchronous path, inherited by the coroutines
 # that the thread then waits for in async_to_sync.
 thread_transactions: ContextVar[frozenset[str]] = ContextVar(
@@ -30,6 +34,37 @@ thread_transactions: ContextVar[frozenset[str]] = ContextVar(
 
 # Their receivers look after the connections of the thread that served the request.
 _REQUEST_SIGNALS = (request_started, request_finished, got_request_exception)
+
+
+def bridged(function: Callable[P, T]) -> Callable[P, Coroutine[Any, Any, T]]:
+    """Return an asynchronous function that runs the synchronous *function* bridged.
+
+    The counterpart of asgiref's ``sync_to_async`` without its thread: as a call,
+    ``await bridged(transfer)(source, target)``, and as a decorator on a ``def``. Inside,
+    the ORM, ``transaction.atomic()``, raw cursors and lazy relations wait for the database
+    without blocking the event loop; anything else that blocks does block it.
+
+    Where Django's a-methods go back to the thread of a synchronous caller (see
+    `runs_bridged`), so does *function*; and where ``OPTIONS["bridge"]`` is False for every
+    database, it runs in a thread, too.
+
+    Raise TypeError for an asynchronous function: that is awaited as it is.
+    """
+    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+        raise TypeError(
+            f"bridged() takes a synchronous function; {function!r} is asynchronous: await it"
+        )
+
+    @functools.wraps(function)
+    async def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        if is_bridged() or (
+            not _waiting_thread(thread_transactions.get())
+            and any(_is_enabled(alias) for alias in connections)
+        ):
+            return await run_bridged(function, *args, **kwargs)
+        return await asgiref.sync.sync_to_async(function)(*args, **kwargs)
+
+    return run
 
 
 def sync_to_async(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
@@ -60,14 +95,20 @@ def runs_bridged(alias: str) -> bool:
     if alias not in connections.settings:
         # Either path ends in Django's ConnectionDoesNotExist.
         return True
+    if not _is_enabled(alias):
+        return False
+    return is_bridged() or not _waiting_thread(thread_transactions.get() & {alias})
+
+
+def _is_enabled(alias: str) -> bool:
     wrapper = connections[alias]
-    if not isinstance(wrapper, DatabaseWrapper) or not wrapper.bridge_enabled:
-        return False
-    if is_bridged():
-        return True
-    if asyncio.get_running_loop() in asgiref.sync.AsyncToSync.loop_thread_executors:
-        return False
-    return alias not in thread_transactions.get()
+    return isinstance(wrapper, DatabaseWrapper) and wrapper.bridge_enabled
+
+
+def _waiting_thread(in_transaction: frozenset[str]) -> bool:
+    """Return whether a thread waits in ``async_to_sync`` whose connection must be used."""
+    loops = asgiref.sync.AsyncToSync.loop_thread_executors
+    return bool(in_transaction) or asyncio.get_running_loop() in loops
 
 
 def leads_to_database(function: Callable[..., Any]) -> bool:

@@ -169,6 +169,7 @@ class ConnectionState:
             # Django's way to forget a connection, with the transaction on it.
             self.drop()
             self.unbind()
+            self._leave_all_frames()
             self.reset()
 
     def borrow(self, pool: ConnectionPool) -> Lease:

@@ -20,6 +20,8 @@ import pytest
 
 from proj import postgres
 
+pytest_plugins = ("tests.fix_uvicorn",)
+
 DATABASES = ("pgbackend_tests", "pgbackend_tests_other")
 
 # The application_name in tests.settings.
@@ -62,6 +64,10 @@ def pytest_configure(config: pytest.Config) -> None:
     for alias in connections:
         call_command("migrate", database=alias, run_syncdb=True, verbosity=0)
     call_command("createcachetable", verbosity=0)
+    # So that the first test, too, begins without connections.
+    for connection in connections.all():
+        connection.close()
+        connection.close_pool()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -87,6 +93,7 @@ class Server:
     def __init__(self, dsn: str) -> None:
         self.dsn = dsn
         self.conn = psycopg.connect(dsn, autocommit=True, dbname=DATABASES[0])
+        self.other = psycopg.connect(dsn, autocommit=True, dbname=DATABASES[1])
 
     def all(self, query: str, *params: Any) -> list[Any]:
         """Return all rows of a query, none for a statement without rows."""
@@ -127,6 +134,7 @@ def server() -> Iterator[Server]:
     server = Server(os.environ["PGBACKEND_TEST_DSN"])
     yield server
     server.conn.close()
+    server.other.close()
 
 
 @pytest.fixture(autouse=True)
@@ -140,13 +148,16 @@ def clean(server: Server) -> Iterator[None]:
     for connection in connections.all():
         # Django's own pool of the synchronous path.
         connection.close_pool()
-    server.wait_for_backends(0)
-    tables = server.one(
-        "SELECT string_agg(quote_ident(tablename), ', ') FROM pg_tables"
-        " WHERE schemaname = 'public' AND tablename NOT LIKE 'django_m%'"
-    )
-    server.all(f"TRUNCATE {tables} RESTART IDENTITY CASCADE")
-    ContentType.objects.clear_cache()
+    try:
+        server.wait_for_backends(0)
+    finally:
+        tables = server.one(
+            "SELECT string_agg(quote_ident(tablename), ', ') FROM pg_tables"
+            " WHERE schemaname = 'public' AND tablename NOT LIKE 'django_m%'"
+        )
+        server.all(f"TRUNCATE {tables} RESTART IDENTITY CASCADE")
+        server.other.execute("TRUNCATE tests_elsewhere RESTART IDENTITY")
+        ContentType.objects.clear_cache()
 
 
 @pytest.fixture

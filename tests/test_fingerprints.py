@@ -1,0 +1,138 @@
+"""Fingerprints: an unknown Django is left alone, place by place, and told about."""
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+import django
+from django.core import checks
+
+from pgbackend import fingerprints, patches
+from tests.script import run_script
+
+
+def test_this_django_is_known() -> None:
+    """Every place of the installed Django has a fingerprint that is known."""
+    assert fingerprints.unpatched == []
+    assert fingerprints.check_unpatched() == []
+    assert not [each for each in checks.run_checks() if each.id == "pgbackend.W001"]
+
+
+def test_every_place_has_a_fingerprint() -> None:
+    """The table of fingerprints has exactly the places that are patched, this Django's too."""
+    values = {
+        f"{name}:sync_to_async": fingerprints.fingerprint_of_calls(importlib.import_module(name))
+        for name in patches.MODULES
+    }
+    others = fingerprints.KNOWN.keys() - values.keys()
+    assert others == {
+        "django.db.models.query.BaseIterable._async_generator",
+        "django.db.models.query.QuerySet.aiterator",
+        "django.db.transaction.Atomic.__enter__",
+        "django.db.transaction.Atomic.__exit__",
+    }
+    for place, value in values.items():
+        assert value in fingerprints.KNOWN[place], place
+
+
+def test_fingerprint_ignores_indentation(tmp_path: Path) -> None:
+    """A fingerprint changes with a function's code, not with its indentation or blank lines."""
+    file = tmp_path / "indented.py"
+    file.write_text(
+        "def plain():\n    return 1\n\n"
+        "class A:\n    def plain():\n\n        return 1\n\n"
+        "class B:\n    def plain():\n        return 2\n"
+    )
+    spec = importlib.util.spec_from_file_location("indented", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    plain, same, other = module.plain, module.A.plain, module.B.plain
+    assert fingerprints.fingerprint(plain) == fingerprints.fingerprint(same)
+    assert fingerprints.fingerprint(plain) != fingerprints.fingerprint(other)
+
+
+def alter_django(folder: Path, file: str, alter: Callable[[str], str]) -> None:
+    """Make a package ``django`` in *folder* that is the installed one but for *file*."""
+    source, target = Path(django.__file__).parent, folder / "django"
+    target.mkdir()
+    for part in Path(file).parts:
+        for each in source.iterdir():
+            if each.name != part:
+                (target / each.name).symlink_to(each)
+        source, target = source / part, target / part
+        if source.is_dir():
+            target.mkdir()
+    target.write_text(alter(source.read_text()))
+
+
+def test_altered_module(tmp_path: Path) -> None:
+    """A module that is not Django's own keeps its threads, and the check names it."""
+    alter_django(
+        tmp_path, "db/models/base.py", lambda text: text + "\n# sync_to_async is used above\n"
+    )
+    printed = run_script(
+        """
+        settings.configure(**conf)
+        import django
+        django.setup()
+        from django.core import checks
+        from tests.models import Author
+        for message in checks.run_checks():
+            if message.id == "pgbackend.W001":
+                print(message.msg)
+        from asgiref.sync import sync_to_async
+        from django.db import connection
+
+        async def main():
+            await Author.objects.acreate(name="native")
+            native = threading.active_count()
+            await Author(name="thread").asave()
+            print(native, threading.active_count() > native)
+            print(await Author.objects.acount())
+            await sync_to_async(lambda: (connection.close(), connection.close_pool()))()
+
+        asyncio.run(main())
+        """,
+        path=tmp_path,
+    )
+    assert printed.splitlines() == [
+        "django.db.models.base:sync_to_async is not a version of Django's that pgbackend knows:"
+        " its asynchronous methods keep using threads.",
+        "1 True",
+        "2",
+    ]
+
+
+def test_altered_function(tmp_path: Path) -> None:
+    """An `Atomic.__exit__` that is not Django's own is left alone, and the check says so."""
+    alter_django(
+        tmp_path,
+        "db/transaction.py",
+        lambda text: text.replace(
+            "def __exit__(self, exc_type, exc_value, traceback):",
+            "def __exit__(self, exc_type, exc_value, traceback):\n        # Altered.",
+        ),
+    )
+    printed = run_script(
+        """
+        settings.configure(**conf)
+        import django
+        django.setup()
+        from django.core import checks
+        from django.db import connection, transaction
+        connection.alias
+        for message in checks.run_checks():
+            if message.id == "pgbackend.W001":
+                print(message.msg)
+        print(hasattr(transaction.Atomic, "__aenter__"))
+        """,
+        path=tmp_path,
+    )
+    assert printed.splitlines() == [
+        "django.db.transaction.Atomic.__exit__ is not a version of Django's that pgbackend"
+        " knows: `async with transaction.atomic()` is not available.",
+        "False",
+    ]

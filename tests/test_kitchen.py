@@ -1,0 +1,589 @@
+"""The example project as its users meet it: a real uvicorn process and real HTTP clients."""
+
+import asyncio
+import json
+import re
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from html.parser import HTMLParser
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.fix_uvicorn import UVICORN, Site
+from tests.sampler import BackendSampler
+
+# Seconds. The board looks twice a second; the rest is for a busy machine.
+EVENT_TIMEOUT = 10.0
+
+JSON = {"Content-Type": "application/json"}
+
+
+def browser(site: Site) -> httpx.Client:
+    """Return a client that keeps cookies, as a browser does, and follows no redirects."""
+    return httpx.Client(base_url=site.url, timeout=30)
+
+
+class FormParser(HTMLParser):
+    """Collects the values of the inputs of a page, by name."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.inputs: dict[str, str] = {}
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        if tag == "input" and (name := values.get("name")):
+            self.inputs[name] = values.get("value") or ""
+
+
+def form(response: httpx.Response, **values: str | int) -> dict[str, Any]:
+    """Return what a browser would send of the page's form with some fields filled in.
+
+    Underscores in names stand for hyphens. A field that the page lacks fails the test.
+    """
+    inputs = FormParser(response.text).inputs
+    filled = {name.replace("_", "-"): value for name, value in values.items()}
+    assert filled.keys() <= inputs.keys()
+    return {**inputs, **filled}
+
+
+def place(site: Site, dish: int, quantity: int = 1, customer: str = "Ada") -> dict[str, Any]:
+    """Place an order by the API and return it."""
+    order = {"customer": customer, "lines": [{"dish": dish, "quantity": quantity}]}
+    answer = httpx.post(f"{site.url}/api/orders/", json=order)
+    assert answer.status_code == 201, answer.text
+    return dict(answer.json())
+
+
+# 200 orders at once
+
+
+@pytest.mark.parametrize("by", ["api", "form"])
+async def test_200_orders_for_50_portions(site: Site, by: str) -> None:
+    """Of 200 concurrent orders for 50 portions 50 succeed, on no more backends than the pool's."""
+    pool_size = site.pool_size()
+    dish = site.add_dish("Aubergine lasagne", 50)
+    limits = httpx.Limits(max_connections=200)
+    async with httpx.AsyncClient(base_url=site.url, timeout=60, limits=limits) as client:
+        if by == "form":
+            fields = FormParser((await client.get("/")).text).inputs
+
+        async def order(number: int) -> int:
+            customer = f"Guest {number}"
+            if by == "form":
+                data = {**fields, "customer": customer, f"dish-{dish}": "1"}
+                return (await client.post("/orders/", data=data)).status_code
+            lines = [{"dish": dish, "quantity": 1}]
+            body = {"customer": customer, "lines": lines}
+            return (await client.post("/api/orders/", json=body)).status_code
+
+        with BackendSampler(site.dsn, site.name) as sampler:
+            statuses = await asyncio.gather(*(order(number) for number in range(200)))
+
+    success = 302 if by == "form" else 201
+    assert (statuses.count(success), statuses.count(409)) == (50, 150)
+    assert site.stock(dish) == 0
+    assert (site.orders(), site.lines(), site.customers()) == (50, 50, 50)
+    # One that has the dish's lock and one that waits for it: fewer would mean that nothing was
+    # concurrent, or that the sampler saw nothing.
+    assert 2 <= sampler.peak <= pool_size
+    # The pool's connections stay. One that has gone was a thread's, or was thrown away.
+    gone = sampler.pids - sampler.last
+    assert not gone, f"{len(gone)} backends beside the pool's {len(sampler.last)}"
+    site.wait_for(lambda: site.count_backends("state <> 'idle'") == 0)
+
+
+def test_other_dishes_are_not_waited_for(site: Site) -> None:
+    """An order waits for those of the same dish only."""
+    locked, free = site.add_dish("Locked", 5), site.add_dish("Free", 5)
+    with site.conn.transaction():
+        site.all("SELECT 1 FROM kitchen_dish WHERE id = %s FOR UPDATE", locked)
+        assert place(site, free)["lines"][0]["name"] == "Free"
+    assert site.stock(free) == 4
+
+
+# Pages
+
+
+def test_menu(site: Site) -> None:
+    """The menu shows each dish with its price and how many are left."""
+    site.add_dish("Tomato soup", 20, "6.50")
+    site.add_dish("Poached pear", 0, "7.00")
+    page = httpx.get(f"{site.url}/")
+    assert page.status_code == 200
+    assert page.headers["Content-Type"] == "text/html; charset=utf-8"
+    for words in ("Tomato soup", "€ 6.50", "20 left", "Poached pear", "€ 7.00", "Sold out"):
+        assert words in page.text
+
+
+def test_menu_is_styled(site: Site) -> None:
+    """What the pages link to beside themselves is served."""
+    with browser(site) as client:
+        links = re.findall(r'(?:href|src)="(/static/[^"]+)"', client.get("/board/").text)
+        assert {link.rpartition(".")[2] for link in links} == {"css", "js", "svg"}
+        assert {client.get(link).status_code for link in links} == {200}
+
+
+def test_order_by_form(site: Site) -> None:
+    """The order form leads to a page that confirms what was ordered."""
+    soup, tart = site.add_dish("Tomato soup", 20, "6.50"), site.add_dish("Lemon tart", 3, "5.25")
+    with browser(site) as client:
+        data = form(client.get("/"), customer=" Ada ", **{f"dish_{soup}": 2, f"dish_{tart}": 1})
+        answer = client.post("/orders/", data=data)
+        assert (answer.status_code, answer.headers["Location"]) == (302, "/orders/1/")
+        page = client.get("/orders/1/")
+    assert page.status_code == 200
+    for words in ("Thank you, Ada.", "Tomato soup", "€ 13.00", "Lemon tart", "€ 18.25"):
+        assert words in page.text
+    assert 'data-status="placed"' in page.text
+    assert (site.stock(soup), site.stock(tart)) == (18, 2)
+
+
+def test_order_form_needs_its_token(site: Site) -> None:
+    """A form without the CSRF token is refused, and nothing is written."""
+    dish = site.add_dish("Tomato soup", 20)
+    with browser(site) as client:
+        data = form(client.get("/"), customer="Ada", **{f"dish_{dish}": 1})
+        del data["csrfmiddlewaretoken"]
+        assert client.post("/orders/", data=data).status_code == 403
+    assert (site.orders(), site.stock(dish)) == (0, 20)
+
+
+def test_too_little_stock_by_form(site: Site) -> None:
+    """A form that asks for too much gets 409, the dish named, its input kept, nothing written."""
+    enough, few = site.add_dish("Tomato soup", 20), site.add_dish("Crème brûlée", 2)
+    with browser(site) as client:
+        data = form(client.get("/"), customer="Ada", **{f"dish_{enough}": 4, f"dish_{few}": 3})
+        page = client.post("/orders/", data=data)
+    assert page.status_code == 409
+    assert "Crème brûlée: only 2 left." in page.text
+    assert (
+        form(page).items()
+        >= {
+            "customer": "Ada",
+            f"dish-{enough}": "4",
+            f"dish-{few}": "3",
+        }.items()
+    )
+    assert (site.stock(enough), site.stock(few)) == (20, 2)
+    assert (site.orders(), site.lines(), site.customers()) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("customer", "quantity"),
+    [
+        ("", "1"),
+        ("   ", "1"),
+        ("x" * 81, "1"),
+        ("A\x00da", "1"),
+        ("Ada", ""),
+        ("Ada", "0"),
+        ("Ada", "-1"),
+        ("Ada", "1.5"),
+        ("Ada", "many"),
+    ],
+)
+def test_bad_form(site: Site, customer: str, quantity: str) -> None:
+    """A form that cannot be understood is shown again with 400, and nothing is written."""
+    dish = site.add_dish("Tomato soup", 20)
+    with browser(site) as client:
+        data = form(client.get("/"), customer=customer, **{f"dish_{dish}": quantity})
+        page = client.post("/orders/", data=data)
+    assert page.status_code == 400
+    assert 'role="alert"' in page.text
+    assert (site.orders(), site.customers(), site.stock(dish)) == (0, 0, 20)
+
+
+def test_kitchen_advances_an_order(site: Site) -> None:
+    """The board's buttons move an order from placed to cooking to ready, and no further."""
+    order = place(site, site.add_dish("Tomato soup", 20))["id"]
+    seen = []
+    with browser(site) as client:
+        for _ in range(3):
+            page = client.get("/board/")
+            answer = client.post(f"/orders/{order}/advance/", data=form(page))
+            assert (answer.status_code, answer.headers["Location"]) == (302, "/board/")
+            seen.append(site.one("SELECT status FROM kitchen_order"))
+    assert seen == ["cooking", "ready", "ready"]
+    assert site.all("SELECT placed_at < cooking_at, cooking_at < ready_at FROM kitchen_order") == [
+        (True, True)
+    ]
+
+
+def test_advance_needs_its_token(site: Site) -> None:
+    """Without the CSRF token the board's buttons do nothing."""
+    order = place(site, site.add_dish("Tomato soup", 20))["id"]
+    assert httpx.post(f"{site.url}/orders/{order}/advance/").status_code == 403
+    assert site.one("SELECT status FROM kitchen_order") == "placed"
+
+
+def test_board(site: Site) -> None:
+    """The board shows each order in the column of its status."""
+    dish = site.add_dish("Tomato soup", 20)
+    orders = [place(site, dish, customer=name)["id"] for name in ("Ada", "Grace", "Edsger")]
+    for order, times in zip(orders, (0, 1, 2), strict=True):
+        for _ in range(times):
+            httpx.post(f"{site.url}/api/orders/{order}/advance/", headers=JSON)
+    page = httpx.get(f"{site.url}/board/")
+    assert page.status_code == 200
+    sections = re.findall(r'<section .*?data-status="(\w+)".*?</section>', page.text, re.DOTALL)
+    assert sections == ["placed", "cooking", "ready"]
+    columns = re.split(r"<section ", page.text)[1:]
+    for column, order in zip(columns, orders, strict=True):
+        assert re.findall(r'data-order="(\d+)"', column) == [str(order)]
+
+
+@pytest.mark.parametrize("path", ["/orders/99/", "/nothing/"])
+def test_page_that_does_not_exist(site: Site, path: str) -> None:
+    """An address without a page, or of an order that is not there, gets 404."""
+    assert httpx.get(site.url + path).status_code == 404
+
+
+def test_order_that_does_not_exist_is_not_advanced(site: Site) -> None:
+    """Advancing an order that is not there gets 404."""
+    place(site, site.add_dish("Tomato soup", 20))
+    with browser(site) as client:
+        data = form(client.get("/board/"))
+        assert client.post("/orders/99/advance/", data=data).status_code == 404
+
+
+# Server-sent events
+
+
+class Events:
+    """The events of the board's stream, as a browser's EventSource would give them."""
+
+    def __init__(self, response: httpx.Response) -> None:
+        self._response = response
+        self._lines = response.aiter_lines()
+
+    async def leave(self) -> None:
+        """Disconnect."""
+        await self._response.aclose()
+
+    async def next(self, name: str) -> Any:
+        """Return the data of the next event called *name*; fail after EVENT_TIMEOUT."""
+        kind = ""
+        async with asyncio.timeout(EVENT_TIMEOUT):
+            async for line in self._lines:
+                field, _, value = line.partition(": ")
+                if field == "event":
+                    kind = value
+                elif field == "data" and kind == name:
+                    return json.loads(value)
+        pytest.fail(f"the stream ended before an event {name!r}")
+
+
+@asynccontextmanager
+async def board_events(site: Site) -> AsyncIterator[Events]:
+    """Connect to the board's events; leaving the block disconnects."""
+    async with (
+        httpx.AsyncClient(base_url=site.url, timeout=EVENT_TIMEOUT) as client,
+        client.stream("GET", "/board/events/") as response,
+    ):
+        assert response.status_code == 200
+        assert response.headers["Content-Type"] == "text/event-stream"
+        yield Events(response)
+
+
+def is_quiet(site: Site) -> bool:
+    """Return whether no backend of the site has run anything for thrice the board's pause."""
+    busy = site.count_backends("(state <> 'idle' OR state_change > now() - interval '1.5 s')")
+    return busy == 0
+
+
+async def test_board_events(site: Site) -> None:
+    """Who listens to the board sees what is there, then each order that another client places."""
+    dish = site.add_dish("Tomato soup", 20)
+    first = await asyncio.to_thread(place, site, dish)
+    async with board_events(site) as one, board_events(site) as two:
+        for events in (one, two):
+            assert [order["id"] for order in await events.next("board")] == [first["id"]]
+        second = await asyncio.to_thread(place, site, dish, 3, "Grace")
+        for events in (one, two):
+            assert await events.next("order") == second
+        async with httpx.AsyncClient(base_url=site.url) as cook:
+            await cook.post(f"/api/orders/{second['id']}/advance/", headers=JSON)
+        for events in (one, two):
+            order = await events.next("order")
+            assert (order["id"], order["status"]) == (second["id"], "cooking")
+
+
+async def test_board_events_hold_no_connection(site: Site) -> None:
+    """More listeners than the pool has connections all hear of an order."""
+    dish = site.add_dish("Tomato soup", 20)
+    count = site.pool_size() + 5
+    listening = asyncio.Barrier(count + 1)
+
+    async def listen() -> str:
+        async with board_events(site) as events:
+            await events.next("board")
+            await listening.wait()
+            return str((await events.next("order"))["customer"])
+
+    async with asyncio.TaskGroup() as group:
+        listeners = [group.create_task(listen()) for _ in range(count)]
+        async with asyncio.timeout(30):
+            await listening.wait()
+        with BackendSampler(site.dsn, site.name) as sampler:
+            await asyncio.to_thread(place, site, dish)
+            heard = await asyncio.gather(*listeners)
+    assert heard == ["Ada"] * count
+    assert 1 <= sampler.peak <= site.pool_size()
+
+
+async def test_listener_that_leaves(site: Site) -> None:
+    """After a listener has gone its stream asks the database nothing more."""
+    async with board_events(site) as events:
+        await events.next("board")
+        assert not is_quiet(site)
+    await asyncio.to_thread(site.wait_for, lambda: is_quiet(site))
+
+
+async def test_listener_that_leaves_while_the_board_is_read(site: Site) -> None:
+    """A query that runs for a listener who leaves is stopped in the server."""
+    async with board_events(site) as events:
+        await events.next("board")
+        with site.conn.transaction():
+            site.all("LOCK TABLE kitchen_order")
+
+            def waits() -> bool:
+                return site.count_backends("wait_event_type = 'Lock'") == 1
+
+            await asyncio.to_thread(site.wait_for, waits)
+            await events.leave()
+            # The lock is still held: nothing but its cancellation can end the query.
+            await asyncio.to_thread(
+                site.wait_for, lambda: site.count_backends("state <> 'idle'") == 0
+            )
+
+
+# JSON
+
+
+def test_api(site: Site) -> None:
+    """The API lists dishes, places an order, shows it, lists orders and advances them."""
+    dish = site.add_dish("Tomato soup", 20, "6.50")
+    with browser(site) as client:
+        assert client.get("/api/dishes/").json() == {
+            "dishes": [
+                {
+                    "id": dish,
+                    "name": "Tomato soup",
+                    "description": "",
+                    "course": "main",
+                    "price": "6.50",
+                    "stock": 20,
+                }
+            ]
+        }
+        order = place(site, dish, 2)
+        assert order["lines"] == [
+            {"dish": dish, "name": "Tomato soup", "quantity": 2, "price": "6.50"}
+        ]
+        assert (order["status"], order["customer"], order["total"]) == ("placed", "Ada", "13.00")
+        assert client.get(f"/api/orders/{order['id']}/").json() == order
+        assert client.get("/api/orders/").json() == {"orders": [order]}
+        assert client.get("/api/orders/?status=placed").json() == {"orders": [order]}
+        assert client.get("/api/orders/?status=ready").json() == {"orders": []}
+        advance = f"/api/orders/{order['id']}/advance/"
+        assert client.post(advance, headers=JSON).json()["status"] == "cooking"
+        assert client.post(advance, headers=JSON).json()["status"] == "ready"
+        refusal = client.post(advance, headers=JSON)
+    assert (refusal.status_code, refusal.json()) == (409, {"error": "Order 1 is ready already."})
+
+
+def test_lines_of_one_dish_are_added_up(site: Site) -> None:
+    """A dish that is ordered in two lines is one line of the order."""
+    dish = site.add_dish("Tomato soup", 5)
+    lines = [{"dish": dish, "quantity": 2}, {"dish": dish, "quantity": 3}]
+    answer = httpx.post(f"{site.url}/api/orders/", json={"customer": "Ada", "lines": lines})
+    assert answer.status_code == 201
+    assert site.all("SELECT dish_id, quantity FROM kitchen_orderline") == [(dish, 5)]
+    assert site.stock(dish) == 0
+
+
+@pytest.mark.parametrize(
+    ("left", "message"), [(2, "Crème brûlée: only 2 left."), (0, "Crème brûlée: sold out.")]
+)
+def test_too_little_stock_by_api(site: Site, left: int, message: str) -> None:
+    """An order for more than there is gets 409 that names the dish, and nothing is written."""
+    enough, few = site.add_dish("Tomato soup", 20), site.add_dish("Crème brûlée", left)
+    lines = [{"dish": enough, "quantity": 1}, {"dish": few, "quantity": 3}]
+    answer = httpx.post(f"{site.url}/api/orders/", json={"customer": "Ada", "lines": lines})
+    assert answer.status_code == 409
+    assert answer.json() == {"error": message, "dish": "Crème brûlée"}
+    assert (site.stock(enough), site.stock(few)) == (20, left)
+    assert (site.orders(), site.lines(), site.customers()) == (0, 0, 0)
+
+
+def test_more_than_any_stock(site: Site) -> None:
+    """A quantity beyond what the database can store is too little stock, no server error."""
+    dish = site.add_dish("Tomato soup", 20)
+    lines = [{"dish": dish, "quantity": 10**30}]
+    answer = httpx.post(f"{site.url}/api/orders/", json={"customer": "Ada", "lines": lines})
+    assert answer.status_code == 409
+
+
+def short(value: object) -> str:
+    """Return a parameter's part of a test's name, which some would make very long."""
+    return str(value)[:40]
+
+
+def order_with(**changes: Any) -> bytes:
+    """Return an order for dish 1, with changes, as JSON."""
+    order = {"customer": "Ada", "lines": [{"dish": 1, "quantity": 1}], **changes}
+    return json.dumps(order).encode()
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"", "not valid JSON"),
+        (b"{", "not valid JSON"),
+        (b"\xff", "not valid JSON"),
+        (b"[" * 100_000, "not valid JSON"),
+        (b"[]", "Send an object"),
+        (order_with(customer=None), "customer must be a name"),
+        (order_with(customer=5), "customer must be a name"),
+        (order_with(customer=" "), "customer must be a name"),
+        (order_with(customer="x" * 81), "at most 80 characters"),
+        (order_with(customer="A\x00da"), "characters that no name has"),
+        (order_with(customer="A\ud800da"), "characters that no name has"),
+        (order_with(lines=None), "at least one"),
+        (order_with(lines=[]), "at least one"),
+        (order_with(lines={}), "at least one"),
+        (order_with(lines=[{"dish": 1, "quantity": 1}] * 101), "at most 100"),
+        (order_with(lines=[1]), "Line 1 must be an object"),
+        (order_with(lines=[{"quantity": 1}]), "Line 1: dish must be the id"),
+        (order_with(lines=[{"dish": "1", "quantity": 1}]), "Line 1: dish must be the id"),
+        (order_with(lines=[{"dish": True, "quantity": 1}]), "Line 1: dish must be the id"),
+        (order_with(lines=[{"dish": 1}]), "Line 1: quantity must be a whole number"),
+        (order_with(lines=[{"dish": 1, "quantity": 0}]), "Line 1: quantity must be a whole"),
+        (order_with(lines=[{"dish": 1, "quantity": -1}]), "Line 1: quantity must be a whole"),
+        (order_with(lines=[{"dish": 1, "quantity": 1.5}]), "Line 1: quantity must be a whole"),
+        (order_with(lines=[{"dish": 1, "quantity": "1"}]), "Line 1: quantity must be a whole"),
+        (
+            order_with(lines=[{"dish": 1, "quantity": 1}, {"dish": 1, "quantity": True}]),
+            "Line 2: quantity must be a whole",
+        ),
+        (order_with(lines=[{"dish": 99, "quantity": 1}]), "There is no dish 99"),
+        (order_with(lines=[{"dish": -1, "quantity": 1}]), "There is no dish -1"),
+        (order_with(lines=[{"dish": 2**63, "quantity": 1}]), f"There is no dish {2**63}"),
+    ],
+    ids=short,
+)
+def test_bad_order(site: Site, body: bytes, message: str) -> None:
+    """Bad input gets 400 and is told what is wrong with it; nothing is written."""
+    dish = site.add_dish("Tomato soup", 20)
+    assert dish == 1
+    answer = httpx.post(f"{site.url}/api/orders/", content=body, headers=JSON)
+    assert answer.status_code == 400
+    assert message in answer.json()["error"]
+    assert (site.orders(), site.customers(), site.stock(dish)) == (0, 0, 20)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "body", "status"),
+    [
+        ("GET", "/api/orders/?status=lost", {}, b"", 400),
+        ("GET", "/api/orders/99/", {}, b"", 404),
+        ("POST", "/api/orders/99/advance/", JSON, b"", 404),
+        ("POST", "/api/orders/", {"Content-Type": "text/plain"}, order_with(), 415),
+        ("POST", "/api/orders/", {}, order_with(), 415),
+        ("POST", "/api/orders/", JSON, b" " * 2_700_000, 413),
+    ],
+    ids=short,
+)
+def test_refused_request(
+    site: Site, method: str, path: str, headers: dict[str, str], body: bytes, status: int
+) -> None:
+    """What the API cannot serve it refuses with the status for it, and says why in JSON."""
+    site.add_dish("Tomato soup", 20)
+    answer = httpx.request(method, site.url + path, headers=headers, content=body)
+    assert answer.status_code == status
+    assert answer.json()["error"]
+    assert site.orders() == 0
+
+
+def test_method_that_is_not_allowed(site: Site) -> None:
+    """A method that an address does not have gets 405."""
+    assert httpx.delete(f"{site.url}/api/orders/").status_code == 405
+    assert httpx.get(f"{site.url}/orders/").status_code == 405
+
+
+# Admin
+
+
+def test_admin(site: Site) -> None:
+    """A superuser logs in and finds the orders, with totals, in the admin's list."""
+    dish = site.add_dish("Tomato soup", 20, "6.50")
+    order = place(site, dish, 3, "Grace")
+    site.run(
+        *("-m", "proj", "createsuperuser", "--noinput"),
+        *("--username=chef", "--email=chef@example.com"),
+        DJANGO_SUPERUSER_PASSWORD="secret of the kitchen",
+    )
+    with browser(site) as client:
+        answer = client.get("/admin/kitchen/order/")
+        assert answer.status_code == 302
+        login = answer.headers["Location"]
+        page = client.get(login)
+        wrong = client.post(login, data=form(page, username="chef", password="guess"))
+        assert wrong.status_code == 200
+        assert "Please enter the correct username and password" in wrong.text
+        right = form(page, username="chef", password="secret of the kitchen")
+        answer = client.post(login, data=right)
+        assert answer.status_code == 302
+        assert answer.headers["Location"] == "/admin/kitchen/order/"
+        page = client.get("/admin/kitchen/order/")
+        assert page.status_code == 200
+        for words in (f"Order {order['id']}", "Grace", "Placed", "19.50"):
+            assert words in page.text
+        page = client.get(f"/admin/kitchen/order/{order['id']}/change/")
+        assert page.status_code == 200
+        assert "Tomato soup" in page.text
+
+
+def test_admin_leaves_no_connections(site: Site) -> None:
+    """The connections of synchronous views, which the pool does not count, end with them."""
+    place(site, site.add_dish("Tomato soup", 20))
+    site.wait_for(lambda: site.count_backends("state <> 'idle'") == 0)
+    before = site.count_backends()
+    with browser(site) as client:
+        for _ in range(5):
+            assert client.get("/admin/login/").status_code == 200
+    site.wait_for(lambda: site.count_backends() == before)
+
+
+# The end
+
+
+async def test_sigterm_ends_the_site(new_site: Site) -> None:
+    """SIGTERM ends `python -m proj.serve` with status 0, also while the board is listened to."""
+    process = new_site.serve("-m", "proj.serve")
+    new_site.url = process.url
+    async with board_events(new_site) as events:
+        # The orders of the sample data.
+        assert len(await events.next("board")) == 3
+        assert new_site.count_backends() > 0
+        status = await asyncio.to_thread(process.terminate)
+    assert status == 0, process.output
+    new_site.wait_for(lambda: new_site.count_backends() == 0)
+    assert process.trouble() == [], process.output
+
+
+def test_sigterm_ends_uvicorn(new_site: Site) -> None:
+    """SIGTERM ends uvicorn in order: nothing is left in the server, and no error is told."""
+    new_site.run("-m", "proj", "migrate", "--verbosity=0")
+    process = new_site.serve(*UVICORN)
+    httpx.get(f"{process.url}/api/dishes/").raise_for_status()
+    assert new_site.count_backends() > 0
+    # uvicorn sends itself the signal again once it has shut down.
+    assert process.terminate() in (0, -signal.SIGTERM), process.output
+    new_site.wait_for(lambda: new_site.count_backends() == 0)
+    assert process.trouble() == [], process.output

@@ -1,0 +1,49 @@
+"""Wrappers with settings of their own, queries on them, and waiting for what they lead to."""
+
+import asyncio
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any
+
+from django.db import DEFAULT_DB_ALIAS, connections
+
+from pgbackend.base import DatabaseWrapper
+from pgbackend.bridge import run_bridged
+
+
+def make_wrapper(
+    alias: str = DEFAULT_DB_ALIAS, *, options: dict[str, Any] | None = None, **settings: Any
+) -> DatabaseWrapper:
+    """Return a wrapper for *alias* with other *settings*, and with *options* in OPTIONS."""
+    conf = deepcopy(connections[alias].settings_dict)
+    conf.update(settings)
+    conf["OPTIONS"].update(options or {})
+    return DatabaseWrapper(conf, alias)
+
+
+def use_wrapper(alias: str = DEFAULT_DB_ALIAS, **changes: Any) -> DatabaseWrapper:
+    """Make a wrapper and let the running task, and those it starts, use it for *alias*."""
+    wrapper = make_wrapper(alias, **changes)
+    connections[alias] = wrapper
+    return wrapper
+
+
+async def run(wrapper: DatabaseWrapper, query: str, params: Any = None) -> Any:
+    """Run a query bridged and return the first column of its first row, if it has rows."""
+
+    def execute() -> Any:
+        with wrapper.cursor() as cursor:
+            cursor.execute(query, params)
+            row = cursor.fetchone() if cursor.description else None
+            return row and row[0]
+
+    return await run_bridged(execute)
+
+
+async def until(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
+    """Wait until *condition* holds and return its value; TimeoutError after *seconds*."""
+    async with asyncio.timeout(seconds):
+        while True:
+            if value := condition():
+                return value
+            await asyncio.sleep(0.001)
