@@ -86,6 +86,57 @@ def test_async_atomic_under_async_to_sync(server: Server) -> None:
         assert server.backends() == 1
 
 
+def test_bridged_function_on_behalf_of_a_thread(server: Server) -> None:
+    """A bridged function under async_to_sync sees the caller's uncommitted rows."""
+    with transaction.atomic(using="other"):
+        Elsewhere.objects.create(name="x")
+        assert async_to_sync(bridged(Elsewhere.objects.count))() == 1
+        assert server.backends() == 1
+
+
+async def test_bridged_function_on_behalf_of_a_worker_thread() -> None:
+    """A bridged function that a thread in a transaction waits for sees its rows."""
+
+    def work() -> int:
+        try:
+            with transaction.atomic(using="other"):
+                Elsewhere.objects.create(name="x")
+                return int(async_to_sync(bridged(Elsewhere.objects.count))())
+        finally:
+            connections["other"].close()
+
+    async with asyncio.timeout(10):
+        assert await sync_to_async(work)() == 1
+
+
+def test_bridged_function_with_the_bridge_switched_off() -> None:
+    """With "bridge" False for every database, a bridged function runs in a thread."""
+    run_script(
+        """
+        import asyncio, threading
+        from django.conf import settings
+        from tests import settings as ours
+
+        for database in ours.DATABASES.values():
+            database["OPTIONS"]["bridge"] = False
+        import django
+        django.setup()
+        from django.db import connection
+        from pgbackend import bridged
+        from tests.models import Author
+
+        def work():
+            count = Author.objects.count()
+            connection.close()
+            return count, threading.get_ident()
+
+        count, thread = asyncio.run(bridged(work)())
+        assert count == 0
+        assert thread != threading.get_ident()
+        """
+    )
+
+
 async def test_thread_in_a_transaction_calls_back() -> None:
     """async_to_sync in a worker thread that is in a transaction sees its uncommitted rows."""
 

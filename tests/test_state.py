@@ -748,6 +748,29 @@ async def test_turn_that_never_comes(add_alias: AddAlias) -> None:
         assert await Author.objects.using(alias).acount() == 0
 
 
+async def test_child_leaves_a_transaction_that_was_dropped(
+    add_alias: AddAlias, server: Server
+) -> None:
+    """A nested block left after the owner gave up waiting for it raises RuntimeError."""
+    alias = add_alias({"turn_timeout": 0.1})
+    entered, release = asyncio.Event(), asyncio.Event()
+
+    async def child() -> None:
+        async with transaction.atomic(using=alias):
+            await Author.objects.using(alias).acreate(name="lost")
+            entered.set()
+            await release.wait()
+
+    with pytest.raises(RuntimeError, match="turn_timeout"):
+        async with transaction.atomic(using=alias):
+            task = asyncio.create_task(child())
+            await entered.wait()
+    release.set()
+    with pytest.raises(RuntimeError, match="has ended already"):
+        await task
+    assert committed(server) == []
+
+
 # The end of a task, and cancellation
 
 
