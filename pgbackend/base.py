@@ -127,7 +127,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
     @property
     def bridged(self) -> bool:
         """Whether the caller's statements run on leased connections."""
-        return self.bridge_enabled and is_bridged()
+        return self.bridge_enabled and is_bridged() and self._states.are_of_this_thread()
 
     def check_not_on_loop(self) -> None:
         """Raise SynchronousOnlyOperation on a running event loop outside the bridge."""

@@ -15,6 +15,23 @@ _BRIDGED_TEST_SKIPS = {
         "async.tests.ViewTests.test_http_method_not_allowed_responds_correctly",
         "async.tests.ViewTests.test_options_handler_responds_correctly",
     },
+    "Between two statements outside a transaction no connection is held in the bridge.": {
+        "backends.base.test_base.ConnectionHealthChecksTests.test_health_checks_enabled",
+        "backends.base.test_base.ConnectionHealthChecksTests"
+        ".test_set_autocommit_health_checks_enabled",
+        "backends.postgresql.tests.Tests.test_bypass_timezone_configuration",
+        "backends.tests.ConnectionCreatedSignalTest.test_signal",
+        "test_utils.tests.AssertNumQueriesUponConnectionTests"
+        ".test_ignores_connection_configuration_queries",
+    },
+    "In the bridge a pool connects; BaseDatabaseWrapper.connect(), which they replace, does not.": {
+        "backends.postgresql.tests.Tests.test_nodb_cursor",
+        "backends.postgresql.tests.Tests.test_nodb_cursor_raises_postgres_authentication_failure",
+    },
+    "A connection that a task on the loop has on loan is not another thread's to close.": {
+        "servers.test_liveserverthread.LiveServerThreadTest.test_closes_connections",
+        "servers.tests.LiveServerTestCloseConnectionTest.test_closes_connections",
+    },
     "What bridged code awaits may use the synchronous ORM, which is the bridge's purpose.": {
         "async.tests.DatabaseConnectionTest.test_get_async_connection",
     },

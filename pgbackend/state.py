@@ -12,6 +12,7 @@ import asyncio
 import warnings
 from collections.abc import Callable
 from contextvars import ContextVar
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, ref
 
@@ -335,8 +336,17 @@ class States:
 
     def __init__(self, *, autocommit: bool) -> None:
         self._autocommit = autocommit
+        self._thread = get_ident()
         self._of_thread = ConnectionState()
         self._of_tasks: WeakKeyDictionary[asyncio.Task[Any], ConnectionState] = WeakKeyDictionary()
+
+    def are_of_this_thread(self) -> bool:
+        """Return whether the wrapper was made in the calling thread.
+
+        Another thread's wrapper may be shared (Django's test servers do): its connection is
+        that thread's, also when it is used by a task here.
+        """
+        return self._thread == get_ident()
 
     def current(self, wrapper: object) -> ConnectionState:
         """Return the state of the running task; the thread's where no task runs."""
@@ -344,7 +354,7 @@ class States:
             task = asyncio.current_task()
         except RuntimeError:
             return self._of_thread
-        if task is None:
+        if task is None or not self.are_of_this_thread():
             return self._of_thread
         state = self._of_tasks.get(task)
         if state is None or state.transaction is None:
