@@ -1,13 +1,24 @@
 # make run     the example project on http://127.0.0.1:8000/ (PORT=8001 moves it)
-# make test    the tests; any Python and Django of yours, beside the usual ones:
-#              make test VENV=.venv-61 PYTHON=python3.13 DJANGO='django~=6.1.0'
-# make clean   remove what the other two made, the demo's data included
+# make test    the tests; DJANGO=5.2, 6.0 or 6.1 and PYTHON= choose others than the usual ones
+# make django-suite        Django's own tests, with DJANGO=, MODE=bridged|plain|stock, PARALLEL=2
+#                          and LABELS='basic queries'
+# make django-suite-diff   what of them ends worse than on Django's own backend
+# make clean   remove what the others made, the demo's data included
 
-VENV = .venv
-PYTHON = python3 python3.14 python3.13 python3.12 python3.11 python
+# A line of Django's, as in 6.1; without it the newest that the Python admits.
 DJANGO =
+VENV = .venv$(if $(DJANGO),-$(DJANGO))
+PYTHON = python3 python3.14 python3.13 python3.12 python3.11 python \
+	$(wildcard $(HOME)/.pyenv/versions/3.1[1-9]*/bin/python3)
+MINIMUM = $(if $(filter 6.%,$(DJANGO)),3.12,3.11)
 
-.PHONY: help run test clean always
+comma = ,
+
+LABELS =
+MODE = bridged
+PARALLEL = 2
+
+.PHONY: help run test django-suite django-suite-diff clean
 
 help:
 	@sed -n '/^#/!q; s/^# //p' Makefile
@@ -18,11 +29,16 @@ run: $(VENV)/installed-demo
 test: $(VENV)/installed-dev
 	@$(VENV)/bin/python -m pytest
 
-# The stamps stand for the extras that pyproject.toml asks for; a Django of one's own may differ
-# from the one that is there.
-$(VENV)/installed-%: pyproject.toml $(if $(DJANGO),always) | $(VENV)/bin/pip
+django-suite: $(VENV)/installed-suite
+	@$(VENV)/bin/python -m tests.django_suite --mode $(MODE) --parallel $(PARALLEL) $(LABELS)
+
+django-suite-diff: $(VENV)/installed-suite
+	@$(VENV)/bin/python -m tests.django_suite.diff --parallel $(PARALLEL) $(LABELS)
+
+# The stamps stand for the extras that pyproject.toml asks for.
+$(VENV)/installed-%: pyproject.toml | $(VENV)/bin/pip
 	@echo "Installing the packages; this may take a minute."
-	@$(VENV)/bin/python -m pip install --editable '.[$*]' $(if $(DJANGO),'$(DJANGO)') \
+	@$(VENV)/bin/python -m pip install --editable '.[$*]' $(if $(DJANGO),'django~=$(DJANGO).0') \
 		>$(VENV)/install.log 2>&1 || { \
 		echo "The packages could not be installed: see $(VENV)/install.log (is there a network?), then run make again." >&2; \
 		exit 1; }
@@ -30,11 +46,12 @@ $(VENV)/installed-%: pyproject.toml $(if $(DJANGO),always) | $(VENV)/bin/pip
 
 $(VENV)/bin/pip:
 	@for python in $(PYTHON); do \
-		$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break; \
+		$$python -c 'import sys; sys.exit(sys.version_info < ($(subst .,$(comma) ,$(MINIMUM))))' \
+			2>/dev/null && break; \
 		python=; \
 	done; \
 	if [ -z "$$python" ]; then \
-		echo "No Python 3.11 or later among: $(PYTHON). Install one, or name it: make PYTHON=/path/to/python3" >&2; \
+		echo "No Python $(MINIMUM) or later among: $(PYTHON). Install one, or name it: make PYTHON=/path/to/python3" >&2; \
 		exit 1; \
 	fi; \
 	if ! $$python -c 'import venv, ensurepip' 2>/dev/null; then \
@@ -50,5 +67,5 @@ clean:
 	fi
 	@# As root the data may be a link to a folder elsewhere.
 	@if [ -L .postgres/data ]; then rm -rf "$$(readlink .postgres/data)"; fi
-	rm -rf $(VENV) .postgres build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-* .django-suite .postgres build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -path './.venv*' -prune -o -name __pycache__ -prune -exec rm -rf {} +
