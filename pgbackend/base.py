@@ -43,12 +43,12 @@ from .connection import BridgedConnection
 from .creation import DatabaseCreation
 from .cursor import CursorDebugWrapper, CursorWrapper, LeaseHolder
 from .features import DatabaseFeatures
+from .lease import Lease
 from .operations import DatabaseOperations
 from .pool import ConnectionPool, PooledConnection, get_pool, open_pools, pool_arguments
 from .state import (
     ConnectionState,
     Frame,
-    Lease,
     States,
     check_not_outlived,
     innermost_frame,

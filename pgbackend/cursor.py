@@ -19,7 +19,7 @@ from django.db.backends.postgresql import base as postgresql
 from .bridge import is_bridged
 
 if TYPE_CHECKING:
-    from .state import Lease
+    from .lease import Lease
 
 
 # Server-side cursors opened in this context are added; see `collect_opened`.

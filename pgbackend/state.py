@@ -2,8 +2,7 @@
 
 Each task that uses a wrapper has a `ConnectionState` of its own, and so has the wrapper's
 thread. While a transaction is open on a task's state, tasks started in it share that state:
-their statements run on its connection, in turns. A `Lease` is a pooled connection on loan to
-a state.
+their statements run on its connection, in turns.
 """
 
 from __future__ import annotations
@@ -17,69 +16,12 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, ref
 
 from greenlet import getcurrent
-from psycopg.pq import TransactionStatus
 
 from .bridge import await_bridged, on_exit
+from .lease import Lease
 
 if TYPE_CHECKING:
-    from .connection import BridgedConnection
-    from .pool import ConnectionPool, PooledConnection
-
-
-class Lease:
-    """A pooled connection on loan to a state, given back when its last holder lets go.
-
-    A statement or a cursor holds it while it is open, but not beyond the outermost bridged
-    call. A transaction or a server-side cursor *pins* it: it may outlast the call.
-    """
-
-    __slots__ = ("face", "holds", "on_loan", "pins", "pool", "pooled", "state")
-
-    def __init__(
-        self, state: ConnectionState, pool: ConnectionPool, pooled: PooledConnection
-    ) -> None:
-        self.state = state
-        self.pool = pool
-        self.pooled = pooled
-        self.face: BridgedConnection = pooled.face
-        self.holds = 0
-        self.pins = 0
-        self.on_loan = True
-
-    def __repr__(self) -> str:
-        where = "on loan" if self.on_loan else "given back"
-        return (
-            f"<{type(self).__name__} {where} from {self.pool.name!r},"
-            f" holds={self.holds}, pins={self.pins}>"
-        )
-
-    def hold(self, *, pinned: bool = False) -> None:
-        """Keep the connection on loan until `let_go` with the same *pinned*."""
-        self.holds += 1
-        self.pins += pinned
-
-    def let_go(self, *, pinned: bool = False) -> None:
-        """Undo one `hold`; the last one gives the connection back."""
-        self.holds -= 1
-        self.pins -= pinned
-        if self.holds <= 0:
-            self.give_back()
-
-    def give_back(self) -> None:
-        """Return the connection to its pool, whoever holds it; a second call does nothing.
-
-        It never waits. The pool rolls an open transaction back; a connection in the middle
-        of a statement is closed, and the pool replaces it.
-        """
-        if not self.on_loan:
-            return
-        self.on_loan = False
-        self.state.lease = None
-        if self.face.pgconn.transaction_status == TransactionStatus.ACTIVE:
-            self.face.pgconn.finish()
-        else:
-            self.face.restore()
-        self.pool.give_back(self.pooled)
+    from .pool import ConnectionPool
 
 
 class Frame:

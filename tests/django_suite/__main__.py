@@ -75,8 +75,8 @@ def run(mode: str, script: Path) -> None:
         runpy.run_path(str(script), run_name="__main__")
 
 
-def summarize(report: Path, mode: str) -> None:
-    """Print what ran, on which kind of connection, and what was skipped why."""
+def summarize(report: Path, mode: str) -> bool:
+    """Print what ran and on which kind of connection; return whether the path is proven."""
     from tests.django_suite import runner
 
     outcomes = json.loads((report / "outcomes.json").read_text())
@@ -85,8 +85,10 @@ def summarize(report: Path, mode: str) -> None:
         f"Django {django.get_version()}, Python {sys.version.split()[0]}, {mode}:"
         f" ran {outcomes['ran']}, failed {len(outcomes['failed'])},"
         f" skipped {len(outcomes['skipped'])};"
-        f" statements: {total['asynchronous']} asynchronous, {total['synchronous']} synchronous"
+        f" statements: {total['asynchronous']} asynchronous, {total['synchronous']} synchronous,"
+        f" {total['in threads of tests']} in threads of tests"
     )
+    return mode != "bridged" or not total["synchronous"]
 
 
 def main() -> int:
@@ -140,7 +142,9 @@ def main() -> int:
         finally:
             if not options.dsn:
                 postgres.stop(Path(folder))
-        summarize(report, options.mode)
+        if not summarize(report, options.mode):
+            print("Bridged, every statement of the runner belongs on an asynchronous connection.")
+            status = 1
     return status
 
 

@@ -10,6 +10,7 @@ import asyncio
 import functools
 import json
 import os
+import threading
 import unittest
 from collections import Counter
 from pathlib import Path
@@ -21,7 +22,8 @@ from django.test import runner
 from pgbackend.bridge import run_bridged
 from pgbackend.connection import BridgedConnection
 
-# Statements by the kind of connection they ran on, in this process.
+# Statements of this process by where they ran: on asynchronous or synchronous connections of
+# the runner itself, or in a thread that a test started.
 statements: Counter[str] = Counter()
 
 
@@ -35,8 +37,13 @@ def count_statements() -> None:
 def _counted(method: Any) -> Any:
     @functools.wraps(method)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        bridged = isinstance(self.connection, BridgedConnection)
-        statements["asynchronous" if bridged else "synchronous"] += 1
+        if isinstance(self.connection, BridgedConnection):
+            kind = "asynchronous"
+        elif threading.current_thread() is threading.main_thread():
+            kind = "synchronous"
+        else:
+            kind = "in threads of tests"
+        statements[kind] += 1
         return method(self, *args, **kwargs)
 
     return call
