@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Hashable
-from typing import Any, TypedDict
+from collections.abc import Callable
+from typing import Any
 from weakref import finalize
 
 import django
-from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
-from django.db import DEFAULT_DB_ALIAS, connections
+from django.db import DEFAULT_DB_ALIAS
 from django.db.backends.base.base import NO_DB_ALIAS
-from django.db.backends.signals import connection_created
 from django.db.backends.utils import debug_transaction
 
 try:
@@ -39,13 +37,13 @@ if tuple(map(int, psycopg.__version__.split(".")[:2])) < (3, 3):
 from django.db.backends.postgresql.base import DatabaseWrapper as PostgresDatabaseWrapper
 
 from .bridge import await_bridged, is_bridged
-from .connection import BridgedConnection
 from .creation import DatabaseCreation
 from .cursor import CursorDebugWrapper, CursorWrapper, LeaseHolder
 from .features import DatabaseFeatures
 from .lease import Lease
+from .opening import isolation_level, make_pool, pool_key
 from .operations import DatabaseOperations
-from .pool import ConnectionPool, PooledConnection, get_pool, open_pools, pool_arguments
+from .pool import ConnectionPool, get_pool, open_pools, pool_arguments
 from .state import (
     ConnectionState,
     Frame,
@@ -57,12 +55,6 @@ from .state import (
 
 # Seconds a task waits for its turn in a transaction it shares; OPTIONS["turn_timeout"].
 TURN_TIMEOUT = 30.0
-
-
-class _FaceArguments(TypedDict):
-    cursor_factory: Any
-    prepare_threshold: int | None
-    context: Any
 
 
 class DatabaseWrapper(PostgresDatabaseWrapper):
@@ -89,7 +81,8 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
                 f"DATABASES[{alias!r}]['OPTIONS']['bridge'] is True or False, not"
                 f" {self.bridge_enabled!r}"
             )
-        self._configures_pool = False
+        # True for the wrapper by which a pool configures its connections.
+        self.configures_pool = False
         self._turn_timeout = options.get("turn_timeout", TURN_TIMEOUT)
         if not isinstance(self._turn_timeout, int | float):
             raise ImproperlyConfigured(
@@ -151,7 +144,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         """Django's own pool for synchronous code; in the bridge the running loop's."""
         if self.bridged:
             # None for the wrapper that configures connections: Django then does it.
-            return None if self._configures_pool else self.async_pool
+            return None if self.configures_pool else self.async_pool
         conf = self.settings_dict
         options = conf["OPTIONS"].get("pool")
         if not isinstance(options, dict):
@@ -173,45 +166,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
     @property
     def async_pool(self) -> ConnectionPool:
         """The running loop's pool for this wrapper's settings, opened on first use."""
-        return get_pool(self._pool_key(), self._make_pool)
-
-    def _pool_key(self) -> Hashable:
-        conf = self.settings_dict
-        return (
-            self.alias,
-            *(conf[key] for key in ("NAME", "USER", "PASSWORD", "HOST", "PORT")),
-            conf["CONN_HEALTH_CHECKS"],
-            repr(conf["OPTIONS"]),
-            self.timezone_name,
-            settings.USE_TZ,
-        )
-
-    def _make_pool(self) -> ConnectionPool:
-        # Connections are configured by a wrapper of the pool's own, in the pool's context:
-        # what receivers of connection_created reach as connections[alias] is that one.
-        conf = {**self.settings_dict, "OPTIONS": {**self.settings_dict["OPTIONS"]}}
-        owner = type(self)(conf, self.alias)
-        owner._configures_pool = True
-        options = conf["OPTIONS"].get("pool")
-        if self.alias == NO_DB_ALIAS:
-            options = {"max_size": 1}
-        elif options and conf["CONN_MAX_AGE"] != 0:
-            raise ImproperlyConfigured("Pooling doesn't support persistent connections.")
-        return ConnectionPool(
-            self.alias,
-            options,
-            kwargs=owner._connect_arguments,
-            configure=owner._configure_pooled,
-            context_setup=lambda: connections.__setitem__(self.alias, owner),
-            check=conf["CONN_HEALTH_CHECKS"],
-        )
-
-    async def _connect_arguments(self) -> dict[str, Any]:
-        """Return `AsyncConnection.connect`'s arguments; asked for each new connection."""
-        arguments = self.get_connection_params()
-        for name in _FaceArguments.__annotations__:
-            arguments.pop(name, None)
-        return {**arguments, "autocommit": True}
+        return get_pool(pool_key(self), lambda: make_pool(self))
 
     def get_connection_params(self) -> dict[str, Any]:
         """Return psycopg's connection arguments, as Django does, without our options."""
@@ -220,42 +175,6 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         params.pop("turn_timeout", None)
         return params  # type: ignore[no-any-return]
 
-    def _configure_pooled(self, pooled: PooledConnection) -> None:
-        """Give a new physical connection its face and base state, before its first use."""
-        params = self.get_connection_params()
-        face = pooled.face = BridgedConnection(
-            pooled,
-            **_FaceArguments(
-                cursor_factory=params.get("cursor_factory"),
-                prepare_threshold=params.get("prepare_threshold"),
-                context=params.get("context"),
-            ),
-        )
-        self._set_isolation_level()
-        if "isolation_level" in self.settings_dict["OPTIONS"]:
-            face.isolation_level = self.isolation_level
-        self.connection = face
-        try:
-            self.autocommit = True
-            self.init_connection_state()
-            connection_created.send(sender=self.__class__, connection=self)
-        finally:
-            self.connection = None
-        face.remember()
-
-    def _set_isolation_level(self) -> None:
-        """Set `isolation_level` from OPTIONS, as Django's ``get_new_connection`` does."""
-        value = self.settings_dict["OPTIONS"].get(
-            "isolation_level", psycopg.IsolationLevel.READ_COMMITTED
-        )
-        try:
-            self.isolation_level = psycopg.IsolationLevel(value)
-        except ValueError:
-            raise ImproperlyConfigured(
-                f"Invalid transaction isolation level {value} specified. Use one of the"
-                " psycopg.IsolationLevel values."
-            ) from None
-
     def connect(self) -> None:
         """Connect; bridged, lease a connection that the pool has configured."""
         if not self.bridged:
@@ -263,7 +182,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
             return
         check_not_outlived(self)
         self.check_settings()
-        self._set_isolation_level()
+        self.isolation_level = isolation_level(self)
         self.state.borrow(self.async_pool)
         if not self.settings_dict["AUTOCOMMIT"]:
             self._begin()

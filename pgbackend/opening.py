@@ -1,0 +1,102 @@
+"""How the pool of a wrapper is made, and each of its connections before the first use."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+import psycopg
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
+from django.db import connections
+from django.db.backends.base.base import NO_DB_ALIAS
+from django.db.backends.signals import connection_created
+
+from .connection import BridgedConnection
+from .pool import ConnectionPool, PooledConnection
+
+# What of Django's connection arguments is the face's, not the asynchronous connection's.
+_FACE_ARGUMENTS = ("cursor_factory", "prepare_threshold", "context")
+
+
+def pool_key(wrapper: Any) -> Hashable:
+    """Return what tells a wrapper's pool from those of other settings."""
+    conf = wrapper.settings_dict
+    return (
+        wrapper.alias,
+        *(conf[key] for key in ("NAME", "USER", "PASSWORD", "HOST", "PORT")),
+        conf["CONN_HEALTH_CHECKS"],
+        repr(conf["OPTIONS"]),
+        wrapper.timezone_name,
+        settings.USE_TZ,
+    )
+
+
+def make_pool(wrapper: Any) -> ConnectionPool:
+    """Return a new pool for a wrapper's settings, to be started on the running loop."""
+    # Connections are configured by a wrapper of the pool's own, in the pool's context: what
+    # receivers of connection_created reach as connections[alias] is that one.
+    conf = {**wrapper.settings_dict, "OPTIONS": {**wrapper.settings_dict["OPTIONS"]}}
+    owner = type(wrapper)(conf, wrapper.alias)
+    owner.configures_pool = True
+    options = conf["OPTIONS"].get("pool")
+    if wrapper.alias == NO_DB_ALIAS:
+        options = {"max_size": 1}
+    elif options and conf["CONN_MAX_AGE"] != 0:
+        raise ImproperlyConfigured("Pooling doesn't support persistent connections.")
+
+    async def connect_arguments() -> dict[str, Any]:
+        params = owner.get_connection_params()
+        return {
+            **{name: value for name, value in params.items() if name not in _FACE_ARGUMENTS},
+            "autocommit": True,
+        }
+
+    return ConnectionPool(
+        wrapper.alias,
+        options,
+        kwargs=connect_arguments,
+        configure=lambda pooled: configure(owner, pooled),
+        context_setup=lambda: connections.__setitem__(wrapper.alias, owner),
+        check=conf["CONN_HEALTH_CHECKS"],
+    )
+
+
+def configure(owner: Any, pooled: PooledConnection) -> None:
+    """Give a new physical connection its face and base state.
+
+    As Django does with its own: the session's time zone and role, the check of the server's
+    version, then ``connection_created``, whose receivers find the connection on *owner*.
+    """
+    params = owner.get_connection_params()
+    face = pooled.face = BridgedConnection(
+        pooled, **{name: params[name] for name in _FACE_ARGUMENTS if name in params}
+    )
+    owner.isolation_level = isolation_level(owner)
+    if "isolation_level" in owner.settings_dict["OPTIONS"]:
+        face.isolation_level = owner.isolation_level
+    owner.connection = face
+    try:
+        owner.autocommit = True
+        owner.init_connection_state()
+        connection_created.send(sender=type(owner), connection=owner)
+    finally:
+        owner.connection = None
+    face.remember()
+
+
+def isolation_level(wrapper: Any) -> psycopg.IsolationLevel:
+    """Return the isolation level that OPTIONS asks for; PostgreSQL's default without it.
+
+    Raise ImproperlyConfigured, as Django does, for a value that is none.
+    """
+    value = wrapper.settings_dict["OPTIONS"].get(
+        "isolation_level", psycopg.IsolationLevel.READ_COMMITTED
+    )
+    try:
+        return psycopg.IsolationLevel(value)
+    except ValueError:
+        raise ImproperlyConfigured(
+            f"Invalid transaction isolation level {value} specified. Use one of the"
+            " psycopg.IsolationLevel values."
+        ) from None
