@@ -28,6 +28,9 @@ def use_wrapper(alias: str = DEFAULT_DB_ALIAS, **changes: Any) -> DatabaseWrappe
     return wrapper
 
 
+PID = "SELECT pg_backend_pid()"
+
+
 async def run(wrapper: DatabaseWrapper, query: str, params: Any = None) -> Any:
     """Run a query bridged and return the first column of its first row, if it has rows."""
 
@@ -47,3 +50,25 @@ async def until(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
             if value := condition():
                 return value
             await asyncio.sleep(0.001)
+
+
+def small_pool(size: int = 1) -> DatabaseWrapper:
+    """Give the running task a pool of *size*: one that holds too much gets nothing more."""
+    return use_wrapper(options={"pool": {"max_size": size, "timeout": 2.0}})
+
+
+def on_loan(wrapper: DatabaseWrapper) -> int:
+    """Return how many connections of the pool are on loan, or just being opened."""
+    stats = wrapper.async_pool.get_stats()
+    return stats["pool_size"] - stats["pool_available"]
+
+
+async def check_all_back(wrapper: DatabaseWrapper) -> None:
+    """Check that nothing is on loan and the pool works; a closed connection is replaced."""
+    assert await run(wrapper, "SELECT 1") == 1
+    await until(lambda: not on_loan(wrapper))
+
+
+def pid_of(cursor: Any) -> int:
+    cursor.execute(PID)
+    return int(cursor.fetchone()[0])
