@@ -22,19 +22,7 @@ from pgbackend import await_bridged, bridged
 from tests.conftest import NAME, Server
 from tests.models import Author, Elsewhere
 from tests.script import run_script
-from tests.wrapper import PID, make_wrapper
-
-AddAlias = Callable[..., str]
-
-
-def value(query: str, alias: str = "default") -> Any:
-    """Return the first column of a query's first row."""
-    with connections[alias].cursor() as cursor:
-        cursor.execute(query)
-        return cursor.fetchone()[0]
-
-
-avalue = bridged(value)
+from tests.wrapper import PID, AddAlias, avalue, make_wrapper, value
 
 
 def test_vendor() -> None:

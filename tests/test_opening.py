@@ -1,7 +1,7 @@
 """How connections are opened: OPTIONS and settings as Django documents them, and the signal."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +19,7 @@ from django.db.backends.signals import connection_created
 from pgbackend import bridged
 from tests.conftest import Server
 from tests.models import Author
-from tests.wrapper import PID
-
-AddAlias = Callable[..., str]
-
-
-def value(query: str, alias: str = "default") -> Any:
-    """Return the first column of a query's first row."""
-    with connections[alias].cursor() as cursor:
-        cursor.execute(query)
-        return cursor.fetchone()[0]
-
-
-avalue = bridged(value)
+from tests.wrapper import PID, AddAlias, avalue, value
 
 
 async def test_isolation_level(add_alias: AddAlias) -> None:

@@ -7,8 +7,12 @@ from typing import Any
 
 from django.db import DEFAULT_DB_ALIAS, connections
 
+from pgbackend import bridged
 from pgbackend.base import DatabaseWrapper
 from pgbackend.bridge import run_bridged
+
+# The type of the fixture `add_alias`.
+AddAlias = Callable[..., str]
 
 
 def make_wrapper(
@@ -72,3 +76,13 @@ async def check_all_back(wrapper: DatabaseWrapper) -> None:
 def pid_of(cursor: Any) -> int:
     cursor.execute(PID)
     return int(cursor.fetchone()[0])
+
+
+def value(query: str, alias: str = "default") -> Any:
+    """Return the first column of a query's first row."""
+    with connections[alias].cursor() as cursor:
+        cursor.execute(query)
+        return cursor.fetchone()[0]
+
+
+avalue = bridged(value)
