@@ -187,15 +187,10 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         if not self.settings_dict["AUTOCOMMIT"]:
             self._begin()
 
-    def ensure_connection(self) -> None:
-        """Guarantee that a connection can be had; bridged, none is kept."""
-        if not self.bridged:
-            super().ensure_connection()
-        elif self.state.connecting:
-            # Django's tests wrap this method in one that calls it.
-            if self.connection is None:
-                self.connect()
-        elif (lease := self._hold()) is not None:
+    def try_connection(self) -> None:
+        """Borrow a connection and give it back, as ``ensure_connection()`` does when bridged."""
+        lease = self._hold()
+        if lease is not None:
             lease.let_go()
 
     def _hold(self, *, pinned: bool = False) -> Lease | None:
@@ -210,7 +205,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
             state.connecting = True
             try:
                 # Django's own, which the guards of its test cases replace; ends in `connect`.
-                super().ensure_connection()
+                self.ensure_connection()
             finally:
                 state.connecting = False
             if pinned and state.lease is not None:
@@ -229,8 +224,10 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
     def close(self) -> None:
         """Close the connection; bridged, give it back to its pool, which rolls it back."""
         super().close()
-        if self.alias == NO_DB_ALIAS and self.bridged:
-            self.close_pool()
+        if self.bridged:
+            self._states.close_shared()
+            if self.alias == NO_DB_ALIAS:
+                self.close_pool()
 
     def _close(self) -> None:
         if self.bridged:

@@ -290,6 +290,13 @@ class States:
         """
         return self._thread == get_ident()
 
+    def close_shared(self) -> None:
+        """Close the connection of a thread with which the wrapper was shared, if there is one."""
+        connection = self._of_thread.connection
+        if connection is not None:
+            self._of_thread.connection = None
+            connection.close()
+
     def current(self, wrapper: object) -> ConnectionState:
         """Return the state of the running task; the thread's where no task runs."""
         try:
