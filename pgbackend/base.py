@@ -329,20 +329,22 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         it did was not committed.
         """
         frame = innermost_frame(self)
-        if frame is None or frame.left:
-            if failed:
-                return None
-            raise RuntimeError(
-                "the transaction of this atomic block has ended already, by the end of the"
-                " task that began it: nothing of it was committed"
-            )
-        try:
-            frame.state.take_turn_to_leave(frame, self._turn_timeout)
-        except BaseException:
-            # Whoever has the turn never gave it back: end the transaction for all.
-            self.connection = None
-            raise
-        return frame
+        if frame is not None and not frame.left:
+            try:
+                frame.state.take_turn_to_leave(frame, self._turn_timeout)
+            except BaseException:
+                # Whoever has the turn never gave it back: end the transaction for all.
+                self.connection = None
+                raise
+        # Asked after the wait: meanwhile the transaction may have ended.
+        if frame is not None and not frame.left:
+            return frame
+        if failed:
+            return None
+        raise RuntimeError(
+            "the transaction of this atomic block has ended already, by the end of the"
+            " task that began it: nothing of it was committed"
+        )
 
     def _begin(self) -> None:
         """Turn autocommit off and bind the lease; the server's BEGIN comes with a statement."""

@@ -771,6 +771,40 @@ async def test_child_leaves_a_transaction_that_was_dropped(
     assert committed(server) == []
 
 
+async def test_transaction_ends_while_a_child_waits_to_leave(server: Server) -> None:
+    """A block that waits to be left when its transaction ends raises RuntimeError, too."""
+    entered, release, leaving = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    tasks: list[asyncio.Task[None]] = []
+
+    async def grandchild() -> None:
+        async with transaction.atomic():
+            entered.set()
+            await release.wait()
+
+    async def child() -> None:
+        async with transaction.atomic():
+            await Author.objects.acreate(name="lost")
+            tasks.append(asyncio.create_task(grandchild()))
+            await entered.wait()
+            leaving.set()
+
+    async def owner() -> None:
+        await transaction.atomic().__aenter__()
+        tasks.append(asyncio.create_task(child()))
+        await leaving.wait()
+        # Behind what the child does up to its wait for the grandchild.
+        await asyncio.sleep(0)
+
+    with pytest.warns(ResourceWarning, match="ended inside a transaction"):
+        await asyncio.create_task(owner())
+        with pytest.raises(RuntimeError, match="has ended already"):
+            await tasks[0]
+    release.set()
+    with pytest.raises(RuntimeError, match="has ended already"):
+        await tasks[1]
+    assert committed(server) == []
+
+
 # The end of a task, and cancellation
 
 
