@@ -1,8 +1,10 @@
 # make run     the example project on http://127.0.0.1:8000/ (PORT=8001 moves it)
 # make test    the tests; DJANGO=5.2, 6.0 or 6.1 and PYTHON= choose others than the usual ones
 # make django-suite        Django's own tests, with DJANGO=, MODE=bridged|plain|stock, PARALLEL=2
-#                          and LABELS='basic queries'
+#                          LABELS='basic queries' and ARGS='--shuffle 1'
 # make django-suite-diff   what of them ends worse than on Django's own backend
+# make drf-suite           REST framework's tests, with DJANGO=, MODE= and, for pytest,
+#                          LABELS='tests/test_filters.py -k search'
 # make clean   remove what the others made, the demo's data included
 
 # A line of Django's, as in 6.1; without it the newest that the Python admits.
@@ -15,10 +17,11 @@ MINIMUM = $(if $(filter 6.%,$(DJANGO)),3.12,3.11)
 comma = ,
 
 LABELS =
+ARGS =
 MODE = bridged
 PARALLEL = 2
 
-.PHONY: help run test django-suite django-suite-diff clean
+.PHONY: help run test django-suite django-suite-diff drf-suite clean
 
 help:
 	@sed -n '/^#/!q; s/^# //p' Makefile
@@ -30,10 +33,15 @@ test: $(VENV)/installed-dev
 	@$(VENV)/bin/python -m pytest
 
 django-suite: $(VENV)/installed-suite
-	@$(VENV)/bin/python -m tests.django_suite --mode $(MODE) --parallel $(PARALLEL) $(LABELS)
+	@$(VENV)/bin/python -m tests.django_suite --mode $(MODE) --parallel $(PARALLEL) $(ARGS) $(LABELS)
 
 django-suite-diff: $(VENV)/installed-suite
-	@$(VENV)/bin/python -m tests.django_suite.diff --parallel $(PARALLEL) $(LABELS)
+	@$(VENV)/bin/python -m tests.django_suite.diff --parallel $(PARALLEL) $(ARGS) $(LABELS)
+
+# In an environment of its own: pytest-django there would take hold of the tests of `make test`.
+drf-suite:
+	@$(MAKE) --no-print-directory VENV=$(VENV)-drf $(VENV)-drf/installed-drf
+	@$(VENV)-drf/bin/python -m tests.drf_suite --mode $(MODE) $(ARGS) $(LABELS)
 
 # The stamps stand for the extras that pyproject.toml asks for.
 $(VENV)/installed-%: pyproject.toml | $(VENV)/bin/pip
@@ -67,5 +75,5 @@ clean:
 	fi
 	@# As root the data may be a link to a folder elsewhere.
 	@if [ -L .postgres/data ]; then rm -rf "$$(readlink .postgres/data)"; fi
-	rm -rf .venv .venv-* .django-suite .postgres build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-* .django-suite .postgres build dist *.egg-info .pytest_cache kitchen/.pytest_cache .mypy_cache .ruff_cache
 	find . -path './.venv*' -prune -o -name __pycache__ -prune -exec rm -rf {} +

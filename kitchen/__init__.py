@@ -1,7 +1,8 @@
 """A small restaurant on pgbackend: dishes with stock, orders, and a kitchen that cooks them.
 
-Start with `ordering.py`, where a transaction is awaited, then `views.py` and `board.py`. With
-`make run`, the same by hand:
+Start with `ordering.py`, where a transaction is awaited; then `views.py`, where relations are
+followed in an asynchronous view and a synchronous one runs on the event loop; `board.py`, whose
+streams hear of each commit; and `tests.py`. With `make run`, the same by hand:
 
     curl http://127.0.0.1:8000/api/dishes/
 

@@ -6,10 +6,12 @@ See https://html.spec.whatwg.org/multipage/server-sent-events.html for the forma
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 from django.core.handlers.asgi import ASGIRequest
 from django.core.serializers.json import DjangoJSONEncoder
+from django.db import transaction
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.views.decorators.http import require_GET
@@ -19,6 +21,7 @@ from kitchen.models import Order
 # Ready orders stay until so many others are ready too.
 READY_SHOWN = 12
 
+# How often a stream looks for what nobody has announced: the work of the admin, or of others.
 POLL_SECONDS = 0.5
 
 # Proxies and browsers give up a stream that says nothing for a minute or so.
@@ -29,7 +32,17 @@ RECONNECT_MILLISECONDS = 2000
 # Set when the server shuts down: it waits for its responses, and these never end by themselves.
 closing = asyncio.Event()
 
+_announced = asyncio.Condition()
 
+
+async def announce() -> None:
+    """Let the streams of this process look at once: an order was placed, or advanced."""
+    async with _announced:
+        _announced.notify_all()
+
+
+# The stream goes on after the view, and so outside any transaction of the view's.
+@transaction.non_atomic_requests
 @require_GET
 async def board_events(request: HttpRequest) -> HttpResponse:
     if not isinstance(request, ASGIRequest):
@@ -56,7 +69,9 @@ async def events() -> AsyncIterator[str]:
 
     silent_for = 0.0
     while not closing.is_set():
-        await asyncio.sleep(POLL_SECONDS)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(POLL_SECONDS), _announced:
+                await _announced.wait()
         # Keys and statuses, not "changed since": a transaction may commit after a later one.
         now = {pk: status async for pk, status in on_board().values_list("pk", "status")}
         changed = [pk for pk, status in now.items() if shown.get(pk) != status]

@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from django.db import transaction
 from django.utils import timezone
 
+from kitchen import board
 from kitchen.models import Customer, Dish, Order, OrderLine
+from pgbackend.transaction import aon_commit
 
 
 class OutOfStock(Exception):
@@ -37,6 +39,8 @@ async def place(customer: str, quantities: Mapping[int, int]) -> Order:
     *quantities* has the number of portions for each dish's key. Raise `OutOfStock` or
     `UnknownDish`.
     """
+    # In a request, which is a transaction itself (ATOMIC_REQUESTS), this is a savepoint: an order
+    # that is refused lets go of the dishes here, before its answer is made.
     async with transaction.atomic():
         # Whoever wants some of the same dishes waits here. All lock them in the same order, so
         # that no two orders each hold a dish the other waits for.
@@ -59,6 +63,8 @@ async def place(customer: str, quantities: Mapping[int, int]) -> Order:
             OrderLine(order=order, dish=dish, quantity=quantities[dish.pk], price=dish.price)
             for dish in dishes
         )
+        # Awaited when the order is there for all to see: after the commit of the outermost block.
+        await aon_commit(board.announce)
     return order
 
 
@@ -79,4 +85,5 @@ async def advance(pk: int) -> Order:
             case _:
                 raise AlreadyReady(order)
         await order.asave(update_fields=["status", "cooking_at", "ready_at"])
+        await aon_commit(board.announce)
     return order

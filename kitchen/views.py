@@ -1,5 +1,6 @@
-"""The pages."""
+"""The pages. Each request is one transaction: see ATOMIC_REQUESTS in the settings."""
 
+from django.db.models import Count, F, Sum
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import aget_object_or_404, redirect, render
 from django.views.decorators.http import require_POST, require_safe
@@ -8,6 +9,9 @@ from kitchen import ordering
 from kitchen.board import board_orders
 from kitchen.forms import OrderForm
 from kitchen.models import Dish, Order
+from pgbackend import bridged
+
+EARLIER_SHOWN = 3
 
 
 @require_safe
@@ -32,8 +36,11 @@ async def place_order(request: HttpRequest) -> HttpResponse:
 
 @require_safe
 async def show_order(request: HttpRequest, pk: int) -> HttpResponse:
-    order = await aget_object_or_404(Order.objects.detailed(), pk=pk)
-    return render(request, "kitchen/order.html", {"order": order, "statuses": Order.Status})
+    order = await aget_object_or_404(Order, pk=pk)
+    # No select_related: in a request a lazy relation waits for its query, in the template as well.
+    earlier = order.customer.orders.filter(pk__lt=order.pk)[:EARLIER_SHOWN]
+    context = {"order": order, "earlier": earlier, "statuses": Order.Status}
+    return render(request, "kitchen/order.html", context)
 
 
 @require_POST
@@ -56,6 +63,17 @@ async def board(request: HttpRequest) -> HttpResponse:
         (status, [order for order in orders if order.status == status]) for status in Order.Status
     ]
     return render(request, "kitchen/board.html", {"columns": columns})
+
+
+@require_safe
+@bridged
+def report(request: HttpRequest) -> HttpResponse:
+    """Show what was sold: a synchronous view, run on the event loop instead of in a thread."""
+    sold = Sum("lines__quantity", default=0)
+    takings = Sum(F("lines__quantity") * F("lines__price"), default=0)
+    dishes = Dish.objects.annotate(sold=sold, takings=takings).order_by("-takings", "name")
+    total = Order.objects.aggregate(orders=Count("pk", distinct=True), sold=sold, takings=takings)
+    return render(request, "kitchen/report.html", {"dishes": dishes, "total": total})
 
 
 async def all_dishes() -> list[Dish]:

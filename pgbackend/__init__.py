@@ -6,7 +6,8 @@ a-methods; to run a synchronous function that uses the ORM on the event loop, us
 
 from . import base as base  # before routing: at its end it applies patches, which need both
 from .bridge import BridgeError, await_bridged, is_bridged
+from .errors import CommitInDoubt
 from .routing import bridged
 from .version import __version__
 
-__all__ = ["BridgeError", "__version__", "await_bridged", "bridged", "is_bridged"]
+__all__ = ["BridgeError", "CommitInDoubt", "__version__", "await_bridged", "bridged", "is_bridged"]

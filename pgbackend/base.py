@@ -7,6 +7,7 @@ Django's own synchronous code runs unchanged.
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +15,7 @@ from weakref import finalize
 
 import django
 from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
-from django.db import DEFAULT_DB_ALIAS
+from django.db import DEFAULT_DB_ALIAS, InternalError, OperationalError
 from django.db.backends.base.base import NO_DB_ALIAS
 from django.db.backends.utils import debug_transaction
 
@@ -39,29 +40,29 @@ from django.db.backends.postgresql.base import DatabaseWrapper as PostgresDataba
 from .bridge import await_bridged, is_bridged
 from .creation import DatabaseCreation
 from .cursor import CursorDebugWrapper, CursorWrapper, LeaseHolder
+from .errors import CommitInDoubt
 from .features import DatabaseFeatures
+from .hooks import Hook
+from .joining import Transaction, check_not_outlived, joined, joined_if_open
 from .lease import Lease
 from .opening import isolation_level, make_pool, pool_key
 from .operations import DatabaseOperations
 from .pool import ConnectionPool, get_pool, open_pools, pool_arguments
-from .state import (
-    ConnectionState,
-    Frame,
-    States,
-    check_not_outlived,
-    innermost_frame,
-    state_attribute,
-)
+from .state import ConnectionState, States, state_attribute
+from .threads import Handed, hand_over
+from .turns import Frame, innermost_frame
+from .wrapping import ExecuteWrappers
 
 # Seconds a task waits for its turn in a transaction it shares; OPTIONS["turn_timeout"].
 TURN_TIMEOUT = 30.0
 
 
-class DatabaseWrapper(PostgresDatabaseWrapper):
+class DatabaseWrapper(ExecuteWrappers, PostgresDatabaseWrapper):
     """Django's PostgreSQL wrapper, with leased asynchronous connections in the bridge.
 
     Beside Django's own ``OPTIONS``: ``bridge`` (default True; False keeps the alias on
-    Django's own path everywhere), ``turn_timeout`` (seconds, default 30.0).
+    Django's own path everywhere), ``turn_timeout`` (seconds, default 30.0), ``reset`` (default
+    "dirty": a session is reset after statements that may have changed it; "always").
     """
 
     # Django's, which is untyped, assigns them.
@@ -83,15 +84,22 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
             )
         # True for the wrapper by which a pool configures its connections.
         self.configures_pool = False
+        # What receivers of connection_created execute meanwhile, with parameters.
+        self.configured: list[tuple[str, Any]] = []
         self._turn_timeout = options.get("turn_timeout", TURN_TIMEOUT)
         if not isinstance(self._turn_timeout, int | float):
             raise ImproperlyConfigured(
                 f"DATABASES[{alias!r}]['OPTIONS']['turn_timeout'] is a number of seconds, not"
                 f" {self._turn_timeout!r}"
             )
+        self.reset = options.get("reset", "dirty")
+        if self.reset not in ("dirty", "always"):
+            raise ImproperlyConfigured(
+                f"DATABASES[{alias!r}]['OPTIONS']['reset'] is 'dirty' or 'always', not"
+                f" {self.reset!r}"
+            )
         super().__init__(settings_dict, alias)
-        # Django's constructor wrote its own initial values on the running task's state.
-        self.state.reset()
+        self._states.open()
 
     # What Django keeps on the wrapper and tasks must not share.
 
@@ -122,6 +130,21 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         """Whether the caller's statements run on leased connections."""
         return self.bridge_enabled and is_bridged() and self._states.are_of_this_thread()
 
+    @property
+    def joined(self) -> Transaction | None:
+        """The loop's transaction that the calling thread joined; see `joining.joined`."""
+        if not self.bridge_enabled or self.bridged:
+            return None
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return joined(self.alias)
+        return None
+
+    def hand_over(self, transaction: Transaction, function: Callable[..., Any], *args: Any) -> Any:
+        """Run *function*, of a joined *transaction*, on the loop and return its result."""
+        return hand_over(transaction, self._turn_timeout, function, *args)
+
     def check_not_on_loop(self) -> None:
         """Raise SynchronousOnlyOperation on a running event loop outside the bridge."""
         if is_bridged() or os.environ.get("DJANGO_ALLOW_ASYNC_UNSAFE"):
@@ -133,8 +156,8 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         raise SynchronousOnlyOperation(
             f"The synchronous ORM was used on the running event loop (alias {self.alias!r})."
             " Await the asynchronous form, as in `await queryset.aget()`,"
-            " `async for row in queryset` or `await instance.asave()`; or decorate the"
-            " synchronous function with @pgbackend.bridged and await it."
+            " `async for row in queryset` or `await instance.asave()`; or decorate the function"
+            " with @pgbackend.bridged and await it."
         )
 
     # Connecting
@@ -171,8 +194,8 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
     def get_connection_params(self) -> dict[str, Any]:
         """Return psycopg's connection arguments, as Django does, without our options."""
         params = super().get_connection_params()
-        params.pop("bridge", None)
-        params.pop("turn_timeout", None)
+        for option in ("bridge", "turn_timeout", "reset"):
+            params.pop(option, None)
         return params  # type: ignore[no-any-return]
 
     def connect(self) -> None:
@@ -183,7 +206,8 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         check_not_outlived(self)
         self.check_settings()
         self.isolation_level = isolation_level(self)
-        self.state.borrow(self.async_pool)
+        lease = self.state.borrow(self.async_pool)
+        lease.dirty = self.reset == "always"
         if not self.settings_dict["AUTOCOMMIT"]:
             self._begin()
 
@@ -212,6 +236,24 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
                 state.lease.pins += 1
         return state.lease
 
+    def pin(self) -> Lease | None:
+        """Hold the task's lease beyond the bridged call; its session is reset in the end."""
+        lease = self._hold(pinned=True)
+        if lease is not None:
+            lease.dirty = True
+            task = asyncio.current_task()
+            assert task is not None
+            task.add_done_callback(lease.owner_ended)
+        return lease
+
+    def unpin(self, lease: Lease) -> None:
+        """Undo `pin`, in the task that called it."""
+        task = asyncio.current_task()
+        assert task is not None
+        task.remove_done_callback(lease.owner_ended)
+        if lease.on_loan:
+            lease.let_go(pinned=True)
+
     def state_in_turn(self) -> ConnectionState:
         """Return the running task's state when it is the task's turn to use it."""
         while True:
@@ -221,13 +263,30 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
             # Meanwhile the transaction may end, and the task with a state of its own.
             state.take_turn(self._turn_timeout)
 
+    def is_usable(self) -> bool:
+        """Return whether the connection works, by a round trip."""
+        if (transaction := self.joined) is not None:
+            return bool(self.hand_over(transaction, transaction.wrapper.is_usable))
+        return bool(super().is_usable())
+
     def close(self) -> None:
-        """Close the connection; bridged, give it back to its pool, which rolls it back."""
+        """Close the connection; bridged, give it back to its pool, which rolls it back.
+
+        In a thread that joined a transaction, only the thread's own: the other is the loop's.
+        """
+        if not self.bridged and joined_if_open(self.alias) is not None:
+            self._states.close_shared()
+            return
         super().close()
         if self.bridged:
             self._states.close_shared()
             if self.alias == NO_DB_ALIAS:
                 self.close_pool()
+
+    def close_if_unusable_or_obsolete(self) -> None:
+        """Close what a request left behind, but not a transaction around it, as a test's."""
+        if not (self.bridged and self.in_atomic_block):
+            super().close_if_unusable_or_obsolete()
 
     def _close(self) -> None:
         if self.bridged:
@@ -247,7 +306,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
 
     def _cursor(self, name: str | None = None) -> Any:
         if not self.bridged:
-            return super()._cursor(name)
+            return self._cursor_of_thread(name)
         pinned = name is not None
         lease = self._hold(pinned=pinned)
         try:
@@ -265,6 +324,13 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
             finalize(cursor, lease.let_go, pinned=pinned)
         return cursor
 
+    def _cursor_of_thread(self, name: str | None) -> Any:
+        transaction = self.joined
+        if transaction is None:
+            return super()._cursor(name)
+        call = functools.partial(self.hand_over, transaction)
+        return Handed(call(transaction.wrapper._cursor, name), call)
+
     def make_cursor(self, cursor: Any) -> CursorWrapper:
         """Wrap a psycopg cursor."""
         return CursorWrapper(cursor, self)
@@ -276,8 +342,20 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
     # Transactions
 
     def get_autocommit(self) -> bool:
-        """Return the autocommit state; bridged, without a connection."""
-        return bool(self.autocommit if self.bridged else super().get_autocommit())
+        """Return the autocommit state; on the event loop, without a connection."""
+        if self.bridged or self._leases_here():
+            return bool(self.autocommit)
+        return bool(super().get_autocommit())
+
+    def _leases_here(self) -> bool:
+        """Return whether what the running coroutine awaits would run on leased connections."""
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return False
+        from .routing import runs_bridged  # which needs this module
+
+        return runs_bridged(self.alias)
 
     def set_autocommit(
         self, autocommit: bool, force_begin_transaction_with_broken_autocommit: bool = False
@@ -287,6 +365,9 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         The hooks of `on_commit` run after the connection was given back: they may wait for
         tasks that need one.
         """
+        if (transaction := self.joined) is not None:
+            self.hand_over(transaction, transaction.wrapper.set_autocommit, autocommit)
+            return
         if not self.bridged:
             super().set_autocommit(autocommit, force_begin_transaction_with_broken_autocommit)
             return
@@ -303,8 +384,49 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
             self.run_and_clear_commit_hooks()
             state.run_commit_hooks_on_set_autocommit_on = False
 
+    def commit(self) -> None:
+        """Commit, and run the hooks of `on_commit`."""
+        if (transaction := self.joined) is not None:
+            self.hand_over(transaction, transaction.wrapper.commit)
+            return
+        if self.bridged:
+            self.state_in_turn()
+        super().commit()
+
+    def rollback(self) -> None:
+        """Roll back, and forget the hooks of `on_commit`."""
+        if (transaction := self.joined) is not None:
+            self.hand_over(transaction, transaction.wrapper.rollback)
+            return
+        if self.bridged:
+            self.state_in_turn()
+        super().rollback()
+
+    def on_commit(self, func: Callable[[], Any], robust: bool = False) -> None:
+        """Call *func* after the commit, and wait for a coroutine that it returns."""
+        try:
+            super().on_commit(Hook(func) if callable(func) else func, robust)
+        except SynchronousOnlyOperation:
+            raise SynchronousOnlyOperation(
+                "on_commit() was called on a running event loop, outside the bridge and outside"
+                " a transaction of this task: `await pgbackend.transaction.aon_commit(...)`"
+            ) from None
+
     def _commit(self) -> None:
-        self._end_transaction(super()._commit)
+        connection = self.connection
+        if self.bridged and connection is not None and connection.is_aborted:
+            # The server would answer COMMIT with ROLLBACK, which psycopg takes for success.
+            raise InternalError(
+                "the transaction cannot be committed: a statement in it was stopped by a"
+                " cancellation or a time-out. Let that leave the atomic block, or put the"
+                " statement into a nested one"
+            )
+        try:
+            self._end_transaction(super()._commit)
+        except OperationalError as error:
+            if self.bridged and connection is not None and connection.closed:
+                raise CommitInDoubt(*error.args) from error.__cause__
+            raise
 
     def _rollback(self) -> None:
         self._end_transaction(super()._rollback)
@@ -331,6 +453,8 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         frame = innermost_frame(self)
         if frame is not None and not frame.left:
             try:
+                if failed and frame.is_outermost and self.commit_on_exit:
+                    frame.state.end_for_others(frame)
                 frame.state.take_turn_to_leave(frame, self._turn_timeout)
             except BaseException:
                 # Whoever has the turn never gave it back: end the transaction for all.
@@ -342,8 +466,8 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         if failed:
             return None
         raise RuntimeError(
-            "the transaction of this atomic block has ended already, by the end of the"
-            " task that began it: nothing of it was committed"
+            "the transaction of this atomic block has ended already, since the block of the task"
+            " that began it failed, or that task ended: nothing of it was committed"
         )
 
     def _begin(self) -> None:

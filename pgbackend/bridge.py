@@ -46,6 +46,8 @@ class _Bridge(greenlet):
     exits: dict[Callable[[], None], None] | None = None
     # True once the coroutine driving this greenlet was closed: nobody is left to await.
     abandoned = False
+    # Whether it is the bridge of something that has a session of its own; see `last`.
+    lasting = False
 
 
 def is_bridged() -> bool:
@@ -193,3 +195,19 @@ def on_exit(callback: Callable[[], None]) -> None:
     if bridge.exits is None:
         bridge.exits = {}
     bridge.exits[callback] = None
+
+
+def last() -> None:
+    """Mark the outermost bridged call around the caller as one that lasts, such as a request.
+
+    What belongs to a database session may be kept until its end.
+    """
+    if not is_bridged():
+        raise BridgeError("last() was called outside the bridge")
+    bridge: Any = getcurrent()
+    bridge.lasting = True
+
+
+def lasts() -> bool:
+    """Return whether `last` marked the outermost bridged call around the caller."""
+    return bool(getattr(getcurrent(), "lasting", False))

@@ -8,6 +8,7 @@ converted. Chunked reads and callers that want the cursor keep Django's way.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from django.core.exceptions import EmptyResultSet
@@ -21,11 +22,29 @@ from django.db.models.sql.constants import (
     SINGLE,
 )
 
+from . import session
 from .bridge import is_bridged
+from .session import CleanSQL
 
 
 class SQLCompiler(postgresql.SQLCompiler):
     """SELECT, and what INSERT, UPDATE, DELETE and aggregates inherit."""
+
+    def compile(self, node: Any) -> Any:
+        """Compile *node*, noting whether it is Django's own; see `session`."""
+        session.note(node)
+        return super().compile(node)
+
+    def as_sql(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the statement, marked if nothing of the application's is in it."""
+        return self._marked(super().as_sql, *args, **kwargs)
+
+    def _marked(self, as_sql: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        before = session.open_nodes
+        sql, params = as_sql(*args, **kwargs)
+        if session.open_nodes == before and session.is_clean_query(self.query):
+            sql = CleanSQL(sql)
+        return sql, params
 
     def execute_sql(
         self,
@@ -60,6 +79,14 @@ class SQLCompiler(postgresql.SQLCompiler):
 class SQLInsertCompiler(postgresql.SQLInsertCompiler, SQLCompiler):
     """INSERT, with returned columns."""
 
+    def as_sql(self) -> Any:
+        """Return the statements, marked if nothing of the application's is in them."""
+        before = session.open_nodes
+        statements = postgresql.SQLInsertCompiler.as_sql(self)
+        if session.open_nodes == before and all(map(session.is_clean_field, self.query.fields)):
+            statements = [(CleanSQL(sql), params) for sql, params in statements]
+        return statements
+
     def execute_sql(  # type: ignore[override]  # Django's INSERT has a signature of its own
         self, returning_fields: Any = None
     ) -> list[Any]:
@@ -82,10 +109,24 @@ class SQLInsertCompiler(postgresql.SQLInsertCompiler, SQLCompiler):
 class SQLUpdateCompiler(postgresql.SQLUpdateCompiler, SQLCompiler):
     """UPDATE; related updates of parent tables included."""
 
+    def as_sql(self) -> Any:
+        """Return the statement, marked if nothing of the application's is in it."""
+        sql, params = self._marked(super().as_sql)
+        fields = (field for field, _, _ in self.query.values)
+        return (sql if all(map(session.is_clean_field, fields)) else str(sql)), params
+
 
 class SQLDeleteCompiler(postgresql.SQLDeleteCompiler, SQLCompiler):
     """DELETE."""
 
+    def as_sql(self) -> Any:
+        """Return the statement, marked if nothing of the application's is in it."""
+        return self._marked(super().as_sql)
+
 
 class SQLAggregateCompiler(postgresql.SQLAggregateCompiler, SQLCompiler):
     """Aggregates over a subquery."""
+
+    def as_sql(self) -> Any:
+        """Return the statement, marked if nothing of the application's is in it."""
+        return self._marked(super().as_sql)

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
+from greenlet import GreenletExit
 from psycopg.abc import AdaptContext, PQGen
 from psycopg.adapt import AdaptersMap
 from psycopg.pq import TransactionStatus
@@ -90,6 +91,8 @@ class BridgedConnection(psycopg.Connection[Any]):
         # Marks it as a pool's for psycopg, which warns of unclosed connections otherwise.
         self._pool = None
         self._autocommit = True
+        # Whether a cancellation stopped a statement of this borrower's.
+        self.was_stopped = False
         self.lock = BridgedLock()  # type: ignore[assignment]  # see BridgedLock
         if cursor_factory is not None:
             self.cursor_factory = cursor_factory
@@ -110,8 +113,13 @@ class BridgedConnection(psycopg.Connection[Any]):
     async def _wait(self, gen: PQGen[RV], interval: float, seconds: float | None) -> RV:
         try:
             return await wait_async(gen, self.pgconn.socket, interval, seconds)
-        except (asyncio.CancelledError, KeyboardInterrupt):
-            if self.pgconn.transaction_status == TransactionStatus.ACTIVE:
+        except (GeneratorExit, GreenletExit):
+            # The wait is given up: nothing can be awaited any more.
+            raise
+        except BaseException:
+            # A cancellation, mostly, or what a signal handler raised.
+            if self.is_executing:
+                self.was_stopped = True
                 await _shielded(self._stop(gen))
             raise
 
@@ -122,6 +130,32 @@ class BridgedConnection(psycopg.Connection[Any]):
             await wait_async(gen, self.pgconn.socket, _WAIT_INTERVAL, _STOP_TIMEOUT)
         except psycopg.errors.QueryCanceled:
             pass
+        except Exception as error:
+            logger.warning("closing %s, whose statement could not be stopped: %s", self, error)
+            self.close()
+
+    @property
+    def is_executing(self) -> bool:
+        """Whether a statement is running, some task's."""
+        return self.pgconn.transaction_status == TransactionStatus.ACTIVE
+
+    @property
+    def is_aborted(self) -> bool:
+        """Whether the transaction can only be rolled back, since a statement was stopped."""
+        return self.was_stopped and self.pgconn.transaction_status == TransactionStatus.INERROR
+
+    def stop(self) -> None:
+        """Cancel the statement that another task runs; close the connection if that fails."""
+        await_bridged(_shielded(self.stop_other()))
+
+    async def stop_other(self) -> None:
+        """Do what `stop` does, and wait until that task has heard of it."""
+        try:
+            async with asyncio.timeout(_STOP_TIMEOUT):
+                await self._pooled.cancel_safe(timeout=_STOP_TIMEOUT)
+                while self.is_executing:  # noqa: ASYNC110
+                    # That task reads the answer; there is nothing to be woken by.
+                    await asyncio.sleep(_WAIT_INTERVAL / 10)
         except Exception as error:
             logger.warning("closing %s, whose statement could not be stopped: %s", self, error)
             self.close()
@@ -143,6 +177,7 @@ class BridgedConnection(psycopg.Connection[Any]):
         """Undo what a borrower changed on this object. The server's side is not touched."""
         for name, value in self._base:
             setattr(self, name, value)
+        self.was_stopped = False
         self._begin_statement = b""
         self._autocommit = True
         self.prepare_threshold, self.prepared_max = self._base_prepare

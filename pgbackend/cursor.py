@@ -6,6 +6,8 @@ collected, and at the latest when the outermost bridged call ends.
 
 from __future__ import annotations
 
+import functools
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,14 +15,20 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import psycopg
+from django.db import ProgrammingError
 from django.db.backends import utils
 from django.db.backends.postgresql import base as postgresql
 
-from .bridge import is_bridged
+from .bridge import is_bridged, lasts, on_exit
+from .joining import check_not_outlived
+from .session import CleanSQL, changes_session
 
 if TYPE_CHECKING:
     from .lease import Lease
 
+
+# The modules between a cursor's user and the cursor.
+_BETWEEN = frozenset({__name__, "django.db.backends.utils", "functools"})
 
 # Server-side cursors opened in this context are added; see `collect_opened`.
 _opened: ContextVar[list[LeaseHolder] | None] = ContextVar("pgbackend_opened", default=None)
@@ -34,6 +42,19 @@ def collect_opened(cursors: list[LeaseHolder]) -> Iterator[None]:
         yield
     finally:
         _opened.reset(token)
+
+
+def _unpin(lease: Lease) -> None:
+    if lease.on_loan:
+        lease.let_go(pinned=True)
+
+
+def _is_of_the_cache() -> bool:
+    """Return whether the database's cache runs a statement: Django's own, though raw SQL."""
+    frame = sys._getframe(2)
+    while frame.f_globals.get("__name__") in _BETWEEN and frame.f_back is not None:
+        frame = frame.f_back
+    return frame.f_globals.get("__name__") == "django.core.cache.backends.db"
 
 
 class LeaseHolder(utils.CursorWrapper):
@@ -113,6 +134,8 @@ class LeaseHolder(utils.CursorWrapper):
         if self.lease is None:
             return
         self.db.state_in_turn()
+        if self.lease.pins:
+            check_not_outlived(self.db)
         if not self.lease.on_loan:
             with self.db.wrap_database_errors:
                 raise psycopg.InterfaceError(
@@ -120,27 +143,59 @@ class LeaseHolder(utils.CursorWrapper):
                     " it ended: open, use and close a cursor in one bridged function"
                 )
 
+    def _soil(self, sql: Any, params: Any = None) -> None:
+        """Have the session reset after this borrower; refuse what would be lost with that.
+
+        Raise ProgrammingError for a statement whose effect lives in the session where nothing
+        keeps the connection: no transaction, no pin and no request.
+        """
+        lease = self.lease
+        if lease is None:
+            if self.db.configures_pool:
+                self.db.configured.append((str(sql), params))
+            return
+        if _is_of_the_cache():
+            return
+        lease.dirty = True
+        if lease.pins or not changes_session(str(sql)):
+            return
+        if not lasts():
+            raise ProgrammingError(
+                "the effect of this statement lives in the session, which is reset when the"
+                " connection goes back to the pool, right after the statement. Use it inside"
+                f" `with pgbackend.transaction.pinned({self.db.alias!r}):` or inside atomic()"
+            )
+        # As long as Django would have kept the connection.
+        lease.hold(pinned=True)
+        on_exit(functools.partial(_unpin, lease))
+
     def callproc(self, *args: Any, **kwargs: Any) -> Any:
         self._check_lease()
+        self._soil("")
         return super().callproc(*args, **kwargs)
 
     def copy(self, *args: Any, **kwargs: Any) -> Any:
         """Start a COPY, as psycopg's ``Cursor.copy``."""
         self._check_lease()
+        self._soil("")
         return getattr(super(), "copy", self.cursor.copy)(*args, **kwargs)
 
     def stream(self, *args: Any, **kwargs: Any) -> Any:
         """Iterate over rows as they come, as psycopg's ``Cursor.stream``."""
         self._check_lease()
+        self._soil("")
         return self.cursor.stream(*args, **kwargs)
 
-    def _execute(self, *args: Any) -> Any:
+    def _execute(self, sql: Any, params: Any, *args: Any) -> Any:
         self._check_lease()
-        return super()._execute(*args)
+        if type(sql) is not CleanSQL:
+            self._soil(sql, params)
+        return super()._execute(sql, params, *args)
 
-    def _executemany(self, *args: Any) -> Any:
+    def _executemany(self, sql: Any, param_list: Any, *args: Any) -> Any:
         self._check_lease()
-        return super()._executemany(*args)
+        self._soil(sql)
+        return super()._executemany(sql, param_list, *args)
 
 
 class CursorWrapper(LeaseHolder):

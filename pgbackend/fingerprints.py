@@ -60,9 +60,25 @@ def _digest(lines: Sequence[str]) -> str:
 
 
 KNOWN: dict[str, frozenset[str]] = {
+    "django.contrib.auth.backends:sync_to_async": frozenset(
+        {
+            "b24949c71814",  # 5.2 to 5.2.19, 6.0 to 6.0.10, 6.1 to 6.1.3
+        }
+    ),
+    "django.contrib.auth.decorators:sync_to_async": frozenset(
+        {
+            "d944490b62cc",  # 5.2 to 5.2.19, 6.0 to 6.0.10
+            "7f7ff735909f",  # 6.1 to 6.1.3
+        }
+    ),
     "django.contrib.contenttypes.fields:sync_to_async": frozenset(
         {
             "5b84d006fc41",  # 5.2 to 5.2.19, 6.0 to 6.0.10, 6.1 to 6.1.3
+        }
+    ),
+    "django.contrib.sessions.backends.base:sync_to_async": frozenset(
+        {
+            "4b18eecffcc7",  # 5.2 to 5.2.19, 6.0 to 6.0.10, 6.1 to 6.1.3
         }
     ),
     "django.contrib.sessions.backends.db:sync_to_async": frozenset(
@@ -74,6 +90,35 @@ KNOWN: dict[str, frozenset[str]] = {
         {
             "b83cd4aa732f",  # 5.2 to 5.2.19, 6.0 to 6.0.10
             "c4e537b3f074",  # 6.1 to 6.1.3
+        }
+    ),
+    "django.core.handlers.asgi:sync_to_async": frozenset(
+        {
+            "def3a9162743",  # 5.2 to 5.2.19
+            "3713c25bf5fb",  # 6.0 to 6.0.10, 6.1 to 6.1.3
+        }
+    ),
+    "django.core.handlers.base.BaseHandler.make_view_atomic": frozenset(
+        {
+            "b02367b91c01",  # 5.2 to 5.2.19, 6.0 to 6.0.10, 6.1 to 6.1.3
+        }
+    ),
+    "django.core.handlers.base:sync_to_async": frozenset(
+        {
+            "435f8e6ad0f6",  # 5.2 to 5.2.19, 6.0 to 6.0.10
+            "928eddf385cc",  # 6.1 to 6.1.3
+        }
+    ),
+    "django.core.handlers.exception:sync_to_async": frozenset(
+        {
+            "af6d30b7cb18",  # 5.2 to 5.2.19, 6.0 to 6.0.10
+            "b361c7e77686",  # 6.1 to 6.1.3
+        }
+    ),
+    "django.core.paginator:sync_to_async": frozenset(
+        {
+            "7ff21df91837",  # 6.0 to 6.0.10
+            "1909b9e869c6",  # 6.1 to 6.1.3
         }
     ),
     "django.db.models.base:sync_to_async": frozenset(
@@ -116,6 +161,27 @@ KNOWN: dict[str, frozenset[str]] = {
         {
             "004132bdaf84",  # 5.2 to 5.2.19, 6.0 to 6.0.10
             "e6ef8963f8a9",  # 6.1 to 6.1.3
+        }
+    ),
+    "django.http.response:sync_to_async": frozenset(
+        {
+            "d754cbb920ff",  # 5.2 to 5.2.19, 6.0 to 6.0.10, 6.1 to 6.1.3
+        }
+    ),
+    "django.tasks.backends.base:sync_to_async": frozenset(
+        {
+            "5d6a348ff655",  # 6.0 to 6.0.10, 6.1 to 6.1.3
+        }
+    ),
+    "django.test.client:sync_to_async": frozenset(
+        {
+            "2228c91f7755",  # 5.2 to 5.2.19, 6.0 to 6.0.10, 6.1 to 6.1.3
+        }
+    ),
+    "django.utils.deprecation:sync_to_async": frozenset(
+        {
+            "d03aa5fe7f02",  # 5.2 to 5.2.19, 6.0 to 6.0.10
+            "2d86c307d24c",  # 6.1 to 6.1.3
         }
     ),
 }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import asyncio
+import warnings
+from typing import TYPE_CHECKING, Any
 
 from psycopg.pq import TransactionStatus
 
@@ -19,7 +21,7 @@ class Lease:
     call. A transaction or a server-side cursor *pins* it: it may outlast the call.
     """
 
-    __slots__ = ("face", "holds", "on_loan", "pins", "pool", "pooled", "state")
+    __slots__ = ("dirty", "face", "holds", "on_loan", "pins", "pool", "pooled", "state")
 
     def __init__(
         self, state: ConnectionState, pool: ConnectionPool, pooled: PooledConnection
@@ -31,6 +33,8 @@ class Lease:
         self.holds = 0
         self.pins = 0
         self.on_loan = True
+        # Whether the session has to be reset before another borrower gets the connection.
+        self.dirty = False
 
     def __repr__(self) -> str:
         where = "on loan" if self.on_loan else "given back"
@@ -65,4 +69,24 @@ class Lease:
             self.face.pgconn.finish()
         else:
             self.face.restore()
-        self.pool.give_back(self.pooled)
+        self.pool.give_back(self.pooled, dirty=self.dirty)
+
+    def owner_ended(self, task: asyncio.Task[Any]) -> None:
+        """Give back what a task that has ended had pinned."""
+        if self.on_loan:
+            warnings.warn(
+                f"{task.get_name()} ended inside `pinned()`: leave it in the task that entered it",
+                ResourceWarning,
+                stacklevel=1,
+            )
+            self.give_back()
+
+    def stop_and_give_back(self) -> None:
+        """Return the connection once the statement that another task runs on it was stopped."""
+        self.pool.spawn(self._stop_and_give_back())
+
+    async def _stop_and_give_back(self) -> None:
+        try:
+            await self.face.stop_other()
+        finally:
+            self.give_back()

@@ -6,12 +6,15 @@ from collections.abc import Hashable
 from typing import Any
 
 import psycopg
+import psycopg.rows
+import psycopg.sql
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 from django.db.backends.base.base import NO_DB_ALIAS
 from django.db.backends.signals import connection_created
 
+from . import session
 from .connection import BridgedConnection
 from .pool import ConnectionPool, PooledConnection
 
@@ -57,6 +60,7 @@ def make_pool(wrapper: Any) -> ConnectionPool:
         options,
         kwargs=connect_arguments,
         configure=lambda pooled: configure(owner, pooled),
+        reset_session=reset_session,
         context_setup=lambda: connections.__setitem__(wrapper.alias, owner),
         check=conf["CONN_HEALTH_CHECKS"],
     )
@@ -76,13 +80,29 @@ def configure(owner: Any, pooled: PooledConnection) -> None:
     if "isolation_level" in owner.settings_dict["OPTIONS"]:
         face.isolation_level = owner.isolation_level
     owner.connection = face
+    owner.configured.clear()
     try:
         owner.autocommit = True
         owner.init_connection_state()
         connection_created.send(sender=type(owner), connection=owner)
     finally:
         owner.connection = None
+    with psycopg.Cursor(face, row_factory=psycopg.rows.tuple_row) as cursor:
+        settings = cursor.execute(session.SNAPSHOT, [session.own_settings(owner.configured)])
+        pooled.reset_message = session.reset_message(
+            settings.fetchall(), lambda text: psycopg.sql.Literal(text).as_string(face)
+        )
     face.remember()
+
+
+def reset_session(pooled: PooledConnection) -> None:
+    """Give a connection's session back the state that `configure` left, in one message."""
+    face = pooled.face
+    face.restore()
+    with psycopg.ClientCursor(face) as cursor:
+        cursor.execute(pooled.reset_message, prepare=False)
+    # The server has forgotten them.
+    face._prepared.clear()
 
 
 def isolation_level(wrapper: Any) -> psycopg.IsolationLevel:

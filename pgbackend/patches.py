@@ -10,38 +10,28 @@ A changed function of Django is fingerprinted; see `fingerprints` for an unknown
 from __future__ import annotations
 
 import functools
-import importlib.util
 import inspect
-import sys
-from collections.abc import AsyncGenerator, Callable
+import logging
+from collections.abc import Callable
 from contextvars import ContextVar
-from importlib.abc import MetaPathFinder
-from itertools import islice
 from types import ModuleType
 from typing import Any
 
 import asgiref.sync
+from django.conf import settings
 from django.core import checks
-from django.db import DEFAULT_DB_ALIAS, transaction
+from django.db import DEFAULT_DB_ALIAS, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.postgresql import base as postgresql
 
+from . import asgi, streaming
 from .base import DatabaseWrapper
 from .bridge import await_bridged, is_bridged, run_bridged
-from .cursor import collect_opened
+from .budget import check_budget
 from .fingerprints import check_unpatched, fingerprint, fingerprint_of_calls, is_known
-from .routing import run_for_alias, sync_to_async, thread_transactions
-
-# Whose calls of `sync_to_async` lead to the database, all or (`routing`) some of them.
-MODULES = (
-    "django.contrib.contenttypes.fields",
-    "django.contrib.sessions.backends.db",
-    "django.core.cache.backends.base",
-    "django.db.models.base",
-    "django.db.models.fields.related_descriptors",
-    "django.db.models.query",
-    "django.dispatch.dispatcher",
-)
+from .importing import after_import
+from .places import RULES
+from .routing import is_enabled, run_for_alias, sync_to_async_in, thread_transactions
 
 _applied = False
 
@@ -52,69 +42,38 @@ def apply() -> None:
     if _applied:
         return
     _applied = True
-    for name in MODULES:
-        _after_import(name, _patch_module)
-    _after_import("django.db.models.query", _patch_aiterator)
+    for name in RULES:
+        after_import(name, _patch_module)
+    after_import("django.db.models.query", _patch_aiterator)
+    after_import("django.core.handlers.asgi", _patch_handler)
+    after_import("django.core.handlers.base", _patch_atomic_requests)
+    after_import("django.core.handlers.base", _patch_adaption)
+    after_import("django.urls.resolvers", _patch_error_handlers)
+    after_import("django.test.client", _patch_client)
+    after_import("django.utils.log", _patch_error_mails)
     _patch_guards()
     _patch_ensure_connection()
     _patch_atomic()
     _patch_asgiref()
     checks.register(check_unpatched, checks.Tags.async_support)
+    checks.register(check_budget, checks.Tags.database)
 
 
 # Asynchronous methods: bridged instead of in a thread
 
 
-class _AfterImport(MetaPathFinder):
-    """Calls back when a module has been imported for the first time.
-
-    Several modules of Django's cannot be imported before the applications are loaded, while
-    this backend is imported as soon as the first model class is made.
-    """
-
-    def __init__(self, name: str, callback: Callable[[ModuleType], None]) -> None:
-        self.name = name
-        self.callback = callback
-
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        if name != self.name:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        if spec is not None and spec.loader is not None:
-            load = spec.loader.exec_module
-
-            def exec_module(module: ModuleType) -> None:
-                load(module)
-                self.callback(module)
-
-            spec.loader.exec_module = exec_module  # type: ignore[method-assign]  # this spec's only
-        return spec
-
-
-def _after_import(name: str, callback: Callable[[ModuleType], None]) -> None:
-    if name in sys.modules:
-        callback(sys.modules[name])
-    else:
-        sys.meta_path.insert(0, _AfterImport(name, callback))
-
-
 def _patch_module(module: ModuleType) -> None:
     """Let a module's a-methods run bridged: replace the name ``sync_to_async`` in it."""
-    if is_known(
+    if hasattr(module, "sync_to_async") and is_known(
         f"{module.__name__}:sync_to_async",
         fingerprint_of_calls(module),
         "its asynchronous methods keep using threads",
     ):
-        module.sync_to_async = sync_to_async  # type: ignore[attr-defined]  # imported by name
+        module.sync_to_async = sync_to_async_in(module.__name__)  # type: ignore[attr-defined]
 
 
 def _patch_aiterator(module: ModuleType) -> None:
-    """Let ``aiterator()`` close its cursor, inside the bridge, when it ends early.
-
-    Django drops the generators inside it: the one that holds the cursor is then finalized
-    where nothing can be awaited, and whenever the event loop gets to it. (5.2 to 6.1.)
-    """
+    """Let ``aiterator()`` close its cursor when it is left early; see `streaming`. (5.2 to 6.1.)"""
     iterable, queryset = module.BaseIterable, module.QuerySet
     for function in (iterable._async_generator, queryset.aiterator):
         if not is_known(
@@ -124,56 +83,9 @@ def _patch_aiterator(module: ModuleType) -> None:
         ):
             return
     aiterator = queryset.aiterator
-
-    async def _async_generator(self: Any) -> AsyncGenerator[Any, None]:
-        rows = iter(self)
-        alias = self.queryset.db
-        cursors: list[Any] = []
-
-        def next_slice() -> list[Any]:
-            with collect_opened(cursors):
-                return list(islice(rows, self.chunk_size))
-
-        def close() -> None:
-            # By name: closing the outer generator leaves the inner one, and with it the
-            # cursor, to a destructor, where errors and cancellations are lost.
-            for cursor in cursors:
-                cursor.close()
-            rows.close()
-
-        try:
-            while True:
-                chunk = await run_for_alias(alias, next_slice)
-                for item in chunk:
-                    yield item
-                if len(chunk) < self.chunk_size:
-                    break
-        finally:
-            await run_for_alias(alias, close)
-
-    def __aiter__(self: Any) -> AsyncGenerator[Any, None]:
-        rows: AsyncGenerator[Any, None] = self._async_generator()
-        if hasattr(self.queryset, "_pgbackend_rows"):
-            self.queryset._pgbackend_rows.append(rows)
-        return rows
-
-    @functools.wraps(aiterator)
-    async def patched(self: Any, *args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
-        # A copy, to learn of no other iteration's rows.
-        queryset = self._chain()
-        queryset._pgbackend_rows = []
-        items = aiterator(queryset, *args, **kwargs)
-        try:
-            async for item in items:
-                yield item
-        finally:
-            await items.aclose()
-            for rows in queryset._pgbackend_rows:
-                await rows.aclose()
-
-    iterable._async_generator = _async_generator
-    iterable.__aiter__ = __aiter__
-    queryset.aiterator = patched
+    iterable._async_generator = streaming.chunks
+    iterable.__aiter__ = streaming.rows
+    queryset.aiterator = functools.wraps(aiterator)(streaming.closing(aiterator))
 
 
 # Synchronous methods: allowed in the bridge
@@ -256,6 +168,8 @@ def _patch_atomic() -> None:
         wrapper = transaction.get_connection(self.using)
         if not isinstance(wrapper, DatabaseWrapper):
             return enter(self)
+        if (joined := wrapper.joined) is not None:
+            return wrapper.hand_over(joined, self.__enter__)
         if not wrapper.bridged:
             enter(self)
             thread_transactions.set(thread_transactions.get() | {wrapper.alias})
@@ -272,6 +186,15 @@ def _patch_atomic() -> None:
         wrapper = transaction.get_connection(self.using)
         if not isinstance(wrapper, DatabaseWrapper):
             return leave(self, exc_type, exc_value, traceback)
+        try:
+            joined = wrapper.joined
+        except RuntimeError:
+            # The transaction has ended, and the block with it.
+            if exc_type is None:
+                raise
+            return None
+        if joined is not None:
+            return wrapper.hand_over(joined, self.__exit__, exc_type, exc_value, traceback)
         if not wrapper.bridged:
             try:
                 return leave(self, exc_type, exc_value, traceback)
@@ -294,7 +217,13 @@ def _patch_atomic() -> None:
         return await run_for_alias(alias, self.__exit__, *exc_info)
 
     def __call__(self: Any, function: Callable[..., Any]) -> Callable[..., Any]:
-        if not inspect.iscoroutinefunction(function):
+        if inspect.isasyncgenfunction(function):
+            raise TypeError(
+                f"atomic() cannot decorate {function!r}, an asynchronous generator: the transaction"
+                " would stay open while its caller does other things. Put `async with"
+                " transaction.atomic():` around what belongs together"
+            )
+        if not asgiref.sync.iscoroutinefunction(function):
             return decorate(self, function)  # type: ignore[no-any-return]  # Django is untyped
 
         @functools.wraps(function)
@@ -306,6 +235,139 @@ def _patch_atomic() -> None:
 
     for patched in (__enter__, __exit__, __aenter__, __aexit__, __call__):
         setattr(cls, patched.__name__, patched)
+
+
+def _patch_atomic_requests(module: ModuleType) -> None:
+    """Let ``ATOMIC_REQUESTS`` hold for asynchronous views, which Django refuses. (5.2 to 6.1.)"""
+    handler = module.BaseHandler
+    make_view_atomic = handler.make_view_atomic
+    if not is_known(
+        "django.core.handlers.base.BaseHandler.make_view_atomic",
+        fingerprint(make_view_atomic),
+        "ATOMIC_REQUESTS does not hold for asynchronous views",
+    ):
+        return
+
+    @functools.wraps(make_view_atomic)
+    def patched(self: Any, view: Callable[..., Any]) -> Any:
+        aliases = [
+            alias
+            for alias, conf in connections.settings.items()
+            if conf["ATOMIC_REQUESTS"] and alias not in getattr(view, "_non_atomic_requests", ())
+        ]
+        if not asgiref.sync.iscoroutinefunction(view) or not all(map(is_enabled, aliases)):
+            return make_view_atomic(self, view)
+        for alias in aliases:
+            view = transaction.atomic(using=alias)(view)
+        return view
+
+    handler.make_view_atomic = patched
+
+
+def _patch_error_handlers(module: ModuleType) -> None:
+    """Let ``handler404`` and its like be asynchronous: Django takes the coroutine for a response.
+
+    (5.2 to 6.1.)
+    """
+    resolver = module.URLResolver
+    resolve = resolver.resolve_error_handler
+
+    @functools.wraps(resolve)
+    def patched(self: Any, view_type: int) -> Any:
+        callback = resolve(self, view_type)
+        if asgiref.sync.iscoroutinefunction(callback):
+            # A part of the request, also where the thread of synchronous middleware calls it.
+            part = functools.partial(asgi.work, callback)
+            return functools.wraps(callback)(asgiref.sync.async_to_sync(part))
+        return callback
+
+    resolver.resolve_error_handler = patched
+
+
+def _patch_adaption(module: ModuleType) -> None:
+    """Let what synchronous middleware calls by ``async_to_sync`` be a part of the request.
+
+    It runs in a task of its own. (5.2 to 6.1.)
+    """
+    handler = module.BaseHandler
+    adapt = handler.adapt_method_mode
+
+    @functools.wraps(adapt)
+    def patched(
+        self: Any, is_async: bool, method: Any, method_is_async: bool | None = None, **names: Any
+    ) -> Any:
+        if method_is_async is None:
+            method_is_async = asgiref.sync.iscoroutinefunction(method)
+        if method_is_async and not is_async:
+            method = functools.wraps(method)(functools.partial(asgi.work, method))
+        return adapt(self, is_async, method, method_is_async, **names)
+
+    handler.adapt_method_mode = patched
+
+
+# Requests
+
+
+def _patch_handler(module: ModuleType) -> None:
+    """Let each request be one bridge, with wrappers of its own; see `asgi`.
+
+    In 5.2 and 6.0 ``handle()`` gets and sends the response in a task of its own, in 6.1 in
+    its own task: the parts are bridged wherever they run.
+    """
+    handler = module.ASGIHandler
+    for name, where in (
+        ("handle", asgi.serve),
+        ("read_body", asgi.read),
+        ("listen_for_disconnect", asgi.work),
+        ("run_get_response", asgi.work),
+        ("send_response", asgi.work),
+    ):
+        setattr(handler, name, _within(where, getattr(handler, name)))
+
+
+def _patch_client(module: ModuleType) -> None:
+    """Let the requests of ``AsyncClient`` be bridged like a server's. (5.2 to 6.1.)
+
+    They keep the test's wrappers: it looks at their queries and is in a transaction of theirs.
+    """
+    handler = module.AsyncClientHandler
+    handler.__call__ = _within(asgi.in_request, handler.__call__)
+
+
+def _within(where: Callable[..., Any], method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    async def patched(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return await where(method, self, *args, **kwargs)
+
+    return patched
+
+
+def _patch_error_mails(module: ModuleType) -> None:
+    """Let error mails be sent from a thread when the error is logged in the bridge.
+
+    Django hands the whole handling of an exception to a thread; here it stays on the event
+    loop, where a mail server must not be waited for. (5.2 to 6.1.)
+    """
+    handler = module.AdminEmailHandler
+    handle = handler.handle
+
+    @functools.wraps(handle)
+    def patched(self: Any, record: logging.LogRecord) -> Any:
+        if not is_bridged() or not (
+            settings.ADMINS or type(self).send_mail is not handler.send_mail
+        ):
+            return handle(self, record)
+
+        def send() -> Any:
+            try:
+                return handle(self, record)
+            finally:
+                # The thread's own: what the mail tells of the request may have been fetched.
+                connections.close_all()
+
+        return await_bridged(asgiref.sync.sync_to_async(send, thread_sensitive=False)())
+
+    handler.handle = patched
 
 
 # asgiref

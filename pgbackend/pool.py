@@ -12,6 +12,7 @@ import functools
 import inspect
 import logging
 import os
+import select
 from asyncio import AbstractEventLoop
 from collections.abc import Callable, Coroutine, Generator, Hashable
 from contextvars import Context
@@ -22,6 +23,7 @@ from weakref import WeakKeyDictionary, WeakSet
 
 import psycopg
 from django.core.exceptions import ImproperlyConfigured
+from psycopg.pq import ConnStatus, TransactionStatus
 from psycopg_pool import AsyncConnectionPool, PoolTimeout, TooManyRequests
 from psycopg_pool.base import AttemptWithBackoff
 
@@ -61,12 +63,22 @@ def _says_something(record: logging.LogRecord) -> bool:
 
 logging.getLogger("psycopg.pool").addFilter(_says_something)
 
+logger = logging.getLogger("pgbackend.pool")
+
+# How long the reset of a session may take, seconds.
+_RENEW_TIMEOUT = 5.0
+
+# How often a closing pool looks whether all connections are back, seconds.
+_IDLE_INTERVAL = 0.05
+
 
 class PooledConnection(psycopg.AsyncConnection[Any]):
     """A pool's physical connection, with the DB-API face that borrowers see."""
 
     # A `connection.BridgedConnection` on the same PGconn, made once, before the first use.
     face: Any = None
+    # What gives its session back the state after configuring; see `session.reset_message`.
+    reset_message = ""
 
 
 class ConnectionPool(AsyncConnectionPool[PooledConnection]):
@@ -89,6 +101,7 @@ class ConnectionPool(AsyncConnectionPool[PooledConnection]):
         *,
         kwargs: Callable[[], Coroutine[Any, Any, dict[str, Any]]],
         configure: Callable[[PooledConnection], None],
+        reset_session: Callable[[PooledConnection], None],
         context_setup: Callable[[], None],
         check: bool = False,
     ) -> None:
@@ -100,6 +113,8 @@ class ConnectionPool(AsyncConnectionPool[PooledConnection]):
         arguments.setdefault("name", alias)
         self.alias = alias
         self._borrowers_configure = configure
+        self._reset_session = reset_session
+        self._resetting = 0
         self._physical: WeakSet[PooledConnection] = WeakSet()
         self._keeper: asyncio.Task[None] | None = None
         # Tasks of the pool start here: they must not see the context of whichever request
@@ -170,6 +185,13 @@ class ConnectionPool(AsyncConnectionPool[PooledConnection]):
                 conn.pgconn.finish()
             _forget(self)
 
+    async def close_when_idle(self, timeout: float) -> None:  # noqa: ASYNC109  # as close()
+        """Close the pool once no connection is on loan, after *timeout* seconds at the latest."""
+        deadline = monotonic() + timeout
+        while len(self._pool) < self._nconns and monotonic() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(_IDLE_INTERVAL)
+        await self.close()
+
     async def checkout(self) -> PooledConnection:
         """Borrow a connection; the caller owes a `give_back`.
 
@@ -200,8 +222,10 @@ class ConnectionPool(AsyncConnectionPool[PooledConnection]):
             raise asyncio.CancelledError
         return conn
 
-    def give_back(self, conn: PooledConnection) -> None:
+    def give_back(self, conn: PooledConnection, *, dirty: bool = False) -> None:
         """Return *conn* without waiting, from any code on the loop's thread.
+
+        The session of a *dirty* one is reset before another borrower gets it.
 
         What cannot be done at once (a rollback, a contended lock) is left to a task of the
         pool, so that neither cancelling the borrower nor closing its coroutine loses the
@@ -212,7 +236,40 @@ class ConnectionPool(AsyncConnectionPool[PooledConnection]):
         except RuntimeError:
             conn.pgconn.finish()
             return
-        self._detach(self.putconn(conn))
+        if dirty and not conn.closed and not self.closed:
+            # Not begun here, in the middle of the borrower's bridge.
+            self._resetting += 1
+            self.spawn(self._renew(conn))
+        else:
+            self._detach(self._return(conn))
+
+    async def _return(self, conn: PooledConnection) -> None:
+        returned = False
+        try:
+            await self.putconn(conn)
+            returned = not self.closed
+        finally:
+            if not returned:
+                # Cancelled with the loop, or the pool was closed meanwhile: nobody else would.
+                conn.pgconn.finish()
+
+    async def _renew(self, conn: PooledConnection) -> None:
+        """Return *conn* with its session as it was after connecting; close it if that fails."""
+        try:
+            async with asyncio.timeout(_RENEW_TIMEOUT):
+                if conn.pgconn.transaction_status != TransactionStatus.IDLE:
+                    await conn.rollback()
+                await run_bridged(self._reset_session, conn)
+        except Exception as error:
+            logger.warning("closing %s, whose session could not be reset: %s", conn, error)
+            conn.pgconn.finish()
+        finally:
+            self._resetting -= 1
+            await self._return(conn)
+
+    def _get_measures(self) -> dict[str, int]:
+        """Return psycopg_pool's sizes and ``pool_resetting``: how many sessions are being reset."""
+        return {**super()._get_measures(), "pool_resetting": self._resetting}
 
     @property
     def _setting(self) -> str:
@@ -227,6 +284,9 @@ class ConnectionPool(AsyncConnectionPool[PooledConnection]):
         self._physical.add(conn)
 
     async def _check_connection(self, conn: PooledConnection) -> None:
+        """Raise psycopg's error for a connection that is dead: the pool then tries the next."""
+        if conn.closed or _says_goodbye(conn):
+            raise psycopg.OperationalError("the server closed the idle connection")
         if self._check is not None:
             await _call_hook(self._check, conn)
 
@@ -258,8 +318,11 @@ class ConnectionPool(AsyncConnectionPool[PooledConnection]):
             waiting = coro.send(None)
         except StopIteration:
             return
-        loop = asyncio.get_running_loop()
-        task = loop.create_task(_rest(coro, waiting), context=self._context)
+        self.spawn(_rest(coro, waiting))
+
+    def spawn(self, coro: Coroutine[Any, Any, Any]) -> None:
+        """Run *coro* as a task of the pool."""
+        task = asyncio.get_running_loop().create_task(coro, context=self._context)
         self._detached.add(task)
         task.add_done_callback(self._detached.discard)
 
@@ -285,6 +348,22 @@ def _continue(coro: Coroutine[Any, Any, Any], waiting: Any) -> Generator[Any, An
             waiting = step()
         except StopIteration as stop:
             return stop.value
+
+
+def _says_goodbye(conn: PooledConnection) -> bool:
+    """Return whether the server has closed an idle connection, without asking it.
+
+    The socket of one that it closed is readable; so is one with a notification, which is read.
+    """
+    poll = select.poll()
+    poll.register(conn.pgconn.socket, select.POLLIN)
+    if not poll.poll(0):
+        return False
+    try:
+        conn.pgconn.consume_input()
+    except psycopg.OperationalError:
+        return True
+    return conn.pgconn.status != ConnStatus.OK
 
 
 async def _call_hook(hook: Callable[[Any], Any], conn: PooledConnection) -> None:

@@ -1,7 +1,7 @@
 """Where synchronous code called from asynchronous code goes: into the bridge, or to a thread.
 
 `bridged` is for applications. Django's asynchronous methods hand their synchronous twin to
-`sync_to_async`; the one here takes its place in the modules that `patches` names.
+`sync_to_async`; the one here takes its place in the modules that `places` names.
 """
 
 from __future__ import annotations
@@ -11,17 +11,16 @@ import functools
 import inspect
 from collections.abc import Callable, Coroutine, Sequence
 from contextvars import ContextVar
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, overload
 
 import asgiref.sync
-from django.core.cache.backends.base import BaseCache
 from django.core.cache.backends.db import BaseDatabaseCache
-from django.core.signals import got_request_exception, request_finished, request_started
 from django.db import DEFAULT_DB_ALIAS, connections, router
 from django.db.models import Model
 
 from .base import DatabaseWrapper
-from .bridge import is_bridged, run_bridged
+from .bridge import await_bridged, is_bridged, last, run_bridged
+from .places import RULES
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -32,50 +31,89 @@ thread_transactions: ContextVar[frozenset[str]] = ContextVar(
     "pgbackend_thread_transactions", default=frozenset()
 )
 
-# Their receivers look after the connections of the thread that served the request.
-_REQUEST_SIGNALS = (request_started, request_finished, got_request_exception)
+
+@overload
+def bridged(
+    function: Callable[P, Coroutine[Any, Any, T]],
+) -> Callable[P, Coroutine[Any, Any, T]]: ...
 
 
-def bridged(function: Callable[P, T]) -> Callable[P, Coroutine[Any, Any, T]]:
-    """Return an asynchronous function that runs the synchronous *function* bridged.
+@overload
+def bridged(function: Callable[P, T]) -> Callable[P, Coroutine[Any, Any, T]]: ...
 
-    The counterpart of asgiref's ``sync_to_async`` without its thread: as a call,
-    ``await bridged(transfer)(source, target)``, and as a decorator on a ``def``. Inside,
-    the ORM, ``transaction.atomic()``, raw cursors and lazy relations wait for the database
-    without blocking the event loop; anything else that blocks does block it.
+
+def bridged(function: Callable[..., Any]) -> Callable[..., Coroutine[Any, Any, Any]]:
+    """Return an asynchronous function that runs *function* bridged.
+
+    For a synchronous one it is the counterpart of asgiref's ``sync_to_async`` without its
+    thread: as a call, ``await bridged(transfer)(source, target)``, and as a decorator on a
+    ``def``, a view for instance. Inside, the ORM, ``transaction.atomic()``, raw cursors and
+    lazy relations wait for the database without blocking the event loop; anything else that
+    blocks does block it.
+
+    For an asynchronous one, the whole coroutine runs in one bridge, as each request does:
+    lazy relations work in it as well, in a task of its own for instance.
 
     Where Django's a-methods go back to the thread of a synchronous caller (see
-    `runs_bridged`), so does *function*; and where ``OPTIONS["bridge"]`` is False for every
-    database, it runs in a thread, too.
+    `runs_bridged`), so does a synchronous *function*; and where ``OPTIONS["bridge"]`` is
+    False for every database, it runs in a thread, too.
 
-    Raise TypeError for an asynchronous function: that is awaited as it is.
+    Raise TypeError for an asynchronous generator function: decorate what iterates over it.
     """
-    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+    if inspect.isasyncgenfunction(function):
         raise TypeError(
-            f"bridged() takes a synchronous function; {function!r} is asynchronous: await it"
+            f"bridged() takes a function or a coroutine function; {function!r} is an"
+            " asynchronous generator: decorate the function that iterates over it"
         )
+    if asgiref.sync.iscoroutinefunction(function):
+
+        @functools.wraps(function)
+        async def run_coroutine(*args: Any, **kwargs: Any) -> Any:
+            return await in_bridge(function, *args, **kwargs)
+
+        return run_coroutine
 
     @functools.wraps(function)
-    async def run(*args: P.args, **kwargs: P.kwargs) -> T:
-        if is_bridged() or (
-            not _waiting_thread(thread_transactions.get())
-            and any(_is_enabled(alias) for alias in connections)
-        ):
+    async def run(*args: Any, **kwargs: Any) -> Any:
+        if is_bridged() or runs_bridged(None):
             return await run_bridged(function, *args, **kwargs)
         return await asgiref.sync.sync_to_async(function)(*args, **kwargs)
 
     return run
 
 
-def sync_to_async(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-    """Return an asynchronous form of Django's *function*: bridged where that is right."""
+async def in_bridge(
+    function: Callable[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs
+) -> T:
+    """Await ``function(...)`` with the whole coroutine in one bridge, where there is one."""
+    if is_bridged() or not runs_bridged(None):
+        return await function(*args, **kwargs)
+    return await run_bridged(_await_call, function, args, kwargs)
 
-    async def call(*args: Any, **kwargs: Any) -> Any:
-        if leads_to_database(function) and runs_bridged(alias_of(function, args, kwargs)):
-            return await run_bridged(function, *args, **kwargs)
-        return await asgiref.sync.sync_to_async(function, **options)(*args, **kwargs)
 
-    return call
+def _await_call(
+    function: Callable[..., Coroutine[Any, Any, T]], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> T:
+    last()
+    return await_bridged(function(*args, **kwargs))
+
+
+def sync_to_async_in(module: str) -> Callable[..., Any]:
+    """Return what takes the place of ``sync_to_async`` in a module of Django's."""
+    leads_to_database = RULES[module]
+
+    def sync_to_async(function: Callable[..., Any] | None = None, **options: Any) -> Any:
+        if function is None:
+            return functools.partial(sync_to_async, **options)
+
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            if runs_bridged(alias_of(function, args, kwargs)) and leads_to_database(function, args):
+                return await run_bridged(function, *args, **kwargs)
+            return await asgiref.sync.sync_to_async(function, **options)(*args, **kwargs)
+
+        return call
+
+    return sync_to_async
 
 
 async def run_for_alias(alias: str, function: Callable[..., Any], *args: Any) -> Any:
@@ -85,22 +123,28 @@ async def run_for_alias(alias: str, function: Callable[..., Any], *args: Any) ->
     return await asgiref.sync.sync_to_async(function)(*args)
 
 
-def runs_bridged(alias: str) -> bool:
+def runs_bridged(alias: str | None) -> bool:
     """Return whether asynchronous access to *alias* runs bridged on the running loop.
 
-    Not for another engine or a switched-off alias; and, so that it sees the data and holds
-    the locks of its caller, not on behalf of a thread that waits in ``async_to_sync``: on
-    the loop that made, or on the main one while the thread is in a transaction.
+    None stands for any alias. Not for another engine or a switched-off alias; and, so that it
+    sees the data and holds the locks of its caller, not on behalf of a thread that waits in
+    ``async_to_sync``: on the loop that made, or on the main one while the thread is in a
+    transaction.
     """
-    if alias not in connections.settings:
+    in_transaction = thread_transactions.get()
+    if alias is None:
+        enabled = any(map(is_enabled, connections))
+    elif alias in connections.settings:
+        enabled = is_enabled(alias)
+        in_transaction &= {alias}
+    else:
         # Either path ends in Django's ConnectionDoesNotExist.
         return True
-    if not _is_enabled(alias):
-        return False
-    return is_bridged() or not _waiting_thread(thread_transactions.get() & {alias})
+    return enabled and (is_bridged() or not _waiting_thread(in_transaction))
 
 
-def _is_enabled(alias: str) -> bool:
+def is_enabled(alias: str) -> bool:
+    """Return whether *alias* is this backend's, and not switched off."""
     wrapper = connections[alias]
     return isinstance(wrapper, DatabaseWrapper) and wrapper.bridge_enabled
 
@@ -111,26 +155,14 @@ def _waiting_thread(in_transaction: frozenset[str]) -> bool:
     return bool(in_transaction) or asyncio.get_running_loop() in loops
 
 
-def leads_to_database(function: Callable[..., Any]) -> bool:
-    """Return whether a synchronous twin is the ORM's, or may call it.
-
-    Caches other than the database's are not, nor are the request signals' receivers.
-    """
-    subject: Any = getattr(function, "__self__", None)
-    if isinstance(subject, BaseCache):
-        return isinstance(subject, BaseDatabaseCache)
-    if getattr(function, "__qualname__", "").endswith("<locals>.sync_send"):
-        # The receivers of a signal, grouped in Signal.asend() and asend_robust().
-        return inspect.getclosurevars(function).nonlocals.get("self") not in _REQUEST_SIGNALS
-    return True
-
-
-def alias_of(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-    """Return the alias that a synchronous twin will use, by Django's own rules."""
+def alias_of(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> str | None:
+    """Return the alias that a synchronous twin will use, by Django's own rules; None: any."""
     subject: Any = getattr(function, "__self__", None)
     alias: Any = None
     if len(connections.settings) == 1:
-        pass
+        alias = DEFAULT_DB_ALIAS
     elif isinstance(subject, BaseDatabaseCache):
         alias = router.db_for_write(subject.cache_model_class)
     elif kwargs.get("using"):
@@ -143,4 +175,4 @@ def alias_of(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[s
     elif args and isinstance(args[0], Sequence) and args[0] and isinstance(args[0][0], Model):
         # prefetch_related_objects(instances, ...)
         alias = args[0][0]._state.db
-    return str(alias or DEFAULT_DB_ALIAS)
+    return None if alias is None else str(alias)

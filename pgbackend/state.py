@@ -9,59 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import warnings
-from collections.abc import Callable
-from contextvars import ContextVar
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary, ref
+from weakref import WeakKeyDictionary
 
-from greenlet import getcurrent
-
+from . import joining
 from .bridge import await_bridged, on_exit
+from .joining import Transaction
 from .lease import Lease
+from .turns import Frame, Turns
 
 if TYPE_CHECKING:
     from .pool import ConnectionPool
 
 
-class Frame:
-    """One entered ``atomic`` of a task: what decides whose turn it is in a transaction."""
-
-    __slots__ = ("context", "left", "outer", "state", "task", "wrapper")
-
-    def __init__(self, state: ConnectionState, wrapper: object, outer: Frame | None) -> None:
-        self.state = state
-        self.wrapper = wrapper
-        self.outer = outer
-        self.task = asyncio.current_task()
-        self.context = getcurrent().gr_context
-        self.left = False
-
-
-class Transaction:
-    """What tasks started inside a transaction share, and what tells them that it has ended."""
-
-    __slots__ = ("owner", "state", "wrapper")
-
-    def __init__(self, wrapper: object, state: ConnectionState, owner: asyncio.Task[Any]) -> None:
-        self.wrapper = wrapper
-        self.state = state
-        self.owner = ref(owner)
-
-    @property
-    def open(self) -> bool:
-        """Whether it is still the one that binds its state's lease."""
-        return self.state.transaction is self
-
-
-# The innermost frame entered in this context. Tasks inherit it from the one that starts them.
-_innermost: ContextVar[Frame | None] = ContextVar("pgbackend_frame", default=None)
-
-# The transactions of this context, by wrapper. Inherited likewise.
-_transactions: ContextVar[dict[object, Transaction]] = ContextVar("pgbackend_transactions")
-
-
-class ConnectionState:
+class ConnectionState(Turns):
     """The attributes of a `DatabaseWrapper` that belong to one task, or to its thread.
 
     Names and meaning are those of `django.db.backends.base.base.BaseDatabaseWrapper`.
@@ -78,8 +40,7 @@ class ConnectionState:
         self.connecting = False
         # Pins the lease while autocommit is off.
         self.transaction: Transaction | None = None
-        self.frames: list[Frame] = []
-        self._queue: list[asyncio.Future[None]] = []
+        super().__init__()
         self.reset()
 
     def reset(self) -> None:
@@ -90,7 +51,7 @@ class ConnectionState:
         self.savepoint_ids: list[str | None] = []
         self.atomic_blocks: list[Any] = []
         self.commit_on_exit = True
-        self.needs_rollback = False
+        self._needs_rollback = False
         self.rollback_exc: BaseException | None = None
         self.close_at: float | None = None
         self.closed_in_transaction = False
@@ -99,6 +60,20 @@ class ConnectionState:
         self.health_check_done = False
         self.run_on_commit: list[Any] = []
         self.run_commit_hooks_on_set_autocommit_on = False
+
+    @property
+    def needs_rollback(self) -> bool:
+        """Whether the innermost block is broken; each frame's own where tasks share the state."""
+        if self.frames and (frame := self.frame_below_top()) is not None:
+            return frame.pending_rollback
+        return self._needs_rollback
+
+    @needs_rollback.setter
+    def needs_rollback(self, value: bool) -> None:
+        if self.frames and (frame := self.frame_below_top()) is not None:
+            frame.pending_rollback = value
+        else:
+            self._needs_rollback = value
 
     @property
     def connection(self) -> Any:
@@ -112,7 +87,7 @@ class ConnectionState:
             # Django's way to forget a connection, with the transaction on it.
             self.drop()
             self.unbind()
-            self._leave_all_frames()
+            self.leave_all_frames()
             self.reset()
 
     def borrow(self, pool: ConnectionPool) -> Lease:
@@ -139,7 +114,7 @@ class ConnectionState:
 
     # Transactions
 
-    def bind(self, wrapper: object) -> None:
+    def bind(self, wrapper: Any) -> None:
         """Pin the lease until `unbind`; tasks started from here on share this state."""
         task = asyncio.current_task()
         assert self.lease is not None
@@ -147,7 +122,7 @@ class ConnectionState:
         self.lease.hold(pinned=True)
         self.transaction = Transaction(wrapper, self, task)
         task.add_done_callback(self._owner_ended)
-        _transactions.set({**_transactions.get({}), wrapper: self.transaction})
+        joining.enter(self.transaction)
 
     def unbind(self) -> None:
         """Let go of what `bind` pinned; without effect if nothing is."""
@@ -156,109 +131,41 @@ class ConnectionState:
             return
         if (owner := transaction.owner()) is not None:
             owner.remove_done_callback(self._owner_ended)
-        transactions = _transactions.get({})
-        if transactions.get(transaction.wrapper) is transaction:
-            _transactions.set(
-                {key: each for key, each in transactions.items() if each is not transaction}
-            )
+        joining.leave(transaction)
         if self.lease is not None:
             self.lease.let_go(pinned=True)
+
+    def end_for_others(self, frame: Frame) -> None:
+        """End the transaction for tasks and threads that joined it; its owner rolls it back.
+
+        What they run is stopped in the server, and what they try next is refused.
+        """
+        if self.transaction is not None:
+            self.transaction.failed = True
+        self.leave_frames_within(frame)
+        # What Django keeps of their blocks; the owner's own are left already.
+        self.savepoint_ids.clear()
+        del self.atomic_blocks[1:]
+        if self.lease is not None and self.lease.face.is_executing:
+            self.lease.face.stop()
 
     def _owner_ended(self, task: asyncio.Task[Any]) -> None:
         """Roll back a transaction whose task ended without ending it."""
         self.transaction = None
-        self.drop()
-        self._leave_all_frames()
+        lease = self.lease
+        ending = task.cancelled() or (lease is not None and lease.pool.closed)
+        if lease is not None and lease.face.is_executing and not ending:
+            # A child's: it is told, and nothing is left running in the server.
+            lease.stop_and_give_back()
+        else:
+            self.drop()
+        self.leave_all_frames()
         warnings.warn(
             f"{task.get_name()} ended inside a transaction: it was rolled back."
             " Leave `atomic`, or call commit() or rollback(), in the task that began it",
             ResourceWarning,
             stacklevel=1,
         )
-
-    # Turns
-
-    def has_turn(self) -> bool:
-        """Return whether the innermost frame is the running task's or an ancestor's."""
-        if not self.frames:
-            return True
-        top = self.frames[-1]
-        if top.task is asyncio.current_task():
-            return True
-        frame = _innermost.get()
-        while frame is not None and frame is not top:
-            frame = frame.outer
-        # Tasks that share one Context see each other's frames without being ancestors.
-        return frame is not None and frame.context is not getcurrent().gr_context
-
-    def take_turn(self, timeout: float) -> None:
-        """Wait until the running task may use the transaction.
-
-        Raise RuntimeError that names the holder after *timeout* seconds.
-        """
-        if not self.has_turn():
-            await_bridged(self._wait_until(self.has_turn, timeout))
-
-    def take_turn_to_leave(self, frame: Frame, timeout: float) -> None:
-        """Wait until *frame* is on top: until tasks that entered inside it have left."""
-
-        def on_top() -> bool:
-            return frame.left or self.frames[-1] is frame
-
-        if not on_top():
-            await_bridged(self._wait_until(on_top, timeout))
-
-    async def _wait_until(self, ready: Callable[[], bool], seconds: float) -> None:
-        try:
-            async with asyncio.timeout(seconds):
-                while not ready():
-                    turn = asyncio.get_running_loop().create_future()
-                    self._queue.append(turn)
-                    await turn
-        except TimeoutError:
-            holder = self.frames[-1].task if self.frames else None
-            name = holder.get_name() if holder is not None else "a task that ended"
-            raise RuntimeError(
-                f"waited {seconds:g} s for a turn in the transaction: {name} is inside an"
-                " atomic() and has not left it. See 'turn_timeout' in OPTIONS"
-            ) from None
-
-    def enter_frame(self, wrapper: object) -> Frame:
-        """Push a frame for an ``atomic`` that the running task enters."""
-        frame = Frame(self, wrapper, _innermost.get())
-        self.frames.append(frame)
-        _innermost.set(frame)
-        return frame
-
-    def leave_frame(self, frame: Frame) -> None:
-        """Remove a frame pushed by `enter_frame` and let the next task have its turn."""
-        frame.left = True
-        if frame in self.frames:
-            self.frames.remove(frame)
-        if _innermost.get() is frame:
-            _innermost.set(frame.outer)
-        self._wake()
-
-    def _leave_all_frames(self) -> None:
-        for frame in self.frames:
-            frame.left = True
-        self.frames.clear()
-        self._wake()
-
-    def _wake(self) -> None:
-        queue, self._queue = self._queue, []
-        for turn in queue:
-            if not turn.done():
-                turn.set_result(None)
-
-
-def innermost_frame(wrapper: object) -> Frame | None:
-    """Return the running task's innermost frame on *wrapper*, also one that is gone."""
-    task = asyncio.current_task()
-    frame = _innermost.get()
-    while frame is not None and (frame.task is not task or frame.wrapper is not wrapper):
-        frame = frame.outer
-    return frame
 
 
 def state_attribute(name: str) -> Any:
@@ -280,7 +187,12 @@ class States:
         self._autocommit = autocommit
         self._thread = get_ident()
         self._of_thread = ConnectionState()
+        self._opened = False
         self._of_tasks: WeakKeyDictionary[asyncio.Task[Any], ConnectionState] = WeakKeyDictionary()
+
+    def open(self) -> None:
+        """End the wrapper's constructor: what Django initialized there was the thread's."""
+        self._opened = True
 
     def are_of_this_thread(self) -> bool:
         """Return whether the wrapper was made in the calling thread.
@@ -297,34 +209,24 @@ class States:
             self._of_thread.connection = None
             connection.close()
 
-    def current(self, wrapper: object) -> ConnectionState:
+    def current(self, wrapper: Any) -> ConnectionState:
         """Return the state of the running task; the thread's where no task runs."""
+        if not self._opened:
+            return self._of_thread
         try:
             task = asyncio.current_task()
         except RuntimeError:
-            return self._of_thread
-        if task is None or not self.are_of_this_thread():
+            task = None
+        if task is None:
+            transaction = joining.joined_if_open(wrapper.alias)
+            return self._of_thread if transaction is None else transaction.state
+        if not self.are_of_this_thread():
             return self._of_thread
         state = self._of_tasks.get(task)
         if state is None or state.transaction is None:
-            inherited = _transactions.get({}).get(wrapper)
-            if inherited is not None and inherited.open:
-                return inherited.state
+            transaction = joining.inherited(wrapper)
+            if transaction is not None:
+                return transaction.state
         if state is None:
             state = self._of_tasks[task] = ConnectionState(autocommit=self._autocommit)
         return state
-
-
-def check_not_outlived(wrapper: object) -> None:
-    """Raise RuntimeError in a task that was started in a transaction which has ended."""
-    inherited = _transactions.get({}).get(wrapper)
-    if (
-        inherited is not None
-        and not inherited.open
-        and inherited.owner() is not asyncio.current_task()
-    ):
-        raise RuntimeError(
-            "this task was started inside a transaction that has ended; its queries can no"
-            " longer be part of it. Await the task inside the transaction, or start it from"
-            " transaction.on_commit()"
-        )

@@ -19,10 +19,11 @@ from proj import postgres
 HOST = "127.0.0.1"
 
 ADDRESSES = """
-  Menu   http://{host}:{port}/
-  Board  http://{host}:{port}/board/
-  API    http://{host}:{port}/api/dishes/
-  Admin  http://{host}:{port}/admin/
+  Menu    http://{host}:{port}/
+  Board   http://{host}:{port}/board/
+  Report  http://{host}:{port}/report/
+  API     http://{host}:{port}/api/dishes/
+  Admin   http://{host}:{port}/admin/
 
 Ctrl-C stops the site.
 """
@@ -93,14 +94,18 @@ def refuse_database(error: Exception) -> NoReturn:
 def serve(listener: socket.socket) -> None:
     config = uvicorn.Config(
         "proj.asgi:application",
-        lifespan="off",
+        # Start-up opens the pool; without a database it fails, with the server's words.
+        lifespan="on",
         # uvicorn's five seconds are short enough to cut off a client that is about to ask again.
         timeout_keep_alive=60,
         timeout_graceful_shutdown=5,
     )
     host, port = listener.getsockname()
     print(ADDRESSES.format(host=host, port=port), flush=True)
-    Server(config).run(sockets=[listener])
+    server = Server(config)
+    server.run(sockets=[listener])
+    if not server.started:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

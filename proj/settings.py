@@ -148,7 +148,11 @@ def database() -> dict[str, Any]:
     return embedded_database()
 
 
-DATABASES = {"default": {"ENGINE": "pgbackend", **database()}}
+# Each request is one transaction, also where the view is asynchronous.
+DATABASES = {"default": {"ENGINE": "pgbackend", "ATOMIC_REQUESTS": True, **database()}}
+
+# `python -m proj test kitchen` runs synchronous and asynchronous tests in the bridge.
+TEST_RUNNER = "pgbackend.test.DiscoverRunner"
 
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 

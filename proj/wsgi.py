@@ -1,4 +1,7 @@
-"""The WSGI application, on which the same ORM runs on Django's own synchronous path."""
+"""The WSGI application, on which the same ORM runs on Django's own synchronous path.
+
+Two views need ASGI: the order page, which follows relations in a coroutine, and the board's events.
+"""
 
 import os
 

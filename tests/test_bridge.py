@@ -869,13 +869,23 @@ async def test_bridged_as_method() -> None:
     assert await Counter().add(3) == 3
 
 
-async def test_bridged_refuses_asynchronous_functions() -> None:
-    """A coroutine function and an async generator function are a TypeError that says so."""
+async def test_bridged_coroutine_function() -> None:
+    """bridged() of a coroutine function runs the whole coroutine in one bridge."""
+
+    @bridged
+    async def work(n: int) -> int:
+        assert is_bridged()
+        return await_bridged(suspend(n)) + await suspend(n)
+
+    assert inspect.iscoroutinefunction(work)
+    assert await asyncio.gather(work(1), work(2)) == [2, 4]
+
+
+async def test_bridged_refuses_asynchronous_generators() -> None:
+    """An async generator function is a TypeError that names the fix."""
 
     async def generator() -> AsyncIterator[None]:
         yield
 
-    with pytest.raises(TypeError, match=r"suspend.* is asynchronous: await it"):
-        bridged(suspend)
-    with pytest.raises(TypeError, match=r"generator.* is asynchronous"):
+    with pytest.raises(TypeError, match=r"generator.* decorate the function that iterates"):
         bridged(generator)

@@ -4,6 +4,8 @@ import asyncio
 import json
 import re
 import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from html.parser import HTMLParser
@@ -12,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.fix_uvicorn import UVICORN, Site
+from tests.fix_uvicorn import ROOT, TROUBLE, UVICORN, Site
 from tests.sampler import BackendSampler
 
 # Seconds. The board looks twice a second; the rest is for a busy machine.
@@ -237,6 +239,67 @@ def test_board(site: Site) -> None:
         assert re.findall(r'data-order="(\d+)"', column) == [str(order)]
 
 
+def test_order_page(site: Site) -> None:
+    """The board leads to an order's page, which shows the order and its customer's earlier ones."""
+    soup, tart = site.add_dish("Tomato soup", 20, "6.50"), site.add_dish("Lemon tart", 3, "5.25")
+    place(site, soup, 2, "Grace")
+    order = place(site, tart, 3, "Grace")
+    place(site, soup, 4, "Ada")
+    with browser(site) as client:
+        assert f'href="/orders/{order["id"]}/"' in client.get("/board/").text
+        page = client.get(f"/orders/{order['id']}/")
+    assert page.status_code == 200
+    for words in ("Thank you, Grace.", "<td>Lemon tart</td><td>3</td>", "€ 15.75"):
+        assert words in page.text
+    assert '<a href="/orders/1/">2 of Tomato soup</a>.' in page.text
+    assert "/orders/3/" not in page.text
+
+
+def test_report(site: Site) -> None:
+    """The report adds up what was sold of each dish."""
+    soup, tart = site.add_dish("Tomato soup", 20, "6.50"), site.add_dish("Lemon tart", 3, "5.25")
+    for dish, quantity in ((soup, 2), (soup, 1), (tart, 1)):
+        place(site, dish, quantity)
+    page = httpx.get(f"{site.url}/report/")
+    assert page.status_code == 200
+    rows = re.findall(r"<td>(.*?)</td>" * 4, page.text)
+    assert rows == [("Tomato soup", "17", "3", "€ 19.50"), ("Lemon tart", "2", "1", "€ 5.25")]
+    assert "Total of 3 orders</th><td>4</td><td>€ 24.75</td>" in page.text
+
+
+# Serves the site, tells of each thread that is started, and lets the board look for nothing that
+# was not announced.
+TELLING = """
+import sys, threading
+import uvicorn
+from proj.asgi import application
+from kitchen import board
+
+def tell(*args):
+    sys.setprofile(None)
+    print("started a thread:", threading.current_thread().name)
+
+threading.setprofile(tell)
+board.POLL_SECONDS = 3600
+uvicorn.run(application, port=0)
+"""
+
+
+def test_report_needs_no_thread(new_site: Site) -> None:
+    """The report is a synchronous view that runs in the event loop's thread."""
+    # The detector is a thread, too.
+    new_site.environ["DEBUG"] = "0"
+    new_site.run("-m", "proj", "migrate", "--verbosity=0")
+    process = new_site.serve("-c", TELLING)
+    for path in ("/report/", "/api/dishes/", "/admin/login/"):
+        assert httpx.get(process.url + path).status_code == 200
+    new_site.wait_for(lambda: "GET /admin/login/" in process.output)
+    # Django's own path for a synchronous view shows that threads are told of.
+    before, _, after = process.output.partition("started a thread")
+    assert '"GET /api/dishes/' in before
+    assert '"GET /admin/login/' in after
+
+
 @pytest.mark.parametrize("path", ["/orders/99/", "/nothing/"])
 def test_page_that_does_not_exist(site: Site, path: str) -> None:
     """An address without a page, or of an order that is not there, gets 404."""
@@ -311,6 +374,37 @@ async def test_board_events(site: Site) -> None:
         for events in (one, two):
             order = await events.next("order")
             assert (order["id"], order["status"]) == (second["id"], "cooking")
+
+
+async def test_board_hears_of_an_order_after_its_commit(new_site: Site) -> None:
+    """An order is announced after its request's transaction was committed, not before."""
+    new_site.run("-m", "proj", "migrate", "--verbosity=0")
+    new_site.url = new_site.serve("-c", TELLING).url
+    dish = new_site.add_dish("Tomato soup", 20)
+    # A COMMIT that lasts as long as we want.
+    new_site.all(
+        "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS"
+        " 'BEGIN PERFORM pg_advisory_xact_lock(1); RETURN NULL; END'"
+    )
+    new_site.all(
+        "CREATE CONSTRAINT TRIGGER wait AFTER INSERT ON kitchen_order"
+        " DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION wait()"
+    )
+
+    def commits() -> bool:
+        return new_site.count_backends("wait_event = 'advisory' AND query = 'COMMIT'") == 1
+
+    async with board_events(new_site) as events:
+        await events.next("board")
+        with new_site.conn.transaction():
+            new_site.all("SELECT pg_advisory_xact_lock(1)")
+            placing = asyncio.create_task(asyncio.to_thread(place, new_site, dish))
+            await asyncio.to_thread(new_site.wait_for, commits)
+            # A stream that was told too early has looked by the time that others are answered.
+            page = await asyncio.to_thread(httpx.get, f"{new_site.url}/board/")
+            assert (page.text.count("No orders."), "Ada" in page.text) == (3, False)
+            assert not placing.done()
+        assert await events.next("order") == await placing
 
 
 async def test_board_events_hold_no_connection(site: Site) -> None:
@@ -560,7 +654,66 @@ def test_admin_leaves_no_connections(site: Site) -> None:
     site.wait_for(lambda: site.count_backends() == before)
 
 
-# The end
+# The application's own tests
+
+
+def run_tests(site: Site, *command: str) -> str:
+    """Run Python, warnings as errors, with the tests that *command* names; return its output."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", *command],
+        cwd=ROOT,
+        # Of pytest's plugins only those that the command names.
+        env={**site.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stdout
+    assert not TROUBLE.search(done.stdout), done.stdout
+    return done.stdout
+
+
+def test_runner(new_site: Site) -> None:
+    """The demo's own tests pass with the runner that its settings name."""
+    output = run_tests(new_site, "-m", "proj", "test", "kitchen", "--noinput")
+    assert "Ran 11 tests" in output
+    assert "\nOK\n" in output
+
+
+def test_pytest(new_site: Site) -> None:
+    """They pass with pytest-django, too, and so do those that are written for it."""
+    plugins = ("-p", "pgbackend.pytest_plugin", "-p", "pytest_django.plugin")
+    command = ("-m", "pytest", "-p", "no:cacheprovider", *plugins)
+    assert re.search(r"=== 14 passed in ", run_tests(new_site, *command, "kitchen"))
+    ended = run_tests(new_site, *command, "kitchen/pytest_tests.py")
+    assert re.search(r"=== 3 passed in ", ended)
+
+
+# Start and end
+
+
+def test_pool_is_open_at_start(new_site: Site) -> None:
+    """The site is connected to its database before the first request."""
+    new_site.run("-m", "proj", "migrate", "--verbosity=0")
+    new_site.serve(*UVICORN)
+    assert new_site.count_backends() == 1
+
+
+def test_start_without_database(new_site: Site) -> None:
+    """Without its database the site does not start, and says why."""
+    environ = {**new_site.environ, "DATABASE_URL": f"{new_site.dsn}_missing"}
+    done = subprocess.run(
+        [sys.executable, *UVICORN],
+        cwd=ROOT,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 3, done.stderr
+    assert f'database "{new_site.database}_missing" does not exist' in done.stderr
+    assert "Application startup failed" in done.stderr
 
 
 async def test_sigterm_ends_the_site(new_site: Site) -> None:

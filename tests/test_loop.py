@@ -21,7 +21,7 @@ from django.db import connection, transaction
 from django.db.models import CharField, Func, QuerySet, Value
 from django.db.models.functions import Cast
 from django.http import HttpRequest, JsonResponse
-from django.test import AsyncRequestFactory, override_settings
+from django.test import override_settings
 from django.urls import path
 
 from pgbackend import await_bridged, bridged
@@ -140,53 +140,11 @@ class ThreadStarts:
         self.names.append(threading.current_thread().name)
 
 
-class StatementThreads:
-    """An execute_wrapper that notes which thread each statement is sent from."""
-
-    def __init__(self) -> None:
-        self.idents: list[int] = []
-
-    def __call__(self, execute: Callable[..., Any], *args: Any) -> Any:
-        self.idents.append(threading.get_ident())
-        return execute(*args)
-
-
-async def test_queries_start_no_threads(handler: ASGIHandler, server: Server) -> None:
-    """Requests that query start no thread beside those Django starts for any request."""
-    await get(handler, "/queries/?name=first")
-    await get(handler, "/nothing/")
-
-    with ThreadStarts() as without:
-        answers = await asyncio.gather(*(get(handler, "/nothing/") for _ in range(REQUESTS)))
-    assert {status for status, _ in answers} == {200}
-
-    threads = StatementThreads()
-    names = [f"author {number}" for number in range(REQUESTS)]
-    with (
-        connection.execute_wrapper(threads),
-        BackendSampler(server.dsn, NAME) as sampler,
-        ThreadStarts() as starts,
-    ):
-        answers = await asyncio.gather(*(get(handler, f"/queries/?name={n}") for n in names))
-    for name, answer in zip(names, answers, strict=True):
-        check(name, answer)
-    assert len(starts.names) <= len(without.names)
-    assert threads.idents == [threading.get_ident()] * 5 * REQUESTS
-    assert 2 <= sampler.peak <= pool_size()
-
-
-async def test_views_start_no_threads(handler: ASGIHandler, server: Server) -> None:
-    """Without the signals around a request, 100 concurrent views that query start no thread."""
-    factory = AsyncRequestFactory()
-
-    async def respond(name: str) -> tuple[int, bytes]:
-        request = factory.get("/queries/", {"name": name})
-        response = await handler.get_response_async(request)
-        return response.status_code, response.content
-
+async def test_requests_start_no_threads(handler: ASGIHandler, server: Server) -> None:
+    """100 concurrent requests that query start no thread, their signals and closing included."""
     names = [f"author {number}" for number in range(REQUESTS)]
     with BackendSampler(server.dsn, NAME) as sampler, ThreadStarts() as starts:
-        answers = await asyncio.gather(*map(respond, names))
+        answers = await asyncio.gather(*(get(handler, f"/queries/?name={n}") for n in names))
     for name, answer in zip(names, answers, strict=True):
         check(name, answer)
     assert starts.names == []

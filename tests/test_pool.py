@@ -781,6 +781,7 @@ async def test_closed_coroutine_gives_its_connection_back() -> None:
     """A bridged call whose coroutine is closed while it holds a connection gives it back."""
     wrapper = make_wrapper(options={"pool": {"max_size": 1}})
     pid = await run(wrapper, PID)
+    await until(lambda: wrapper.async_pool.get_stats()["pool_available"] == 1)
     # With a connection idle in the pool, the call comes to its own wait in one step.
     held = Held(wrapper)
     coroutine = run_bridged(held.hold)

@@ -64,7 +64,7 @@ def small_pool(size: int = 1) -> DatabaseWrapper:
 def on_loan(wrapper: DatabaseWrapper) -> int:
     """Return how many connections of the pool are on loan, or just being opened."""
     stats = wrapper.async_pool.get_stats()
-    return stats["pool_size"] - stats["pool_available"]
+    return stats["pool_size"] - stats["pool_available"] - stats["pool_resetting"]
 
 
 async def check_all_back(wrapper: DatabaseWrapper) -> None:

@@ -1,14 +1,13 @@
 """Run Django's own tests: ``python -m tests.django_suite [--mode MODE] [LABEL ...]``.
 
 The suite comes from the unmodified sdist of the installed Django, which pip downloads once.
-Arguments that are not ours go to Django's ``runtests.py``.
+Arguments that are not ours go to Django's ``runtests.py``. What fails here is run once more on
+Django's own backend, on the same server: the exit status is 1 if something of it passes there,
+or if the run was bridged and something went by another path or was left behind.
 """
 
 import argparse
-import asyncio
-import json
 import os
-import re
 import runpy
 import subprocess
 import sys
@@ -18,8 +17,9 @@ from pathlib import Path
 
 import django
 
-from pgbackend.bridge import run_bridged
-from proj import postgres
+from pgbackend.runner import Runner
+from tests.django_suite.outcomes import Outcomes, reasons, run_suite
+from tests.django_suite.server import leftovers, name_connections, serve
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / ".django-suite"
@@ -45,50 +45,62 @@ def suite() -> Path:
     return tests
 
 
-def system_postgres() -> Path | None:
-    """Return the folder above the bin/ of the newest PostgreSQL with contrib, if there is one.
-
-    Parts of the suite need extensions and ICU collations that the embedded one lacks.
-    """
-    patterns = ("usr/lib/postgresql/*", "usr/pgsql-*", "usr/local/pgsql", "opt/homebrew")
-    for initdb in sorted(
-        (each for pattern in patterns for each in Path("/").glob(f"{pattern}/bin/initdb")),
-        key=lambda path: [int(part) for part in re.findall(r"\d+", str(path))],
-        reverse=True,
-    ):
-        sharedir = subprocess.run(
-            [initdb.with_name("pg_config"), "--sharedir"], capture_output=True, text=True
-        ).stdout.strip()
-        if Path(sharedir, "extension", "hstore.control").exists():
-            return initdb.parents[1]
-    return None
-
-
 def run(mode: str, script: Path) -> None:
     """Run Django's ``runtests.py``, which ends in SystemExit."""
     from tests.django_suite import runner
 
-    runner.count_statements()
-    if mode == "bridged":
-        asyncio.run(run_bridged(lambda: runpy.run_path(str(script), run_name="__main__")))
-    else:
-        runpy.run_path(str(script), run_name="__main__")
+    runner.watch()
+    try:
+        if mode == "bridged":
+            with Runner() as bridge:
+                bridge.run(runpy.run_path, str(script), run_name="__main__")
+        else:
+            runpy.run_path(str(script), run_name="__main__")
+    finally:
+        runner.report()
 
 
-def summarize(report: Path, mode: str) -> bool:
-    """Print what ran and on which kind of connection; return whether the path is proven."""
+def compare(ours: Outcomes, mode: str, dsn: str) -> bool:
+    """Print how what failed or was skipped here ends on Django's backend; return if it is fair.
+
+    What fails only here is run here once more, by itself: some tests of Django's are about time,
+    and fail on a busy machine.
+    """
+    skipped = reasons(ours)
+    again = [*ours.failed, *(name for names in skipped.values() for name in names)]
+    theirs = run_suite("stock", dsn, again).failed if again else {}
+    worse = sorted(ours.failed.keys() - theirs.keys())
+    still = run_suite(mode, dsn, worse).failed if worse else {}
+    for reason, names in skipped.items():
+        _print_names(f"Skipped only here: {reason}", names)
+    _print_names("Failed on Django's own backend as well", sorted(ours.failed.keys() - set(worse)))
+    _print_names("Failed only here, but not when run again", sorted(set(worse) - still.keys()))
+    _print_names("Failed only here", sorted(still.keys()))
+    return not still
+
+
+def _print_names(title: str, names: list[str]) -> None:
+    print(f"{title}: {len(names)}")
+    for name in names:
+        print(f"  {name}")
+
+
+def summarize(report: Path, mode: str, left: list[str]) -> bool:
+    """Print what ran, by which path and what it left; return whether a bridged run is proven."""
     from tests.django_suite import runner
 
-    outcomes = json.loads((report / "outcomes.json").read_text())
-    total = runner.total_statements(report)
+    total, heard = runner.reported(report)
+    heard += left
+    for complaint in heard:
+        print(f"Left behind: {complaint}")
+    print(Outcomes.read(report).line(mode))
     print(
-        f"Django {django.get_version()}, Python {sys.version.split()[0]}, {mode}:"
-        f" ran {outcomes['ran']}, failed {len(outcomes['failed'])},"
-        f" skipped {len(outcomes['skipped'])};"
-        f" statements: {total['asynchronous']} asynchronous, {total['synchronous']} synchronous,"
-        f" {total['in threads of tests']} in threads of tests"
+        f"Statements: {total['asynchronous']} asynchronous, {total['synchronous']} synchronous,"
+        f" {total['in threads of tests']} in threads of tests; left behind: {len(heard)}"
     )
-    return mode != "bridged" or not total["synchronous"]
+    if mode == "bridged" and total["synchronous"]:
+        print("Bridged, every statement of the runner belongs on an asynchronous connection.")
+    return mode != "bridged" or not (total["synchronous"] or heard)
 
 
 def main() -> int:
@@ -101,7 +113,7 @@ def main() -> int:
         " synchronous project runs its tests; stock: so, on Django's own backend",
     )
     parser.add_argument("--options", default="{}", help="OPTIONS of both databases, a dict")
-    parser.add_argument("--report", type=Path, help="a folder to keep outcomes.json in")
+    parser.add_argument("--report", type=Path, help="a folder to write outcomes to; no comparison")
     parser.add_argument("--dsn", default=os.environ.get("PGBACKEND_TEST_DSN"))
     options, arguments = parser.parse_known_args()
 
@@ -112,20 +124,12 @@ def main() -> int:
     if not any(each.startswith("--parallel") for each in arguments):
         sys.argv.append("--parallel=1")
 
-    with tempfile.TemporaryDirectory(prefix="pgbackend-suite-") as folder:
-        report = options.report or Path(folder) / "report"
+    with (
+        tempfile.TemporaryDirectory(prefix="pgbackend-report-") as folder,
+        serve(options.dsn) as dsn,
+    ):
+        report = options.report or Path(folder)
         report.mkdir(parents=True, exist_ok=True)
-        dsn = options.dsn
-        if not dsn:
-            binaries = system_postgres()
-            server = postgres.start(
-                Path(folder), {"max_connections": 200, "fsync": "off"}, binaries
-            )
-            print(f"PostgreSQL: {binaries or 'embedded, without contrib extensions'}")
-            dsn = (
-                f"postgresql://{server.user}:{server.password}@{postgres.LOOPBACK}:{server.port}"
-                f"/{server.dbname}"
-            )
         # Child processes that tests start read these too.
         os.environ.update(
             PGBACKEND_TEST_DSN=dsn,
@@ -134,18 +138,19 @@ def main() -> int:
             SUITE_OPTIONS=options.options,
             SUITE_REPORT=str(report),
         )
+        name = name_connections()
         status = 0
         try:
             run(options.mode, script)
         except SystemExit as ended:
             status = int(ended.code or 0)
-        finally:
-            if not options.dsn:
-                postgres.stop(Path(folder))
-        if not summarize(report, options.mode):
-            print("Bridged, every statement of the runner belongs on an asynchronous connection.")
-            status = 1
-    return status
+        if not (report / "outcomes.json").exists():
+            return status or 1
+        ours = Outcomes.read(report)
+        proven = summarize(report, options.mode, leftovers(dsn, name))
+        if options.mode != "stock" and not options.report:
+            status = 0 if compare(ours, options.mode, dsn) else 1
+        return status if proven else 1
 
 
 if __name__ == "__main__":

@@ -6,10 +6,13 @@ is imported by Django, and by each worker process of a parallel run.
 
 from __future__ import annotations
 
-import asyncio
 import functools
+import gc
 import json
+import logging
 import os
+import re
+import sys
 import threading
 import unittest
 from collections import Counter
@@ -19,19 +22,39 @@ from typing import Any
 import psycopg
 from django.test import runner
 
-from pgbackend.bridge import run_bridged
 from pgbackend.connection import BridgedConnection
+from pgbackend.test import ParallelTestSuite as BridgedParallelTestSuite
+from pgbackend.test import renew_pools
 
 # Statements of this process by where they ran: on asynchronous or synchronous connections of
 # the runner itself, or in a thread that a test started.
 statements: Counter[str] = Counter()
 
+# What this process was told outside any test: exceptions that could not be raised, to which
+# Django's runtests.py turns each ResourceWarning and "never awaited", and what asyncio logs.
+complaints: list[str] = []
 
-def count_statements() -> None:
-    """Count what every psycopg cursor executes, by the kind of its connection."""
+
+def watch() -> None:
+    """Count what every psycopg cursor executes, by its connection, and collect complaints."""
     for cls in (psycopg.Cursor, psycopg.ServerCursor):
         for name in ("execute", "executemany"):
             setattr(cls, name, _counted(getattr(cls, name)))
+    hook = sys.unraisablehook
+
+    def unraisable(found: Any) -> None:
+        complaints.append(f"{found.err_msg or 'Exception ignored in'}: {found.exc_value!r}")
+        hook(found)
+
+    sys.unraisablehook = unraisable
+    logging.getLogger("asyncio").addHandler(_Complaints(logging.ERROR))
+
+
+class _Complaints(logging.Handler):
+    """Takes what a loop's exception handler, a lost task or an unclosed transport logs."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        complaints.append(f"asyncio: {record.getMessage()}")
 
 
 def _counted(method: Any) -> Any:
@@ -49,33 +72,43 @@ def _counted(method: Any) -> Any:
     return call
 
 
-def report_statements() -> None:
-    """Write this process's counts where `total_statements` finds them."""
-    path = Path(os.environ["SUITE_REPORT"]) / f"statements-{os.getpid()}.json"
-    path.write_text(json.dumps(statements))
+def report() -> None:
+    """Write what this process counted and heard where `reported` finds it."""
+    gc.collect()
+    path = Path(os.environ["SUITE_REPORT"]) / f"process-{os.getpid()}.json"
+    path.write_text(json.dumps({"statements": statements, "complaints": complaints}))
 
 
-def total_statements(folder: Path) -> Counter[str]:
-    """Return the counts of all processes of a run."""
+def reported(folder: Path) -> tuple[Counter[str], list[str]]:
+    """Return what all processes of a run counted and heard."""
     total: Counter[str] = Counter()
-    for path in folder.glob("statements-*.json"):
-        total.update(json.loads(path.read_text()))
-    return total
+    heard: list[str] = []
+    for path in folder.glob("process-*.json"):
+        process = json.loads(path.read_text())
+        total.update(process["statements"])
+        heard += process["complaints"]
+    return total, heard
 
 
 def run_subsuite(args: Any) -> Any:
-    """Run a part of the suite in a worker process, bridged on a loop of its own."""
-    run = functools.partial(runner._run_subsuite, args)
+    """Run a part of the suite in a worker process."""
+    if not gc.get_freeze_count():
+        # What the worker was forked with is not searched for garbage after each part.
+        gc.freeze()
+        statements.clear()
+        complaints.clear()
     try:
-        if os.environ["SUITE_MODE"] == "bridged":
-            return asyncio.run(run_bridged(run))
-        return run()
+        return Suite.run_subsuite(args)
     finally:
-        report_statements()
+        report()
 
 
-class ParallelTestSuite(runner.ParallelTestSuite):
-    """Django's, whose workers run their parts by `run_subsuite`."""
+BRIDGED = os.environ["SUITE_MODE"] == "bridged"
+Suite: Any = BridgedParallelTestSuite if BRIDGED else runner.ParallelTestSuite
+
+
+class ParallelTestSuite(Suite):
+    """The mode's own, whose workers run their parts by `run_subsuite`."""
 
     run_subsuite = run_subsuite
 
@@ -85,8 +118,24 @@ class Runner(runner.DiscoverRunner):
 
     parallel_test_suite = ParallelTestSuite
 
-    def suite_result(self, suite: Any, result: unittest.TestResult, **kwargs: Any) -> int:
-        outcomes = {"ran": result.testsRun, "skipped": {}, "failed": {}}
+    def setup_databases(self, **kwargs: Any) -> Any:
+        created = super().setup_databases(**kwargs)
+        renew_pools()
+        return created
+
+    def get_resultclass(self) -> type[unittest.TextTestResult]:
+        class Result(super().get_resultclass() or unittest.TextTestResult):  # type: ignore[misc]
+            passed = 0
+
+            def addSuccess(self, test: unittest.TestCase) -> None:
+                self.passed += 1
+                super().addSuccess(test)
+
+        return Result
+
+    def suite_result(self, suite: Any, result: Any, **kwargs: Any) -> int:
+        outcomes: dict[str, Any] = {"ran": result.testsRun, "passed": result.passed}
+        outcomes |= {"skipped": {}, "failed": {}}
         for test, reason in result.skipped:
             outcomes["skipped"][_name(test)] = reason
         for test, traceback in result.failures + result.errors:
@@ -95,10 +144,11 @@ class Runner(runner.DiscoverRunner):
             outcomes["failed"][_name(test)] = "unexpected success"
         path = Path(os.environ["SUITE_REPORT"]) / "outcomes.json"
         path.write_text(json.dumps(outcomes))
-        report_statements()
         return super().suite_result(suite, result, **kwargs)
 
 
 def _name(test: Any) -> str:
-    """Return a test's dotted name, without a subtest's parameters."""
-    return str(getattr(test, "test_case", test).id()).split(" ")[0]
+    """Return a test's dotted name, without a subtest's parameters; or its class's or module's."""
+    name = str(getattr(test, "test_case", test).id())
+    fixture = re.fullmatch(r"(?:setUp|tearDown)(?:Class|Module) \((.*)\)", name)
+    return fixture[1] if fixture else name.split(" ")[0]

@@ -16,6 +16,7 @@ function localTimes(element) {
 function newTicket(order) {
   const ticket = ticketTemplate.content.firstElementChild.cloneNode(true);
   ticket.dataset.order = order.id;
+  ticket.querySelector("h3 a").href = board.dataset.page.replace("0", order.id);
   ticket.querySelector(".number").textContent = order.id;
   ticket.querySelector(".customer").textContent = order.customer;
   ticket.querySelector("time").dateTime = order.placed_at;

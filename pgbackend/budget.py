@@ -1,0 +1,75 @@
+"""A system check: do the pools together fit into the server's ``max_connections``?
+
+``manage.py check --database default`` runs it, as ``migrate`` does.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from django.core import checks
+from django.db import connections
+
+from .base import DatabaseWrapper
+from .pool import pool_arguments
+
+
+def check_budget(
+    *, databases: Sequence[str] | None = None, **kwargs: Any
+) -> list[checks.CheckMessage]:
+    """Warn of servers whose connections are fewer than the pools may open.
+
+    A process may open each alias's pool for the event loop and, if ``OPTIONS["pool"]`` is set,
+    Django's own for threads. How many processes there are is told by the environment variable
+    ``WEB_CONCURRENCY``, as servers use it; without it, one.
+    """
+    messages: list[checks.CheckMessage] = []
+    for aliases in _by_server(databases or ()).values():
+        wanted = sum(map(_wanted, aliases))
+        processes = _processes()
+        left = _left(aliases[0])
+        if wanted * processes > left:
+            messages.append(
+                checks.Warning(
+                    f"The pools of {', '.join(map(repr, aliases))} may open {wanted} connections"
+                    f" in each of {processes} processes; the server admits {left}.",
+                    hint="Lower 'max_size' in OPTIONS['pool'], or raise max_connections.",
+                    id="pgbackend.W002",
+                )
+            )
+    return messages
+
+
+def _by_server(databases: Iterable[str]) -> dict[tuple[Any, Any], list[str]]:
+    servers: dict[tuple[Any, Any], list[str]] = defaultdict(list)
+    for alias in databases:
+        wrapper = connections[alias]
+        if isinstance(wrapper, DatabaseWrapper) and wrapper.bridge_enabled:
+            params = wrapper.get_connection_params()
+            servers[params.get("host"), params.get("port")].append(alias)
+    return servers
+
+
+def _wanted(alias: str) -> int:
+    options = connections[alias].settings_dict["OPTIONS"].get("pool")
+    arguments = pool_arguments(alias, options)
+    size = int(arguments["max_size"] or arguments["min_size"])
+    # Without the option a thread has one connection of its own.
+    return size * (2 if options else 1)
+
+
+def _left(alias: str) -> int:
+    with connections[alias].cursor() as cursor:
+        cursor.execute(
+            "SELECT current_setting('max_connections')::int"
+            " - current_setting('superuser_reserved_connections')::int"
+        )
+        return int(cursor.fetchone()[0])
+
+
+def _processes() -> int:
+    value = os.environ.get("WEB_CONCURRENCY", "")
+    return int(value) if value.isdecimal() and int(value) else 1

@@ -1,0 +1,49 @@
+"""The project's settings that this backend reads, beside ``DATABASES``.
+
+=============================  ===========  ======================================================
+setting                        default      meaning
+=============================  ===========  ======================================================
+``PGBACKEND_IMPLICIT_IO``      True         synchronous ORM access, lazy relations among it, works
+                                            in the asynchronous code of a request; False: it
+                                            raises SynchronousOnlyOperation, as in stock Django
+``PGBACKEND_SYNC_ON_LOOP``     False        synchronous views, middleware, template rendering and
+                                            receivers of request signals run on the event loop;
+                                            False: in threads, as in stock Django
+``PGBACKEND_BLOCKING_TIME``    0.1 or None  seconds after which code that holds the event loop is
+                                            named in the log; None: never. 0.1 where DEBUG is on
+=============================  ===========  ======================================================
+"""
+
+from __future__ import annotations
+
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
+
+
+def implicit_io() -> bool:
+    """Return ``PGBACKEND_IMPLICIT_IO``."""
+    return _switch("PGBACKEND_IMPLICIT_IO", True)
+
+
+def sync_on_loop() -> bool:
+    """Return ``PGBACKEND_SYNC_ON_LOOP``."""
+    return _switch("PGBACKEND_SYNC_ON_LOOP", False)
+
+
+def blocking_time() -> float | None:
+    """Return ``PGBACKEND_BLOCKING_TIME``, in seconds."""
+    seconds = getattr(settings, "PGBACKEND_BLOCKING_TIME", 0.1 if settings.DEBUG else None)
+    if seconds is None:
+        return None
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or seconds <= 0:
+        raise ImproperlyConfigured(
+            f"PGBACKEND_BLOCKING_TIME is a number of seconds or None, not {seconds!r}"
+        )
+    return float(seconds)
+
+
+def _switch(name: str, default: bool) -> bool:
+    value = getattr(settings, name, default)
+    if not isinstance(value, bool):
+        raise ImproperlyConfigured(f"{name} is True or False, not {value!r}")
+    return value

@@ -1,0 +1,168 @@
+"""Transactions and the tasks and threads started in them, which join them.
+
+A context knows the transactions that were open where it was copied. That is used for ancestry
+only: a task's own transaction is found by the task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+from weakref import ref
+
+from greenlet import getcurrent
+
+from .turns import innermost
+
+if TYPE_CHECKING:
+    from .state import ConnectionState
+
+
+class Transaction:
+    """What tasks started inside a transaction share, and what tells them that it has ended."""
+
+    __slots__ = ("context", "failed", "loop", "owner", "state", "thread", "wrapper")
+
+    def __init__(self, wrapper: Any, state: ConnectionState, owner: asyncio.Task[Any]) -> None:
+        self.wrapper = wrapper
+        self.state = state
+        self.owner = ref(owner)
+        self.loop = owner.get_loop()
+        self.thread = threading.get_ident()
+        self.context = getcurrent().gr_context
+        # Set when its owner begins to roll it back.
+        self.failed = False
+
+    @property
+    def open(self) -> bool:
+        """Whether tasks started in it can be part of it."""
+        return self.state.transaction is self and not self.failed
+
+
+# The transactions of this context, by wrapper.
+transactions: ContextVar[dict[object, Transaction]] = ContextVar("pgbackend_transactions")
+
+
+def enter(transaction: Transaction) -> None:
+    """Let what is started in this context from now on join *transaction*."""
+    transactions.set({**transactions.get({}), transaction.wrapper: transaction})
+
+
+def leave(transaction: Transaction) -> None:
+    """Undo `enter`."""
+    entered = transactions.get({})
+    if entered.get(transaction.wrapper) is transaction:
+        transactions.set(
+            {wrapper: each for wrapper, each in entered.items() if each is not transaction}
+        )
+
+
+@contextmanager
+def detached() -> Iterator[None]:
+    """Let tasks that the block starts not join the transactions that are open around it.
+
+    They have connections and transactions of their own, and may outlive the open ones:
+
+        async with transaction.atomic():
+            ...
+            with detached():
+                task = asyncio.create_task(audit())
+
+    The block is for starting tasks. In it the queries of the transaction's owner stay in it; those
+    of a task or thread that joined it do not.
+    """
+    entered, frame = transactions.set({}), innermost.set(None)
+    try:
+        yield
+    finally:
+        innermost.reset(frame)
+        transactions.reset(entered)
+
+
+def in_transaction(wrapper: object) -> bool:
+    """Return whether this context is inside a transaction of *wrapper*'s that is still open."""
+    transaction = transactions.get({}).get(wrapper)
+    return transaction is not None and transaction.open
+
+
+def inherited(wrapper: Any) -> Transaction | None:
+    """Return the open transaction of *wrapper*'s that the running task was started in.
+
+    Raise RuntimeError on another event loop, whose tasks cannot wait for that connection.
+    """
+    transaction = _started_in(wrapper)
+    if transaction is None or not transaction.open:
+        return None
+    if transaction.loop is not asyncio.get_running_loop():
+        raise RuntimeError(
+            "this task runs on another event loop than the transaction it was started in;"
+            " start that loop inside `with pgbackend.transaction.detached():`, or await the"
+            " coroutine on the transaction's own loop"
+        )
+    return transaction
+
+
+def _started_in(wrapper: Any) -> Transaction | None:
+    """Return the transaction that the running task was started in, also one that has ended."""
+    transaction = transactions.get({}).get(wrapper) or _moved_here(wrapper.alias)
+    if (
+        transaction is not None
+        and transaction.context is getcurrent().gr_context
+        and transaction.owner() is not asyncio.current_task()
+    ):
+        # A sibling in the same Context (Django 6.1 runs receivers so) began it, no ancestor.
+        return None
+    return transaction
+
+
+def check_not_outlived(wrapper: Any) -> None:
+    """Raise RuntimeError in a task that was started in a transaction which has ended."""
+    transaction = _started_in(wrapper)
+    if (
+        transaction is not None
+        and not transaction.open
+        and transaction.owner() is not asyncio.current_task()
+    ):
+        _refuse("task")
+
+
+def joined(alias: str) -> Transaction | None:
+    """Return the transaction that the calling thread was started in, if it joined one.
+
+    A thread joins where asgiref or `asyncio.to_thread` run its function in a copy of the task's
+    context. A thread that merely began with its starter's context does not.
+
+    Raise RuntimeError if that transaction has ended.
+    """
+    transaction = _moved_here(alias)
+    if transaction is not None and not transaction.open:
+        _refuse("thread")
+    return transaction
+
+
+def joined_if_open(alias: str) -> Transaction | None:
+    """Return what `joined` returns; None if that transaction has ended."""
+    transaction = _moved_here(alias)
+    return transaction if transaction is not None and transaction.open else None
+
+
+def _moved_here(alias: str) -> Transaction | None:
+    for transaction in transactions.get({}).values():
+        if transaction.wrapper.alias == alias and transaction.thread != threading.get_ident():
+            # CPython 3.14 lets threads inherit contexts.
+            inherited = getattr(threading.current_thread(), "_context", None)
+            if inherited is None or getcurrent().gr_context is not inherited:
+                return transaction
+    return None
+
+
+def _refuse(what: str) -> None:
+    raise RuntimeError(
+        f"this {what} was started inside a transaction that has ended; its queries can no longer"
+        f" be part of it. Await the {what} inside the transaction, or start it from"
+        " transaction.on_commit() or inside `with pgbackend.transaction.detached():`"
+    )

@@ -1,0 +1,342 @@
+"""A runner of synchronous functions, bridged on one event loop, for tests and what they expect.
+
+Test code was written for a thread in which no loop runs: it starts loops of its own, leaves
+tasks behind, and is stopped by signals. While a `Runner` runs, a few functions of asyncio's and
+one of unittest's are replaced so that this still works.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import os
+import signal
+import sys
+import threading
+import unittest
+from collections.abc import Callable, Coroutine, Generator, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextvars import copy_context
+from types import FrameType, TracebackType, coroutine
+from typing import Any, ParamSpec, TypeVar
+
+from .bridge import await_bridged, is_bridged, last, run_bridged
+from .connection import BridgedLock
+from .joining import Transaction, transactions
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Runner:
+    """What `asyncio.Runner` is for coroutines, for synchronous functions that run bridged.
+
+    All calls of `run` share one event loop and one context, so that a connection's wrapper
+    that one of them finds is the next one's, too.
+    """
+
+    def __init__(self) -> None:
+        self._runner = asyncio.Runner()
+        self._context = copy_context()
+        # What is to be raised in the function instead of the cancellation that goes there.
+        self._error: BaseException | None = None
+
+    def __enter__(self) -> Runner:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Cancel what still runs on the loop, the pools with it, and close the loop."""
+        self._runner.close()
+
+    def run(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run *function* bridged and return its result.
+
+        What a signal handler raises is raised in the function, also while that waits: the
+        KeyboardInterrupt of Ctrl-C, the failure of a time-out.
+
+        Raise RuntimeError if an event loop runs in this thread already.
+        """
+        if asyncio._get_running_loop() is not None:
+            raise RuntimeError(
+                "tests cannot be run in the bridge from a running event loop. Call the runner"
+                " from synchronous code; or, to run the tests on that loop, by `await"
+                " pgbackend.bridged(...)`; or switch the bridge off by --no-bridge"
+            )
+        self._error = None
+        loop = self._runner.get_loop()
+        task = loop.create_task(
+            self._main(run_bridged(_lasting, function, args, kwargs)), context=self._context
+        )
+        with self._handling_sigint(task), _changed_for_tests(task):
+            while True:
+                try:
+                    return loop.run_until_complete(task)
+                except BaseException as error:
+                    if self._error is not None:
+                        raise self._error from error
+                    if task.done():
+                        raise
+                    # It came out of the loop itself, where a signal handler raised it.
+                    self._throw(error, task)
+
+    def _throw(self, error: BaseException, task: asyncio.Task[Any]) -> None:
+        self._error = error
+        task.cancel()
+
+    async def _main(self, coro: Coroutine[Any, Any, T]) -> T:
+        return await self._drive(coro)
+
+    @coroutine
+    def _drive(self, coro: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
+        """Drive the bridged call, with `_error` in place of the cancellation that brings it.
+
+        A test that sees CancelledError fails and the next one begins; KeyboardInterrupt ends
+        the run.
+        """
+        step = functools.partial(coro.send, None)
+        while True:
+            try:
+                waiting = step()
+            except StopIteration as stop:
+                result: T = stop.value
+                return result
+            try:
+                value = yield waiting
+            except GeneratorExit:
+                coro.close()
+                raise
+            except BaseException as error:
+                if self._error is not None and isinstance(error, asyncio.CancelledError):
+                    error, self._error = self._error, None
+                    task = asyncio.current_task()
+                    assert task is not None
+                    task.uncancel()
+                step = functools.partial(coro.throw, error)
+            else:
+                step = functools.partial(coro.send, value)
+
+    @contextmanager
+    def _handling_sigint(self, task: asyncio.Task[Any]) -> Iterator[None]:
+        """Take SIGINT over from Python, whose handler raises KeyboardInterrupt wherever it is.
+
+        In the middle of the loop, the callback it was about to run would be lost.
+        """
+        loop, process = task.get_loop(), os.getpid()
+
+        def interrupt(signum: int, frame: FrameType | None) -> None:
+            global _interrupted
+            running = asyncio._get_running_loop()
+            if running is None and os.getpid() == process:
+                # Somewhere in `outside_loop`.
+                _interrupted = True
+            elif running is not loop or self._error is not None or _runs_in(task):
+                raise KeyboardInterrupt
+            else:
+                # In another task, a pool's for one, the exception would be that task's.
+                self._throw(KeyboardInterrupt(), task)
+                # The loop may be waiting for a socket: the cancellation is a callback.
+                loop.call_soon_threadsafe(lambda: None)
+
+        ours = (
+            threading.current_thread() is threading.main_thread()
+            and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        )
+        if ours:
+            signal.signal(signal.SIGINT, interrupt)
+        try:
+            yield
+        finally:
+            if ours and signal.getsignal(signal.SIGINT) is interrupt:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _runs_in(task: asyncio.Task[Any]) -> bool:
+    return is_bridged() and asyncio.current_task() is task
+
+
+def _lasting(function: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
+    # What tests set in a session lives until they close the connection, as in a plain run.
+    last()
+    return function(*args, **kwargs)
+
+
+# Tests on a loop that runs already
+
+# The task whose synchronous code may run a loop: that of `Runner.run`.
+_main_task: asyncio.Task[Any] | None = None
+
+
+@contextmanager
+def _changed_for_tests(task: asyncio.Task[Any]) -> Iterator[None]:
+    """Let the tests of *task* find a running loop as if it were none, as far as that goes."""
+    global _main_task
+    outer, _main_task = _main_task, task
+    with ExitStack() as stack:
+        for owner, name, change in (
+            (asyncio, "run", _stepping_outside()),
+            (asyncio.runners, "run", _stepping_outside()),
+            (asyncio.Runner, "run", _stepping_outside(asyncio.Runner.get_loop)),
+            (asyncio.Runner, "close", _stepping_outside()),
+            (asyncio.BaseEventLoop, "run_until_complete", _stepping_outside(lambda loop: loop)),
+            (asyncio.BaseEventLoop, "run_forever", _stepping_outside(lambda loop: loop)),
+            (unittest.TestCase, "_callTestMethod", no_tasks_left()),
+        ):
+            function = getattr(owner, name)
+            stack.callback(setattr, owner, name, function)
+            setattr(owner, name, change(function))
+        try:
+            yield
+        finally:
+            _main_task = outer
+
+
+def _stepping_outside(loop_of: Callable[[Any], Any] | None = None) -> Callable[..., Any]:
+    """Return a decorator of functions that run a loop, so that synchronous test code may call them.
+
+    *loop_of* returns the loop from the function's first argument.
+    """
+
+    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        @functools.wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> T:
+            with outside_loop() if _in_synchronous_test_code() else nullcontext():
+                if loop_of is not None:
+                    for transaction in _lent:
+                        if transaction.thread == threading.get_ident():
+                            transaction.loop = loop_of(args[0])
+                _raise_interruption()
+                return function(*args, **kwargs)
+
+        return call
+
+    return decorate
+
+
+def _in_synchronous_test_code() -> bool:
+    """Return whether the caller runs bridged in the tests' task, without a coroutine around."""
+    if not is_bridged() or asyncio.current_task() is not _main_task:
+        return False
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and not frame.f_code.co_flags & (
+        inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR | inspect.CO_ITERABLE_COROUTINE
+    ):
+        frame = frame.f_back
+    # The stack ends where the bridged call begins: what awaits that is not on it.
+    return frame is None
+
+
+# The open transactions that belong, meanwhile, to a loop run by a test.
+_lent: list[Transaction] = []
+
+
+@contextmanager
+def outside_loop() -> Iterator[None]:
+    """Let no loop be running in this thread: in the block, another one may be run.
+
+    That loop's tasks join the open transactions, which nothing else can use meanwhile.
+    """
+    global _lent
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+    try:
+        _lent = [each for each in transactions.get({}).values() if each.open]
+        _renew_locks()
+        asyncio.tasks._leave_task(loop, task)
+        asyncio._set_running_loop(None)
+        yield
+    finally:
+        asyncio._set_running_loop(loop)
+        if asyncio.current_task() is None:
+            asyncio.tasks._enter_task(loop, task)
+        _renew_locks()
+        for transaction in _lent:
+            transaction.loop = loop
+        _lent = []
+        _raise_interruption()
+
+
+# Whether SIGINT came while no loop was running, where KeyboardInterrupt would do harm.
+_interrupted = False
+
+
+def _raise_interruption() -> None:
+    global _interrupted
+    if _interrupted and threading.current_thread() is threading.main_thread():
+        _interrupted = False
+        raise KeyboardInterrupt
+
+
+def _renew_locks() -> None:
+    """Let the connections of `_lent` be used on another loop.
+
+    A lock of asyncio's that was once waited for belongs to the loop of that time.
+    """
+    for transaction in _lent:
+        if transaction.state.lease is not None:
+            lock: Any = BridgedLock()
+            transaction.state.lease.face.lock = lock
+
+
+@contextmanager
+def no_tasks_left() -> Iterator[None]:
+    """Cancel, at the end of the block, what was started in it and still runs.
+
+    Each test of a plain run has a task and a loop of its own, whose end does that. The tasks of
+    the pools are not the test's.
+    """
+    before = asyncio.all_tasks() if is_bridged() else set()
+    try:
+        yield
+    finally:
+        if is_bridged():
+            await_bridged(_forget_cancellations())
+            left = [task for task in asyncio.all_tasks() - before if not _is_of_pool(task)]
+            if left:
+                await_bridged(_cancel(left))
+
+
+async def _forget_cancellations() -> None:
+    """Undo what a test did that cancelled its own task, which is the next test's, too."""
+    task = asyncio.current_task()
+    assert task is not None
+    if task.cancelling():
+        # If the test did not wait for anything any more, its cancellation is still to come.
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(0)
+        while task.uncancel():
+            pass
+
+
+# Where the coroutines of a pool's own tasks are, psycopg_pool's aside.
+_POOLS = (f"{__package__}.pool", f"{__package__}.connection")
+
+
+def _is_of_pool(task: asyncio.Task[Any]) -> bool:
+    frame = getattr(task.get_coro(), "cr_frame", None)
+    module = "" if frame is None else frame.f_globals.get("__name__", "")
+    return module in _POOLS or module.startswith("psycopg_pool.")
+
+
+async def _cancel(tasks: list[asyncio.Task[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    for task, result in zip(
+        tasks, await asyncio.gather(*tasks, return_exceptions=True), strict=True
+    ):
+        if isinstance(result, Exception):
+            asyncio.get_running_loop().call_exception_handler(
+                {
+                    "message": "a task left by a test failed when it was cancelled",
+                    "exception": result,
+                    "task": task,
+                }
+            )

@@ -1,0 +1,130 @@
+"""A project's tests in the bridge: ``TEST_RUNNER = "pgbackend.test.DiscoverRunner"``.
+
+The whole run is one bridged call on one event loop: the test databases, ``setUpTestData``,
+fixtures, synchronous and asynchronous tests, and what they call. So all of a `TestCase` shares
+one transaction, which is rolled back at its end; tasks started in a test join it. A worker
+process of a parallel run has a loop of its own for all its tests.
+
+- An ``async def`` test is awaited in place, not on a loop of its own. Tasks it left are cancelled
+  at its end, as `asyncio.run` would.
+- Synchronous test code may run a loop: ``asyncio.run()``, a management command that calls it,
+  `unittest.IsolatedAsyncioTestCase`. That loop runs inside the test, and the runner's stands
+  still meanwhile; its tasks join the test's transaction, too. In a coroutine ``asyncio.run()``
+  is asyncio's RuntimeError, as ever.
+- Coverage.py has to be told of greenlets: ``concurrency = ["greenlet", "thread"]``.
+"""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from collections.abc import Callable
+from multiprocessing.util import Finalize
+from typing import Any
+
+from django.db import connections
+from django.test import runner
+from django.test.signals import setting_changed
+
+from .base import DatabaseWrapper
+from .bridge import await_bridged, is_bridged
+from .pool import open_pools
+from .runner import Runner
+
+
+def uses_bridge() -> bool:
+    """Return whether a database is this backend's, with ``OPTIONS["bridge"]`` on."""
+    return any(
+        isinstance(wrapper, DatabaseWrapper) and wrapper.bridge_enabled
+        for wrapper in connections.all()
+    )
+
+
+def renew_pools() -> None:
+    """Close the pools in the bridge, so that the next connections are made anew.
+
+    What a migration adds to its connection, such as the type of an extension, is that one's
+    alone; ``connection_created`` adds it to those made afterwards.
+    """
+    if is_bridged():
+        for pool in open_pools():
+            await_bridged(pool.close())
+
+
+def _setting_changed(*, setting: str, **kwargs: Any) -> None:
+    # Receivers of connection_created come and go with the applications.
+    if setting == "INSTALLED_APPS":
+        renew_pools()
+
+
+setting_changed.connect(_setting_changed)
+
+
+# The runner of a worker process.
+_worker: Runner | None = None
+
+
+def init_worker(*args: Any, **kwargs: Any) -> None:
+    """Prepare a worker process as Django does, on the loop that its tests will run on."""
+    global _worker
+    _worker = Runner()
+    Finalize(None, _worker.close, exitpriority=0)
+    _worker.run(runner._init_worker, *args, **kwargs)
+
+
+def run_subsuite(args: tuple[Any, ...]) -> Any:
+    """Run a part of the tests in a worker process, as Django does, bridged."""
+    assert _worker is not None
+    return _worker.run(runner._run_subsuite, args)
+
+
+class ParallelTestSuite(runner.ParallelTestSuite):
+    """Django's, whose worker processes, forked or spawned, run their tests bridged."""
+
+    init_worker = init_worker
+    run_subsuite = run_subsuite
+
+
+class DiscoverRunner(runner.DiscoverRunner):
+    """Django's test runner, bridged: all of `run_tests` on one event loop.
+
+    It is Django's runner, and nothing else, with ``--no-bridge`` (``bridge=False``), or where
+    no database uses the bridge. Source:
+    https://docs.djangoproject.com/en/stable/topics/testing/advanced/#using-different-testing-frameworks
+    """
+
+    parallel_test_suite = ParallelTestSuite
+
+    def __init__(self, *args: Any, bridge: bool = True, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.bridge = bridge
+
+    @classmethod
+    def add_arguments(cls, parser: ArgumentParser) -> None:
+        super().add_arguments(parser)
+        parser.add_argument(
+            "--no-bridge",
+            action="store_false",
+            dest="bridge",
+            help="Run the tests as Django's own runner does, without an event loop around them.",
+        )
+
+    def setup_databases(self, **kwargs: Any) -> Any:
+        """Create the test databases."""
+        created = super().setup_databases(**kwargs)
+        renew_pools()
+        return created
+
+    def run_tests(self, test_labels: Any, **kwargs: Any) -> int:
+        """Run the tests and return how many failed.
+
+        Raise RuntimeError if an event loop runs in this thread and the caller is not bridged.
+        """
+        run: Callable[..., int] = super().run_tests
+        if is_bridged():
+            return run(test_labels, **kwargs)
+        if not (self.bridge and uses_bridge()):
+            if self.parallel_test_suite is ParallelTestSuite:
+                self.parallel_test_suite = runner.ParallelTestSuite
+            return run(test_labels, **kwargs)
+        with Runner() as bridge:
+            return bridge.run(run, test_labels, **kwargs)

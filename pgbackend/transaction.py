@@ -1,0 +1,131 @@
+"""Transactions in asynchronous code, beside ``django.db.transaction``.
+
+``async with transaction.atomic()``, ``@transaction.atomic`` on coroutine functions and
+``transaction.on_commit`` with them are Django's own names. Here is what Django has no name for:
+asynchronous counterparts of its lower-level functions, `pinned` and `detached`. In a request, and
+anywhere else in the bridge, Django's synchronous functions do as well.
+
+https://docs.djangoproject.com/en/stable/topics/db/transactions/
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+from django.db import DEFAULT_DB_ALIAS, connections, transaction
+
+from .base import DatabaseWrapper
+from .joining import detached
+from .lease import Lease
+from .routing import run_for_alias
+
+__all__ = [
+    "acommit",
+    "aon_commit",
+    "arollback",
+    "asavepoint",
+    "asavepoint_commit",
+    "asavepoint_rollback",
+    "aset_autocommit",
+    "detached",
+    "pinned",
+]
+
+
+async def aset_autocommit(autocommit: bool, using: str | None = None) -> None:
+    """Turn autocommit off, which binds a connection to the running task, or on again."""
+    await _call(using, transaction.set_autocommit, autocommit, using)
+
+
+async def acommit(using: str | None = None) -> None:
+    """Commit the transaction of a task with autocommit off; see ``transaction.commit``."""
+    await _call(using, transaction.commit, using)
+
+
+async def arollback(using: str | None = None) -> None:
+    """Roll back the transaction of a task with autocommit off; see ``transaction.rollback``."""
+    await _call(using, transaction.rollback, using)
+
+
+async def asavepoint(using: str | None = None) -> str | None:
+    """Create a savepoint and return its id; None outside a transaction."""
+    sid: str | None = await _call(using, _savepoint, using)
+    return sid
+
+
+def _savepoint(using: str | None) -> Any:
+    # Django 6.1 renames transaction.savepoint(), not this.
+    return transaction.get_connection(using).savepoint()
+
+
+async def asavepoint_commit(sid: str, using: str | None = None) -> None:
+    """Release the savepoint *sid*."""
+    await _call(using, transaction.savepoint_commit, sid, using)
+
+
+async def asavepoint_rollback(sid: str, using: str | None = None) -> None:
+    """Roll back to the savepoint *sid*."""
+    await _call(using, transaction.savepoint_rollback, sid, using)
+
+
+async def aon_commit(
+    func: Callable[[], Any], using: str | None = None, robust: bool = False
+) -> None:
+    """Call *func* after the commit; outside a transaction call it, and await it, at once."""
+    await _call(using, transaction.on_commit, func, using, robust)
+
+
+async def _call(using: str | None, function: Callable[..., Any], *args: Any) -> Any:
+    return await run_for_alias(using or DEFAULT_DB_ALIAS, function, *args)
+
+
+class pinned:
+    """Keep one connection for the running task as long as the block lasts.
+
+    For what lives in a session: ``SET``, temporary tables, advisory locks, ``LISTEN``.
+
+        async with pinned() as connection:
+            with connection.cursor() as cursor:   # in a request, or in a bridged function
+                cursor.execute("SELECT pg_advisory_lock(42)")
+            await Order.objects.aupdate(...)
+
+    ``with pinned()`` is the same in bridged code. The value is the `DatabaseWrapper` of *using*.
+    Transactions begun in the block run on the connection; tasks started in it have connections of
+    their own. At the end the session is reset before another borrower gets it. On Django's own
+    path, where a thread keeps its connection anyway, the block changes nothing.
+    """
+
+    def __init__(self, using: str | None = None) -> None:
+        self.using = using or DEFAULT_DB_ALIAS
+        self._leases: list[Lease | None] = []
+
+    def __enter__(self) -> Any:
+        wrapper = connections[self.using]
+        if isinstance(wrapper, DatabaseWrapper) and wrapper.bridge_enabled:
+            wrapper.check_not_on_loop()
+        ours = isinstance(wrapper, DatabaseWrapper) and wrapper.bridged
+        self._leases.append(wrapper.pin() if ours else None)
+        return wrapper
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        lease = self._leases.pop()
+        if lease is not None:
+            connections[self.using].unpin(lease)
+
+    async def __aenter__(self) -> Any:
+        return await run_for_alias(self.using, self.__enter__)
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await run_for_alias(self.using, self.__exit__, exc_type, exc_value, traceback)

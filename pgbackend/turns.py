@@ -1,0 +1,189 @@
+"""Turns: which of the tasks that share a transaction may use it now.
+
+Every entry of an ``atomic`` is a `Frame`. A task may run a statement, or enter, only while the
+top frame is its own or one of its ancestors'; otherwise it waits. So savepoints nest, and never
+interleave.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+from greenlet import getcurrent
+
+from .bridge import await_bridged
+
+if TYPE_CHECKING:
+    from .state import ConnectionState
+
+
+class Frame:
+    """One entered ``atomic``: what decides whose turn it is in a transaction."""
+
+    __slots__ = ("actor", "context", "left", "outer", "pending_rollback", "state", "wrapper")
+
+    def __init__(self, state: ConnectionState, wrapper: object, outer: Frame | None) -> None:
+        self.state = state
+        self.wrapper = wrapper
+        self.outer = outer
+        self.actor = current_actor()
+        self.context = getcurrent().gr_context
+        self.left = False
+        # Set where another task's frame was on top when this one's block broke.
+        self.pending_rollback = False
+
+    @property
+    def is_outermost(self) -> bool:
+        """Whether leaving it ends the transaction."""
+        return self.state.frames[:1] == [self]
+
+
+# The innermost frame entered in this context. Tasks inherit it from the one that starts them.
+innermost: ContextVar[Frame | None] = ContextVar("pgbackend_frame", default=None)
+
+# The thread on whose behalf the running task works; see `threads`.
+delegate: ContextVar[Any] = ContextVar("pgbackend_delegate", default=None)
+
+
+class ThreadActor:
+    """A thread's call, in whose name tasks on the loop enter and leave frames."""
+
+    def __init__(self, context: object) -> None:
+        self.context = context
+        self.name = threading.current_thread().name
+
+    def get_name(self) -> str:
+        """Return the thread's name, where a task's would stand."""
+        return self.name
+
+
+_local = threading.local()
+
+
+def current_actor() -> Any:
+    """Return whose turn it would be: the running task, or the thread that calls or it works for."""
+    try:
+        return delegate.get() or asyncio.current_task()
+    except RuntimeError:
+        # One for each context that is moved to this thread, which is one for each call.
+        context = getcurrent().gr_context
+        if getattr(_local, "actor", None) is None or _local.actor.context is not context:
+            _local.actor = ThreadActor(context)
+        return _local.actor
+
+
+def innermost_frame(wrapper: object) -> Frame | None:
+    """Return the running task's innermost frame on *wrapper*, also one that is gone."""
+    actor = current_actor()
+    frame = innermost.get()
+    while frame is not None and (frame.actor is not actor or frame.wrapper is not wrapper):
+        frame = frame.outer
+    return frame
+
+
+class Turns:
+    """The frames of one state, outermost first, and those who wait for their turn."""
+
+    needs_rollback: bool
+
+    def __init__(self) -> None:
+        self.frames: list[Frame] = []
+        self._queue: list[asyncio.Future[None]] = []
+
+    def has_turn(self) -> bool:
+        """Return whether the top frame is the running task's or an ancestor's."""
+        return not self.frames or self._is_within(self.frames[-1])
+
+    def _is_within(self, top: Frame) -> bool:
+        if top.actor is current_actor():
+            return True
+        frame = innermost.get()
+        while frame is not None and frame is not top:
+            frame = frame.outer
+        # Tasks that share one Context see each other's frames without being ancestors.
+        return frame is not None and frame.context is not getcurrent().gr_context
+
+    def take_turn(self, timeout: float) -> None:
+        """Wait until the running task may use the transaction.
+
+        Raise RuntimeError that names the holder after *timeout* seconds.
+        """
+        if not self.has_turn():
+            await_bridged(self._wait_until(self.has_turn, timeout))
+
+    def take_turn_to_leave(self, frame: Frame, timeout: float) -> None:
+        """Wait until *frame* is on top: until tasks that entered inside it have left."""
+
+        def on_top() -> bool:
+            return frame.left or self.frames[-1] is frame
+
+        if not on_top():
+            await_bridged(self._wait_until(on_top, timeout))
+
+    async def _wait_until(self, ready: Callable[[], bool], seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                while not ready():
+                    turn = asyncio.get_running_loop().create_future()
+                    self._queue.append(turn)
+                    await turn
+        except TimeoutError:
+            holder = self.frames[-1].actor if self.frames else None
+            name = holder.get_name() if holder is not None else "a task that ended"
+            raise RuntimeError(
+                f"waited {seconds:g} s for a turn in the transaction: {name} is inside an"
+                " atomic() and has not left it. See 'turn_timeout' in OPTIONS"
+            ) from None
+
+    def enter_frame(self, wrapper: object) -> Frame:
+        """Push a frame for an ``atomic`` that the running task enters."""
+        # One that enters by turns is never inside another's frame, save an ancestor's.
+        frame = Frame(self, wrapper, innermost.get())  # type: ignore[arg-type]  # see ConnectionState
+        self.frames.append(frame)
+        innermost.set(frame)
+        return frame
+
+    def leave_frame(self, frame: Frame) -> None:
+        """Remove a frame pushed by `enter_frame` and let the next task have its turn."""
+        frame.left = True
+        if frame in self.frames:
+            self.frames.remove(frame)
+        if innermost.get() is frame:
+            innermost.set(frame.outer)
+        if self.frames and self.frames[-1].pending_rollback:
+            self.frames[-1].pending_rollback = False
+            self.needs_rollback = True
+        self.wake()
+
+    def frame_below_top(self) -> Frame | None:
+        """Return the running task's frame if another task's is on top, None if not."""
+        if self.has_turn():
+            return None
+        frame = innermost.get()
+        while frame is not None and (frame.state is not self or frame.left):
+            frame = frame.outer
+        return frame or self.frames[0]
+
+    def leave_frames_within(self, frame: Frame) -> None:
+        """Forget the frames of other tasks inside *frame*, which is going to fail."""
+        while self.frames[-1] is not frame:
+            self.frames.pop().left = True
+        self.wake()
+
+    def leave_all_frames(self) -> None:
+        """Forget all frames: their transaction is gone."""
+        for frame in self.frames:
+            frame.left = True
+        self.frames.clear()
+        self.wake()
+
+    def wake(self) -> None:
+        """Let everybody who waits look again."""
+        queue, self._queue = self._queue, []
+        for turn in queue:
+            if not turn.done():
+                turn.set_result(None)

@@ -1,0 +1,73 @@
+"""The PostgreSQL of a run, and what the run leaves on it."""
+
+import os
+import re
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg
+
+from proj import postgres
+
+
+@contextmanager
+def serve(dsn: str | None) -> Iterator[str]:
+    """Yield the URL of a superuser: *dsn*, or that of a server that lives as long as the block."""
+    if dsn:
+        yield dsn
+        return
+    with tempfile.TemporaryDirectory(prefix="pgbackend-suite-") as folder:
+        binaries = system_postgres()
+        server = postgres.start(Path(folder), {"max_connections": 200, "fsync": "off"}, binaries)
+        try:
+            print(f"PostgreSQL: {binaries or 'embedded, without contrib extensions'}", flush=True)
+            yield (
+                f"postgresql://{server.user}:{server.password}@{postgres.LOOPBACK}:{server.port}"
+                f"/{server.dbname}"
+            )
+        finally:
+            postgres.stop(Path(folder))
+
+
+def system_postgres() -> Path | None:
+    """Return the folder above the bin/ of the newest PostgreSQL with contrib, if there is one.
+
+    Parts of the suite need extensions and ICU collations that the embedded one lacks.
+    """
+    patterns = ("usr/lib/postgresql/*", "usr/pgsql-*", "usr/local/pgsql", "opt/homebrew")
+    for initdb in sorted(
+        (each for pattern in patterns for each in Path("/").glob(f"{pattern}/bin/initdb")),
+        key=lambda path: [int(part) for part in re.findall(r"\d+", str(path))],
+        reverse=True,
+    ):
+        sharedir = subprocess.run(
+            [initdb.with_name("pg_config"), "--sharedir"], capture_output=True, text=True
+        ).stdout.strip()
+        if Path(sharedir, "extension", "hstore.control").exists():
+            return initdb.parents[1]
+    return None
+
+
+def name_connections() -> str:
+    """Give every connection of this process and its children a name of its own."""
+    name = os.environ["PGAPPNAME"] = f"pgbackend-suite-{os.getpid()}"
+    return name
+
+
+def leftovers(dsn: str, name: str) -> list[str]:
+    """Return the backends of connections called *name* that a second does not end."""
+    with psycopg.connect(dsn, application_name="pgbackend-suite", autocommit=True) as connection:
+        deadline = time.monotonic() + 1
+        while True:
+            rows = connection.execute(
+                "SELECT pid, datname, state, query FROM pg_stat_activity"
+                " WHERE application_name = %s",
+                [name],
+            ).fetchall()
+            if not rows or time.monotonic() > deadline:
+                return [f"Server backend: {row}" for row in rows]
+            time.sleep(0.05)

@@ -1,0 +1,47 @@
+"""Settings of a project whose tests run in the bridge. PGBACKEND_TEST_DSN names the server."""
+
+import os
+from urllib.parse import unquote, urlsplit
+
+_dsn = urlsplit(os.environ["PGBACKEND_TEST_DSN"])
+
+
+def _database(name: str) -> dict[str, object]:
+    return {
+        "ENGINE": "pgbackend",
+        "NAME": name,
+        "USER": unquote(_dsn.username or ""),
+        "PASSWORD": unquote(_dsn.password or ""),
+        "HOST": _dsn.hostname,
+        "PORT": _dsn.port,
+        "OPTIONS": {
+            "application_name": "pgbackend-sample",
+            "bridge": os.environ.get("SAMPLE_BRIDGE") != "off",
+        },
+    }
+
+
+DATABASES = {
+    "default": _database("pgbackend_sample"),
+    "other": _database("pgbackend_sample_other"),
+}
+DATABASE_ROUTERS = ["sample.router.Router"]
+TEST_RUNNER = "pgbackend.test.DiscoverRunner"
+
+INSTALLED_APPS = [
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "sample",
+]
+MIDDLEWARE = [
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+]
+ROOT_URLCONF = "sample.urls"
+PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+STATIC_URL = "static/"
+SECRET_KEY = "sample"
+USE_TZ = True

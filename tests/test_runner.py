@@ -1,0 +1,363 @@
+"""The runner of synchronous functions: one loop, loops inside it, signals, tasks left."""
+
+import asyncio
+import signal
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+
+import pytest
+from django.db import connection, transaction
+
+from pgbackend import await_bridged, bridged, is_bridged
+from pgbackend.runner import Runner, no_tasks_left, outside_loop
+from tests.conftest import Server
+from tests.models import Author
+
+variable: ContextVar[str] = ContextVar("variable", default="")
+
+
+@pytest.fixture
+def runner() -> Iterator[Runner]:
+    """A runner, closed after the test."""
+    with Runner() as runner:
+        yield runner
+
+
+def test_run(runner: Runner) -> None:
+    """Functions run bridged, all on one loop and in one context, and return their result."""
+
+    def run(word: str, *, end: str) -> tuple[str, str, asyncio.AbstractEventLoop]:
+        assert is_bridged()
+        before = variable.get()
+        variable.set(word + end)
+        await_bridged(asyncio.sleep(0))
+        return before, variable.get(), asyncio.get_running_loop()
+
+    first, second = runner.run(run, "one", end="!"), runner.run(run, "two", end="!")
+    assert [first[:2], second[:2]] == [("", "one!"), ("one!", "two!")]
+    assert first[2] is second[2]
+    assert variable.get() == ""
+
+
+def test_connections(runner: Runner, server: Server) -> None:
+    """The pool lives from one call to the next, and ends with the runner."""
+
+    def wrapper() -> object:
+        Author.objects.create(name=f"author {Author.objects.count()}")
+        return connection._connections[connection._alias]
+
+    assert runner.run(wrapper) is runner.run(wrapper)
+    assert server.backends() == 1
+    runner.close()
+    server.wait_for_backends(0)
+
+
+def test_errors(runner: Runner) -> None:
+    """An exception passes as it is, and the runner can be used again."""
+    error = KeyError("stop")
+
+    def fail() -> None:
+        await_bridged(asyncio.sleep(0))
+        raise error
+
+    with pytest.raises(KeyError) as raised:
+        runner.run(fail)
+    assert raised.value is error
+    assert runner.run(is_bridged)
+
+
+async def test_on_a_running_loop(runner: Runner) -> None:
+    """On a running loop the error says what to do."""
+    with pytest.raises(RuntimeError, match=r"await pgbackend\.bridged.*--no-bridge"):
+        runner.run(is_bridged)
+
+
+# Loops inside
+
+
+async def write(name: str) -> None:
+    async with transaction.atomic():
+        await Author.objects.acreate(name=name)
+
+
+async def write_many(word: str) -> int:
+    """Write authors in tasks that have to wait for each other's statements."""
+    await asyncio.gather(*(write(f"{word} {number}") for number in range(5)))
+    return await Author.objects.acount()
+
+
+def with_run(word: str) -> int:
+    return asyncio.run(write_many(word))
+
+
+def with_runner(word: str) -> int:
+    with asyncio.Runner() as runner:
+        assert runner.run(asyncio.sleep(0, "x")) == "x"
+        return runner.run(write_many(word))
+
+
+def with_a_loop(word: str) -> int:
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(write_many(word))
+    task.add_done_callback(lambda task: loop.stop())
+    loop.run_forever()
+    # As asyncio.run does it, for the pool of this loop.
+    left = asyncio.all_tasks(loop)
+    for each in left:
+        each.cancel()
+    loop.run_until_complete(asyncio.wait(left) if left else asyncio.sleep(0))
+    loop.close()
+    return task.result()
+
+
+WAYS = [with_run, with_runner, with_a_loop]
+
+
+@pytest.mark.parametrize("count", WAYS)
+def test_loop_in_a_transaction(runner: Runner, server: Server, count: Callable[[str], int]) -> None:
+    """A loop that the function runs joins its transaction, and its own loop goes on after it."""
+
+    def run() -> None:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        with transaction.atomic():
+            assert await_bridged(write_many("before")) == 5
+            assert count("inside") == 10
+            assert asyncio.get_running_loop() is loop
+            assert asyncio.current_task() is task
+            assert await_bridged(write_many("after")) == 15
+            assert count("again") == 20
+            assert server.backends() == 1
+            transaction.set_rollback(True)
+        assert Author.objects.count() == 0
+
+    runner.run(run)
+
+
+@pytest.mark.parametrize("count", WAYS)
+def test_loop_without_a_transaction(
+    runner: Runner, server: Server, count: Callable[[str], int]
+) -> None:
+    """Outside a transaction a loop that the function runs has a pool of its own, and ends it."""
+
+    def run() -> None:
+        assert Author.objects.count() == 0
+        assert count("inside") == 5
+        assert Author.objects.count() == 5
+
+    runner.run(run)
+    server.wait_for_backends(1)
+
+
+def test_failing_loop(runner: Runner) -> None:
+    """What such a loop raises passes, and the runner's own loop goes on."""
+
+    async def fail() -> None:
+        raise KeyError("stop")
+
+    def run() -> int:
+        with transaction.atomic():
+            with pytest.raises(KeyError, match="stop"):
+                asyncio.run(fail())
+            return await_bridged(write_many("after"))
+
+    assert runner.run(run) == 5
+
+
+def test_no_loop_in_a_coroutine(runner: Runner) -> None:
+    """Inside a coroutine a loop is refused as ever; so it is where no runner runs."""
+
+    async def main() -> None:
+        sleep = asyncio.sleep(0)
+        with pytest.raises(RuntimeError, match="running event loop"):
+            asyncio.run(sleep)
+        sleep.close()
+
+    runner.run(lambda: await_bridged(main()))
+    runner.run(lambda: await_bridged(asyncio.create_task(main())))
+    asyncio.run(main())
+
+
+def test_outside_loop(runner: Runner) -> None:
+    """Outside the loop none is running, and nothing is bridged."""
+
+    def run() -> None:
+        with outside_loop():
+            assert asyncio._get_running_loop() is None
+            assert not is_bridged()
+        assert is_bridged()
+        await_bridged(asyncio.sleep(0))
+
+    runner.run(run)
+
+
+# Signals
+
+
+def test_interrupted_while_waiting(runner: Runner) -> None:
+    """Ctrl-C raises KeyboardInterrupt in the function where it waits, which may go on waiting."""
+
+    def run() -> int:
+        asyncio.get_running_loop().call_soon(signal.raise_signal, signal.SIGINT)
+        try:
+            await_bridged(asyncio.Event().wait())
+        except KeyboardInterrupt:
+            return await_bridged(write_many("after"))
+        return 0
+
+    assert runner.run(run) == 5
+
+
+def test_interrupted_in_a_task(runner: Runner) -> None:
+    """So it does while the function waits for a task."""
+
+    async def interrupt() -> None:
+        signal.raise_signal(signal.SIGINT)
+        await asyncio.Event().wait()
+
+    async def wait() -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(interrupt())
+
+    with pytest.raises(KeyboardInterrupt):
+        runner.run(lambda: await_bridged(wait()))
+
+
+def test_interrupted_in_another_bridge(runner: Runner) -> None:
+    """What another task runs bridged, a pool's worker for one, does not take it over."""
+    ended: list[str] = []
+
+    def serve() -> None:
+        signal.raise_signal(signal.SIGINT)
+        ended.append("in its own time")
+
+    async def wait() -> None:
+        task = asyncio.create_task(bridged(serve)())
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await task
+
+    with pytest.raises(KeyboardInterrupt):
+        runner.run(lambda: await_bridged(wait()))
+    assert ended == ["in its own time"]
+
+
+def test_interrupted_while_running(runner: Runner) -> None:
+    """Code that does not wait is interrupted in place."""
+
+    def run() -> None:
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError("not interrupted")
+
+    with pytest.raises(KeyboardInterrupt):
+        runner.run(run)
+
+
+def test_interrupted_on_the_way_to_a_loop(runner: Runner) -> None:
+    """While no loop runs an interruption waits, and neither loop is harmed by it."""
+
+    def run() -> int:
+        wait = asyncio.Event().wait()
+        with pytest.raises(KeyboardInterrupt), outside_loop():
+            signal.raise_signal(signal.SIGINT)
+            asyncio.run(wait)
+        wait.close()
+        with pytest.raises(KeyboardInterrupt), outside_loop():
+            signal.raise_signal(signal.SIGINT)
+        return await_bridged(write_many("after"))
+
+    assert runner.run(run) == 5
+
+
+def test_interrupted_in_a_loop_inside(runner: Runner) -> None:
+    """A loop that the function runs is interrupted where it waits."""
+
+    async def wait() -> None:
+        asyncio.get_running_loop().call_soon(signal.raise_signal, signal.SIGINT)
+        await asyncio.Event().wait()
+
+    def run() -> int:
+        with pytest.raises(KeyboardInterrupt):
+            asyncio.run(wait())
+        return await_bridged(write_many("after"))
+
+    assert runner.run(run) == 5
+
+
+def test_interrupted_at_the_end(runner: Runner) -> None:
+    """An interruption that the function has not seen is not lost."""
+
+    def run() -> None:
+        asyncio.get_running_loop().call_soon(signal.raise_signal, signal.SIGINT)
+        await_bridged(asyncio.sleep(0))
+
+    with pytest.raises(KeyboardInterrupt):
+        runner.run(run)
+
+
+def test_handler_is_restored(runner: Runner) -> None:
+    """After the run SIGINT is Python's own again; another's handler is left alone."""
+    runner.run(is_bridged)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    heard: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
+    try:
+        runner.run(signal.raise_signal, signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    assert heard == [signal.SIGINT]
+
+
+# Tasks left
+
+
+def test_no_tasks_left(runner: Runner) -> None:
+    """What was started in the block and still runs is cancelled; the pool is not."""
+
+    def run() -> None:
+        older = asyncio.get_running_loop().create_task(asyncio.Event().wait())
+        with no_tasks_left():
+            assert Author.objects.count() == 0
+            newer = asyncio.get_running_loop().create_task(asyncio.Event().wait())
+        assert newer.cancelled()
+        assert not older.done()
+        assert Author.objects.count() == 0
+
+    runner.run(run)
+
+
+def test_failing_task_left(runner: Runner, caplog: pytest.LogCaptureFixture) -> None:
+    """A task that fails when it is cancelled is told to the loop's exception handler."""
+
+    async def fail() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise KeyError("stop")
+
+    def run() -> None:
+        with no_tasks_left():
+            asyncio.get_running_loop().create_task(fail())
+            await_bridged(asyncio.sleep(0))
+
+    runner.run(run)
+    assert "a task left by a test failed when it was cancelled" in caplog.text
+    assert "KeyError" in caplog.text
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_cancelled_itself(runner: Runner, waits: bool) -> None:
+    """A cancellation of the task that all share does not outlive the block."""
+
+    def run() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        with no_tasks_left():
+            task.cancel()
+            if waits:
+                with pytest.raises(asyncio.CancelledError):
+                    await_bridged(asyncio.sleep(0))
+        assert not task.cancelling()
+        await_bridged(asyncio.sleep(0))
+
+    runner.run(run)

@@ -1,0 +1,216 @@
+"""A new project, as `startproject` makes it, with nothing but its database changed."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import signal
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.conftest import Server
+from tests.fix_uvicorn import ROOT, Site
+
+USER, PASSWORD = "root", "a secret of one's own"
+GROUPS = "/admin/auth/group/"
+
+
+class Project(Site):
+    """A project in a folder, on a database of its own."""
+
+    def __init__(self, server: Server, name: str, folder: Path) -> None:
+        super().__init__(server, name)
+        self.folder = folder
+        self.settings = folder / "mysite" / "settings.py"
+        self.environ |= {
+            "DJANGO_SETTINGS_MODULE": "mysite.settings",
+            "PYTHONPATH": f"{folder}:{ROOT}",
+            "PGAPPNAME": self.name,
+        }
+
+    def make(self) -> None:
+        """Make the project and give it its database."""
+        self.run("-m", "django", "startproject", "mysite", str(self.folder))
+        info = self.conn.info
+        database = {
+            "ENGINE": "pgbackend",
+            "NAME": info.dbname,
+            "USER": info.user,
+            "PASSWORD": info.password,
+            "HOST": info.host,
+            "PORT": str(info.port),
+        }
+        text, count = re.subn(
+            r"""(?s)(?<=\nDATABASES = )\{.*?\n\}""",
+            lambda _: repr({"default": database}),
+            self.settings.read_text(),
+        )
+        assert count == 1
+        self.settings.write_text(text)
+
+    def manage(self, *arguments: str, **environ: str) -> str:
+        """Run manage.py and return what it prints."""
+        return self.run(str(self.folder / "manage.py"), *arguments, **environ)
+
+
+@pytest.fixture(scope="module")
+def project(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    """A new project with a migrated database and a superuser."""
+    project = Project(server, "startproject", tmp_path_factory.mktemp("startproject"))
+    try:
+        project.make()
+        project.manage("migrate")
+        project.manage(
+            *("createsuperuser", "--noinput", f"--username={USER}", "--email=root@example.com"),
+            DJANGO_SUPERUSER_PASSWORD=PASSWORD,
+        )
+        yield project
+    finally:
+        project.close()
+
+
+@pytest.fixture
+def emptied(project: Project) -> None:
+    """Nobody has worked in the admin yet."""
+    project.all("TRUNCATE auth_group, django_session, django_admin_log CASCADE")
+
+
+def test_check(project: Project) -> None:
+    """`manage.py check` finds nothing to complain about."""
+    expected = "System check identified no issues (0 silenced).\n"
+    assert project.manage("check") == expected
+    assert project.manage("check", "--database=default") == expected
+
+
+def test_migrations(project: Project) -> None:
+    """All migrations are applied, and models need no others."""
+    assert "[ ]" not in project.manage("showmigrations")
+    assert project.manage("makemigrations", "--check") == "No changes detected\n"
+
+
+def token(page: httpx.Response) -> str:
+    """Return the CSRF token in a page's form."""
+    found = re.search(r'name="csrfmiddlewaretoken" value="(\w+)"', page.text)
+    assert found is not None, page.text
+    return found[1]
+
+
+async def submit(client: httpx.AsyncClient, address: str, **fields: str) -> httpx.Response:
+    """Fetch the page at an address and send its form back with *fields*, as a browser does."""
+    page = await client.get(address)
+    assert page.status_code == 200, page.text
+    return await client.post(address, data={"csrfmiddlewaretoken": token(page), **fields})
+
+
+async def work_in_the_admin(client: httpx.AsyncClient) -> None:
+    """Log in, add a group, rename it, look at the users, log out."""
+    answer = await client.get(GROUPS)
+    assert (answer.status_code, answer.headers["Location"]) == (302, f"/admin/login/?next={GROUPS}")
+    login = answer.headers["Location"]
+    answer = await submit(client, login, username=USER, password="a guess")
+    assert answer.status_code == 200
+    assert "Please enter the correct username and password" in answer.text
+    answer = await client.post(login, data={"username": USER, "password": PASSWORD})
+    assert answer.status_code == 403, "accepted without the CSRF token"
+    answer = await submit(client, login, username=USER, password=PASSWORD, next=GROUPS)
+    assert (answer.status_code, answer.headers["Location"]) == (302, GROUPS)
+
+    answer = await submit(client, f"{GROUPS}add/", name="navy", _save="Save")
+    assert (answer.status_code, answer.headers["Location"]) == (302, GROUPS)
+    page = await client.get(GROUPS)
+    assert page.status_code == 200
+    assert "was added successfully" in page.text
+    found = re.search(rf'href="({GROUPS}\d+/change/)">navy</a>', page.text)
+    assert found is not None, page.text
+    edit = found[1]
+    page = await client.get(edit)
+    assert page.status_code == 200
+    assert 'value="navy"' in page.text
+    answer = await submit(client, edit, name="marines", _save="Save")
+    assert (answer.status_code, answer.headers["Location"]) == (302, GROUPS)
+    page = await client.get(GROUPS)
+    assert "was changed successfully" in page.text
+    assert "marines" in page.text
+    assert "navy" not in page.text
+
+    page = await client.get("/admin/auth/user/")
+    assert page.status_code == 200
+    assert "root@example.com" in page.text
+    page = await client.get("/admin/")
+    answer = await client.post("/admin/logout/", data={"csrfmiddlewaretoken": token(page)})
+    assert answer.status_code == 200
+    assert (await client.get(GROUPS)).status_code == 302
+
+
+@pytest.fixture
+def on_loop(project: Project) -> Iterator[None]:
+    """PGBACKEND_SYNC_ON_LOOP = True in the project's settings."""
+    text = project.settings.read_text()
+    project.settings.write_text(f"{text}\nPGBACKEND_SYNC_ON_LOOP = True\n")
+    yield
+    project.settings.write_text(text)
+
+
+def check_admin(project: Project) -> None:
+    """Work in the admin of the project served by uvicorn, and look what that leaves."""
+
+    async def work() -> None:
+        async with httpx.AsyncClient(base_url=process.url, timeout=60) as client:
+            await work_in_the_admin(client)
+
+    process = project.serve("-m", "uvicorn", "mysite.asgi:application", "--port=0")
+    asyncio.run(work())
+    assert project.all("SELECT name FROM auth_group") == [("marines",)]
+    actions = project.all("SELECT action_flag FROM django_admin_log ORDER BY id")
+    assert actions == [(1,), (2,)]
+    project.wait_for(lambda: project.count_backends("state <> 'idle'") == 0)
+    assert process.terminate() in (0, -signal.SIGTERM), process.output
+    assert process.trouble() == [], process.output
+    project.wait_for(lambda: project.count_backends() == 0)
+
+
+@pytest.mark.usefixtures("emptied")
+def test_admin_in_threads(project: Project) -> None:
+    """uvicorn serves the admin: logging in, listing, editing, logging out."""
+    check_admin(project)
+
+
+@pytest.mark.usefixtures("emptied", "on_loop")
+def test_admin_on_the_loop(project: Project) -> None:
+    """PGBACKEND_SYNC_ON_LOOP = True: uvicorn serves the admin as it does without."""
+    check_admin(project)
+
+
+@pytest.mark.usefixtures("emptied", "on_loop")
+def test_admin_on_the_loop_starts_no_thread(project: Project) -> None:
+    """PGBACKEND_SYNC_ON_LOOP = True: the admin's requests start no thread, detector aside."""
+    source = """
+        import asyncio
+        import sys
+        import threading
+
+        import httpx
+        from mysite.asgi import application
+        from tests.test_startproject import work_in_the_admin
+
+        started = []
+
+        def note(frame, event, arg):
+            # Called for the first time when a new thread begins to run.
+            sys.setprofile(None)
+            started.append(threading.current_thread().name)
+
+        async def main():
+            transport, url = httpx.ASGITransport(application), "http://localhost"
+            async with httpx.AsyncClient(transport=transport, base_url=url) as client:
+                await work_in_the_admin(client)
+
+        threading.setprofile(note)
+        asyncio.run(main())
+        print(*started)
+    """
+    assert project.run("-c", textwrap.dedent(source)) == "pgbackend-detector\n"
