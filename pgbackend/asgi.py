@@ -20,7 +20,7 @@ from django.db import connections
 from . import conf
 from .base import DatabaseWrapper
 from .joining import in_transaction
-from .pool import open_pools
+from .registry import open_pools
 from .routing import in_bridge, runs_bridged
 
 P = ParamSpec("P")

@@ -14,7 +14,7 @@ from django.core import checks
 from django.db import connections
 
 from .base import DatabaseWrapper
-from .pool import pool_arguments
+from .options import pool_arguments
 
 
 def check_budget(

@@ -10,7 +10,6 @@ A changed function of Django is fingerprinted; see `fingerprints` for an unknown
 from __future__ import annotations
 
 import functools
-import inspect
 import logging
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -20,18 +19,18 @@ from typing import Any
 import asgiref.sync
 from django.conf import settings
 from django.core import checks
-from django.db import DEFAULT_DB_ALIAS, connections, transaction
+from django.db import connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.postgresql import base as postgresql
 
-from . import asgi, streaming
+from . import asgi, blocks, streaming
 from .base import DatabaseWrapper
 from .bridge import await_bridged, is_bridged, run_bridged
 from .budget import check_budget
 from .fingerprints import check_unpatched, fingerprint, fingerprint_of_calls, is_known
 from .importing import after_import
 from .places import RULES
-from .routing import is_enabled, run_for_alias, sync_to_async_in, thread_transactions
+from .routing import is_enabled, sync_to_async_in
 
 _applied = False
 
@@ -164,77 +163,14 @@ def _patch_atomic() -> None:
         ):
             return
 
-    def __enter__(self: Any) -> Any:
-        wrapper = transaction.get_connection(self.using)
-        if not isinstance(wrapper, DatabaseWrapper):
-            return enter(self)
-        if (joined := wrapper.joined) is not None:
-            return wrapper.hand_over(joined, self.__enter__)
-        if not wrapper.bridged:
-            enter(self)
-            thread_transactions.set(thread_transactions.get() | {wrapper.alias})
-            return None
-        state = wrapper.state_in_turn()
-        frame = state.enter_frame(wrapper)
-        try:
-            return enter(self)
-        except BaseException:
-            state.leave_frame(frame)
-            raise
-
-    def __exit__(self: Any, exc_type: Any, exc_value: Any, traceback: Any) -> Any:
-        wrapper = transaction.get_connection(self.using)
-        if not isinstance(wrapper, DatabaseWrapper):
-            return leave(self, exc_type, exc_value, traceback)
-        try:
-            joined = wrapper.joined
-        except RuntimeError:
-            # The transaction has ended, and the block with it.
-            if exc_type is None:
-                raise
-            return None
-        if joined is not None:
-            return wrapper.hand_over(joined, self.__exit__, exc_type, exc_value, traceback)
-        if not wrapper.bridged:
-            try:
-                return leave(self, exc_type, exc_value, traceback)
-            finally:
-                if not wrapper.in_atomic_block:
-                    thread_transactions.set(thread_transactions.get() - {wrapper.alias})
-        frame = wrapper.frame_to_leave(failed=exc_type is not None)
-        if frame is None:
-            return None
-        try:
-            return leave(self, exc_type, exc_value, traceback)
-        finally:
-            frame.state.leave_frame(frame)
-
-    async def __aenter__(self: Any) -> None:
-        await run_for_alias(self.using or DEFAULT_DB_ALIAS, self.__enter__)
-
-    async def __aexit__(self: Any, *exc_info: Any) -> Any:
-        alias = self.using or DEFAULT_DB_ALIAS
-        return await run_for_alias(alias, self.__exit__, *exc_info)
-
-    def __call__(self: Any, function: Callable[..., Any]) -> Callable[..., Any]:
-        if inspect.isasyncgenfunction(function):
-            raise TypeError(
-                f"atomic() cannot decorate {function!r}, an asynchronous generator: the transaction"
-                " would stay open while its caller does other things. Put `async with"
-                " transaction.atomic():` around what belongs together"
-            )
-        if not asgiref.sync.iscoroutinefunction(function):
-            return decorate(self, function)  # type: ignore[no-any-return]  # Django is untyped
-
-        @functools.wraps(function)
-        async def call(*args: Any, **kwargs: Any) -> Any:
-            async with self:
-                return await function(*args, **kwargs)
-
-        return call
-
-    for patched in (__enter__, __exit__, __aenter__, __aexit__, __call__):
-        setattr(cls, patched.__name__, patched)
+    for name, changed in (
+        ("__enter__", blocks.entering(enter)),
+        ("__exit__", blocks.leaving(leave)),
+        ("__aenter__", blocks.aenter),
+        ("__aexit__", blocks.aexit),
+        ("__call__", blocks.decorating(decorate)),
+    ):
+        setattr(cls, name, changed)
 
 
 def _patch_atomic_requests(module: ModuleType) -> None:

@@ -11,15 +11,13 @@ import asyncio
 import functools
 import inspect
 import logging
-import os
 import select
-from asyncio import AbstractEventLoop
-from collections.abc import Callable, Coroutine, Generator, Hashable
+from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context
 from time import monotonic
 from types import coroutine
 from typing import Any
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakSet
 
 import psycopg
 from django.core.exceptions import ImproperlyConfigured
@@ -28,24 +26,8 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout, TooManyRequests
 from psycopg_pool.base import AttemptWithBackoff
 
 from .bridge import run_bridged
-
-# What OPTIONS["pool"] leaves open. Seconds where psycopg_pool has seconds.
-DEFAULTS: dict[str, Any] = {
-    "min_size": 0,
-    "max_size": 20,
-    "timeout": 30.0,
-    "max_waiting": 1000,
-    "max_lifetime": 60 * 60.0,
-    "max_idle": 10 * 60.0,
-    # No retries in the background: a failure is told to whoever waits, and the next
-    # checkout connects anew.
-    "reconnect_timeout": 0.0,
-}
-
-# Arguments of psycopg_pool that the backend itself gives, or that would mean nothing.
-_RESERVED = frozenset(
-    {"self", "conninfo", "connection_class", "kwargs", "open", "configure", "close_returns"}
-)
+from .options import pool_arguments
+from .registry import forget
 
 
 def _says_something(record: logging.LogRecord) -> bool:
@@ -183,7 +165,7 @@ class ConnectionPool(AsyncConnectionPool[PooledConnection]):
         finally:
             for conn in idle:
                 conn.pgconn.finish()
-            _forget(self)
+            forget(self)
 
     async def close_when_idle(self, timeout: float) -> None:  # noqa: ASYNC109  # as close()
         """Close the pool once no connection is on loan, after *timeout* seconds at the latest."""
@@ -381,71 +363,3 @@ def _copy_of(error: Exception) -> Exception:
     copy = type(error)(*error.args)
     copy.__cause__ = error.__cause__
     return copy
-
-
-def pool_arguments(alias: str, options: Any) -> dict[str, Any]:
-    """Return psycopg_pool's arguments for ``OPTIONS["pool"]``, defaults filled in.
-
-    Raise ImproperlyConfigured that names each unknown key.
-    """
-    setting = f"DATABASES[{alias!r}]['OPTIONS']['pool']"
-    if options is None or isinstance(options, bool):
-        options = {}
-    elif not isinstance(options, dict):
-        raise ImproperlyConfigured(f"{setting} is a bool or a dict, not {options!r}")
-    known = set(inspect.signature(AsyncConnectionPool.__init__).parameters) - _RESERVED
-    if unknown := sorted(set(options) - known, key=str):
-        raise ImproperlyConfigured(
-            f"{setting} has unknown keys: {', '.join(map(repr, unknown))};"
-            f" known are {', '.join(sorted(known))}"
-        )
-    arguments = {**DEFAULTS, **options}
-    if "max_size" not in options and options.get("min_size"):
-        # psycopg_pool's own rule: a lower bound alone means a pool of that size.
-        arguments["max_size"] = options["min_size"]
-    return arguments
-
-
-_pools: WeakKeyDictionary[AbstractEventLoop, dict[Hashable, ConnectionPool]] = WeakKeyDictionary()
-
-# What a forked child found open. Kept, for a task of the parent's loop that is collected
-# pending says so on stderr.
-_inherited: list[Any] = []
-
-
-def _forget_inherited() -> None:
-    """Let a forked child open pools of its own: the sockets of these are the parent's."""
-    _inherited.append(dict(_pools))
-    _pools.clear()
-
-
-os.register_at_fork(after_in_child=_forget_inherited)
-
-
-def get_pool(key: Hashable, make: Callable[[], ConnectionPool]) -> ConnectionPool:
-    """Return the running loop's pool for *key*; open the one that *make* returns if none is."""
-    loop = asyncio.get_running_loop()
-    pools = _pools.get(loop)
-    if pools is None:
-        for ended in [each for each in _pools if each.is_closed()]:
-            del _pools[ended]
-        pools = _pools[loop] = {}
-    pool = pools.get(key)
-    if pool is None or pool.closed:
-        pool = make()
-        pool.start()
-        pools[key] = pool
-    return pool
-
-
-def _forget(pool: ConnectionPool) -> None:
-    """Drop a closed pool from the running loop's."""
-    pools = _pools.get(asyncio.get_running_loop(), {})
-    for key in [key for key, each in pools.items() if each is pool]:
-        del pools[key]
-
-
-def open_pools(alias: str | None = None) -> list[ConnectionPool]:
-    """Return the running loop's open pools, all of them or those of one alias."""
-    pools = _pools.get(asyncio.get_running_loop(), {})
-    return [pool for pool in pools.values() if not pool.closed and alias in (None, pool.alias)]

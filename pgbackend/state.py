@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import warnings
-from threading import get_ident
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 from . import joining
 from .bridge import await_bridged, on_exit
@@ -166,67 +164,3 @@ class ConnectionState(Turns):
             ResourceWarning,
             stacklevel=1,
         )
-
-
-def state_attribute(name: str) -> Any:
-    """Return a property of a wrapper that reads and writes *name* on the current state."""
-
-    def read(wrapper: Any) -> Any:
-        return getattr(wrapper.state, name)
-
-    def write(wrapper: Any, value: Any) -> None:
-        setattr(wrapper.state, name, value)
-
-    return property(read, write, doc=f"`{name}` of the running task, or of the thread.")
-
-
-class States:
-    """The states of one wrapper."""
-
-    def __init__(self, *, autocommit: bool) -> None:
-        self._autocommit = autocommit
-        self._thread = get_ident()
-        self._of_thread = ConnectionState()
-        self._opened = False
-        self._of_tasks: WeakKeyDictionary[asyncio.Task[Any], ConnectionState] = WeakKeyDictionary()
-
-    def open(self) -> None:
-        """End the wrapper's constructor: what Django initialized there was the thread's."""
-        self._opened = True
-
-    def are_of_this_thread(self) -> bool:
-        """Return whether the wrapper was made in the calling thread.
-
-        Another thread's wrapper may be shared (Django's test servers do): its connection is
-        that thread's, also when it is used by a task here.
-        """
-        return self._thread == get_ident()
-
-    def close_shared(self) -> None:
-        """Close the connection of a thread with which the wrapper was shared, if there is one."""
-        connection = self._of_thread.connection
-        if connection is not None:
-            self._of_thread.connection = None
-            connection.close()
-
-    def current(self, wrapper: Any) -> ConnectionState:
-        """Return the state of the running task; the thread's where no task runs."""
-        if not self._opened:
-            return self._of_thread
-        try:
-            task = asyncio.current_task()
-        except RuntimeError:
-            task = None
-        if task is None:
-            transaction = joining.joined_if_open(wrapper.alias)
-            return self._of_thread if transaction is None else transaction.state
-        if not self.are_of_this_thread():
-            return self._of_thread
-        state = self._of_tasks.get(task)
-        if state is None or state.transaction is None:
-            transaction = joining.inherited(wrapper)
-            if transaction is not None:
-                return transaction.state
-        if state is None:
-            state = self._of_tasks[task] = ConnectionState(autocommit=self._autocommit)
-        return state

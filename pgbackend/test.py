@@ -27,7 +27,7 @@ from django.test.signals import setting_changed
 
 from .base import DatabaseWrapper
 from .bridge import await_bridged, is_bridged
-from .pool import open_pools
+from .registry import open_pools
 from .runner import Runner
 
 

@@ -1,0 +1,167 @@
+"""The part of a `DatabaseWrapper` that begins, commits and rolls back.
+
+Bridged, autocommit off binds the task's lease, and on again gives it back. In a thread that
+joined a transaction of the loop's, all of it happens there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from django.core.exceptions import SynchronousOnlyOperation
+from django.db import InternalError, OperationalError
+from django.db.backends.utils import debug_transaction
+
+from .errors import CommitInDoubt
+from .hooks import Hook
+from .per_task import StatePerTask
+from .turns import Frame, innermost_frame
+
+
+class TransactionControl(StatePerTask):
+    """Django's methods of the same names, on leased connections in the bridge."""
+
+    def get_autocommit(self) -> bool:
+        """Return the autocommit state; on the event loop, without a connection."""
+        if self.bridged or self._leases_here():
+            return bool(self.autocommit)
+        return bool(super().get_autocommit())
+
+    def _leases_here(self) -> bool:
+        """Return whether what the running coroutine awaits would run on leased connections."""
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return False
+        from .routing import runs_bridged  # which needs this module
+
+        return runs_bridged(self.alias)
+
+    def set_autocommit(
+        self, autocommit: bool, force_begin_transaction_with_broken_autocommit: bool = False
+    ) -> None:
+        """Enable or disable autocommit; bridged, off binds a lease and on gives it back.
+
+        The hooks of `on_commit` run after the connection was given back: they may wait for
+        tasks that need one.
+        """
+        if (transaction := self.joined) is not None:
+            self.hand_over(transaction, transaction.wrapper.set_autocommit, autocommit)
+            return
+        if not self.bridged:
+            super().set_autocommit(autocommit, force_begin_transaction_with_broken_autocommit)
+            return
+        self.validate_no_atomic_block()
+        if not autocommit:
+            self._begin()
+            return
+        state = self.state
+        if state.connection is not None:
+            self._set_autocommit(True)
+        state.unbind()
+        state.autocommit = True
+        if state.run_commit_hooks_on_set_autocommit_on:
+            self.run_and_clear_commit_hooks()
+            state.run_commit_hooks_on_set_autocommit_on = False
+
+    def commit(self) -> None:
+        """Commit, and run the hooks of `on_commit`."""
+        if (transaction := self.joined) is not None:
+            self.hand_over(transaction, transaction.wrapper.commit)
+            return
+        if self.bridged:
+            self.state_in_turn()
+        super().commit()
+
+    def rollback(self) -> None:
+        """Roll back, and forget the hooks of `on_commit`."""
+        if (transaction := self.joined) is not None:
+            self.hand_over(transaction, transaction.wrapper.rollback)
+            return
+        if self.bridged:
+            self.state_in_turn()
+        super().rollback()
+
+    def on_commit(self, func: Callable[[], Any], robust: bool = False) -> None:
+        """Call *func* after the commit, and wait for a coroutine that it returns."""
+        try:
+            super().on_commit(Hook(func) if callable(func) else func, robust)
+        except SynchronousOnlyOperation:
+            raise SynchronousOnlyOperation(
+                "on_commit() was called on a running event loop, outside the bridge and outside"
+                " a transaction of this task: `await pgbackend.transaction.aon_commit(...)`"
+            ) from None
+
+    def _commit(self) -> None:
+        connection = self.connection
+        if self.bridged and connection is not None and connection.is_aborted:
+            # The server would answer COMMIT with ROLLBACK, which psycopg takes for success.
+            raise InternalError(
+                "the transaction cannot be committed: a statement in it was stopped by a"
+                " cancellation or a time-out. Let that leave the atomic block, or put the"
+                " statement into a nested one"
+            )
+        try:
+            self._end_transaction(super()._commit)
+        except OperationalError as error:
+            if self.bridged and connection is not None and connection.closed:
+                raise CommitInDoubt(*error.args) from error.__cause__
+            raise
+
+    def _rollback(self) -> None:
+        self._end_transaction(super()._rollback)
+
+    def _end_transaction(self, end: Callable[[], None]) -> None:
+        """COMMIT or ROLLBACK; interrupted, drop the connection instead of its state.
+
+        `Atomic` handles database errors only: after a cancelled COMMIT it would keep a
+        state in which the next transaction reports success and commits nothing.
+        """
+        try:
+            end()
+        except BaseException as error:
+            if self.bridged and not isinstance(error, Exception):
+                self.connection = None
+            raise
+
+    def frame_to_leave(self, *, failed: bool) -> Frame | None:
+        """Return the running task's innermost frame when it is on top; None if it is gone.
+
+        Raise RuntimeError if the transaction ended meanwhile and the block did not fail: what
+        it did was not committed.
+        """
+        frame = innermost_frame(self)
+        if frame is not None and not frame.left:
+            try:
+                if failed and frame.is_outermost and self.commit_on_exit:
+                    frame.state.end_for_others(frame)
+                frame.state.take_turn_to_leave(frame, self.turn_timeout)
+            except BaseException:
+                # Whoever has the turn never gave it back: end the transaction for all.
+                self.connection = None
+                raise
+        # Asked after the wait: meanwhile the transaction may have ended.
+        if frame is not None and not frame.left:
+            return frame
+        if failed:
+            return None
+        raise RuntimeError(
+            "the transaction of this atomic block has ended already, since the block of the task"
+            " that began it failed, or that task ended: nothing of it was committed"
+        )
+
+    def _begin(self) -> None:
+        """Turn autocommit off and bind the lease; the server's BEGIN comes with a statement."""
+        lease = self._hold()
+        try:
+            with debug_transaction(self, "BEGIN"):
+                self._set_autocommit(False)
+            state = self.state
+            if lease is not None and state.transaction is None:
+                state.bind(self)
+            state.autocommit = False
+        finally:
+            if lease is not None:
+                lease.let_go()

@@ -1,0 +1,109 @@
+"""Blocks of ``atomic``: on the loop, in turns; with ``async with``; around coroutine functions.
+
+``Atomic`` itself stays Django's and does all the work: here is when, and where.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from asgiref.sync import iscoroutinefunction
+from django.db import DEFAULT_DB_ALIAS, transaction
+
+from .base import DatabaseWrapper
+from .routing import run_for_alias, thread_transactions
+
+
+def entering(enter: Callable[..., Any]) -> Callable[..., Any]:
+    """Return ``Atomic.__enter__``: it waits for its turn, in a frame of the task's."""
+
+    @functools.wraps(enter)
+    def __enter__(self: Any) -> Any:
+        wrapper = transaction.get_connection(self.using)
+        if not isinstance(wrapper, DatabaseWrapper):
+            return enter(self)
+        if (joined := wrapper.joined) is not None:
+            return wrapper.hand_over(joined, self.__enter__)
+        if not wrapper.bridged:
+            enter(self)
+            thread_transactions.set(thread_transactions.get() | {wrapper.alias})
+            return None
+        state = wrapper.state_in_turn()
+        frame = state.enter_frame(wrapper)
+        try:
+            return enter(self)
+        except BaseException:
+            state.leave_frame(frame)
+            raise
+
+    return __enter__
+
+
+def leaving(leave: Callable[..., Any]) -> Callable[..., Any]:
+    """Return ``Atomic.__exit__``: it waits until the blocks within are left."""
+
+    @functools.wraps(leave)
+    def __exit__(self: Any, exc_type: Any, exc_value: Any, traceback: Any) -> Any:
+        wrapper = transaction.get_connection(self.using)
+        if not isinstance(wrapper, DatabaseWrapper):
+            return leave(self, exc_type, exc_value, traceback)
+        try:
+            joined = wrapper.joined
+        except RuntimeError:
+            # The transaction has ended, and the block with it.
+            if exc_type is None:
+                raise
+            return None
+        if joined is not None:
+            return wrapper.hand_over(joined, self.__exit__, exc_type, exc_value, traceback)
+        if not wrapper.bridged:
+            try:
+                return leave(self, exc_type, exc_value, traceback)
+            finally:
+                if not wrapper.in_atomic_block:
+                    thread_transactions.set(thread_transactions.get() - {wrapper.alias})
+        frame = wrapper.frame_to_leave(failed=exc_type is not None)
+        if frame is None:
+            return None
+        try:
+            return leave(self, exc_type, exc_value, traceback)
+        finally:
+            frame.state.leave_frame(frame)
+
+    return __exit__
+
+
+async def aenter(self: Any) -> None:
+    await run_for_alias(self.using or DEFAULT_DB_ALIAS, self.__enter__)
+
+
+async def aexit(self: Any, *exc_info: Any) -> Any:
+    alias = self.using or DEFAULT_DB_ALIAS
+    return await run_for_alias(alias, self.__exit__, *exc_info)
+
+
+def decorating(decorate: Callable[..., Any]) -> Callable[..., Any]:
+    """Return ``Atomic.__call__``: a coroutine function's block lasts as long as its coroutine."""
+
+    @functools.wraps(decorate)
+    def __call__(self: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+        if inspect.isasyncgenfunction(function):
+            raise TypeError(
+                f"atomic() cannot decorate {function!r}, an asynchronous generator: the transaction"
+                " would stay open while its caller does other things. Put `async with"
+                " transaction.atomic():` around what belongs together"
+            )
+        if not iscoroutinefunction(function):
+            return decorate(self, function)  # type: ignore[no-any-return]  # Django is untyped
+
+        @functools.wraps(function)
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            async with self:
+                return await function(*args, **kwargs)
+
+        return call
+
+    return __call__

@@ -1,0 +1,162 @@
+"""The part of a `DatabaseWrapper` that tells tasks and threads apart.
+
+A wrapper is inherited by the tasks started where it was made, and some are shared by threads:
+each has a `ConnectionState` of its own, or that of the transaction it joined.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from threading import get_ident
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from django.core.exceptions import SynchronousOnlyOperation
+from django.db.backends.postgresql.base import DatabaseWrapper as PostgresDatabaseWrapper
+
+from . import joining
+from .bridge import is_bridged
+from .joining import Transaction, joined
+from .state import ConnectionState
+from .threads import hand_over
+
+
+def state_attribute(name: str) -> Any:
+    """Return a property of a wrapper that reads and writes *name* on the current state."""
+
+    def read(wrapper: Any) -> Any:
+        return getattr(wrapper.state, name)
+
+    def write(wrapper: Any, value: Any) -> None:
+        setattr(wrapper.state, name, value)
+
+    return property(read, write, doc=f"`{name}` of the running task, or of the thread.")
+
+
+class StatePerTask(PostgresDatabaseWrapper):
+    """Django's attributes, read from and written to the state of whoever asks."""
+
+    bridge_enabled: bool
+    # Seconds a task waits for its turn in a transaction it shares.
+    turn_timeout: float
+    _states: States
+
+    connection = state_attribute("connection")
+    autocommit = state_attribute("autocommit")
+    in_atomic_block = state_attribute("in_atomic_block")
+    savepoint_state = state_attribute("savepoint_state")
+    savepoint_ids = state_attribute("savepoint_ids")
+    atomic_blocks = state_attribute("atomic_blocks")
+    commit_on_exit = state_attribute("commit_on_exit")
+    needs_rollback = state_attribute("needs_rollback")
+    rollback_exc = state_attribute("rollback_exc")
+    close_at = state_attribute("close_at")
+    closed_in_transaction = state_attribute("closed_in_transaction")
+    errors_occurred = state_attribute("errors_occurred")
+    health_check_enabled = state_attribute("health_check_enabled")
+    health_check_done = state_attribute("health_check_done")
+    run_on_commit = state_attribute("run_on_commit")
+    run_commit_hooks_on_set_autocommit_on = state_attribute("run_commit_hooks_on_set_autocommit_on")
+
+    @property
+    def state(self) -> ConnectionState:
+        """The state of the running task, or of the thread."""
+        return self._states.current(self)
+
+    def state_in_turn(self) -> ConnectionState:
+        """Return the running task's state when it is the task's turn to use it."""
+        while True:
+            state = self.state
+            if state.has_turn():
+                return state
+            # Meanwhile the transaction may end, and the task with a state of its own.
+            state.take_turn(self.turn_timeout)
+
+    @property
+    def bridged(self) -> bool:
+        """Whether the caller's statements run on leased connections."""
+        return self.bridge_enabled and is_bridged() and self._states.are_of_this_thread()
+
+    @property
+    def joined(self) -> Transaction | None:
+        """The loop's transaction that the calling thread joined; see `joining.joined`."""
+        if not self.bridge_enabled or self.bridged:
+            return None
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return joined(self.alias)
+        return None
+
+    def hand_over(self, transaction: Transaction, function: Callable[..., Any], *args: Any) -> Any:
+        """Run *function*, of a joined *transaction*, on the loop and return its result."""
+        return hand_over(transaction, self.turn_timeout, function, *args)
+
+    def check_not_on_loop(self) -> None:
+        """Raise SynchronousOnlyOperation on a running event loop outside the bridge."""
+        if is_bridged() or os.environ.get("DJANGO_ALLOW_ASYNC_UNSAFE"):
+            return
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return
+        raise SynchronousOnlyOperation(
+            f"The synchronous ORM was used on the running event loop (alias {self.alias!r})."
+            " Await the asynchronous form, as in `await queryset.aget()`,"
+            " `async for row in queryset` or `await instance.asave()`; or decorate the function"
+            " with @pgbackend.bridged and await it."
+        )
+
+
+class States:
+    """The states of one wrapper."""
+
+    def __init__(self, *, autocommit: bool) -> None:
+        self._autocommit = autocommit
+        self._thread = get_ident()
+        self._of_thread = ConnectionState()
+        self._opened = False
+        self._of_tasks: WeakKeyDictionary[asyncio.Task[Any], ConnectionState] = WeakKeyDictionary()
+
+    def open(self) -> None:
+        """End the wrapper's constructor: what Django initialized there was the thread's."""
+        self._opened = True
+
+    def are_of_this_thread(self) -> bool:
+        """Return whether the wrapper was made in the calling thread.
+
+        Another thread's wrapper may be shared (Django's test servers do): its connection is
+        that thread's, also when it is used by a task here.
+        """
+        return self._thread == get_ident()
+
+    def close_shared(self) -> None:
+        """Close the connection of a thread with which the wrapper was shared, if there is one."""
+        connection = self._of_thread.connection
+        if connection is not None:
+            self._of_thread.connection = None
+            connection.close()
+
+    def current(self, wrapper: Any) -> ConnectionState:
+        """Return the state of the running task; the thread's where no task runs."""
+        if not self._opened:
+            return self._of_thread
+        try:
+            task = asyncio.current_task()
+        except RuntimeError:
+            task = None
+        if task is None:
+            transaction = joining.joined_if_open(wrapper.alias)
+            return self._of_thread if transaction is None else transaction.state
+        if not self.are_of_this_thread():
+            return self._of_thread
+        state = self._of_tasks.get(task)
+        if state is None or state.transaction is None:
+            transaction = joining.inherited(wrapper)
+            if transaction is not None:
+                return transaction.state
+        if state is None:
+            state = self._of_tasks[task] = ConnectionState(autocommit=self._autocommit)
+        return state
