@@ -39,12 +39,12 @@ from .cursor import CursorDebugWrapper, CursorWrapper, LeaseHolder
 from .features import DatabaseFeatures
 from .joining import check_not_outlived, joined_if_open
 from .lease import Lease
-from .opening import isolation_level, make_pool, pool_key
+from .opening import FoundPool, isolation_level
 from .operations import DatabaseOperations
 from .options import NAMES, Options, pool_arguments
 from .per_task import States
 from .pool import ConnectionPool
-from .registry import get_pool, open_pools
+from .registry import open_pools
 from .threads import Handed
 from .wrapping import ExecuteWrappers
 
@@ -68,6 +68,7 @@ class DatabaseWrapper(ExecuteWrappers, TransactionControl):
         self.bridge_enabled = options.bridge
         self.turn_timeout = options.turn_timeout
         self.reset = options.reset
+        self._found_pool: FoundPool | None = None
         # True for the wrapper by which a pool configures its connections.
         self.configures_pool = False
         # What receivers of connection_created execute meanwhile, with parameters.
@@ -86,7 +87,7 @@ class DatabaseWrapper(ExecuteWrappers, TransactionControl):
             return None if self.configures_pool else self.async_pool
         conf = self.settings_dict
         options = conf["OPTIONS"].get("pool")
-        if not isinstance(options, dict):
+        if not isinstance(options, dict) or self.alias in self._connection_pools:
             return super().pool
         # The same options are good on both sides: psycopg_pool would refuse a max_size below
         # its min_size, 4 unless said otherwise.
@@ -105,7 +106,10 @@ class DatabaseWrapper(ExecuteWrappers, TransactionControl):
     @property
     def async_pool(self) -> ConnectionPool:
         """The running loop's pool for this wrapper's settings, opened on first use."""
-        return get_pool(pool_key(self), lambda: make_pool(self))
+        found = self._found_pool
+        if found is None or not found.serves(self):
+            found = self._found_pool = FoundPool(self)
+        return found.pool
 
     def get_connection_params(self) -> dict[str, Any]:
         """Return psycopg's connection arguments, as Django does, without our options."""
@@ -132,6 +136,26 @@ class DatabaseWrapper(ExecuteWrappers, TransactionControl):
         lease = self._hold()
         if lease is not None:
             lease.let_go()
+
+    def hold_for_statement(self) -> Lease:
+        """Hold the task's lease, as `_hold`, at once if the pool has an idle connection."""
+        state = self.state_in_turn()
+        lease = state.lease
+        if lease is None and not state.in_atomic_block and self.settings_dict["AUTOCOMMIT"]:
+            check_not_outlived(self)
+            pool = self.async_pool
+            pooled = pool.take()
+            if pooled is not None:
+                lease = state.lease = Lease(state, pool, pooled)
+                lease.dirty = self.reset == "always"
+        if lease is None:
+            lease = self._hold()
+            assert lease is not None
+        else:
+            if lease.pins:
+                check_not_outlived(self)
+            lease.hold()
+        return lease
 
     def _hold(self, *, pinned: bool = False) -> Lease | None:
         """Hold the task's lease, taking its turn and borrowing a connection if need be.

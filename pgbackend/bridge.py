@@ -17,7 +17,7 @@ psycopg.
 from __future__ import annotations
 
 import inspect
-from asyncio import current_task
+from asyncio import Future, current_task
 from collections.abc import Awaitable, Callable, Generator
 from types import CoroutineType, coroutine
 from typing import Any, NoReturn, ParamSpec, TypeVar
@@ -28,6 +28,10 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
+_OUTSIDE = (
+    "await_bridged() was called outside the bridge: run the synchronous function by `await"
+    " pgbackend.bridged(function)(...)`, or await this directly in asynchronous code"
+)
 _ABANDONED = "the bridged call was closed while it waited: nothing is left to await it"
 
 
@@ -75,18 +79,19 @@ def await_bridged(awaitable: Awaitable[T]) -> T:
     reported as never awaited), and when the bridged call was closed while it waited.
     """
     if not is_bridged():
-        _refuse(
-            awaitable,
-            "await_bridged() was called outside the bridge: run the synchronous function"
-            " by `await pgbackend.bridged(function)(...)`, or await this directly in"
-            " asynchronous code",
-        )
+        _refuse(awaitable, _OUTSIDE)
     # The frame lives in the greenlet: a local that names the greenlet across a switch would
     # be a reference cycle, and keep an abandoned one from being collected.
     if getattr(getcurrent(), "abandoned", False):
         _refuse(awaitable, _ABANDONED)
 
-    steps: Any = awaitable if type(awaitable) is CoroutineType else _as_coroutine(awaitable)
+    steps: Any
+    if type(awaitable) is CoroutineType:
+        steps = awaitable
+    elif type(awaitable) is Future:
+        steps = awaitable.__await__()
+    else:
+        steps = _as_coroutine(awaitable)
     try:
         waiting = steps.send(None)
         while True:
@@ -99,6 +104,14 @@ def await_bridged(awaitable: Awaitable[T]) -> T:
     except StopIteration as stop:
         result: T = stop.value
         return result
+
+
+def check_bridged() -> None:
+    """Raise `BridgeError` where nothing can be awaited, before anything is begun."""
+    if not is_bridged():
+        raise BridgeError(_OUTSIDE)
+    if getattr(getcurrent(), "abandoned", False):
+        raise BridgeError(_ABANDONED)
 
 
 async def _as_coroutine(awaitable: Awaitable[T]) -> T:

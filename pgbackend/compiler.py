@@ -25,6 +25,7 @@ from django.db.models.sql.constants import (
 from . import session
 from .bridge import is_bridged
 from .session import CleanSQL
+from .statement import cursor_for
 
 
 class SQLCompiler(postgresql.SQLCompiler):
@@ -61,7 +62,7 @@ class SQLCompiler(postgresql.SQLCompiler):
                 raise EmptyResultSet
         except EmptyResultSet:
             return iter([]) if result_type == MULTI else None
-        with self.connection.cursor() as cursor:
+        with cursor_for(self.connection, sql) as cursor:
             cursor.execute(sql, params)
             if result_type == ROW_COUNT:
                 return cursor.rowcount
@@ -95,7 +96,7 @@ class SQLInsertCompiler(postgresql.SQLInsertCompiler, SQLCompiler):
             return super().execute_sql(returning_fields)  # type: ignore[no-any-return]
         self.returning_fields = returning_fields
         statements = self.as_sql()
-        with self.connection.cursor() as cursor:
+        with cursor_for(self.connection, statements[0][0]) as cursor:
             for sql, params in statements:
                 cursor.execute(sql, params)
             if not returning_fields:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Coroutine
 from operator import is_
 from types import TracebackType
@@ -18,17 +19,21 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
 from greenlet import GreenletExit
+from psycopg import abc
 from psycopg.abc import AdaptContext, PQGen
-from psycopg.adapt import AdaptersMap
+from psycopg.adapt import AdaptersMap, Transformer
 from psycopg.pq import TransactionStatus
-from psycopg.waiting import wait_async
+from psycopg.waiting import Wait, wait_async
 
-from .bridge import await_bridged
+from .bridge import await_bridged, check_bridged
+from .waiting import SocketWait, continued
 
 if TYPE_CHECKING:
     from .pool import PooledConnection
 
 RV = TypeVar("RV")
+
+WAIT_R = Wait.R
 
 # psycopg's own: how often a waiting connection looks whether its socket was closed, seconds.
 _WAIT_INTERVAL = 0.1
@@ -43,14 +48,30 @@ class BridgedLock:
     """A lock between tasks, with the synchronous face psycopg's cursors expect.
 
     It is held while a statement waits for the server: a `threading.Lock` there would stop
-    the event loop as soon as a second task of the same transaction wanted its turn.
+    the event loop as soon as a second task of the same transaction wanted its turn. Taking a
+    free one costs nothing.
     """
 
     def __init__(self) -> None:
-        self._lock = asyncio.Lock()
+        self._held = False
+        self._waiting: deque[asyncio.Future[None]] = deque()
 
     def __enter__(self) -> None:
-        await_bridged(self._lock.acquire())
+        if self._held:
+            await_bridged(self._wait())
+        self._held = True
+
+    async def _wait(self) -> None:
+        """Wait until the lock is handed over."""
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        try:
+            await turn
+        except BaseException:
+            if turn.done() and not turn.cancelled():
+                # It was, together with the cancellation.
+                self._release()
+            raise
 
     def __exit__(
         self,
@@ -58,7 +79,15 @@ class BridgedLock:
         exc_value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._lock.release()
+        self._release()
+
+    def _release(self) -> None:
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self._held = False
 
 
 class BridgedConnection(psycopg.Connection[Any]):
@@ -93,6 +122,8 @@ class BridgedConnection(psycopg.Connection[Any]):
         self._autocommit = True
         # Whether a cancellation stopped a statement of this borrower's.
         self.was_stopped = False
+        self._transformer: abc.Transformer | None = None
+        self._socket_wait = SocketWait(pooled.pgconn)
         self.lock = BridgedLock()  # type: ignore[assignment]  # see BridgedLock
         if cursor_factory is not None:
             self.cursor_factory = cursor_factory
@@ -108,11 +139,16 @@ class BridgedConnection(psycopg.Connection[Any]):
 
         A cancelled task stops the statement in the server before CancelledError leaves.
         """
-        return await_bridged(self._wait(gen, interval, timeout))
-
-    async def _wait(self, gen: PQGen[RV], interval: float, seconds: float | None) -> RV:
+        check_bridged()
         try:
-            return await wait_async(gen, self.pgconn.socket, interval, seconds)
+            state = next(gen)
+            while state == WAIT_R and timeout is None:
+                state = gen.send(self._socket_wait.until_readable())
+            rest = wait_async(continued(gen, state), self.pgconn.socket, interval, timeout)
+            return await_bridged(rest)
+        except StopIteration as stop:
+            result: RV = stop.value
+            return result
         except (GeneratorExit, GreenletExit):
             # The wait is given up: nothing can be awaited any more.
             raise
@@ -120,7 +156,7 @@ class BridgedConnection(psycopg.Connection[Any]):
             # A cancellation, mostly, or what a signal handler raised.
             if self.is_executing:
                 self.was_stopped = True
-                await _shielded(self._stop(gen))
+                await_bridged(_shielded(self._stop(gen)))
             raise
 
     async def _stop(self, gen: PQGen[Any]) -> None:
@@ -160,6 +196,16 @@ class BridgedConnection(psycopg.Connection[Any]):
             logger.warning("closing %s, whose statement could not be stopped: %s", self, error)
             self.close()
 
+    def finish(self) -> None:
+        """Close the connection at once, without a word to the server; wake who waits for it."""
+        self._socket_wait.give_up()
+        self.pgconn.finish()
+
+    def close(self) -> None:
+        """Close the connection, as psycopg's ``close``; wake who waits for it."""
+        self._socket_wait.give_up()
+        super().close()
+
     def cancel_safe(self, *, timeout: float = 30.0) -> None:
         """Cancel the current operation, waiting through the bridge; see psycopg."""
         await_bridged(self._pooled.cancel_safe(timeout=timeout))
@@ -169,9 +215,25 @@ class BridgedConnection(psycopg.Connection[Any]):
         self._base = [(name, getattr(self, name)) for name in self._REMEMBERED]
         self._base_prepare = (self.prepare_threshold, self.prepared_max)
         self._base_handlers = (tuple(self._notice_handlers), tuple(self._notify_handlers))
-        self._base_adapters = self.adapters
+        self._base_adapters = super().adapters
         # A map made from the base one: changes to it leave the base as it is.
         self._adapters = AdaptersMap(self._base_adapters)
+        self._transformer = None
+
+    @property
+    def adapters(self) -> AdaptersMap:
+        """The map of adapters; see psycopg. Who asks may be about to change it."""
+        self._transformer = None
+        return super().adapters
+
+    @property
+    def transformer(self) -> abc.Transformer:
+        """What adapts parameters and rows of statements that need no cursor."""
+        transformer = self._transformer
+        if transformer is None:
+            transformer = Transformer(self)
+            self._transformer = transformer
+        return transformer
 
     def restore(self) -> None:
         """Undo what a borrower changed on this object. The server's side is not touched."""
@@ -186,8 +248,9 @@ class BridgedConnection(psycopg.Connection[Any]):
         self._notify_handlers[:] = notify
         if self._notifies_backlog:
             self._notifies_backlog.clear()
-        if not _shares_tables(self.adapters, self._base_adapters):
+        if not _shares_tables(super().adapters, self._base_adapters):
             self._adapters = AdaptersMap(self._base_adapters)
+            self._transformer = None
 
 
 def _shares_tables(adapters: AdaptersMap, base: AdaptersMap) -> bool:

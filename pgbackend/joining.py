@@ -83,6 +83,11 @@ def detached() -> Iterator[None]:
         transactions.reset(entered)
 
 
+def in_any() -> bool:
+    """Return whether this context may be inside a transaction, of whatever wrapper."""
+    return bool(transactions.get(None))
+
+
 def in_transaction(wrapper: object) -> bool:
     """Return whether this context is inside a transaction of *wrapper*'s that is still open."""
     transaction = transactions.get({}).get(wrapper)
@@ -108,7 +113,10 @@ def inherited(wrapper: Any) -> Transaction | None:
 
 def _started_in(wrapper: Any) -> Transaction | None:
     """Return the transaction that the running task was started in, also one that has ended."""
-    transaction = transactions.get({}).get(wrapper) or _moved_here(wrapper.alias)
+    entered = transactions.get(None)
+    if not entered:
+        return None
+    transaction = entered.get(wrapper) or _moved_here(wrapper.alias)
     if (
         transaction is not None
         and transaction.context is getcurrent().gr_context
@@ -151,7 +159,10 @@ def joined_if_open(alias: str) -> Transaction | None:
 
 
 def _moved_here(alias: str) -> Transaction | None:
-    for transaction in transactions.get({}).values():
+    entered = transactions.get(None)
+    if not entered:
+        return None
+    for transaction in entered.values():
         if transaction.wrapper.alias == alias and transaction.thread != threading.get_ident():
             # CPython 3.14 lets threads inherit contexts.
             inherited = getattr(threading.current_thread(), "_context", None)

@@ -66,7 +66,7 @@ class Lease:
         self.on_loan = False
         self.state.lease = None
         if self.face.pgconn.transaction_status == TransactionStatus.ACTIVE:
-            self.face.pgconn.finish()
+            self.face.finish()
         else:
             self.face.restore()
         self.pool.give_back(self.pooled, dirty=self.dirty)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from asyncio import get_running_loop
 from typing import Any
 
 import psycopg
@@ -17,22 +17,49 @@ from django.db.backends.signals import connection_created
 from . import session
 from .connection import BridgedConnection
 from .pool import ConnectionPool, PooledConnection
+from .registry import get_pool
 
 # What of Django's connection arguments is the face's, not the asynchronous connection's.
 _FACE_ARGUMENTS = ("cursor_factory", "prepare_threshold", "context")
 
 
-def pool_key(wrapper: Any) -> Hashable:
-    """Return what tells a wrapper's pool from those of other settings."""
+def pool_settings(wrapper: Any) -> tuple[Any, ...]:
+    """Return what tells a wrapper's pool from those of other settings; OPTIONS come last."""
     conf = wrapper.settings_dict
     return (
         wrapper.alias,
-        *(conf[key] for key in ("NAME", "USER", "PASSWORD", "HOST", "PORT")),
+        conf["NAME"],
+        conf["USER"],
+        conf["PASSWORD"],
+        conf["HOST"],
+        conf["PORT"],
         conf["CONN_HEALTH_CHECKS"],
-        repr(conf["OPTIONS"]),
         wrapper.timezone_name,
         settings.USE_TZ,
+        conf["OPTIONS"],
     )
+
+
+class FoundPool:
+    """The pool that a wrapper found last, and for which settings."""
+
+    def __init__(self, wrapper: Any) -> None:
+        *others, options = pool_settings(wrapper)
+        self.pool = get_pool((*others, repr(options)), lambda: make_pool(wrapper))
+        # Settings are changed in place, by tests most of all.
+        pool = options.get("pool")
+        options = {**options, "pool": {**pool} if isinstance(pool, dict) else pool}
+        if pool is None:
+            del options["pool"]
+        self._settings = (*others, options)
+
+    def serves(self, wrapper: Any) -> bool:
+        """Return whether it is still what *wrapper* would get on the running loop."""
+        return (
+            not self.pool.closed
+            and self.pool.loop is get_running_loop()
+            and self._settings == pool_settings(wrapper)
+        )
 
 
 def make_pool(wrapper: Any) -> ConnectionPool:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+from asyncio import _get_running_loop, current_task
 from collections.abc import Callable
 from threading import get_ident
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from django.core.exceptions import SynchronousOnlyOperation
 from django.db.backends.postgresql.base import DatabaseWrapper as PostgresDatabaseWrapper
@@ -84,11 +85,7 @@ class StatePerTask(PostgresDatabaseWrapper):
         """The loop's transaction that the calling thread joined; see `joining.joined`."""
         if not self.bridge_enabled or self.bridged:
             return None
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            return joined(self.alias)
-        return None
+        return joined(self.alias) if _get_running_loop() is None else None
 
     def hand_over(self, transaction: Transaction, function: Callable[..., Any], *args: Any) -> Any:
         """Run *function*, of a joined *transaction*, on the loop and return its result."""
@@ -96,11 +93,11 @@ class StatePerTask(PostgresDatabaseWrapper):
 
     def check_not_on_loop(self) -> None:
         """Raise SynchronousOnlyOperation on a running event loop outside the bridge."""
-        if is_bridged() or os.environ.get("DJANGO_ALLOW_ASYNC_UNSAFE"):
-            return
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
+        if (
+            is_bridged()
+            or _get_running_loop() is None
+            or os.environ.get("DJANGO_ALLOW_ASYNC_UNSAFE")
+        ):
             return
         raise SynchronousOnlyOperation(
             f"The synchronous ORM was used on the running event loop (alias {self.alias!r})."
@@ -119,6 +116,8 @@ class States:
         self._of_thread = ConnectionState()
         self._opened = False
         self._of_tasks: WeakKeyDictionary[asyncio.Task[Any], ConnectionState] = WeakKeyDictionary()
+        # The task that asked last, and its state.
+        self._last: tuple[Callable[[], Any], ConnectionState] = (_nobody, self._of_thread)
 
     def open(self) -> None:
         """End the wrapper's constructor: what Django initialized there was the thread's."""
@@ -143,20 +142,31 @@ class States:
         """Return the state of the running task; the thread's where no task runs."""
         if not self._opened:
             return self._of_thread
-        try:
-            task = asyncio.current_task()
-        except RuntimeError:
-            task = None
+        loop = _get_running_loop()
+        task = None if loop is None else current_task(loop)
         if task is None:
             transaction = joining.joined_if_open(wrapper.alias)
             return self._of_thread if transaction is None else transaction.state
-        if not self.are_of_this_thread():
+        if self._thread != get_ident():
             return self._of_thread
-        state = self._of_tasks.get(task)
-        if state is None or state.transaction is None:
+        state = self._of(task)
+        if state.transaction is None and joining.in_any():
             transaction = joining.inherited(wrapper)
             if transaction is not None:
                 return transaction.state
-        if state is None:
-            state = self._of_tasks[task] = ConnectionState(autocommit=self._autocommit)
         return state
+
+    def _of(self, task: asyncio.Task[Any]) -> ConnectionState:
+        # A task asks often in a row, and rarely without a task in between.
+        last, state = self._last
+        if last() is task:
+            return state
+        found = self._of_tasks.get(task)
+        if found is None:
+            found = self._of_tasks[task] = ConnectionState(autocommit=self._autocommit)
+        self._last = (ref(task), found)
+        return found
+
+
+def _nobody() -> None:
+    """Stand for a reference to a task where there is none yet."""

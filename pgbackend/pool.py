@@ -99,6 +99,8 @@ class ConnectionPool(AsyncConnectionPool[PooledConnection]):
         self._resetting = 0
         self._physical: WeakSet[PooledConnection] = WeakSet()
         self._keeper: asyncio.Task[None] | None = None
+        # The loop it was started on.
+        self.loop: asyncio.AbstractEventLoop | None = None
         # Tasks of the pool start here: they must not see the context of whichever request
         # happened to open it.
         self._context = Context()
@@ -123,8 +125,8 @@ class ConnectionPool(AsyncConnectionPool[PooledConnection]):
         It never waits, so concurrent first requests cannot race.
         """
         self._context.run(self._detach, self.open())
-        loop = asyncio.get_running_loop()
-        self._keeper = loop.create_task(
+        self.loop = asyncio.get_running_loop()
+        self._keeper = self.loop.create_task(
             self._keep(), name=f"{self.name}-keeper", context=self._context
         )
 
@@ -166,6 +168,15 @@ class ConnectionPool(AsyncConnectionPool[PooledConnection]):
             for conn in idle:
                 conn.pgconn.finish()
             forget(self)
+            await self._stop_detached()
+
+    async def _stop_detached(self) -> None:
+        """Cancel the pool's own tasks: where the loop ends, nobody else waits for them."""
+        current = asyncio.current_task()
+        tasks = [task for task in self._detached if task is not current]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def close_when_idle(self, timeout: float) -> None:  # noqa: ASYNC109  # as close()
         """Close the pool once no connection is on loan, after *timeout* seconds at the latest."""
@@ -173,6 +184,39 @@ class ConnectionPool(AsyncConnectionPool[PooledConnection]):
         while len(self._pool) < self._nconns and monotonic() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(_IDLE_INTERVAL)
         await self.close()
+
+    def take(self) -> PooledConnection | None:
+        """Borrow an idle connection without waiting; None: `checkout` may know of one.
+
+        What `checkout` does with one that is idle and alive. The caller owes a `give_back`.
+        """
+        if not self._pool or self._check is not None or self._closed or self._lock.locked():
+            return None
+        conn = self._pool[0]
+        if conn.closed or _says_goodbye(conn):
+            return None
+        self._pool.popleft()
+        self._nconns_min = min(self._nconns_min, len(self._pool))
+        self._stats[self._REQUESTS_NUM] += 1
+        conn._pool = self
+        return conn
+
+    def _put(self, conn: PooledConnection) -> bool:
+        """Put a connection back that is idle and alive, if nobody waits for one; say if it was."""
+        if (
+            self._waiting
+            or self._closed
+            or self._reset is not None
+            or self._pool_full_event is not None
+            or self._lock.locked()
+            or conn.pgconn.transaction_status != TransactionStatus.IDLE
+            or conn._created_at <= self._drained_at
+            or conn._expire_at <= monotonic()
+        ):
+            return False
+        conn._pool = None
+        self._pool.append(conn)
+        return True
 
     async def checkout(self) -> PooledConnection:
         """Borrow a connection; the caller owes a `give_back`.
@@ -221,8 +265,9 @@ class ConnectionPool(AsyncConnectionPool[PooledConnection]):
         if dirty and not conn.closed and not self.closed:
             # Not begun here, in the middle of the borrower's bridge.
             self._resetting += 1
-            self.spawn(self._renew(conn))
-        else:
+            task = self.spawn(self._renew(conn))
+            task.add_done_callback(functools.partial(_close_if_cancelled, conn))
+        elif not self._put(conn):
             self._detach(self._return(conn))
 
     async def _return(self, conn: PooledConnection) -> None:
@@ -242,9 +287,11 @@ class ConnectionPool(AsyncConnectionPool[PooledConnection]):
                 if conn.pgconn.transaction_status != TransactionStatus.IDLE:
                     await conn.rollback()
                 await run_bridged(self._reset_session, conn)
-        except Exception as error:
-            logger.warning("closing %s, whose session could not be reset: %s", conn, error)
+        except BaseException as error:
             conn.pgconn.finish()
+            if not isinstance(error, Exception):
+                raise
+            logger.warning("closed %s, whose session could not be reset: %s", conn, error)
         finally:
             self._resetting -= 1
             await self._return(conn)
@@ -302,11 +349,12 @@ class ConnectionPool(AsyncConnectionPool[PooledConnection]):
             return
         self.spawn(_rest(coro, waiting))
 
-    def spawn(self, coro: Coroutine[Any, Any, Any]) -> None:
+    def spawn(self, coro: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run *coro* as a task of the pool."""
         task = asyncio.get_running_loop().create_task(coro, context=self._context)
         self._detached.add(task)
         task.add_done_callback(self._detached.discard)
+        return task
 
 
 async def _rest(coro: Coroutine[Any, Any, Any], waiting: Any) -> None:
@@ -330,6 +378,12 @@ def _continue(coro: Coroutine[Any, Any, Any], waiting: Any) -> Generator[Any, An
             waiting = step()
         except StopIteration as stop:
             return stop.value
+
+
+def _close_if_cancelled(conn: PooledConnection, task: asyncio.Task[Any]) -> None:
+    """Close what a task had to return that was cancelled, before it began perhaps."""
+    if task.cancelled():
+        conn.pgconn.finish()
 
 
 def _says_goodbye(conn: PooledConnection) -> bool:

@@ -190,7 +190,7 @@ async def test_a_blocked_loop_is_not_waited_for_for_ever(server: Server) -> None
         outcome = []
 
         def work() -> None:
-            connection._turn_timeout = 0.2
+            connection.turn_timeout = 0.2
             try:
                 Author.objects.create(name="late")
             except RuntimeError as error:

@@ -1,0 +1,179 @@
+"""The short way of the ORM's own statements: leased, sent, read and given back in one hop.
+
+A statement compiled from Django's own parts needs little of what a cursor is for: no log, no
+functions around it, no place among the rows, no session to look after. `DirectCursor` does for it
+what Django's and psycopg's cursors do together. Where anybody has a hand in those (DEBUG,
+``execute_wrapper``, an instrumentation, a subclass) it steps aside; see `cursor_for`.
+"""
+
+from __future__ import annotations
+
+import functools
+from types import FunctionType, TracebackType
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from django.apps import apps
+from django.conf import settings
+from django.db.backends import utils
+from django.db.backends.postgresql.base import Cursor
+from psycopg import generators
+from psycopg._queries import PostgresClientQuery
+from psycopg.pq import ExecStatus
+
+from .lease import Lease
+from .session import CleanSQL
+
+if TYPE_CHECKING:
+    from psycopg.abc import PQGen, Transformer
+    from psycopg.pq.abc import PGresult
+
+    from .connection import BridgedConnection
+
+TUPLES_OK = ExecStatus.TUPLES_OK
+COMMAND_OK = ExecStatus.COMMAND_OK
+
+# The ways to the server that are not taken: whoever replaces one of them wants to see statements.
+_OF_WRAPPER = (
+    "cursor",
+    "_cursor",
+    "_prepare_cursor",
+    "create_cursor",
+    "make_cursor",
+    "ensure_connection",
+    "connect",
+)
+_OF_CURSORS = (
+    (utils.CursorWrapper, "execute"),
+    (utils.CursorWrapper, "_execute"),
+    (utils.CursorWrapper, "_execute_with_wrappers"),
+    (Cursor, "execute"),
+    (Cursor, "fetchone"),
+    (Cursor, "fetchall"),
+)
+
+
+def cursor_for(wrapper: Any, sql: Any) -> Any:
+    """Return a cursor to run *sql* with, once: a `DirectCursor` where nothing speaks against it."""
+    if (
+        type(sql) is CleanSQL
+        and not settings.DEBUG
+        and not wrapper.force_debug_cursor
+        and not wrapper.execute_wrappers
+        and not wrapper.configures_pool
+        and apps.ready
+        and _is_untouched(wrapper)
+        and wrapper.bridged
+    ):
+        return DirectCursor(wrapper)
+    return wrapper.cursor()
+
+
+def _is_untouched(wrapper: Any) -> bool:
+    """Return whether nobody has replaced a way to the server."""
+    cls, own = type(wrapper), wrapper.__dict__
+    of_wrapper, of_cursors = _originals()
+    for name, original in of_wrapper:
+        if getattr(cls, name) is not original or name in own:
+            return False
+    return all(getattr(owner, name) is original for owner, name, original in of_cursors)
+
+
+@functools.cache
+def _originals() -> tuple[Any, Any]:
+    """Return what is there when the first statement is made, if it is Django's, psycopg's or ours.
+
+    What was replaced before that is none's, and `_is_untouched` never holds.
+    """
+    from .base import DatabaseWrapper  # which needs this module
+
+    return (
+        [(name, _original(DatabaseWrapper, name)) for name in _OF_WRAPPER],
+        [(owner, name, _original(owner, name)) for owner, name in _OF_CURSORS],
+    )
+
+
+def _original(owner: type, name: str) -> Any:
+    function = getattr(owner, name)
+    modules = ("django.", "psycopg.", f"{__package__}.")
+    ours = isinstance(function, FunctionType) and function.__globals__["__name__"].startswith(
+        modules
+    )
+    return function if ours else None
+
+
+class DirectCursor:
+    """A cursor for one statement: as much of DB-API's as the ORM's compilers use."""
+
+    __slots__ = ("_lease", "_result", "_wrapper")
+
+    def __init__(self, wrapper: Any) -> None:
+        self._wrapper = wrapper
+        self._lease: Lease = wrapper.hold_for_statement()
+        self._result: PGresult | None = None
+
+    def __enter__(self) -> DirectCursor:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._lease.let_go()
+
+    def execute(self, sql: str, params: Any) -> None:
+        """Run *sql*, with the errors of Django's cursors."""
+        wrapper, face = self._wrapper, self._lease.face
+        if wrapper.needs_rollback:
+            wrapper.validate_no_broken_transaction()
+        try:
+            query = PostgresClientQuery(face.transformer)
+            query.convert(sql, params)
+            with face.lock:
+                self._result = face.wait(_exchange(face, query.query))
+        except psycopg.Error:
+            with wrapper.wrap_database_errors:
+                raise
+
+    @property
+    def rowcount(self) -> int:
+        """How many rows the statement returned or changed; -1 if that means nothing."""
+        result = self._result
+        assert result is not None
+        if result.status == TUPLES_OK:
+            return result.ntuples
+        changed = result.command_tuples
+        return -1 if changed is None else changed
+
+    def fetchone(self) -> Any:
+        """Return the first row, or None."""
+        result = self._result
+        if result is None or not result.ntuples:
+            return None
+        return self._transformer(result).load_row(0, tuple)
+
+    def fetchall(self) -> list[Any]:
+        """Return all rows."""
+        result = self._result
+        assert result is not None
+        rows: list[Any] = self._transformer(result).load_rows(0, result.ntuples, tuple)
+        return rows
+
+    def _transformer(self, result: PGresult) -> Transformer:
+        # It is the connection's: there must be no wait from here to the rows.
+        transformer = self._lease.face.transformer
+        transformer.set_pgresult(result)
+        return transformer
+
+
+def _exchange(face: BridgedConnection, query: bytes) -> PQGen[PGresult]:
+    """Send *query*, after BEGIN where that is due, and return its result."""
+    yield from face._start_query()
+    face.pgconn.send_query(query)
+    result: PGresult
+    (result,) = yield from generators.execute(face.pgconn)
+    if result.status not in (TUPLES_OK, COMMAND_OK):
+        raise psycopg.errors.error_from_result(result, encoding=face.pgconn._encoding)
+    return result
