@@ -93,6 +93,8 @@ class BridgedConnection(psycopg.Connection[Any]):
         self._autocommit = True
         # Whether a cancellation stopped a statement of this borrower's.
         self.was_stopped = False
+        # False behind a pooler, which may send each transaction to another session.
+        self.has_session = True
         self.lock = BridgedLock()  # type: ignore[assignment]  # see BridgedLock
         if cursor_factory is not None:
             self.cursor_factory = cursor_factory
