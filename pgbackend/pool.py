@@ -339,13 +339,15 @@ def _says_goodbye(conn: PooledConnection) -> bool:
     """
     poll = select.poll()
     poll.register(conn.pgconn.socket, select.POLLIN)
-    if not poll.poll(0):
-        return False
-    try:
-        conn.pgconn.consume_input()
-    except psycopg.OperationalError:
-        return True
-    return conn.pgconn.status != ConnStatus.OK
+    # Until nothing is left: the server says why it closes, and the end is behind that.
+    while poll.poll(0):
+        try:
+            conn.pgconn.consume_input()
+        except psycopg.OperationalError:
+            return True
+        if conn.pgconn.status != ConnStatus.OK:
+            return True
+    return False
 
 
 async def _call_hook(hook: Callable[[Any], Any], conn: PooledConnection) -> None:
