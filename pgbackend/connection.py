@@ -118,6 +118,9 @@ class BridgedConnection(psycopg.Connection[Any]):
         except (GeneratorExit, GreenletExit):
             # The wait is given up: nothing can be awaited any more.
             raise
+        except psycopg.errors.ReadOnlySqlTransaction:
+            self._pooled.found_read_only()
+            raise
         except BaseException:
             # A cancellation, mostly, or what a signal handler raised.
             if self.is_executing:
