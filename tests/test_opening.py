@@ -154,7 +154,7 @@ async def test_health_checks(add_alias: AddAlias, server: Server) -> None:
 
 
 async def test_a_connection_that_the_server_closed(add_alias: AddAlias, server: Server) -> None:
-    """Without health checks, too, one that it terminated while it was idle is replaced unnoticed."""
+    """Without health checks, too, one that it terminated while idle is replaced unnoticed."""
     alias = add_alias({"pool": {"max_size": 1}})
     first = await avalue(PID, alias)
     assert not await Author.objects.using(alias).aexists()
