@@ -240,6 +240,10 @@ class DatabaseWrapper(ExecuteWrappers, TransactionControl):
             return self._cursor_of_thread(name)
         pinned = name is not None
         lease = self._hold(pinned=pinned)
+        if pinned and lease is not None and lease.face.autocommit and not lease.face.has_session:
+            # WITH HOLD, it would live in a session that the next FETCH may not reach.
+            name, pinned = None, False
+            lease.pins -= 1
         try:
             cursor = super()._cursor(name)
         except BaseException:

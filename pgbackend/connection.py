@@ -124,6 +124,8 @@ class BridgedConnection(psycopg.Connection[Any]):
         self.was_stopped = False
         self._transformer: abc.Transformer | None = None
         self._socket_wait = SocketWait(pooled.pgconn)
+        # False behind a pooler, which may send each transaction to another session.
+        self.has_session = True
         self.lock = BridgedLock()  # type: ignore[assignment]  # see BridgedLock
         if cursor_factory is not None:
             self.cursor_factory = cursor_factory
@@ -151,6 +153,9 @@ class BridgedConnection(psycopg.Connection[Any]):
             return result
         except (GeneratorExit, GreenletExit):
             # The wait is given up: nothing can be awaited any more.
+            raise
+        except psycopg.errors.ReadOnlySqlTransaction:
+            self._pooled.found_read_only()
             raise
         except BaseException:
             # A cancellation, mostly, or what a signal handler raised.

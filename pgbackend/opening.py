@@ -115,9 +115,12 @@ def configure(owner: Any, pooled: PooledConnection) -> None:
     finally:
         owner.connection = None
     with psycopg.Cursor(face, row_factory=psycopg.rows.tuple_row) as cursor:
-        settings = cursor.execute(session.SNAPSHOT, [session.own_settings(owner.configured)])
+        cursor.execute(session.SNAPSHOT, [session.own_settings(owner.configured)])
+        *settings, (_, pid) = cursor.fetchall()
+        # A pooler such as PgBouncer tells its clients numbers of its own.
+        face.has_session = int(pid) == face.pgconn.backend_pid
         pooled.reset_message = session.reset_message(
-            settings.fetchall(), lambda text: psycopg.sql.Literal(text).as_string(face)
+            settings, lambda text: psycopg.sql.Literal(text).as_string(face)
         )
     face.remember()
 

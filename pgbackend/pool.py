@@ -22,6 +22,7 @@ from weakref import WeakSet
 import psycopg
 from django.core.exceptions import ImproperlyConfigured
 from psycopg.pq import ConnStatus, TransactionStatus
+from psycopg.pq.abc import PGconn
 from psycopg_pool import AsyncConnectionPool, PoolTimeout, TooManyRequests
 from psycopg_pool.base import AttemptWithBackoff
 
@@ -61,6 +62,11 @@ class PooledConnection(psycopg.AsyncConnection[Any]):
     face: Any = None
     # What gives its session back the state after configuring; see `session.reset_message`.
     reset_message = ""
+
+    def found_read_only(self) -> None:
+        """Have the pool connect anew if this server was to take writes and no longer does."""
+        if isinstance(self._pool, ConnectionPool) and _was_demoted(self.pgconn):
+            self._pool.drain_now()
 
 
 class ConnectionPool(AsyncConnectionPool[PooledConnection]):
@@ -296,6 +302,11 @@ class ConnectionPool(AsyncConnectionPool[PooledConnection]):
             self._resetting -= 1
             await self._return(conn)
 
+    def drain_now(self) -> None:
+        """Do what `drain` does before the next checkout, from any code on the loop's thread."""
+        logger.warning("the server of %r has become read-only: connecting anew", self.name)
+        self._detach(self.drain())
+
     def _get_measures(self) -> dict[str, int]:
         """Return psycopg_pool's sizes and ``pool_resetting``: how many sessions are being reset."""
         return {**super()._get_measures(), "pool_resetting": self._resetting}
@@ -393,13 +404,24 @@ def _says_goodbye(conn: PooledConnection) -> bool:
     """
     poll = select.poll()
     poll.register(conn.pgconn.socket, select.POLLIN)
-    if not poll.poll(0):
-        return False
-    try:
-        conn.pgconn.consume_input()
-    except psycopg.OperationalError:
-        return True
-    return conn.pgconn.status != ConnStatus.OK
+    # Until nothing is left: the server says why it closes, and the end is behind that.
+    while poll.poll(0):
+        try:
+            conn.pgconn.consume_input()
+        except psycopg.OperationalError:
+            return True
+        if conn.pgconn.status != ConnStatus.OK:
+            return True
+    return False
+
+
+def _was_demoted(pgconn: PGconn) -> bool:
+    """Return whether ``target_session_attrs`` asks for a primary, and this is none any more."""
+    wanted = {each.val for each in pgconn.info if each.keyword == b"target_session_attrs"}
+    return not wanted.isdisjoint((b"read-write", b"primary")) and b"on" in (
+        pgconn.parameter_status(b"in_hot_standby"),
+        pgconn.parameter_status(b"default_transaction_read_only"),
+    )
 
 
 async def _call_hook(hook: Callable[[Any], Any], conn: PooledConnection) -> None:

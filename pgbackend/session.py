@@ -104,12 +104,13 @@ _RESET = (
 )
 
 # The settings of a session that are not those it started with. The server does not list the
-# role, nor the application's own settings, whose names have a dot.
+# role, nor the application's own settings, whose names have a dot. Last, whose session it is.
 SNAPSHOT = (
     "SELECT name, setting FROM pg_catalog.pg_settings WHERE source = 'session'"
     " UNION ALL SELECT name, current_setting(name, true) FROM unnest(%s::text[]) AS own (name)"
     " WHERE current_setting(name, true) IS NOT NULL"
     " UNION ALL SELECT 'role', current_setting('role')"
+    " UNION ALL SELECT 'pg_backend_pid()', pg_catalog.pg_backend_pid()::text"
 )
 
 _OWN_SETTING = re.compile(

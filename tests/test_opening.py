@@ -153,6 +153,16 @@ async def test_health_checks(add_alias: AddAlias, server: Server) -> None:
     assert second != first
 
 
+async def test_a_connection_that_the_server_closed(add_alias: AddAlias, server: Server) -> None:
+    """Without health checks, too, one that it terminated while idle is replaced unnoticed."""
+    alias = add_alias({"pool": {"max_size": 1}})
+    first = await avalue(PID, alias)
+    assert not await Author.objects.using(alias).aexists()
+    assert server.one("SELECT pg_terminate_backend(%s, 5000)", first)
+    assert not await Author.objects.using(alias).aexists()
+    assert await avalue(PID, alias) != first
+
+
 async def test_connection_created(add_alias: AddAlias) -> None:
     """connection_created is sent once a physical connection, and is this connection's."""
     alias = add_alias({"pool": {"min_size": 0, "max_size": 1}})
