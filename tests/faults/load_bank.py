@@ -14,12 +14,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from django.db import DatabaseError, OperationalError, connection, models, transaction
+from django.db import Error, OperationalError, connection, models, transaction
 from django.db.models import F, Sum
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.urls import path
 
-from pgbackend import CommitInDoubt, bridged
+from pgbackend import BridgeError, CommitInDoubt, bridged
 from pgbackend.transaction import pinned
 from tests.faults.load_faults import befalls
 
@@ -84,7 +84,7 @@ class Entry:
 
     def failed(self, error: BaseException) -> None:
         """Note what *error*, which ended the attempt, says of it."""
-        told = isinstance(error, Exception) and not isinstance(error, CommitInDoubt)
+        told = isinstance(error, Exception) and not isinstance(error, CommitInDoubt | BridgeError)
         self.outcome = "rolled back" if told or not self.leaving else "in doubt"
 
 
@@ -363,6 +363,11 @@ def check(holds: bool, otherwise: str) -> None:
         raise BrokenInvariantError(otherwise)
 
 
+def named(error: Error) -> str:
+    """Return the names of an error of Django's and of psycopg's that caused it."""
+    return f"{type(error).__name__} ({type(error.__cause__).__name__})"
+
+
 # Requests
 
 
@@ -373,8 +378,8 @@ def answering(view: Callable[..., Awaitable[HttpResponse]]) -> Callable[..., Any
     async def answer(*args: Any, **kwargs: Any) -> HttpResponse:
         try:
             return await view(*args, **kwargs)
-        except DatabaseError as error:
-            return HttpResponse(f"{type(error).__name__}: {error}", status=503)
+        except Error as error:
+            return HttpResponse(named(error), status=503)
 
     return answer
 

@@ -24,8 +24,8 @@ from pathlib import Path
 # How long a frozen connection passes nothing on before it is reset, seconds.
 FREEZE = 0.2
 
-# What a client has sent when its session has begun, bytes; a cancellation sends less.
-_SESSION = 100
+# What a client has sent when its session is in use, bytes; to connect takes less.
+_SESSION = 1000
 
 _SIZE = 65536
 
@@ -50,10 +50,15 @@ class LoadProxy:
         assert self._process.stdin is not None
         self._process.stdin.write(name[:1].encode())
 
-    def close(self) -> int:
-        """End the process and return how many sessions it broke."""
-        broken, _ = self._process.communicate()
-        return int(broken)
+    def settle(self) -> int:
+        """Wait until it breaks nothing more, and return how many sessions it broke."""
+        self.command("settle")
+        assert self._process.stdout is not None
+        return int(self._process.stdout.readline())
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.communicate()
 
 
 @dataclass
@@ -83,17 +88,15 @@ class _Proxy:
 
     def run(self) -> None:
         """Serve until standard input ends."""
-        sys.stdout.write(f"{self.listener.getsockname()[1]}\n")
-        sys.stdout.flush()
+        self.say(self.listener.getsockname()[1])
         self.selector.register(self.listener, selectors.EVENT_READ)
         self.selector.register(sys.stdin, selectors.EVENT_READ)
+        frozen: list[_Link] = []
         while True:
-            frozen = [link for link in self.sessions() if link.frozen_until]
             for key, events in self.selector.select(FREEZE / 10 if frozen else None):
                 if key.fileobj is sys.stdin:
                     commands = sys.stdin.buffer.raw.read(100)
                     if not commands:
-                        sys.stdout.write(f"{self.broken}\n")
                         return
                     self.commands += [bytes([each]) for each in commands]
                 elif key.fileobj is self.listener:
@@ -105,6 +108,15 @@ class _Proxy:
                     self.drop(link, reset=True)
             while self.commands and self.obey(self.commands[0]):
                 del self.commands[0]
+
+            if self.commands[-1:] == [b"s"] and not any(each.frozen_until for each in frozen):
+                # What found no session is given up.
+                self.commands.clear()
+                self.say(self.broken)
+
+    def say(self, number: int) -> None:
+        sys.stdout.write(f"{number}\n")
+        sys.stdout.flush()
 
     def sessions(self) -> list[_Link]:
         return [link for end, link in self.links.items() if end is link.client]

@@ -172,9 +172,11 @@ class Load:
             await asyncio.wait([watching])
             await self.breaker.settle()
             report.seconds = time.monotonic() - began
-            report.breaks = self.breaker.counts.total()
+            report.breaks = self.breaker.broken
+            done = report.operations.copy()
             # The first borrower finds what broke while it was idle.
             await self._work_off(itertools.islice(extra, WARM_UP))
+            report.operations = done
             report.broken += await at_rest(server, APPLICATION_NAME, POOL)
             report.broken += await check_ledger(bank.ledger)
             report.outcomes = bank.ledger.counts + Counter(
@@ -242,7 +244,7 @@ class Load:
             else:
                 await self._befall(fault, operation)
         except Error as error:
-            self.report.errors[f"{type(error).__name__} ({type(error.__cause__).__name__})"] += 1
+            self.report.errors[bank.named(error)] += 1
         except (bank.Refused, ClosedError):
             pass
         except bank.BrokenInvariantError as error:
@@ -334,7 +336,7 @@ class Load:
             return
         answer = exchange.answer()
         if answer.status == 503:
-            self.report.errors[f"503 ({answer.text})"] += 1
+            self.report.errors[answer.text] += 1
         elif answer.status != 200:
             raise bank.BrokenInvariantError(f"{address} was answered by {answer.status}")
         elif address == "/stream/" and sum(map(int, answer.text.split())) != bank.TOTAL:
