@@ -50,8 +50,6 @@ class _Request:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
-        if self.body is not None:
-            self.body.close()
 
 
 # The request of this context.
@@ -64,7 +62,7 @@ async def serve(
     """Await ``handle(...)``, which serves one request.
 
     When the server cancels it, Django 5.2 and 6.0 would leave the view running, which is a task
-    of its own there, and the request's body open.
+    of its own there, and the request's body open; the latter also when a streaming body fails.
     """
     request = _Request()
     token = _request.set(request)
@@ -76,6 +74,8 @@ async def serve(
         raise
     finally:
         _request.reset(token)
+        if request.body is not None:
+            request.body.close()
 
 
 async def read(

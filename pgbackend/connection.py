@@ -187,7 +187,10 @@ class BridgedConnection(psycopg.Connection[Any]):
 
     def stop(self) -> None:
         """Cancel the statement that another task runs; close the connection if that fails."""
-        await_bridged(_shielded(self.stop_other()))
+        await_bridged(self._stop_shielded())
+
+    async def _stop_shielded(self) -> None:
+        await _shielded(self.stop_other())
 
     async def stop_other(self) -> None:
         """Do what `stop` does, and wait until that task has heard of it."""

@@ -83,13 +83,14 @@ class LeaseHolder(utils.CursorWrapper):
             return
         try:
             if not self.leased or (self.lease is not None and self.lease.on_loan):
-                self.cursor.close()
+                with self.db.wrap_database_errors:
+                    self.cursor.close()
             else:
                 self._forget()
         except BaseException:
             # Interrupted, most likely: the server may have it open still.
             if self._in_server:
-                self._abandon()
+                self._abandon(left_open=False)
             raise
         finally:
             self._let_go()
@@ -105,17 +106,21 @@ class LeaseHolder(utils.CursorWrapper):
         else:
             self._let_go()
 
-    def _abandon(self) -> None:
-        """Let go of a server-side cursor that is still open in the server."""
+    def _abandon(self, *, left_open: bool = True) -> None:
+        """Let go of a server-side cursor that is still open in the server.
+
+        *left_open* if nobody tried to close it.
+        """
         lease = self.lease
         assert lease is not None
         if lease.state.transaction is None:
-            warnings.warn(
-                "a server-side cursor was left open: its connection is closed. Read an"
-                " aiterator() to its end or `await aclose()` it",
-                ResourceWarning,
-                stacklevel=2,
-            )
+            if left_open:
+                warnings.warn(
+                    "a server-side cursor was left open: its connection is closed. Read an"
+                    " aiterator() to its end or `await aclose()` it",
+                    ResourceWarning,
+                    stacklevel=2,
+                )
             lease.face.close()
         self._forget()
         self._let_go()

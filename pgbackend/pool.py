@@ -12,6 +12,7 @@ import functools
 import inspect
 import logging
 import select
+from collections import deque
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context
 from time import monotonic
@@ -21,10 +22,12 @@ from weakref import WeakSet
 
 import psycopg
 from django.core.exceptions import ImproperlyConfigured
+from greenlet import GreenletExit
 from psycopg.pq import ConnStatus, TransactionStatus
 from psycopg.pq.abc import PGconn
 from psycopg_pool import AsyncConnectionPool, PoolTimeout, TooManyRequests
 from psycopg_pool.base import AttemptWithBackoff
+from psycopg_pool.pool_async import WaitingClient
 
 from .bridge import run_bridged
 from .options import pool_arguments
@@ -124,6 +127,7 @@ class ConnectionPool(AsyncConnectionPool[PooledConnection]):
             raise ImproperlyConfigured(
                 f"DATABASES[{alias!r}]['OPTIONS']['pool']: {error}"
             ) from error
+        self._waiting = _Queue(self)
 
     def start(self) -> None:
         """Open the pool on the running loop; connections are made when first asked for.
@@ -366,6 +370,50 @@ class ConnectionPool(AsyncConnectionPool[PooledConnection]):
         self._detached.add(task)
         task.add_done_callback(self._detached.discard)
         return task
+
+
+class _Queue(deque[WaitingClient[PooledConnection]]):
+    """A pool's waiting clients, each with a `_Wait` of its own."""
+
+    def __init__(self, pool: ConnectionPool) -> None:
+        super().__init__()
+        self._pool = pool
+
+    def append(self, client: WaitingClient[PooledConnection]) -> None:
+        """Add a client that is about to wait."""
+        client._cond = _Wait(self._pool, client)  # type: ignore[assignment]  # psycopg_pool's own
+        super().append(client)
+
+
+class _Wait(asyncio.Condition):
+    """The condition of a waiting client, which tells it when its coroutine is closed.
+
+    psycopg_pool knows errors and cancellations only: the client would stay in the queue, and the
+    connection that it is given be lost.
+    """
+
+    def __init__(self, pool: ConnectionPool, client: WaitingClient[PooledConnection]) -> None:
+        super().__init__()
+        self._pool = pool
+        self._client: WaitingClient[PooledConnection] | None = client
+
+    async def wait_timeout(self, timeout: float) -> bool:  # noqa: ASYNC109  # psycopg_pool's
+        """Wait up to *timeout* seconds to be notified, and return whether that happened."""
+        client, self._client = self._client, None
+        assert client is not None
+        try:
+            # Not by wait_for(), which is a task of its own before Python 3.12.
+            async with asyncio.timeout(timeout):
+                await self.wait()
+        except TimeoutError:
+            return False
+        except (GeneratorExit, GreenletExit) as error:
+            client.error = error
+            if client.conn is not None:
+                client.conn._pool = self._pool
+                self._pool.give_back(client.conn)
+            raise
+        return True
 
 
 async def _rest(coro: Coroutine[Any, Any, Any], waiting: Any) -> None:

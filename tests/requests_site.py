@@ -90,6 +90,14 @@ async def streamed(request: HttpRequest) -> HttpResponseBase:
     return StreamingHttpResponse(body())
 
 
+async def failing_stream(request: HttpRequest) -> HttpResponseBase:
+    async def body() -> AsyncIterator[str]:
+        yield "so far"
+        raise RuntimeError("this body fails")
+
+    return StreamingHttpResponse(body())
+
+
 def walk_asynchronously(get_response: Any) -> Any:
     """Asynchronous middleware that adds the author of the book to each answer."""
 
@@ -174,6 +182,7 @@ urlpatterns = [
     path("gathered/", gathered),
     path("walking/", Walking.as_view()),
     path("streamed/", streamed),
+    path("streamed/failing/", failing_stream),
     path("login/", login),
     path("me/", me),
     path("visit/", visit),

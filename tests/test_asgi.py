@@ -416,8 +416,6 @@ def collected() -> Iterator[None]:
     gc.collect()
 
 
-# Django 5.2 and 6.0 do not close the body of a request that is cancelled.
-@pytest.mark.filterwarnings("ignore:Unclosed file:ResourceWarning")
 @pytest.mark.usefixtures("collected")
 @pytest.mark.parametrize("address", WAITING)
 async def test_server_cancels(server: Server, finished: list[Any], address: str) -> None:
@@ -436,6 +434,17 @@ async def test_server_cancels(server: Server, finished: list[Any], address: str)
             lock.release()
     assert requests_state.ends == ["cancelled"]
     assert found(server) == [address]
+
+
+# An unclosed body of the request would be a ResourceWarning, and so an error here.
+@pytest.mark.usefixtures("collected")
+async def test_streaming_body_fails() -> None:
+    """The error reaches the server, what came before it the client; nothing is left open."""
+    with serving() as client:
+        exchange = client.open("/streamed/failing/")
+        with pytest.raises(RuntimeError, match="this body fails"):
+            await exchange.run()
+        assert exchange.answer().text == "so far"
 
 
 # Other applications

@@ -1,12 +1,13 @@
 """The DB-API face: psycopg's own `Connection`, waiting through the bridge."""
 
 import asyncio
+import gc
 from collections.abc import Callable
 from typing import Any
 
 import psycopg
 import pytest
-from django.db import transaction
+from django.db import connection, transaction
 from django.db.backends.postgresql.psycopg_any import is_psycopg3
 from psycopg.adapt import Loader
 from psycopg.rows import dict_row
@@ -16,6 +17,7 @@ from psycopg.types.enum import EnumInfo
 from pgbackend.base import DatabaseWrapper
 from pgbackend.bridge import BridgeError, await_bridged, run_bridged
 from tests.conftest import NAME, Server
+from tests.models import Author
 from tests.wrapper import make_wrapper, run, until, use_wrapper
 
 Face = psycopg.Connection[Any]
@@ -611,3 +613,30 @@ async def test_second_cancellation(server: Server, wrapper: DatabaseWrapper) -> 
         await until(lambda: not server.all(active, pid, query), 5)
     finally:
         server.all("SELECT pg_terminate_backend(%s, 10000)", pid)
+
+
+async def test_closed_coroutine_in_a_transaction(server: Server) -> None:
+    """A call closed in mid-query, in a transaction, awaits nothing more and is rolled back."""
+    query = "SELECT pg_sleep(0.5)"
+
+    def insert() -> None:
+        with transaction.atomic():
+            Author.objects.create(name="lost")
+            with connection.cursor() as cursor:
+                cursor.execute(query)
+
+    coroutine = run_bridged(insert)
+    active = "SELECT 1 FROM pg_stat_activity WHERE query = %s AND state = 'active'"
+    async with asyncio.timeout(30):
+        waiting = coroutine.send(None)
+        while not server.all(active, query):
+            # What a task does with the futures that it is given.
+            waiting._asyncio_future_blocking = False
+            await asyncio.wait([waiting])
+            waiting = coroutine.send(None)
+    with pytest.raises(BridgeError, match="closed while it waited"):
+        coroutine.close()
+    # A coroutine that was never awaited would say so.
+    gc.collect()
+    await until(lambda: not server.all(active, query))
+    assert not await Author.objects.aexists()

@@ -488,6 +488,39 @@ def test_aiterator_dropped_as_the_loop_ends(authors: list[str], server: Server) 
     server.wait_for_backends(0)
 
 
+async def test_cancelled_while_a_server_side_cursor_is_closed(authors: list[str]) -> None:
+    """Who is cancelled while the cursor is being closed has not left it open: no warning."""
+    wrapper = small_pool()
+
+    def read() -> None:
+        with wrapper.chunked_cursor() as cursor:
+            cursor.execute("SELECT name FROM tests_author")
+            assert cursor.fetchone() is not None
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.create_task(run_bridged(read))
+    await check_all_back(wrapper)
+
+
+async def test_server_side_cursor_is_closed_on_a_lost_connection(
+    server: Server, authors: list[str]
+) -> None:
+    """The error of a cursor that is closed is Django's, as that of its statements."""
+    wrapper = small_pool()
+
+    def read() -> None:
+        with wrapper.chunked_cursor() as cursor:
+            cursor.execute("SELECT pg_backend_pid() FROM tests_author")
+            server.all("SELECT pg_terminate_backend(%s, 10000)", cursor.fetchone()[0])
+
+    with pytest.raises(OperationalError):
+        await run_bridged(read)
+    await check_all_back(wrapper)
+
+
 async def test_aiterator_cancelled_between_chunks(authors: list[str]) -> None:
     """A task cancelled while it reads by aiterator gives its connection back."""
     wrapper = small_pool()

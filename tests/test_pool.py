@@ -792,6 +792,27 @@ async def test_closed_coroutine_gives_its_connection_back() -> None:
     assert await run(wrapper, PID) == pid
 
 
+@pytest.mark.parametrize("granted", [False, True])
+async def test_closed_coroutine_loses_no_connection_that_it_waited_for(granted: bool) -> None:
+    """A call whose coroutine is closed while it waits for a connection leaves none on loan."""
+    wrapper = make_wrapper(options={"pool": {"max_size": 1}})
+    held = Held(wrapper)
+    holder = asyncio.create_task(run_bridged(held.hold))
+    await held.held.wait()
+    coroutine = run_bridged(held.hold)
+    coroutine.send(None)
+    assert wrapper.async_pool.get_stats()["requests_waiting"] == 1
+    if not granted:
+        coroutine.close()
+    holder.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await holder
+    # The connection is given on without waiting, before the call can take it.
+    coroutine.close()
+    assert (await settled(wrapper))["pool_available"] == 1
+    assert await run(wrapper, "SELECT 1") == 1
+
+
 async def test_close_pool() -> None:
     """close_pool() in bridged code closes the loop's pool; the next query opens another."""
     wrapper = make_wrapper()
