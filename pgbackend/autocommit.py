@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from django.core.exceptions import SynchronousOnlyOperation
@@ -125,6 +126,14 @@ class TransactionControl(StatePerTask):
             if self.bridged and not isinstance(error, Exception):
                 self.connection = None
             raise
+
+    def limited(self, *, failed: bool) -> AbstractContextManager[None]:
+        """Bound what the end of a block that has *failed* waits for, by ``cancel_timeout``.
+
+        A task that was cancelled because the server does not answer is not cancelled again.
+        """
+        lease = self.state.lease
+        return lease.face.limited() if failed and lease is not None else nullcontext()
 
     def frame_to_leave(self, *, failed: bool) -> Frame | None:
         """Return the running task's innermost frame when it is on top; None if it is gone.

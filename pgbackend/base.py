@@ -67,6 +67,7 @@ class DatabaseWrapper(ExecuteWrappers, TransactionControl):
         options = Options.of(alias, settings_dict["OPTIONS"])
         self.bridge_enabled = options.bridge
         self.turn_timeout = options.turn_timeout
+        self.cancel_timeout = options.cancel_timeout
         self.reset = options.reset
         self._found_pool: FoundPool | None = None
         # True for the wrapper by which a pool configures its connections.

@@ -69,7 +69,8 @@ def leaving(leave: Callable[..., Any]) -> Callable[..., Any]:
         if frame is None:
             return None
         try:
-            return leave(self, exc_type, exc_value, traceback)
+            with wrapper.limited(failed=exc_type is not None):
+                return leave(self, exc_type, exc_value, traceback)
         finally:
             frame.state.leave_frame(frame)
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from operator import is_
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,6 +23,7 @@ from greenlet import GreenletExit
 from psycopg import abc
 from psycopg.abc import AdaptContext, PQGen
 from psycopg.adapt import AdaptersMap, Transformer
+from psycopg.errors import _WaitTimeout
 from psycopg.pq import TransactionStatus
 from psycopg.waiting import Wait, wait_async
 
@@ -38,8 +40,11 @@ WAIT_R = Wait.R
 # psycopg's own: how often a waiting connection looks whether its socket was closed, seconds.
 _WAIT_INTERVAL = 0.1
 
-# How long the server may take to hear of a cancellation, and again to obey it, seconds.
-_STOP_TIMEOUT = 5.0
+# How long the server may take over what is only to clean up, seconds; OPTIONS["cancel_timeout"].
+CANCEL_TIMEOUT = 5.0
+
+# After how long a cancellation that had no effect is sent again, seconds; then twice that, ...
+_RESEND_INTERVAL = 0.1
 
 logger = logging.getLogger("pgbackend.connection")
 
@@ -114,9 +119,13 @@ class BridgedConnection(psycopg.Connection[Any]):
         cursor_factory: type[psycopg.Cursor[Any]] | None = None,
         prepare_threshold: int | None = None,
         context: AdaptContext | None = None,
+        cancel_timeout: float = CANCEL_TIMEOUT,
     ) -> None:
         super().__init__(pooled.pgconn)
         self._pooled = pooled
+        self.cancel_timeout = cancel_timeout
+        # See `limited`.
+        self._limit: float | None = None
         # Marks it as a pool's for psycopg, which warns of unclosed connections otherwise.
         self._pool = None
         self._autocommit = True
@@ -141,39 +150,101 @@ class BridgedConnection(psycopg.Connection[Any]):
 
         A cancelled task stops the statement in the server before CancelledError leaves.
         """
-        check_bridged()
+        rest = gen
+        if timeout is None and self._limit is None:
+            check_bridged()
+            try:
+                state = next(gen)
+                while state == WAIT_R:
+                    state = gen.send(self._socket_wait.until_readable())
+            except StopIteration as stop:
+                result: RV = stop.value
+                return result
+            except (GeneratorExit, GreenletExit):
+                # The wait is given up: nothing can be awaited any more.
+                raise
+            except psycopg.Error as error:
+                self._note(error)
+                raise
+            except BaseException:
+                await_bridged(self._interrupted(gen))
+                raise
+            rest = continued(gen, state)
+        return await_bridged(self.wait_unbridged(rest, interval, timeout))
+
+    async def wait_unbridged(self, gen: PQGen[RV], interval: float, seconds: float | None) -> RV:
+        """Do what `wait` does, in asynchronous code."""
+        limit = self._limit
         try:
-            state = next(gen)
-            while state == WAIT_R and timeout is None:
-                state = gen.send(self._socket_wait.until_readable())
-            rest = wait_async(continued(gen, state), self.pgconn.socket, interval, timeout)
-            return await_bridged(rest)
-        except StopIteration as stop:
-            result: RV = stop.value
-            return result
+            seconds = seconds if limit is None else limit
+            return await wait_async(gen, self.pgconn.socket, interval, seconds)
         except (GeneratorExit, GreenletExit):
-            # The wait is given up: nothing can be awaited any more.
             raise
-        except psycopg.errors.ReadOnlySqlTransaction:
-            self._pooled.found_read_only()
+        except _WaitTimeout:
+            if limit is None:
+                raise
+            self.close()
+            raise psycopg.OperationalError(
+                f"the server did not answer within {limit:g} s, and the connection was closed."
+                " See 'cancel_timeout' in OPTIONS"
+            ) from None
+        except psycopg.Error as error:
+            self._note(error)
             raise
         except BaseException:
-            # A cancellation, mostly, or what a signal handler raised.
-            if self.is_executing:
-                self.was_stopped = True
-                await_bridged(_shielded(self._stop(gen)))
+            await self._interrupted(gen)
             raise
+
+    def _note(self, error: psycopg.Error) -> None:
+        if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
+            self._pooled.found_read_only()
+
+    async def _interrupted(self, gen: PQGen[Any]) -> None:
+        """Stop what is running: a wait was cancelled, mostly, or a signal handler has raised."""
+        if self.is_executing:
+            # Not where the pool itself uses it.
+            self.was_stopped = self._pooled.borrower is not None
+            await _shielded(self._stop(gen))
 
     async def _stop(self, gen: PQGen[Any]) -> None:
         """Cancel the running statement in the server; close the connection if that fails."""
         try:
-            await self._pooled.cancel_safe(timeout=_STOP_TIMEOUT)
-            await wait_async(gen, self.pgconn.socket, _WAIT_INTERVAL, _STOP_TIMEOUT)
+            async with asyncio.timeout(self.cancel_timeout):
+                await self._cancel_until_ended(gen)
         except psycopg.errors.QueryCanceled:
             pass
         except Exception as error:
-            logger.warning("closing %s, whose statement could not be stopped: %s", self, error)
-            self.close()
+            self._give_up(error)
+
+    async def _cancel_until_ended(self, gen: PQGen[Any]) -> None:
+        interval = _RESEND_INTERVAL
+        while True:
+            await self._pooled.cancel_safe(timeout=self.cancel_timeout)
+            try:
+                await wait_async(gen, self.pgconn.socket, _WAIT_INTERVAL, interval)
+            except _WaitTimeout:
+                # A server that had not yet read the statement has ignored it.
+                interval *= 2
+            else:
+                return
+
+    def _give_up(self, error: Exception) -> None:
+        words = str(error) or f"no answer within {self.cancel_timeout:g} s"
+        logger.warning("closing %s, whose statement could not be stopped: %s", self, words)
+        self.close()
+
+    @contextmanager
+    def limited(self, seconds: float | None = None) -> Iterator[None]:
+        """Close the connection if a statement in the block takes longer than *seconds*.
+
+        `cancel_timeout` unless given. For what cleans up: to wait for a server that does not
+        answer would be of no use, and no second cancellation may come.
+        """
+        outer, self._limit = self._limit, self.cancel_timeout if seconds is None else seconds
+        try:
+            yield
+        finally:
+            self._limit = outer
 
     @property
     def is_executing(self) -> bool:
@@ -194,15 +265,19 @@ class BridgedConnection(psycopg.Connection[Any]):
 
     async def stop_other(self) -> None:
         """Do what `stop` does, and wait until that task has heard of it."""
+        loop = asyncio.get_running_loop()
+        interval = _RESEND_INTERVAL
         try:
-            async with asyncio.timeout(_STOP_TIMEOUT):
-                await self._pooled.cancel_safe(timeout=_STOP_TIMEOUT)
-                while self.is_executing:  # noqa: ASYNC110
-                    # That task reads the answer; there is nothing to be woken by.
-                    await asyncio.sleep(_WAIT_INTERVAL / 10)
+            async with asyncio.timeout(self.cancel_timeout):
+                while self.is_executing:
+                    await self._pooled.cancel_safe(timeout=self.cancel_timeout)
+                    again = loop.time() + interval
+                    while self.is_executing and loop.time() < again:  # noqa: ASYNC110
+                        # That task reads the answer; there is nothing to be woken by.
+                        await asyncio.sleep(_WAIT_INTERVAL / 10)
+                    interval *= 2
         except Exception as error:
-            logger.warning("closing %s, whose statement could not be stopped: %s", self, error)
-            self.close()
+            self._give_up(error)
 
     def finish(self) -> None:
         """Close the connection at once, without a word to the server; wake who waits for it."""

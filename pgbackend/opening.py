@@ -101,7 +101,9 @@ def configure(owner: Any, pooled: PooledConnection) -> None:
     """
     params = owner.get_connection_params()
     face = pooled.face = BridgedConnection(
-        pooled, **{name: params[name] for name in _FACE_ARGUMENTS if name in params}
+        pooled,
+        **{name: params[name] for name in _FACE_ARGUMENTS if name in params},
+        cancel_timeout=owner.cancel_timeout,
     )
     owner.isolation_level = isolation_level(owner)
     if "isolation_level" in owner.settings_dict["OPTIONS"]:

@@ -19,6 +19,8 @@ class Options:
     bridge: bool = True
     # How long a task waits for its turn in a transaction it shares, seconds.
     turn_timeout: float = 30.0
+    # How long the server may take over what is only to clean up, seconds.
+    cancel_timeout: float = 5.0
     # When a session is reset: "dirty", after statements that may have changed it; "always".
     reset: str = "dirty"
 
@@ -35,12 +37,14 @@ class Options:
         return cls(**given)
 
 
+def _is_seconds(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 _VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "bridge": (lambda value: isinstance(value, bool), "True or False"),
-    "turn_timeout": (
-        lambda value: isinstance(value, int | float) and not isinstance(value, bool),
-        "a number of seconds",
-    ),
+    "turn_timeout": (_is_seconds, "a number of seconds"),
+    "cancel_timeout": (_is_seconds, "a number of seconds"),
     "reset": (lambda value: value in ("dirty", "always"), "'dirty' or 'always'"),
 }
 

@@ -15,23 +15,27 @@ import select
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context
+from operator import itemgetter
 from time import monotonic
 from types import coroutine
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakSet
 
 import psycopg
 from django.core.exceptions import ImproperlyConfigured
 from greenlet import GreenletExit
+from psycopg.abc import PQGen
 from psycopg.pq import ConnStatus, TransactionStatus
 from psycopg.pq.abc import PGconn
 from psycopg_pool import AsyncConnectionPool, PoolTimeout, TooManyRequests
 from psycopg_pool.base import AttemptWithBackoff
-from psycopg_pool.pool_async import WaitingClient
+from psycopg_pool.pool_async import AddConnection, WaitingClient
 
 from .bridge import run_bridged
 from .options import pool_arguments
-from .registry import forget
+from .registry import forget, open_pools
+
+RV = TypeVar("RV")
 
 
 def _says_something(record: logging.LogRecord) -> bool:
@@ -51,8 +55,8 @@ logging.getLogger("psycopg.pool").addFilter(_says_something)
 
 logger = logging.getLogger("pgbackend.pool")
 
-# How long the reset of a session may take, seconds.
-_RENEW_TIMEOUT = 5.0
+# How many of those who hold connections an error names.
+_NAMES = 5
 
 # How often a closing pool looks whether all connections are back, seconds.
 _IDLE_INTERVAL = 0.05
@@ -65,6 +69,18 @@ class PooledConnection(psycopg.AsyncConnection[Any]):
     face: Any = None
     # What gives its session back the state after configuring; see `session.reset_message`.
     reset_message = ""
+    # The task it is on loan to; None in the pool's own hands.
+    borrower: asyncio.Task[Any] | None = None
+
+    async def wait(
+        self,
+        gen: PQGen[RV],
+        interval: float = 0.1,
+        timeout: float | None = None,  # noqa: ASYNC109  # psycopg's signature
+    ) -> RV:
+        """Wait for the server as borrowers do: cancelled, in the bounds of ``cancel_timeout``."""
+        result: RV = await self.face.wait_unbridged(gen, interval, timeout)
+        return result
 
     def found_read_only(self) -> None:
         """Have the pool connect anew if this server was to take writes and no longer does."""
@@ -209,6 +225,7 @@ class ConnectionPool(AsyncConnectionPool[PooledConnection]):
         self._nconns_min = min(self._nconns_min, len(self._pool))
         self._stats[self._REQUESTS_NUM] += 1
         conn._pool = self
+        conn.borrower = asyncio.current_task()
         return conn
 
     def _put(self, conn: PooledConnection) -> bool:
@@ -243,8 +260,7 @@ class ConnectionPool(AsyncConnectionPool[PooledConnection]):
         except PoolTimeout:
             raise PoolTimeout(
                 f"no connection of the pool {self.name!r} came free within {self.timeout:g} s:"
-                f" all {self.max_size} are on loan and {len(self._waiting) - 1} other tasks wait."
-                f" See 'timeout' and 'max_size' in {self._setting}"
+                f" {self._shortage(task)}. See 'timeout' and 'max_size' in {self._setting}"
             ) from None
         except TooManyRequests:
             raise TooManyRequests(
@@ -256,6 +272,7 @@ class ConnectionPool(AsyncConnectionPool[PooledConnection]):
             # cancellation that comes together with the result.
             self.give_back(conn)
             raise asyncio.CancelledError
+        conn.borrower = task
         return conn
 
     def give_back(self, conn: PooledConnection, *, dirty: bool = False) -> None:
@@ -267,6 +284,7 @@ class ConnectionPool(AsyncConnectionPool[PooledConnection]):
         pool, so that neither cancelling the borrower nor closing its coroutine loses the
         connection. With no running loop the connection is closed.
         """
+        conn.borrower = None
         try:
             asyncio.get_running_loop()
         except RuntimeError:
@@ -293,7 +311,7 @@ class ConnectionPool(AsyncConnectionPool[PooledConnection]):
     async def _renew(self, conn: PooledConnection) -> None:
         """Return *conn* with its session as it was after connecting; close it if that fails."""
         try:
-            async with asyncio.timeout(_RENEW_TIMEOUT):
+            async with asyncio.timeout(conn.face.cancel_timeout):
                 if conn.pgconn.transaction_status != TransactionStatus.IDLE:
                     await conn.rollback()
                 await run_bridged(self._reset_session, conn)
@@ -315,6 +333,27 @@ class ConnectionPool(AsyncConnectionPool[PooledConnection]):
         """Return psycopg_pool's sizes and ``pool_resetting``: how many sessions are being reset."""
         return {**super()._get_measures(), "pool_resetting": self._resetting}
 
+    def _shortage(self, task: asyncio.Task[Any] | None) -> str:
+        """Say where the connections are that *task* has waited for."""
+        names = [name for name, _ in self.borrowers()]
+        if len(names) < self.max_size:
+            words = f"{len(names)} of {self.max_size} are on loan and no other could be opened"
+        else:
+            more = ", ..." if len(names) > _NAMES else ""
+            words = f"all {self.max_size} are on loan, to {', '.join(names[:_NAMES])}{more}"
+        waiting = sum(not (each.conn or each.error) for each in self._waiting)
+        words += f", and {waiting} other tasks wait"
+        for pool in open_pools():
+            if pool is not self and any(borrower is task for _, borrower in pool.borrowers()):
+                assert task is not None
+                words += f"; {task.get_name()}, which asked, holds one of the pool {pool.name!r}"
+        return words
+
+    def borrowers(self) -> list[tuple[str, asyncio.Task[Any]]]:
+        """Return the tasks, with their names, that have connections on loan."""
+        tasks = [conn.borrower for conn in self._physical if conn.borrower is not None]
+        return sorted(((task.get_name(), task) for task in tasks), key=itemgetter(0))
+
     @property
     def _setting(self) -> str:
         return f"DATABASES[{self.alias!r}]['OPTIONS']['pool']"
@@ -330,9 +369,36 @@ class ConnectionPool(AsyncConnectionPool[PooledConnection]):
     async def _check_connection(self, conn: PooledConnection) -> None:
         """Raise psycopg's error for a connection that is dead: the pool then tries the next."""
         if conn.closed or _says_goodbye(conn):
+            self._drop_idle(_says_goodbye)
             raise psycopg.OperationalError("the server closed the idle connection")
         if self._check is not None:
-            await _call_hook(self._check, conn)
+            try:
+                with conn.face.limited():
+                    await _call_hook(self._check, conn)
+            except Exception:
+                if conn.closed:
+                    self._drop_idle(lambda idle: True)
+                raise
+
+    def _drop_idle(self, dead: Callable[[PooledConnection], bool]) -> None:
+        """Close the idle connections that are *dead*, as one of them was.
+
+        What ended it has mostly ended all, and psycopg_pool waits longer after each it meets.
+        """
+        for conn in [each for each in self._pool if dead(each)]:
+            self._pool.remove(conn)
+            conn.pgconn.finish()
+            # It is opened again when it is asked for.
+            self._nconns -= 1
+        self._nconns_min = min(self._nconns_min, len(self._pool))
+        while self._nconns < self._min_size:
+            self._nconns += 1
+            self.run_task(AddConnection(self))
+
+    async def _reset_connection(self, conn: PooledConnection) -> None:
+        """Roll back what a borrower left, and call the option ``reset``."""
+        with conn.face.limited():
+            await super()._reset_connection(conn)
 
     async def _connect(  # psycopg_pool's signature
         self,

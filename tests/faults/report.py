@@ -1,0 +1,26 @@
+"""What the sweeps found, for pytest's terminal summary."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Report:
+    """How often an operation was cancelled, and the invariants that did not hold then."""
+
+    name: str
+    # Its suspension points, when nothing cancels it.
+    points: int = 0
+    # How often it was cancelled at one point, and at two.
+    once: int = 0
+    twice: int = 0
+    broken: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name}: {self.points} points, cancelled {self.once} times at one and"
+            f" {self.twice} times at two of them, {len(self.broken)} invariants broken"
+        )
+
+
+# Of all sweeps of this run.
+reports: list[Report] = []
