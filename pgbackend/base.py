@@ -51,13 +51,13 @@ from .pool import ConnectionPool, get_pool, open_pools, pool_arguments
 from .state import ConnectionState, States, state_attribute
 from .threads import Handed, hand_over
 from .turns import Frame, innermost_frame
-from .wrapping import ExecuteWrappers
+from .wrapping import Watched
 
 # Seconds a task waits for its turn in a transaction it shares; OPTIONS["turn_timeout"].
 TURN_TIMEOUT = 30.0
 
 
-class DatabaseWrapper(ExecuteWrappers, PostgresDatabaseWrapper):
+class DatabaseWrapper(Watched, PostgresDatabaseWrapper):
     """Django's PostgreSQL wrapper, with leased asynchronous connections in the bridge.
 
     Beside Django's own ``OPTIONS``: ``bridge`` (default True; False keeps the alias on
