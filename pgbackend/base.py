@@ -329,7 +329,9 @@ class DatabaseWrapper(Watched, PostgresDatabaseWrapper):
         if transaction is None:
             return super()._cursor(name)
         call = functools.partial(self.hand_over, transaction)
-        return Handed(call(transaction.wrapper._cursor, name), call)
+        # By the public methods, which instrumentations replace.
+        wrapper = transaction.wrapper
+        return Handed(call(wrapper.cursor if name is None else wrapper.chunked_cursor), call)
 
     def make_cursor(self, cursor: Any) -> CursorWrapper:
         """Wrap a psycopg cursor."""

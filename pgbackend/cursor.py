@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 import psycopg
 from django.db import ProgrammingError
@@ -58,7 +59,11 @@ def _is_of_the_cache() -> bool:
 
 
 class LeaseHolder(utils.CursorWrapper):
-    """What `CursorWrapper` and `CursorDebugWrapper` share."""
+    """What `CursorWrapper` and `CursorDebugWrapper` share.
+
+    Instrumentations such as django-debug-toolbar replace one, as soon as it is made, by one of a
+    class derived from its own for the same psycopg cursor: that takes the lease over.
+    """
 
     # None before `hold`, on Django's own synchronous path, and once the lease was let go.
     lease: Lease | None = None
@@ -66,12 +71,24 @@ class LeaseHolder(utils.CursorWrapper):
     leased = False
     pinned = False
 
+    def __init__(self, cursor: Any, db: Any) -> None:
+        super().__init__(cursor, db)
+        if type(self) in (CursorWrapper, CursorDebugWrapper) or not db.bridged:
+            return
+        lease = db.state.lease
+        holder = lease.newest_holder() if lease is not None else None
+        if holder is not None and holder.cursor is cursor and holder.lease is lease:
+            holder.lease = None
+            self.hold(lease, pinned=holder.pinned)
+
     def hold(self, lease: Lease, *, pinned: bool) -> None:
         """Take over one hold on *lease*; *pinned* if it outlasts the bridged call."""
         self.lease = lease
         self.leased = True
         self.pinned = pinned
+        lease.newest_holder = ref(self)
         if pinned and (opened := _opened.get()) is not None:
+            opened[:] = [each for each in opened if each.cursor is not self.cursor]
             opened.append(self)
 
     def close(self) -> None:

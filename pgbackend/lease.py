@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from psycopg.pq import TransactionStatus
 
 if TYPE_CHECKING:
     from .connection import BridgedConnection
+    from .cursor import LeaseHolder
     from .pool import ConnectionPool, PooledConnection
     from .state import ConnectionState
+
+
+def _nobody() -> None:
+    return None
 
 
 class Lease:
@@ -21,7 +27,17 @@ class Lease:
     call. A transaction or a server-side cursor *pins* it: it may outlast the call.
     """
 
-    __slots__ = ("dirty", "face", "holds", "on_loan", "pins", "pool", "pooled", "state")
+    __slots__ = (
+        "dirty",
+        "face",
+        "holds",
+        "newest_holder",
+        "on_loan",
+        "pins",
+        "pool",
+        "pooled",
+        "state",
+    )
 
     def __init__(
         self, state: ConnectionState, pool: ConnectionPool, pooled: PooledConnection
@@ -33,6 +49,8 @@ class Lease:
         self.holds = 0
         self.pins = 0
         self.on_loan = True
+        # The cursor wrapper that took a hold on it last, by a weak reference.
+        self.newest_holder: Callable[[], LeaseHolder | None] = _nobody
         # Whether the session has to be reset before another borrower gets the connection.
         self.dirty = False
 

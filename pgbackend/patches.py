@@ -24,7 +24,7 @@ from django.db import DEFAULT_DB_ALIAS, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.postgresql import base as postgresql
 
-from . import asgi, streaming
+from . import asgi, streaming, toolbar
 from .base import DatabaseWrapper
 from .bridge import await_bridged, is_bridged, run_bridged
 from .budget import check_budget
@@ -51,6 +51,7 @@ def apply() -> None:
     after_import("django.urls.resolvers", _patch_error_handlers)
     after_import("django.test.client", _patch_client)
     after_import("django.utils.log", _patch_error_mails)
+    after_import("debug_toolbar.panels.sql.panel", toolbar.patch)
     _patch_guards()
     _patch_ensure_connection()
     _patch_atomic()
