@@ -12,13 +12,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine
+from contextvars import ContextVar
 from operator import is_
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
 from greenlet import GreenletExit
-from psycopg.abc import AdaptContext, PQGen
+from psycopg.abc import PQGen, PQGenConn
 from psycopg.adapt import AdaptersMap
 from psycopg.pq import TransactionStatus
 from psycopg.waiting import wait_async
@@ -35,6 +36,9 @@ _WAIT_INTERVAL = 0.1
 
 # How long the server may take to hear of a cancellation, and again to obey it, seconds.
 _STOP_TIMEOUT = 5.0
+
+# The connection whose face is being made.
+_over: ContextVar[PooledConnection] = ContextVar("pgbackend_over")
 
 logger = logging.getLogger("pgbackend.connection")
 
@@ -64,8 +68,8 @@ class BridgedLock:
 class BridgedConnection(psycopg.Connection[Any]):
     """A `psycopg.Connection` whose every wait goes through the bridge.
 
-    One for each physical connection, made by its pool's ``configure``. What a borrower may
-    change on it (row and cursor factories, adapters, handlers, isolation level, ...) is
+    One for each physical connection, made by `over` in its pool's ``configure``. What a borrower
+    may change on it (row and cursor factories, adapters, handlers, isolation level, ...) is
     restored by `restore` to what `remember` saw.
     """
 
@@ -78,28 +82,34 @@ class BridgedConnection(psycopg.Connection[Any]):
         "_deferrable",
     )
 
-    def __init__(
-        self,
-        pooled: PooledConnection,
-        *,
-        cursor_factory: type[psycopg.Cursor[Any]] | None = None,
-        prepare_threshold: int | None = None,
-        context: AdaptContext | None = None,
-    ) -> None:
+    def __init__(self, pooled: PooledConnection) -> None:
         super().__init__(pooled.pgconn)
         self._pooled = pooled
         # Marks it as a pool's for psycopg, which warns of unclosed connections otherwise.
         self._pool = None
-        self._autocommit = True
         # Whether a cancellation stopped a statement of this borrower's.
         self.was_stopped = False
         self.lock = BridgedLock()  # type: ignore[assignment]  # see BridgedLock
-        if cursor_factory is not None:
-            self.cursor_factory = cursor_factory
-        if context is not None:
-            self._adapters = AdaptersMap(context.adapters)
-        self.prepare_threshold = prepare_threshold
-        self.remember()
+
+    @classmethod
+    def over(cls, pooled: PooledConnection, **arguments: Any) -> BridgedConnection:
+        """Return the face of *pooled*, made by psycopg's ``connect`` with its *arguments*.
+
+        Who instruments psycopg wraps that: OpenTelemetry replaces *cursor_factory* there.
+        """
+        token = _over.set(pooled)
+        try:
+            face = cls.connect(autocommit=True, **arguments)
+        finally:
+            _over.reset(token)
+        face.remember()
+        return face
+
+    @classmethod
+    def _connect_gen(cls, conninfo: str = "", **options: Any) -> PQGenConn[BridgedConnection]:
+        """Return the face of a connection that is there already: psycopg's step that connects."""
+        return cls(_over.get())
+        yield
 
     def wait(
         self, gen: PQGen[RV], interval: float = _WAIT_INTERVAL, timeout: float | None = None

@@ -17,9 +17,9 @@ from .wrapping import request_wrappers
 
 
 def patch(panel: ModuleType) -> None:
-    """Let the module ``debug_toolbar.panels.sql.panel`` see all of a request's statements. (6.0 on.)
+    """Let the module ``debug_toolbar.panels.sql.panel`` see all of a request's statements.
 
-    It asks `connections` for the wrappers and has `wrap_cursor` replace their methods.
+    It asks `connections` for the wrappers and has `wrap_cursor` replace their methods. (6 to 8.)
     """
     if hasattr(panel, "connections") and hasattr(panel, "wrap_cursor"):
         panel.connections = _Connections()  # type: ignore[attr-defined]  # the patch
