@@ -38,6 +38,7 @@ if tuple(map(int, psycopg.__version__.split(".")[:2])) < (3, 3):
 from django.db.backends.postgresql.base import DatabaseWrapper as PostgresDatabaseWrapper
 
 from .bridge import await_bridged, is_bridged
+from .connection import BridgedConnection
 from .creation import DatabaseCreation
 from .cursor import CursorDebugWrapper, CursorWrapper, LeaseHolder
 from .errors import CommitInDoubt
@@ -332,6 +333,17 @@ class DatabaseWrapper(Watched, PostgresDatabaseWrapper):
         # By the public methods, which instrumentations replace.
         wrapper = transaction.wrapper
         return Handed(call(wrapper.cursor if name is None else wrapper.chunked_cursor), call)
+
+    def create_cursor(self, name: str | None = None) -> Any:
+        """Return a psycopg cursor, for a wrapper of Django's."""
+        connection = self.connection
+        if not isinstance(connection, BridgedConnection):
+            return super().create_cursor(name)
+        directly = connection.was_used_directly
+        try:
+            return super().create_cursor(name)
+        finally:
+            connection.was_used_directly = directly
 
     def make_cursor(self, cursor: Any) -> CursorWrapper:
         """Wrap a psycopg cursor."""

@@ -89,6 +89,8 @@ class BridgedConnection(psycopg.Connection[Any]):
         self._pool = None
         # Whether a cancellation stopped a statement of this borrower's.
         self.was_stopped = False
+        # Whether this borrower had a cursor of psycopg's that is not in a wrapper of Django's.
+        self.was_used_directly = False
         self.lock = BridgedLock()  # type: ignore[assignment]  # see BridgedLock
 
     @classmethod
@@ -144,6 +146,11 @@ class BridgedConnection(psycopg.Connection[Any]):
             logger.warning("closing %s, whose statement could not be stopped: %s", self, error)
             self.close()
 
+    def cursor(self, *args: Any, **kwargs: Any) -> Any:
+        """Return a cursor; see psycopg. What it executes, nobody looks at."""
+        self.was_used_directly = True
+        return super().cursor(*args, **kwargs)
+
     @property
     def is_executing(self) -> bool:
         """Whether a statement is running, some task's."""
@@ -180,6 +187,7 @@ class BridgedConnection(psycopg.Connection[Any]):
         self._base_prepare = (self.prepare_threshold, self.prepared_max)
         self._base_handlers = (tuple(self._notice_handlers), tuple(self._notify_handlers))
         self._base_adapters = self.adapters
+        self.was_used_directly = False
         # A map made from the base one: changes to it leave the base as it is.
         self._adapters = AdaptersMap(self._base_adapters)
 
@@ -188,6 +196,7 @@ class BridgedConnection(psycopg.Connection[Any]):
         for name, value in self._base:
             setattr(self, name, value)
         self.was_stopped = False
+        self.was_used_directly = False
         self._begin_statement = b""
         self._autocommit = True
         self.prepare_threshold, self.prepared_max = self._base_prepare

@@ -83,11 +83,12 @@ class Lease:
             return
         self.on_loan = False
         self.state.lease = None
+        dirty = self.dirty or self.face.was_used_directly
         if self.face.pgconn.transaction_status == TransactionStatus.ACTIVE:
             self.face.pgconn.finish()
         else:
             self.face.restore()
-        self.pool.give_back(self.pooled, dirty=self.dirty)
+        self.pool.give_back(self.pooled, dirty=dirty)
 
     def owner_ended(self, task: asyncio.Task[Any]) -> None:
         """Give back what a task that has ended had pinned."""

@@ -87,6 +87,24 @@ async def test_nothing_passes_on_from_a_transaction(name: str, add_alias: AddAli
 
 
 @pytest.mark.parametrize("name", PROBES)
+async def test_nothing_passes_on_from_psycopgs_own_cursors(name: str, add_alias: AddAlias) -> None:
+    """Nor is what was changed past Django's cursors, by methods of psycopg's connection."""
+    alias = add_alias({"pool": {"max_size": 1}})
+    change, ask, fresh = PROBES[name]
+
+    @bridged
+    def change_it() -> None:
+        with transaction.atomic(alias):
+            Author.objects.using(alias).exists()
+            connections[alias].connection.execute(change)
+
+    before = await bridged(backend)(alias)
+    await change_it()
+    assert await bridged(run)(alias, ask) == fresh
+    assert await bridged(backend)(alias) == before
+
+
+@pytest.mark.parametrize("name", PROBES)
 async def test_a_session_that_nothing_keeps(name: str, server: Server) -> None:
     """Outside a transaction, a pin and a request such a statement is refused before it is sent."""
     change, ask, fresh = PROBES[name]
