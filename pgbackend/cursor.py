@@ -58,6 +58,19 @@ def _is_of_the_cache() -> bool:
     return frame.f_globals.get("__name__") == "django.core.cache.backends.db"
 
 
+def _is_being_made(db: Any) -> bool:
+    """Return whether a statement is part of the making of a cursor, by ``_cursor`` of a subclass.
+
+    Made for each cursor anew, its effect is for what that executes: django-tenants sets the
+    search path so.
+    """
+    own = getattr(type(db)._cursor, "__code__", None)
+    frame: Any = sys._getframe(2)
+    while frame is not None and frame.f_code is not own:
+        frame = frame.f_back
+    return frame is not None
+
+
 class LeaseHolder(utils.CursorWrapper):
     """What `CursorWrapper` and `CursorDebugWrapper` share.
 
@@ -164,7 +177,7 @@ class LeaseHolder(utils.CursorWrapper):
         """Have the session reset after this borrower; refuse what would be lost with that.
 
         Raise ProgrammingError for a statement whose effect lives in the session where nothing
-        keeps the connection: no transaction, no pin and no request.
+        keeps the connection: no transaction, no pin and no request; nor is it for one cursor.
         """
         lease = self.lease
         if lease is None:
@@ -177,6 +190,8 @@ class LeaseHolder(utils.CursorWrapper):
         if lease.pins or not changes_session(str(sql)):
             return
         if not lasts():
+            if _is_being_made(self.db):
+                return
             raise ProgrammingError(
                 "the effect of this statement lives in the session, which is reset when the"
                 " connection goes back to the pool, right after the statement. Use it inside"

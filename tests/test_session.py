@@ -130,6 +130,16 @@ async def test_a_request_keeps_its_session(name: str, add_alias: AddAlias) -> No
     assert await bridged(run)(alias, ask) == fresh
 
 
+async def test_what_a_wrapper_sets_for_each_cursor(add_alias: AddAlias) -> None:
+    """A wrapper's class that changes the session for each cursor it makes may do so anywhere."""
+    alias = add_alias({"pool": {"max_size": 1}}, ENGINE="tests.instrumentation_tenants")
+    for schema in ("pg_catalog", "information_schema"):
+        connections[alias].set_schema(schema)
+        assert await bridged(run)(alias, "SHOW search_path") == f"{schema}, public"
+    with pytest.raises(ProgrammingError, match="pinned"):
+        await bridged(run)(alias, "SET search_path = pg_catalog")
+
+
 async def test_what_connecting_set_up_is_kept(add_alias: AddAlias) -> None:
     """A reset ends where connection_created left the session, own settings and role included."""
 
