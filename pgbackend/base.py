@@ -38,7 +38,7 @@ if tuple(map(int, psycopg.__version__.split(".")[:2])) < (3, 3):
 from django.db.backends.postgresql.base import DatabaseWrapper as PostgresDatabaseWrapper
 
 from .bridge import await_bridged, is_bridged
-from .connection import BridgedConnection
+from .connection import BridgedConnection, BridgedLock
 from .creation import DatabaseCreation
 from .cursor import CursorDebugWrapper, CursorWrapper, LeaseHolder
 from .errors import CommitInDoubt
@@ -83,6 +83,9 @@ class DatabaseWrapper(Watched, PostgresDatabaseWrapper):
                 f"DATABASES[{alias!r}]['OPTIONS']['bridge'] is True or False, not"
                 f" {self.bridge_enabled!r}"
             )
+        # Held while a cursor is made, and by which task; see `_make_alone`.
+        self._making = BridgedLock()
+        self._maker: asyncio.Task[Any] | None = None
         # True for the wrapper by which a pool configures its connections.
         self.configures_pool = False
         # What receivers of connection_created execute meanwhile, with parameters.
@@ -304,6 +307,32 @@ class DatabaseWrapper(Watched, PostgresDatabaseWrapper):
             await_bridged(pool.close())
 
     # Cursors
+
+    def cursor(self) -> Any:
+        """Return a cursor."""
+        return self._make_alone(super().cursor)
+
+    def chunked_cursor(self) -> Any:
+        """Return a server-side cursor."""
+        return self._make_alone(super().chunked_cursor)
+
+    def _make_alone(self, make: Callable[[], Any]) -> Any:
+        """Call *make*, one task at a time where a subclass has its own ``_cursor``.
+
+        What that keeps on the wrapper meanwhile is not for the cursors of other tasks: for
+        django-tenants, that the search path is just being set.
+        """
+        if type(self)._cursor is DatabaseWrapper._cursor or not self.bridged:
+            return make()
+        task = asyncio.current_task()
+        if self._maker is task:
+            return make()
+        with self._making:
+            self._maker = task
+            try:
+                return make()
+            finally:
+                self._maker = None
 
     def _cursor(self, name: str | None = None) -> Any:
         if not self.bridged:

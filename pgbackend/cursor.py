@@ -189,9 +189,9 @@ class LeaseHolder(utils.CursorWrapper):
         lease.dirty = True
         if lease.pins or not changes_session(str(sql)):
             return
+        if _is_being_made(self.db):
+            return
         if not lasts():
-            if _is_being_made(self.db):
-                return
             raise ProgrammingError(
                 "the effect of this statement lives in the session, which is reset when the"
                 " connection goes back to the pool, right after the statement. Use it inside"
