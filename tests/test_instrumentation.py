@@ -275,7 +275,7 @@ def schemas(server: Server) -> Iterator[None]:
 )
 def test_tenants(middleware: str, sync_on_loop: bool) -> None:
     """A tenant that middleware sets on the wrapper is the request's, in its tasks too."""
-    default = tests_settings.database("pgbackend_tests", pool={"min_size": 0, "max_size": 30})
+    default = tests_settings.database("pgbackend_tests", pool={"min_size": 0, "max_size": 10})
     answers = run(
         TENANTS,
         DATABASES={"default": {**default, "ENGINE": "tests.instrumentation_tenants"}},
@@ -284,4 +284,4 @@ def test_tenants(middleware: str, sync_on_loop: bool) -> None:
         PGBACKEND_SYNC_ON_LOOP=sync_on_loop,
         ROOT_URLCONF="tests.instrumentation_tenants.site",
     )
-    assert answers == {tenant: [tenant] * 7 for tenant in tenants.TENANTS}
+    assert answers == {tenant: [tenant] * 8 for tenant in tenants.TENANTS}
