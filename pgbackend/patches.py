@@ -1,4 +1,4 @@
-"""Every change this backend makes to Django and asgiref at run time, each with its reason.
+"""Every change this backend makes to Django and others at run time, each with its reason.
 
 Where Django's asynchronous methods hand their synchronous twin to a thread and that leads to
 the database, the twin runs bridged instead (`routing`): no thread, and the project's own

@@ -19,7 +19,7 @@ from .wrapping import request_wrappers
 def patch(panel: ModuleType) -> None:
     """Let the module ``debug_toolbar.panels.sql.panel`` see all of a request's statements.
 
-    It asks `connections` for the wrappers and has `wrap_cursor` replace their methods. (6 to 8.)
+    It asks `connections` for the wrappers and has `wrap_cursor` replace their methods. (8.)
     """
     if hasattr(panel, "connections") and hasattr(panel, "wrap_cursor"):
         panel.connections = _Connections()  # type: ignore[attr-defined]  # the patch
