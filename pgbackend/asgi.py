@@ -22,6 +22,7 @@ from .base import DatabaseWrapper
 from .joining import in_transaction
 from .registry import open_pools
 from .routing import in_bridge, runs_bridged
+from .wrapping import serving_with
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -116,11 +117,13 @@ async def in_request(
 
 @contextmanager
 def own_wrappers() -> Iterator[None]:
-    """Give the block connection wrappers of its own, made when they are first used.
+    """Give the block connection wrappers of its own, one for each alias.
 
     A server imports the application in its running loop: the wrappers that were made meanwhile
     would be inherited by each request, and with them the query log and ``execute_wrappers``.
     A wrapper with a transaction open in this context is kept, as a test case's is.
+
+    They are made at once: one that a child task makes is unknown to the request.
     """
     storage: Any = connections._connections
     inherited = {
@@ -132,7 +135,8 @@ def own_wrappers() -> Iterator[None]:
     for alias in inherited:
         delattr(storage, alias)
     try:
-        yield
+        with serving_with({alias: connections[alias] for alias in connections}):
+            yield
     finally:
         for alias in connections:
             if alias in inherited:

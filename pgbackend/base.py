@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+from collections.abc import Callable
 from typing import Any
 from weakref import finalize
 
@@ -34,6 +35,7 @@ if tuple(map(int, psycopg.__version__.split(".")[:2])) < (3, 3):
 
 from .autocommit import TransactionControl
 from .bridge import await_bridged
+from .connection import BridgedConnection, BridgedLock
 from .creation import DatabaseCreation
 from .cursor import CursorDebugWrapper, CursorWrapper, LeaseHolder
 from .features import DatabaseFeatures
@@ -46,10 +48,10 @@ from .per_task import States
 from .pool import ConnectionPool
 from .registry import open_pools
 from .threads import Handed
-from .wrapping import ExecuteWrappers
+from .wrapping import Watched
 
 
-class DatabaseWrapper(ExecuteWrappers, TransactionControl):
+class DatabaseWrapper(Watched, TransactionControl):
     """Django's PostgreSQL wrapper, with leased asynchronous connections in the bridge.
 
     Beside Django's own ``OPTIONS`` it takes those of `options.Options`.
@@ -70,6 +72,9 @@ class DatabaseWrapper(ExecuteWrappers, TransactionControl):
         self.cancel_timeout = options.cancel_timeout
         self.reset = options.reset
         self._found_pool: FoundPool | None = None
+        # Held while a cursor is made, and by which task; see `_make_alone`.
+        self._making = BridgedLock()
+        self._maker: asyncio.Task[Any] | None = None
         # True for the wrapper by which a pool configures its connections.
         self.configures_pool = False
         # What receivers of connection_created execute meanwhile, with parameters.
@@ -236,6 +241,32 @@ class DatabaseWrapper(ExecuteWrappers, TransactionControl):
 
     # Cursors
 
+    def cursor(self) -> Any:
+        """Return a cursor."""
+        return self._make_alone(super().cursor)
+
+    def chunked_cursor(self) -> Any:
+        """Return a server-side cursor."""
+        return self._make_alone(super().chunked_cursor)
+
+    def _make_alone(self, make: Callable[[], Any]) -> Any:
+        """Call *make*, one task at a time where a subclass has its own ``_cursor``.
+
+        What that keeps on the wrapper meanwhile is not for the cursors of other tasks: for
+        django-tenants, that the search path is just being set.
+        """
+        if type(self)._cursor is DatabaseWrapper._cursor or not self.bridged:
+            return make()
+        task = asyncio.current_task()
+        if self._maker is task:
+            return make()
+        with self._making:
+            self._maker = task
+            try:
+                return make()
+            finally:
+                self._maker = None
+
     def _cursor(self, name: str | None = None) -> Any:
         if not self.bridged:
             return self._cursor_of_thread(name)
@@ -265,7 +296,20 @@ class DatabaseWrapper(ExecuteWrappers, TransactionControl):
         if transaction is None:
             return super()._cursor(name)
         call = functools.partial(self.hand_over, transaction)
-        return Handed(call(transaction.wrapper._cursor, name), call)
+        # By the public methods, which instrumentations replace.
+        wrapper = transaction.wrapper
+        return Handed(call(wrapper.cursor if name is None else wrapper.chunked_cursor), call)
+
+    def create_cursor(self, name: str | None = None) -> Any:
+        """Return a psycopg cursor, for a wrapper of Django's."""
+        connection = self.connection
+        if not isinstance(connection, BridgedConnection):
+            return super().create_cursor(name)
+        directly = connection.was_used_directly
+        try:
+            return super().create_cursor(name)
+        finally:
+            connection.was_used_directly = directly
 
     def make_cursor(self, cursor: Any) -> CursorWrapper:
         """Wrap a psycopg cursor."""

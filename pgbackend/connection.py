@@ -14,6 +14,7 @@ import logging
 from collections import deque
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from operator import is_
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import psycopg
 from greenlet import GreenletExit
 from psycopg import abc
-from psycopg.abc import AdaptContext, PQGen
+from psycopg.abc import PQGen, PQGenConn
 from psycopg.adapt import AdaptersMap, Transformer
 from psycopg.errors import _WaitTimeout
 from psycopg.pq import TransactionStatus
@@ -45,6 +46,9 @@ CANCEL_TIMEOUT = 5.0
 
 # After how long a cancellation that had no effect is sent again, seconds; then twice that, ...
 _RESEND_INTERVAL = 0.1
+
+# The connection whose face is being made.
+_over: ContextVar[PooledConnection] = ContextVar("pgbackend_over")
 
 logger = logging.getLogger("pgbackend.connection")
 
@@ -98,8 +102,8 @@ class BridgedLock:
 class BridgedConnection(psycopg.Connection[Any]):
     """A `psycopg.Connection` whose every wait goes through the bridge.
 
-    One for each physical connection, made by its pool's ``configure``. What a borrower may
-    change on it (row and cursor factories, adapters, handlers, isolation level, ...) is
+    One for each physical connection, made by `over` in its pool's ``configure``. What a borrower
+    may change on it (row and cursor factories, adapters, handlers, isolation level, ...) is
     restored by `restore` to what `remember` saw.
     """
 
@@ -112,36 +116,43 @@ class BridgedConnection(psycopg.Connection[Any]):
         "_deferrable",
     )
 
-    def __init__(
-        self,
-        pooled: PooledConnection,
-        *,
-        cursor_factory: type[psycopg.Cursor[Any]] | None = None,
-        prepare_threshold: int | None = None,
-        context: AdaptContext | None = None,
-        cancel_timeout: float = CANCEL_TIMEOUT,
-    ) -> None:
+    def __init__(self, pooled: PooledConnection) -> None:
         super().__init__(pooled.pgconn)
         self._pooled = pooled
-        self.cancel_timeout = cancel_timeout
+        self.cancel_timeout = CANCEL_TIMEOUT
         # See `limited`.
         self._limit: float | None = None
         # Marks it as a pool's for psycopg, which warns of unclosed connections otherwise.
         self._pool = None
-        self._autocommit = True
         # Whether a cancellation stopped a statement of this borrower's.
         self.was_stopped = False
         self._transformer: abc.Transformer | None = None
         self._socket_wait = SocketWait(pooled.pgconn)
         # False behind a pooler, which may send each transaction to another session.
         self.has_session = True
+        # Whether this borrower had a cursor of psycopg's that is not in a wrapper of Django's.
+        self.was_used_directly = False
         self.lock = BridgedLock()  # type: ignore[assignment]  # see BridgedLock
-        if cursor_factory is not None:
-            self.cursor_factory = cursor_factory
-        if context is not None:
-            self._adapters = AdaptersMap(context.adapters)
-        self.prepare_threshold = prepare_threshold
-        self.remember()
+
+    @classmethod
+    def over(cls, pooled: PooledConnection, **arguments: Any) -> BridgedConnection:
+        """Return the face of *pooled*, made by psycopg's ``connect`` with its *arguments*.
+
+        Who instruments psycopg wraps that: OpenTelemetry replaces *cursor_factory* there.
+        """
+        token = _over.set(pooled)
+        try:
+            face = cls.connect(autocommit=True, **arguments)
+        finally:
+            _over.reset(token)
+        face.remember()
+        return face
+
+    @classmethod
+    def _connect_gen(cls, conninfo: str = "", **options: Any) -> PQGenConn[BridgedConnection]:
+        """Return the face of a connection that is there already: psycopg's step that connects."""
+        return cls(_over.get())
+        yield
 
     def wait(
         self, gen: PQGen[RV], interval: float = _WAIT_INTERVAL, timeout: float | None = None
@@ -246,6 +257,11 @@ class BridgedConnection(psycopg.Connection[Any]):
         finally:
             self._limit = outer
 
+    def cursor(self, *args: Any, **kwargs: Any) -> Any:
+        """Return a cursor; see psycopg. What it executes, nobody looks at."""
+        self.was_used_directly = True
+        return super().cursor(*args, **kwargs)
+
     @property
     def is_executing(self) -> bool:
         """Whether a statement is running, some task's."""
@@ -299,6 +315,7 @@ class BridgedConnection(psycopg.Connection[Any]):
         self._base_prepare = (self.prepare_threshold, self.prepared_max)
         self._base_handlers = (tuple(self._notice_handlers), tuple(self._notify_handlers))
         self._base_adapters = super().adapters
+        self.was_used_directly = False
         # A map made from the base one: changes to it leave the base as it is.
         self._adapters = AdaptersMap(self._base_adapters)
         self._transformer = None
@@ -323,6 +340,7 @@ class BridgedConnection(psycopg.Connection[Any]):
         for name, value in self._base:
             setattr(self, name, value)
         self.was_stopped = False
+        self.was_used_directly = False
         self._begin_statement = b""
         self._autocommit = True
         self.prepare_threshold, self.prepared_max = self._base_prepare

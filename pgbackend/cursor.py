@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 import psycopg
 from django.db import ProgrammingError
@@ -57,8 +58,25 @@ def _is_of_the_cache() -> bool:
     return frame.f_globals.get("__name__") == "django.core.cache.backends.db"
 
 
+def _is_being_made(db: Any) -> bool:
+    """Return whether a statement is part of the making of a cursor, by ``_cursor`` of a subclass.
+
+    Made for each cursor anew, its effect is for what that executes: django-tenants sets the
+    search path so.
+    """
+    own = getattr(type(db)._cursor, "__code__", None)
+    frame: Any = sys._getframe(2)
+    while frame is not None and frame.f_code is not own:
+        frame = frame.f_back
+    return frame is not None
+
+
 class LeaseHolder(utils.CursorWrapper):
-    """What `CursorWrapper` and `CursorDebugWrapper` share."""
+    """What `CursorWrapper` and `CursorDebugWrapper` share.
+
+    Instrumentations such as django-debug-toolbar replace one, as soon as it is made, by one of a
+    class derived from its own for the same psycopg cursor: that takes the lease over.
+    """
 
     # None before `hold`, on Django's own synchronous path, and once the lease was let go.
     lease: Lease | None = None
@@ -66,12 +84,24 @@ class LeaseHolder(utils.CursorWrapper):
     leased = False
     pinned = False
 
+    def __init__(self, cursor: Any, db: Any) -> None:
+        super().__init__(cursor, db)
+        if type(self) in (CursorWrapper, CursorDebugWrapper) or not db.bridged:
+            return
+        lease = db.state.lease
+        holder = lease.newest_holder() if lease is not None else None
+        if holder is not None and holder.cursor is cursor and holder.lease is lease:
+            holder.lease = None
+            self.hold(lease, pinned=holder.pinned)
+
     def hold(self, lease: Lease, *, pinned: bool) -> None:
         """Take over one hold on *lease*; *pinned* if it outlasts the bridged call."""
         self.lease = lease
         self.leased = True
         self.pinned = pinned
+        lease.newest_holder = ref(self)
         if pinned and (opened := _opened.get()) is not None:
+            opened[:] = [each for each in opened if each.cursor is not self.cursor]
             opened.append(self)
 
     def close(self) -> None:
@@ -152,7 +182,7 @@ class LeaseHolder(utils.CursorWrapper):
         """Have the session reset after this borrower; refuse what would be lost with that.
 
         Raise ProgrammingError for a statement whose effect lives in the session where nothing
-        keeps the connection: no transaction, no pin and no request.
+        keeps the connection: no transaction, no pin and no request; nor is it for one cursor.
         """
         lease = self.lease
         if lease is None:
@@ -163,6 +193,8 @@ class LeaseHolder(utils.CursorWrapper):
             return
         lease.dirty = True
         if lease.pins or not changes_session(str(sql)):
+            return
+        if _is_being_made(self.db):
             return
         if not lasts():
             raise ProgrammingError(

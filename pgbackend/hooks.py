@@ -23,8 +23,13 @@ class Hook:
     def __init__(self, function: Callable[[], Any]) -> None:
         self.function = function
         functools.update_wrapper(self, function)
-        # What Django names in its log; a partial has none.
-        self.__qualname__ = getattr(function, "__qualname__", repr(function))
+
+    def __getattr__(self, name: str) -> Any:
+        # What Django names in its log, for a partial, which has none. Only when it is asked for:
+        # the repr() of a queryset, and of a partial of its method, runs the query.
+        if name == "__qualname__":
+            return repr(self.function)
+        raise AttributeError(name)
 
     def __call__(self) -> Any:
         result = self.function()

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from psycopg.pq import TransactionStatus
 
 if TYPE_CHECKING:
     from .connection import BridgedConnection
+    from .cursor import LeaseHolder
     from .pool import ConnectionPool, PooledConnection
     from .state import ConnectionState
+
+
+def _nobody() -> None:
+    return None
 
 
 class Lease:
@@ -21,7 +27,17 @@ class Lease:
     call. A transaction or a server-side cursor *pins* it: it may outlast the call.
     """
 
-    __slots__ = ("dirty", "face", "holds", "on_loan", "pins", "pool", "pooled", "state")
+    __slots__ = (
+        "dirty",
+        "face",
+        "holds",
+        "newest_holder",
+        "on_loan",
+        "pins",
+        "pool",
+        "pooled",
+        "state",
+    )
 
     def __init__(
         self, state: ConnectionState, pool: ConnectionPool, pooled: PooledConnection
@@ -33,6 +49,8 @@ class Lease:
         self.holds = 0
         self.pins = 0
         self.on_loan = True
+        # The cursor wrapper that took a hold on it last, by a weak reference.
+        self.newest_holder: Callable[[], LeaseHolder | None] = _nobody
         # Whether the session has to be reset before another borrower gets the connection.
         self.dirty = False
 
@@ -65,11 +83,12 @@ class Lease:
             return
         self.on_loan = False
         self.state.lease = None
+        dirty = self.dirty or self.face.was_used_directly
         if self.face.pgconn.transaction_status == TransactionStatus.ACTIVE:
             self.face.finish()
         else:
             self.face.restore()
-        self.pool.give_back(self.pooled, dirty=self.dirty)
+        self.pool.give_back(self.pooled, dirty=dirty)
 
     def owner_ended(self, task: asyncio.Task[Any]) -> None:
         """Give back what a task that has ended had pinned."""

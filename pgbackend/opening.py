@@ -99,12 +99,8 @@ def configure(owner: Any, pooled: PooledConnection) -> None:
     As Django does with its own: the session's time zone and role, the check of the server's
     version, then ``connection_created``, whose receivers find the connection on *owner*.
     """
-    params = owner.get_connection_params()
-    face = pooled.face = BridgedConnection(
-        pooled,
-        **{name: params[name] for name in _FACE_ARGUMENTS if name in params},
-        cancel_timeout=owner.cancel_timeout,
-    )
+    face = pooled.face = BridgedConnection.over(pooled, **owner.get_connection_params())
+    face.cancel_timeout = owner.cancel_timeout
     owner.isolation_level = isolation_level(owner)
     if "isolation_level" in owner.settings_dict["OPTIONS"]:
         face.isolation_level = owner.isolation_level

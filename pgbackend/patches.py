@@ -1,4 +1,4 @@
-"""Every change this backend makes to Django and asgiref at run time, each with its reason.
+"""Every change this backend makes to Django and others at run time, each with its reason.
 
 Where Django's asynchronous methods hand their synchronous twin to a thread and that leads to
 the database, the twin runs bridged instead (`routing`): no thread, and the project's own
@@ -23,7 +23,7 @@ from django.db import connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.postgresql import base as postgresql
 
-from . import asgi, blocks, streaming
+from . import asgi, blocks, streaming, toolbar
 from .base import DatabaseWrapper
 from .bridge import await_bridged, is_bridged, run_bridged
 from .budget import check_budget
@@ -50,6 +50,7 @@ def apply() -> None:
     after_import("django.urls.resolvers", _patch_error_handlers)
     after_import("django.test.client", _patch_client)
     after_import("django.utils.log", _patch_error_mails)
+    after_import("debug_toolbar.panels.sql.panel", toolbar.patch)
     _patch_guards()
     _patch_ensure_connection()
     _patch_atomic()

@@ -65,7 +65,13 @@ def cursor_for(wrapper: Any, sql: Any) -> Any:
         and _is_untouched(wrapper)
         and wrapper.bridged
     ):
-        return DirectCursor(wrapper)
+        lease = wrapper.hold_for_statement()
+        if lease.face.cursor_factory is Cursor:
+            return DirectCursor(wrapper, lease)
+        try:
+            return wrapper.cursor()
+        finally:
+            lease.let_go()
     return wrapper.cursor()
 
 
@@ -103,13 +109,16 @@ def _original(owner: type, name: str) -> Any:
 
 
 class DirectCursor:
-    """A cursor for one statement: as much of DB-API's as the ORM's compilers use."""
+    """A cursor for one statement: as much of DB-API's as the ORM's compilers use.
+
+    It takes over one hold on *lease*.
+    """
 
     __slots__ = ("_lease", "_result", "_wrapper")
 
-    def __init__(self, wrapper: Any) -> None:
+    def __init__(self, wrapper: Any, lease: Lease) -> None:
         self._wrapper = wrapper
-        self._lease: Lease = wrapper.hold_for_statement()
+        self._lease = lease
         self._result: PGresult | None = None
 
     def __enter__(self) -> DirectCursor:

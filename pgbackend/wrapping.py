@@ -1,16 +1,22 @@
-"""``connection.execute_wrapper()`` where tasks share a wrapper: each has what it inherited.
+"""``connection.queries`` and ``connection.execute_wrapper()`` where several work for one request.
 
-Django keeps the functions in a list on the wrapper, which child tasks inherit: one that they
-add while they run would be called for their parent's and their siblings' statements.
+Django keeps the log and the functions on the wrapper. But child tasks inherit their parent's
+wrapper, so that a function which one of them adds would be called for its siblings' statements;
+and each thread has a wrapper of its own, so that synchronous middleware would not see what an
+asynchronous view executes, nor asynchronous middleware what a synchronous view does.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
+
+# By alias, the wrappers that the request of this context has on the loop; see `request_wrappers`.
+_of_request: ContextVar[dict[str, Any]] = ContextVar("pgbackend_request_wrappers")
 
 # The functions added in this context, by database wrapper; outermost first.
 _added: ContextVar[dict[object, tuple[Callable[..., Any], ...]]] = ContextVar(
@@ -18,16 +24,50 @@ _added: ContextVar[dict[object, tuple[Callable[..., Any], ...]]] = ContextVar(
 )
 
 
-class ExecuteWrappers:
-    """The part of a `DatabaseWrapper` that Django's ``execute_wrapper`` is about."""
+@contextmanager
+def serving_with(wrappers: dict[str, Any]) -> Iterator[None]:
+    """Serve a request in the block whose *wrappers*, by alias, are these."""
+    token = _of_request.set(wrappers)
+    try:
+        yield
+    finally:
+        _of_request.reset(token)
+
+
+def request_wrappers() -> list[Any]:
+    """Return the wrappers that the request has on the loop, to its threads too; [] without one."""
+    return list(_of_request.get({}).values())
+
+
+class Watched:
+    """The part of a `DatabaseWrapper` that Django's query log and ``execute_wrapper`` are about."""
+
+    alias: str
 
     # Those of the thread, and those that were added to the list itself.
     _execute_wrappers: list[Callable[..., Any]]
 
+    _queries_log: deque[dict[str, Any]]
+
+    @property
+    def _watched(self) -> Any:
+        """The wrapper that stands for this one: in a request the loop's, in its threads too."""
+        return _of_request.get({}).get(self.alias, self)
+
+    @property
+    def queries_log(self) -> deque[dict[str, Any]]:
+        """The statements of the request, whichever task or thread of it executed them."""
+        log: deque[dict[str, Any]] = self._watched._queries_log
+        return log
+
+    @queries_log.setter
+    def queries_log(self, log: deque[dict[str, Any]]) -> None:
+        self._queries_log = log
+
     @property
     def execute_wrappers(self) -> list[Callable[..., Any]]:
         """What is called around each statement of the running task, outermost first."""
-        added = _added.get({}).get(self)
+        added = _added.get({}).get(self._watched)
         return [*self._execute_wrappers, *added] if added else self._execute_wrappers
 
     @execute_wrappers.setter
@@ -38,11 +78,11 @@ class ExecuteWrappers:
     def execute_wrapper(self, wrapper: Callable[..., Any]) -> Iterator[None]:
         """Call *wrapper* around the statements of the block, and of tasks started in it.
 
+        In a request, also around those of threads that the block, or one in a thread, waits for.
         https://docs.djangoproject.com/en/stable/topics/db/instrumentation/
         """
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
+        watched = self._watched
+        if watched is self and not _on_loop():
             self._execute_wrappers.append(wrapper)
             try:
                 yield
@@ -50,10 +90,18 @@ class ExecuteWrappers:
                 self._execute_wrappers.pop()
             return
         added = _added.get({})
-        _added.set({**added, self: (*added.get(self, ()), wrapper)})
+        _added.set({**added, watched: (*added.get(watched, ()), wrapper)})
         try:
             yield
         finally:
             # Not by token: a block may end in another copy of the context.
             added = _added.get({})
-            _added.set({**added, self: added.get(self, ())[:-1]})
+            _added.set({**added, watched: added.get(watched, ())[:-1]})
+
+
+def _on_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True

@@ -336,6 +336,23 @@ async def fail() -> None:
     raise Failed("of the hook")
 
 
+@pytest.mark.parametrize(
+    "wrap", [lambda method: method, functools.partial], ids=["method", "partial"]
+)
+async def test_registering_runs_no_query(wrap: Callable[..., Any]) -> None:
+    """A queryset's method, whose repr() would run the query, is registered without a statement."""
+    statements: list[str] = []
+
+    def note(execute: Callable[..., Any], sql: str, *args: Any) -> Any:
+        statements.append(sql)
+        return execute(sql, *args)
+
+    with connection.execute_wrapper(note):
+        async with transaction.atomic():
+            transaction.on_commit(wrap(Author.objects.all().acount))
+        assert [sql.split()[1] for sql in statements] == ["COUNT(*)"]
+
+
 @pytest.mark.parametrize("inside", [True, False], ids=["after the commit", "at once"])
 async def test_robust_hook_that_fails(
     server: Server, caplog: pytest.LogCaptureFixture, inside: bool

@@ -87,6 +87,24 @@ async def test_nothing_passes_on_from_a_transaction(name: str, add_alias: AddAli
 
 
 @pytest.mark.parametrize("name", PROBES)
+async def test_nothing_passes_on_from_psycopgs_own_cursors(name: str, add_alias: AddAlias) -> None:
+    """Nor is what was changed past Django's cursors, by methods of psycopg's connection."""
+    alias = add_alias({"pool": {"max_size": 1}})
+    change, ask, fresh = PROBES[name]
+
+    @bridged
+    def change_it() -> None:
+        with transaction.atomic(alias):
+            Author.objects.using(alias).exists()
+            connections[alias].connection.execute(change)
+
+    before = await bridged(backend)(alias)
+    await change_it()
+    assert await bridged(run)(alias, ask) == fresh
+    assert await bridged(backend)(alias) == before
+
+
+@pytest.mark.parametrize("name", PROBES)
 async def test_a_session_that_nothing_keeps(name: str, server: Server) -> None:
     """Outside a transaction, a pin and a request such a statement is refused before it is sent."""
     change, ask, fresh = PROBES[name]
@@ -110,6 +128,16 @@ async def test_a_request_keeps_its_session(name: str, add_alias: AddAlias) -> No
 
     assert await in_bridge(view) != fresh
     assert await bridged(run)(alias, ask) == fresh
+
+
+async def test_what_a_wrapper_sets_for_each_cursor(add_alias: AddAlias) -> None:
+    """A wrapper's class that changes the session for each cursor it makes may do so anywhere."""
+    alias = add_alias({"pool": {"max_size": 1}}, ENGINE="tests.instrumentation_tenants")
+    for schema in ("pg_catalog", "information_schema"):
+        connections[alias].set_schema(schema)
+        assert await bridged(run)(alias, "SHOW search_path") == f"{schema}, public"
+    with pytest.raises(ProgrammingError, match="pinned"):
+        await bridged(run)(alias, "SET search_path = pg_catalog")
 
 
 async def test_what_connecting_set_up_is_kept(add_alias: AddAlias) -> None:

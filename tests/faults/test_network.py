@@ -26,7 +26,11 @@ SLACK = 4.0
 
 @asynccontextmanager
 async def proxied(
-    server: Server, *, size: int = 1, timeout: float = 10.0, **settings: Any
+    server: Server,
+    *,
+    size: int = 1,
+    timeout: float = 10.0,  # noqa: ASYNC109  # the pool's
+    **settings: Any,
 ) -> AsyncIterator[Proxy]:
     """Let the running task use a pool of *size*, whose connections go through a proxy."""
     async with Proxy(str(server.conn.info.host), server.conn.info.port) as proxy:

@@ -1,0 +1,287 @@
+"""Instrumentation: each request's statements are seen, all of them in order, and no other's.
+
+Instrumentations change Django and psycopg for the whole process: each has one of its own here.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import textwrap
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests import settings as tests_settings
+from tests.conftest import Server
+from tests.instrumentation_site import expected, make_library
+from tests.instrumentation_tenants import site as tenants
+from tests.script import run_script
+
+# The site's settings. In the server's own time zone no statement has to set it.
+SITE = """\
+import json
+conf["ALLOWED_HOSTS"] = ["testserver"]
+conf["DEBUG_PROPAGATE_EXCEPTIONS"] = True
+conf["MIDDLEWARE"] = []
+conf["PGBACKEND_BLOCKING_TIME"] = None
+conf["ROOT_URLCONF"] = "tests.instrumentation_site"
+for each in conf["DATABASES"].values():
+    each["OPTIONS"].update(options="-c TimeZone=UTC", pool={"min_size": 0, "max_size": 30})
+"""
+
+ON_LOOP = pytest.mark.parametrize("sync_on_loop", [False, True], ids=["threads", "on the loop"])
+
+
+def run(script: str, **changes: Any) -> Any:
+    """Run *script* with the site's settings, changed by *changes*, and return what it prints."""
+    more = "".join(f"conf[{name!r}] = {value!r}\n" for name, value in changes.items())
+    return json.loads(run_script(SITE + more + textwrap.dedent(script)))
+
+
+def middleware(name: str) -> str:
+    return f"tests.instrumentation_site.{name}"
+
+
+# Without an instrumentation
+
+WATCHED = """
+settings.configure(**conf)
+import django
+django.setup()
+from tests import instrumentation_site as site
+site.visit()
+print(json.dumps(site.seen))
+"""
+
+
+@ON_LOOP
+@pytest.mark.parametrize("name", ["watch_queries", "watch_queries_in_a_thread"])
+def test_queries(name: str, sync_on_loop: bool) -> None:
+    """Under DEBUG, connection.queries has what any task or thread of the request executed."""
+    make_library()
+    seen = run(
+        WATCHED, DEBUG=True, MIDDLEWARE=[middleware(name)], PGBACKEND_SYNC_ON_LOOP=sync_on_loop
+    )
+    # Of executemany() Django logs how many rows there were, not which.
+    assert seen == {
+        request: [re.sub("SELECT upper.*", "1 times: SELECT upper(%s)", each) for each in sent]
+        for request, sent in expected().items()
+    }
+
+
+@ON_LOOP
+@pytest.mark.parametrize("name", ["watch_executed", "watch_executed_in_a_thread"])
+def test_execute_wrapper(name: str, sync_on_loop: bool) -> None:
+    """A function for execute_wrapper gets what any task or thread of the request executes."""
+    make_library()
+    seen = run(WATCHED, MIDDLEWARE=[middleware(name)], PGBACKEND_SYNC_ON_LOOP=sync_on_loop)
+    # These are psycopg's, without a cursor.
+    assert seen == expected(without=("BEGIN", "COMMIT"))
+
+
+# django-debug-toolbar
+
+TOOLBAR = """
+conf["INSTALLED_APPS"] += ["django.contrib.staticfiles", "debug_toolbar"]
+conf["DEBUG_TOOLBAR_CONFIG"] = {"RESULTS_CACHE_SIZE": 100}
+conf["INTERNAL_IPS"] = ["127.0.0.1"]
+conf["MIDDLEWARE"] += ["debug_toolbar.middleware.DebugToolbarMiddleware"]
+conf["ROOT_URLCONF"] = "toolbar_urls"
+conf["STATIC_URL"] = "static/"
+conf["TEMPLATES"] = [
+    {"BACKEND": "django.template.backends.django.DjangoTemplates", "APP_DIRS": True}
+]
+settings.configure(**conf)
+import django
+django.setup()
+
+from types import ModuleType
+from debug_toolbar.store import get_store
+from debug_toolbar.toolbar import debug_toolbar_urls
+from tests import instrumentation_site as site
+
+urls = sys.modules["toolbar_urls"] = ModuleType("toolbar_urls")
+urls.urlpatterns = [*site.urlpatterns, *debug_toolbar_urls()]
+seen = {}
+for name, answer in site.visit().items():
+    panel = get_store().panel(answer["Djdt-Request-Id"], "SQLPanel")
+    seen[name] = [site.text(query["sql"]) for query in panel["queries"]]
+print(json.dumps(seen))
+"""
+
+
+@ON_LOOP
+@pytest.mark.parametrize("above", [[], ["do_nothing_in_a_thread"]], ids=["first", "second"])
+def test_debug_toolbar(above: list[str], sync_on_loop: bool) -> None:
+    """The SQL panel of a request has its statements, also where the toolbar runs in a thread."""
+    make_library()
+    seen = run(
+        TOOLBAR,
+        DEBUG=True,
+        MIDDLEWARE=[middleware(name) for name in above],
+        PGBACKEND_SYNC_ON_LOOP=sync_on_loop,
+    )
+    assert seen == expected(without=("BEGIN", "COMMIT"))
+
+
+# OpenTelemetry
+
+# It traces what a connection's cursor() returns. Server-side cursors, which Django makes itself, it
+# does not see on Django's own backend either: with the client's it sees chunked reading.
+OPENTELEMETRY = """
+for each in conf["DATABASES"].values():
+    each["DISABLE_SERVER_SIDE_CURSORS"] = True
+settings.configure(**conf)
+from psycopg.types import numeric
+from opentelemetry import trace
+from opentelemetry.instrumentation.django import DjangoInstrumentor
+from opentelemetry.instrumentation.psycopg import PsycopgInstrumentor
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+exporter = InMemorySpanExporter()
+provider = TracerProvider()
+provider.add_span_processor(SimpleSpanProcessor(exporter))
+trace.set_tracer_provider(provider)
+DjangoInstrumentor().instrument(is_sql_commentor_enabled=True)
+PsycopgInstrumentor().instrument(capture_parameters=True)
+import django
+django.setup()
+
+from tests import instrumentation_site as site
+site.visit()
+spans = sorted(exporter.get_finished_spans(), key=lambda span: span.start_time)
+requests = {
+    span.context.span_id: span.attributes["http.target"].split("/")[2]
+    for span in spans
+    if span.kind is trace.SpanKind.SERVER
+}
+seen = {name: [] for name in requests.values()}
+for span in spans:
+    if span.kind is not trace.SpanKind.SERVER:
+        request = span.parent
+        sql, _, comment = span.attributes["db.statement"].partition(" /*")
+        assert f"traceparent='00-{request.trace_id:032x}-{request.span_id:016x}-" in comment
+        # Numbers are written as psycopg's, such as Int8(1).
+        params = eval(span.attributes.get("db.statement.parameters", "()"), vars(numeric))
+        seen[requests[request.span_id]].append(site.text(sql, params))
+print(json.dumps(seen))
+"""
+
+
+@ON_LOOP
+def test_opentelemetry(sync_on_loop: bool) -> None:
+    """A request's statements are spans under its own, and say so to the server in a comment."""
+    make_library()
+    seen = run(OPENTELEMETRY, PGBACKEND_SYNC_ON_LOOP=sync_on_loop)
+    assert seen == expected(without=("BEGIN", "COMMIT"))
+
+
+# Sentry
+
+SENTRY = """
+conf["MIDDLEWARE"] = ["tests.instrumentation_site.report_to_sentry"]
+settings.configure(**conf)
+import sentry_sdk
+from sentry_sdk.integrations.django import DjangoIntegration
+from sentry_sdk.transport import Transport
+
+events = []
+
+
+class InMemory(Transport):
+    def capture_envelope(self, envelope):
+        for item in envelope.items:
+            events.append(item.get_transaction_event() or item.get_event())
+
+
+sentry_sdk.init(
+    dsn="http://key@127.0.0.1/1",
+    integrations=[DjangoIntegration(db_transaction_spans=True)],
+    traces_sample_rate=1.0,
+    transport=InMemory,
+    _experiments={"record_sql_params": True},
+)
+import django
+django.setup()
+
+from tests import instrumentation_site as site
+site.visit()
+spans, crumbs = {}, {}
+for event in events:
+    name = event["request"]["url"].split("/")[4]
+    if event.get("type") == "transaction":
+        spans[name] = [
+            site.text(span["description"], span["data"].get("db.params"))
+            for span in event["spans"]
+            if span["op"] == "db" and span["description"] != "connect"
+        ]
+    else:
+        crumbs[name] = [
+            site.text(crumb["message"], crumb["data"].get("db.params"))
+            for crumb in event["breadcrumbs"]["values"]
+            if crumb["category"] == "query" and crumb["message"] != "connect"
+        ]
+print(json.dumps([spans, crumbs]))
+"""
+
+
+@ON_LOOP
+def test_sentry(sync_on_loop: bool) -> None:
+    """A request's statements are spans and breadcrumbs in the event of its own transaction."""
+    make_library()
+    spans, crumbs = run(SENTRY, PGBACKEND_SYNC_ON_LOOP=sync_on_loop)
+    # Asked for by db_transaction_spans.
+    assert spans == expected(without=("BEGIN",))
+    assert crumbs == expected(without=("BEGIN", "COMMIT"))
+
+
+# State that a request keeps on the wrapper
+
+TENANTS = """
+settings.configure(**conf)
+import django
+django.setup()
+from tests.instrumentation_tenants import site
+print(json.dumps({tenant: answer.json()["names"] for tenant, answer in site.visit().items()}))
+"""
+
+
+@pytest.fixture
+def schemas(server: Server) -> Iterator[None]:
+    """A schema for each tenant, with an author of that name and a book of theirs."""
+    for tenant in tenants.TENANTS:
+        server.all(
+            f"CREATE SCHEMA {tenant};"
+            f"CREATE TABLE {tenant}.tests_author (LIKE public.tests_author INCLUDING ALL);"
+            f"CREATE TABLE {tenant}.tests_book (LIKE public.tests_book INCLUDING ALL);"
+            f"INSERT INTO {tenant}.tests_author (id, name) VALUES (1, '{tenant}');"
+            f"INSERT INTO {tenant}.tests_book (id, title, author_id, price, on_loan, data)"
+            " VALUES (1, '', 1, 0, false, '{}')"
+        )
+    yield
+    for tenant in tenants.TENANTS:
+        server.all(f"DROP SCHEMA {tenant} CASCADE")
+
+
+# Synchronous middleware in a thread sets the tenant of the thread's wrapper, not of the loop's.
+@pytest.mark.usefixtures("schemas")
+@pytest.mark.parametrize(
+    ("middleware", "sync_on_loop"),
+    [("asynchronous", False), ("asynchronous", True), ("synchronous", True), ("Hooked", True)],
+)
+def test_tenants(middleware: str, sync_on_loop: bool) -> None:
+    """A tenant that middleware sets on the wrapper is the request's, in its tasks too."""
+    default = tests_settings.database("pgbackend_tests", pool={"min_size": 0, "max_size": 10})
+    answers = run(
+        TENANTS,
+        DATABASES={"default": {**default, "ENGINE": "tests.instrumentation_tenants"}},
+        DATABASE_ROUTERS=[],
+        MIDDLEWARE=[f"tests.instrumentation_tenants.site.{middleware}"],
+        PGBACKEND_SYNC_ON_LOOP=sync_on_loop,
+        ROOT_URLCONF="tests.instrumentation_tenants.site",
+    )
+    assert answers == {tenant: [tenant] * 8 for tenant in tenants.TENANTS}
