@@ -85,13 +85,7 @@ def await_bridged(awaitable: Awaitable[T]) -> T:
     if getattr(getcurrent(), "abandoned", False):
         _refuse(awaitable, _ABANDONED)
 
-    steps: Any
-    if type(awaitable) is CoroutineType:
-        steps = awaitable
-    elif type(awaitable) is Future:
-        steps = awaitable.__await__()
-    else:
-        steps = _as_coroutine(awaitable)
+    steps: Any = awaitable if type(awaitable) is CoroutineType else _as_coroutine(awaitable)
     try:
         waiting = steps.send(None)
         while True:
@@ -112,6 +106,12 @@ def check_bridged() -> None:
         raise BridgeError(_OUTSIDE)
     if getattr(getcurrent(), "abandoned", False):
         raise BridgeError(_ABANDONED)
+
+
+def await_future(future: Future[T]) -> T:
+    """Do what `await_bridged` does, for a pending future, where the caller knows it is bridged."""
+    _suspend(next(future.__await__()))
+    return future.result()
 
 
 async def _as_coroutine(awaitable: Awaitable[T]) -> T:

@@ -22,7 +22,7 @@ from django.db.models.sql.constants import (
     SINGLE,
 )
 
-from . import session
+from . import selects, session
 from .bridge import is_bridged
 from .session import CleanSQL
 from .statement import cursor_for
@@ -30,6 +30,8 @@ from .statement import cursor_for
 
 class SQLCompiler(postgresql.SQLCompiler):
     """SELECT, and what INSERT, UPDATE, DELETE and aggregates inherit."""
+
+    _kept_select: selects.Select | None = None
 
     def compile(self, node: Any) -> Any:
         """Compile *node*, noting whether it is Django's own; see `session`."""
@@ -39,6 +41,32 @@ class SQLCompiler(postgresql.SQLCompiler):
     def as_sql(self, *args: Any, **kwargs: Any) -> Any:
         """Return the statement, marked if nothing of the application's is in it."""
         return self._marked(super().as_sql, *args, **kwargs)
+
+    def get_select(self, with_col_aliases: bool = False) -> Any:
+        """Return what is selected; a model's own columns are compiled once."""
+        query = self.query
+        if with_col_aliases or not selects.selects_all(query):
+            return super().get_select(with_col_aliases)
+        select = selects.known(query.model)
+        if select is None:
+            found = super().get_select()
+            self._kept_select = selects.keep(query.model, found[0])
+            return found
+        query.get_initial_alias()
+        self._kept_select = select
+        return select.as_of_compiler(query.model)
+
+    def get_converters(self, expressions: Any) -> Any:
+        """Return the converters of values; of a model's own columns they are kept, too."""
+        if (select := self._kept_select) is not None:
+            converters = select.converters(self, expressions)
+            if converters is not None:
+                return converters
+        return super().get_converters(expressions)
+
+    def converters_of(self, expressions: Any) -> Any:
+        """Return what Django's ``get_converters()`` does."""
+        return super().get_converters(expressions)
 
     def _marked(self, as_sql: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         before = session.open_nodes

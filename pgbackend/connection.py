@@ -297,13 +297,17 @@ class BridgedConnection(psycopg.Connection[Any]):
 
     def finish(self) -> None:
         """Close the connection at once, without a word to the server; wake who waits for it."""
-        self._socket_wait.give_up()
+        self._socket_wait.close()
         self.pgconn.finish()
 
     def close(self) -> None:
         """Close the connection, as psycopg's ``close``; wake who waits for it."""
-        self._socket_wait.give_up()
+        self._socket_wait.close()
         super().close()
+
+    def stop_listening(self) -> None:
+        """Wake who waits for the connection, and have the event loop forget its socket."""
+        self._socket_wait.close()
 
     def cancel_safe(self, *, timeout: float = 30.0) -> None:
         """Cancel the current operation, waiting through the bridge; see psycopg."""

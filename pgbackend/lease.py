@@ -29,6 +29,7 @@ class Lease:
 
     __slots__ = (
         "dirty",
+        "exposed",
         "face",
         "holds",
         "newest_holder",
@@ -51,6 +52,8 @@ class Lease:
         self.on_loan = True
         # The cursor wrapper that took a hold on it last, by a weak reference.
         self.newest_holder: Callable[[], LeaseHolder | None] = _nobody
+        # Whether the borrower may have changed something on the connection itself.
+        self.exposed = False
         # Whether the session has to be reset before another borrower gets the connection.
         self.dirty = False
 
@@ -86,7 +89,7 @@ class Lease:
         dirty = self.dirty or self.face.was_used_directly
         if self.face.pgconn.transaction_status == TransactionStatus.ACTIVE:
             self.face.finish()
-        else:
+        elif self.exposed or self.face.was_stopped:
             self.face.restore()
         self.pool.give_back(self.pooled, dirty=dirty)
 

@@ -72,6 +72,18 @@ class PooledConnection(psycopg.AsyncConnection[Any]):
     # The task it is on loan to; None in the pool's own hands.
     borrower: asyncio.Task[Any] | None = None
 
+    def finish(self) -> None:
+        """Close the connection at once, without a word to the server."""
+        if self.face is not None:
+            self.face.stop_listening()
+        self.pgconn.finish()
+
+    async def close(self) -> None:
+        """Close the connection, as psycopg's ``close``."""
+        if self.face is not None:
+            self.face.stop_listening()
+        await super().close()
+
     async def wait(
         self,
         gen: PQGen[RV],
@@ -192,7 +204,7 @@ class ConnectionPool(AsyncConnectionPool[PooledConnection]):
             # The workers were cancelled, with the loop, not whoever closes the pool.
         finally:
             for conn in idle:
-                conn.pgconn.finish()
+                conn.finish()
             forget(self)
             await self._stop_detached()
 
@@ -288,7 +300,7 @@ class ConnectionPool(AsyncConnectionPool[PooledConnection]):
         try:
             asyncio.get_running_loop()
         except RuntimeError:
-            conn.pgconn.finish()
+            conn.finish()
             return
         if dirty and not conn.closed and not self.closed:
             # Not begun here, in the middle of the borrower's bridge.
@@ -306,7 +318,7 @@ class ConnectionPool(AsyncConnectionPool[PooledConnection]):
         finally:
             if not returned:
                 # Cancelled with the loop, or the pool was closed meanwhile: nobody else would.
-                conn.pgconn.finish()
+                conn.finish()
 
     async def _renew(self, conn: PooledConnection) -> None:
         """Return *conn* with its session as it was after connecting; close it if that fails."""
@@ -316,7 +328,7 @@ class ConnectionPool(AsyncConnectionPool[PooledConnection]):
                     await conn.rollback()
                 await run_bridged(self._reset_session, conn)
         except BaseException as error:
-            conn.pgconn.finish()
+            conn.finish()
             if not isinstance(error, Exception):
                 raise
             logger.warning("closed %s, whose session could not be reset: %s", conn, error)
@@ -387,7 +399,7 @@ class ConnectionPool(AsyncConnectionPool[PooledConnection]):
         """
         for conn in [each for each in self._pool if dead(each)]:
             self._pool.remove(conn)
-            conn.pgconn.finish()
+            conn.finish()
             # It is opened again when it is asked for.
             self._nconns -= 1
         self._nconns_min = min(self._nconns_min, len(self._pool))
@@ -508,7 +520,7 @@ def _continue(coro: Coroutine[Any, Any, Any], waiting: Any) -> Generator[Any, An
 def _close_if_cancelled(conn: PooledConnection, task: asyncio.Task[Any]) -> None:
     """Close what a task had to return that was cancelled, before it began perhaps."""
     if task.cancelled():
-        conn.pgconn.finish()
+        conn.finish()
 
 
 def _says_goodbye(conn: PooledConnection) -> bool:

@@ -76,7 +76,11 @@ class ConnectionState(Turns):
     @property
     def connection(self) -> Any:
         """The DB-API connection in hand, or None."""
-        return self.lease.face if self.lease is not None else self._own_connection
+        lease = self.lease
+        if lease is None:
+            return self._own_connection
+        lease.exposed = True
+        return lease.face
 
     @connection.setter
     def connection(self, value: Any) -> None:

@@ -82,7 +82,10 @@ def _is_untouched(wrapper: Any) -> bool:
     for name, original in of_wrapper:
         if getattr(cls, name) is not original or name in own:
             return False
-    return all(getattr(owner, name) is original for owner, name, original in of_cursors)
+    for owner, name, original in of_cursors:  # noqa: SIM110  # a generator costs more
+        if getattr(owner, name) is not original:
+            return False
+    return True
 
 
 @functools.cache
@@ -179,7 +182,8 @@ class DirectCursor:
 
 def _exchange(face: BridgedConnection, query: bytes) -> PQGen[PGresult]:
     """Send *query*, after BEGIN where that is due, and return its result."""
-    yield from face._start_query()
+    if not face._autocommit:
+        yield from face._start_query()
     face.pgconn.send_query(query)
     result: PGresult
     (result,) = yield from generators.execute(face.pgconn)

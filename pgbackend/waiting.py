@@ -1,23 +1,26 @@
-"""Waiting for a connection's socket, without a timer for each wait.
+"""Waiting for a connection's socket, without registering it and a timer for each wait.
 
-psycopg's ``wait_async`` does the same with a timer that looks at intervals whether the connection
-was closed meanwhile. Nearly every wait is over long before: here the timer of one is the next
-one's, too.
+psycopg's ``wait_async`` registers the socket for each wait, and a timer that looks at intervals
+whether the connection was closed meanwhile. Here a connection stays registered, and the timer of
+one wait is the next one's, too.
 """
 
 from __future__ import annotations
 
 import asyncio
-from asyncio import Future, get_running_loop
+import os
+import select
+from asyncio import AbstractEventLoop, Future, get_running_loop
 from collections.abc import Generator
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import finalize, ref
 
 import psycopg
 from psycopg.pq import ConnStatus
 from psycopg.waiting import Ready
 
-from .bridge import await_bridged
+from .bridge import await_future
 
 if TYPE_CHECKING:
     from psycopg.pq.abc import PGconn
@@ -29,12 +32,13 @@ INTERVAL = 0.1
 
 
 class SocketWait:
-    """The waits for one connection's socket: one at a time."""
+    """The waits for one connection's socket, one at a time, on one event loop."""
 
     def __init__(self, pgconn: PGconn) -> None:
         self._pgconn = pgconn
         self._future: Future[Ready] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._reader: _Reader | None = None
 
     def until_readable(self) -> Ready:
         """Wait, through the bridge, until something can be read.
@@ -42,32 +46,37 @@ class SocketWait:
         Raise `psycopg.OperationalError` if the connection is closed meanwhile.
         """
         loop = get_running_loop()
-        socket = self._pgconn.socket
         future = self._future = loop.create_future()
-        loop.add_reader(socket, self._wake)
+        if self._reader is None or self._reader.loop is not loop:
+            self._unregister()
+            self._reader = _Reader(loop, self)
         if self._timer is None:
             # It may outlive the wait: in the task's own context it would keep that alive.
             self._timer = loop.call_later(INTERVAL, self._look, context=Context())
         try:
-            ready: Ready = await_bridged(future)
+            ready: Ready = await_future(future)
             return ready
         finally:
-            if self._future is future:
-                self._future = None
-                loop.remove_reader(socket)
-
-    def give_up(self) -> None:
-        """Wake whoever waits, with an error: the connection is about to be closed."""
-        future = self._future
-        if future is not None:
             self._future = None
-            future.get_loop().remove_reader(self._pgconn.socket)
-            if not future.done():
-                future.set_exception(psycopg.OperationalError("the connection is closed"))
 
-    def _wake(self) -> None:
-        if self._future is not None and not self._future.done():
-            self._future.set_result(Ready.R)
+    def close(self) -> None:
+        """Wake whoever waits, with an error: the connection is about to be closed."""
+        if self._future is not None:
+            _fail(self._future)
+        self._unregister()
+
+    def _unregister(self) -> None:
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            reader.close()
+
+    def readable(self) -> None:
+        """Wake whoever waits. If nobody does, the server has said something: listen no more."""
+        future = self._future
+        if future is None:
+            self._unregister()
+        elif not future.done():
+            future.set_result(Ready.R)
 
     def _look(self) -> None:
         self._timer = None
@@ -75,9 +84,63 @@ class SocketWait:
         if future is None or future.done():
             return
         if self._pgconn.status != ConnStatus.OK:
-            future.set_exception(psycopg.OperationalError("the connection is closed"))
+            _fail(future)
         else:
-            self._timer = future.get_loop().call_later(INTERVAL, self._look, context=Context())
+            loop = future.get_loop()
+            self._timer = loop.call_later(INTERVAL, self._look, context=Context())
+
+    @property
+    def socket(self) -> int:
+        """The connection's own file descriptor."""
+        return self._pgconn.socket
+
+
+class _Reader:
+    """A connection's socket, registered on an event loop.
+
+    By a file descriptor of its own: whoever closes the connection, the number is not given to
+    another socket as long as the loop listens to it.
+    """
+
+    def __init__(self, loop: AbstractEventLoop, wait: SocketWait) -> None:
+        self.loop = loop
+        self._fd = fd = os.dup(wait.socket)
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        # The loop keeps what it calls.
+        waiting = ref(wait)
+
+        def readable() -> None:
+            # It is called once more after what there was has been read.
+            if poll.poll(0) and (wait := waiting()) is not None:
+                wait.readable()
+
+        Context().run(loop.add_reader, fd, readable)
+        self._finalizer = finalize(self, _unregister_later, loop, fd)
+        self._finalizer.atexit = False
+
+    def close(self) -> None:
+        """Listen no more."""
+        if self._finalizer.detach() is not None:
+            _unregister(self.loop, self._fd)
+
+
+def _unregister(loop: AbstractEventLoop, fd: int) -> None:
+    loop.remove_reader(fd)
+    os.close(fd)
+
+
+def _unregister_later(loop: AbstractEventLoop, fd: int) -> None:
+    """Do what `_unregister` does, wherever the collector runs."""
+    if loop.is_closed():
+        os.close(fd)
+    else:
+        loop.call_soon_threadsafe(_unregister, loop, fd)
+
+
+def _fail(future: Future[Any]) -> None:
+    if not future.done():
+        future.set_exception(psycopg.OperationalError("the connection is closed"))
 
 
 def continued(gen: Generator[Any, Any, RV], state: Any) -> Generator[Any, Any, RV]:
