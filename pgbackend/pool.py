@@ -163,6 +163,9 @@ class ConnectionPool(AsyncConnectionPool[PooledConnection]):
             assert task is not None
             task.uncancel()
             await self.close()
+            if self._detached:
+                # What was given back on the way: nobody waits for it after this.
+                await asyncio.wait(self._detached, timeout=_RENEW_TIMEOUT)
 
     async def close(self, timeout: float = 5.0) -> None:  # noqa: ASYNC109  # psycopg_pool's
         """Close the pool and its idle connections; those on loan close when given back.
@@ -239,9 +242,9 @@ class ConnectionPool(AsyncConnectionPool[PooledConnection]):
         if dirty and not conn.closed and not self.closed:
             # Not begun here, in the middle of the borrower's bridge.
             self._resetting += 1
-            self.spawn(self._renew(conn))
+            self.spawn(self._renew(conn), conn)
         else:
-            self._detach(self._return(conn))
+            self._detach(self._return(conn), conn)
 
     async def _return(self, conn: PooledConnection) -> None:
         returned = False
@@ -312,19 +315,22 @@ class ConnectionPool(AsyncConnectionPool[PooledConnection]):
             attempt.give_up_at = monotonic()
         await super()._add_connection(attempt, growing)
 
-    def _detach(self, coro: Coroutine[Any, Any, Any]) -> None:
+    def _detach(self, coro: Coroutine[Any, Any, Any], conn: PooledConnection | None = None) -> None:
         """Run *coro* as far as it goes without waiting; a task of the pool does the rest."""
         try:
             waiting = coro.send(None)
         except StopIteration:
             return
-        self.spawn(_rest(coro, waiting))
+        self.spawn(_rest(coro, waiting), conn)
 
-    def spawn(self, coro: Coroutine[Any, Any, Any]) -> None:
-        """Run *coro* as a task of the pool."""
+    def spawn(self, coro: Coroutine[Any, Any, Any], conn: PooledConnection | None = None) -> None:
+        """Run *coro* as a task of the pool; close *conn*, which it returns, if it is cancelled."""
         task = asyncio.get_running_loop().create_task(coro, context=self._context)
         self._detached.add(task)
         task.add_done_callback(self._detached.discard)
+        if conn is not None:
+            # Together with the loop, and maybe before its first step.
+            task.add_done_callback(lambda task: conn.pgconn.finish() if task.cancelled() else None)
 
 
 async def _rest(coro: Coroutine[Any, Any, Any], waiting: Any) -> None:
