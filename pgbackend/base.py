@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 import os
 from collections.abc import Callable
 from typing import Any
@@ -49,15 +50,18 @@ from .opening import isolation_level, make_pool, pool_key
 from .operations import DatabaseOperations
 from .pool import ConnectionPool, get_pool, open_pools, pool_arguments
 from .state import ConnectionState, States, state_attribute
-from .threads import Handed, hand_over
+from .threads import Handed, ahand_over, hand_over
 from .turns import Frame, innermost_frame
-from .wrapping import ExecuteWrappers
+from .wrapping import Instrumentation
 
 # Seconds a task waits for its turn in a transaction it shares; OPTIONS["turn_timeout"].
 TURN_TIMEOUT = 30.0
 
+# Numbers the server-side cursors of threads that joined a transaction.
+_handed = itertools.count(1)
 
-class DatabaseWrapper(ExecuteWrappers, PostgresDatabaseWrapper):
+
+class DatabaseWrapper(Instrumentation, PostgresDatabaseWrapper):
     """Django's PostgreSQL wrapper, with leased asynchronous connections in the bridge.
 
     Beside Django's own ``OPTIONS``: ``bridge`` (default True; False keeps the alias on
@@ -143,7 +147,13 @@ class DatabaseWrapper(ExecuteWrappers, PostgresDatabaseWrapper):
 
     def hand_over(self, transaction: Transaction, function: Callable[..., Any], *args: Any) -> Any:
         """Run *function*, of a joined *transaction*, on the loop and return its result."""
-        return hand_over(transaction, self._turn_timeout, function, *args)
+        return hand_over(self, transaction, self._turn_timeout, function, *args)
+
+    async def ahand_over(
+        self, transaction: Transaction, function: Callable[..., Any], *args: Any
+    ) -> Any:
+        """Do what `hand_over` does, for a coroutine on another loop."""
+        return await ahand_over(self, transaction, self._turn_timeout, function, *args)
 
     def check_not_on_loop(self) -> None:
         """Raise SynchronousOnlyOperation on a running event loop outside the bridge."""
@@ -329,6 +339,9 @@ class DatabaseWrapper(ExecuteWrappers, PostgresDatabaseWrapper):
         if transaction is None:
             return super()._cursor(name)
         call = functools.partial(self.hand_over, transaction)
+        if name is not None:
+            # Django's has the thread's number, which one that begins later may have as well.
+            name = f"{name}_{next(_handed)}"
         return Handed(call(transaction.wrapper._cursor, name), call)
 
     def make_cursor(self, cursor: Any) -> CursorWrapper:
@@ -343,19 +356,22 @@ class DatabaseWrapper(ExecuteWrappers, PostgresDatabaseWrapper):
 
     def get_autocommit(self) -> bool:
         """Return the autocommit state; on the event loop, without a connection."""
-        if self.bridged or self._leases_here():
+        if self.bridged:
             return bool(self.autocommit)
-        return bool(super().get_autocommit())
-
-    def _leases_here(self) -> bool:
-        """Return whether what the running coroutine awaits would run on leased connections."""
         try:
             asyncio.get_running_loop()
         except RuntimeError:
-            return False
-        from .routing import runs_bridged  # which needs this module
+            return bool(super().get_autocommit())
+        if not self.bridge_enabled:
+            return bool(super().get_autocommit())
+        from .routing import runs_bridged, thread_transactions  # which needs this module
 
-        return runs_bridged(self.alias)
+        if runs_bridged(self.alias):
+            return bool(self.autocommit)
+        # The connection is that of a thread that waits.
+        if self.alias in thread_transactions.get() or joined_if_open(self.alias) is not None:
+            return False
+        return bool(self.settings_dict["AUTOCOMMIT"])
 
     def set_autocommit(
         self, autocommit: bool, force_begin_transaction_with_broken_autocommit: bool = False
