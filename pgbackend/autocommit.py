@@ -17,6 +17,7 @@ from django.db.backends.utils import debug_transaction
 
 from .errors import CommitInDoubt
 from .hooks import Hook
+from .joining import joined_if_open
 from .per_task import StatePerTask
 from .turns import Frame, innermost_frame
 
@@ -26,19 +27,22 @@ class TransactionControl(StatePerTask):
 
     def get_autocommit(self) -> bool:
         """Return the autocommit state; on the event loop, without a connection."""
-        if self.bridged or self._leases_here():
+        if self.bridged:
             return bool(self.autocommit)
-        return bool(super().get_autocommit())
-
-    def _leases_here(self) -> bool:
-        """Return whether what the running coroutine awaits would run on leased connections."""
         try:
             asyncio.get_running_loop()
         except RuntimeError:
-            return False
-        from .routing import runs_bridged  # which needs this module
+            return bool(super().get_autocommit())
+        if not self.bridge_enabled:
+            return bool(super().get_autocommit())
+        from .routing import runs_bridged, thread_transactions  # which needs this module
 
-        return runs_bridged(self.alias)
+        if runs_bridged(self.alias):
+            return bool(self.autocommit)
+        # The connection is that of a thread that waits.
+        if self.alias in thread_transactions.get() or joined_if_open(self.alias) is not None:
+            return False
+        return bool(self.settings_dict["AUTOCOMMIT"])
 
     def set_autocommit(
         self, autocommit: bool, force_begin_transaction_with_broken_autocommit: bool = False

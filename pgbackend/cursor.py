@@ -169,7 +169,7 @@ class LeaseHolder(utils.CursorWrapper):
         if self.lease is None:
             return
         self.db.state_in_turn()
-        if self.lease.pins:
+        if self.lease.pins or not self.lease.on_loan:
             check_not_outlived(self.db)
         if not self.lease.on_loan:
             with self.db.wrap_database_errors:

@@ -104,11 +104,14 @@ class Lease:
             self.give_back()
 
     def stop_and_give_back(self) -> None:
-        """Return the connection once the statement that another task runs on it was stopped."""
+        """Return the connection once the statement that another task runs on it was stopped.
+
+        If the loop ends meanwhile, that task is cancelled, stops it, and is the last holder.
+        """
+        if self.holds > 1:
+            self.let_go(pinned=True)
         self.pool.spawn(self._stop_and_give_back())
 
     async def _stop_and_give_back(self) -> None:
-        try:
-            await self.face.stop_other()
-        finally:
-            self.give_back()
+        await self.face.stop_other()
+        self.give_back()

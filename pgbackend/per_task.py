@@ -21,7 +21,7 @@ from . import joining
 from .bridge import is_bridged
 from .joining import Transaction, joined
 from .state import ConnectionState
-from .threads import hand_over
+from .threads import ahand_over, hand_over
 
 
 def state_attribute(name: str) -> Any:
@@ -89,7 +89,13 @@ class StatePerTask(PostgresDatabaseWrapper):
 
     def hand_over(self, transaction: Transaction, function: Callable[..., Any], *args: Any) -> Any:
         """Run *function*, of a joined *transaction*, on the loop and return its result."""
-        return hand_over(transaction, self.turn_timeout, function, *args)
+        return hand_over(self, transaction, self.turn_timeout, function, *args)
+
+    async def ahand_over(
+        self, transaction: Transaction, function: Callable[..., Any], *args: Any
+    ) -> Any:
+        """Do what `hand_over` does, for a coroutine on another loop."""
+        return await ahand_over(self, transaction, self.turn_timeout, function, *args)
 
     def check_not_on_loop(self) -> None:
         """Raise SynchronousOnlyOperation on a running event loop outside the bridge."""

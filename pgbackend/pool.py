@@ -211,10 +211,10 @@ class ConnectionPool(AsyncConnectionPool[PooledConnection]):
     async def _stop_detached(self) -> None:
         """Cancel the pool's own tasks: where the loop ends, nobody else waits for them."""
         current = asyncio.current_task()
-        tasks = [task for task in self._detached if task is not current]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        while tasks := [task for task in self._detached if task is not current]:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def close_when_idle(self, timeout: float) -> None:  # noqa: ASYNC109  # as close()
         """Close the pool once no connection is on loan, after *timeout* seconds at the latest."""
@@ -305,10 +305,9 @@ class ConnectionPool(AsyncConnectionPool[PooledConnection]):
         if dirty and not conn.closed and not self.closed:
             # Not begun here, in the middle of the borrower's bridge.
             self._resetting += 1
-            task = self.spawn(self._renew(conn))
-            task.add_done_callback(functools.partial(_close_if_cancelled, conn))
+            self.spawn(self._renew(conn), conn)
         elif not self._put(conn):
-            self._detach(self._return(conn))
+            self._detach(self._return(conn), conn)
 
     async def _return(self, conn: PooledConnection) -> None:
         returned = False
@@ -434,20 +433,22 @@ class ConnectionPool(AsyncConnectionPool[PooledConnection]):
             attempt.give_up_at = monotonic()
         await super()._add_connection(attempt, growing)
 
-    def _detach(self, coro: Coroutine[Any, Any, Any]) -> None:
+    def _detach(self, coro: Coroutine[Any, Any, Any], conn: PooledConnection | None = None) -> None:
         """Run *coro* as far as it goes without waiting; a task of the pool does the rest."""
         try:
             waiting = coro.send(None)
         except StopIteration:
             return
-        self.spawn(_rest(coro, waiting))
+        self.spawn(_rest(coro, waiting), conn)
 
-    def spawn(self, coro: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        """Run *coro* as a task of the pool."""
+    def spawn(self, coro: Coroutine[Any, Any, Any], conn: PooledConnection | None = None) -> None:
+        """Run *coro* as a task of the pool; close *conn*, which it returns, if it is cancelled."""
         task = asyncio.get_running_loop().create_task(coro, context=self._context)
         self._detached.add(task)
         task.add_done_callback(self._detached.discard)
-        return task
+        if conn is not None:
+            # Together with the loop, and maybe before its first step.
+            task.add_done_callback(lambda task: conn.finish() if task.cancelled() else None)
 
 
 class _Queue(deque[WaitingClient[PooledConnection]]):
@@ -515,12 +516,6 @@ def _continue(coro: Coroutine[Any, Any, Any], waiting: Any) -> Generator[Any, An
             waiting = step()
         except StopIteration as stop:
             return stop.value
-
-
-def _close_if_cancelled(conn: PooledConnection, task: asyncio.Task[Any]) -> None:
-    """Close what a task had to return that was cancelled, before it began perhaps."""
-    if task.cancelled():
-        conn.finish()
 
 
 def _says_goodbye(conn: PooledConnection) -> bool:

@@ -20,6 +20,7 @@ from django.db.models import Model
 
 from .base import DatabaseWrapper
 from .bridge import await_bridged, is_bridged, last, run_bridged
+from .joining import Transaction, joined
 from .places import RULES
 
 P = ParamSpec("P")
@@ -107,8 +108,13 @@ def sync_to_async_in(module: str) -> Callable[..., Any]:
             return functools.partial(sync_to_async, **options)
 
         async def call(*args: Any, **kwargs: Any) -> Any:
-            if runs_bridged(alias_of(function, args, kwargs)) and leads_to_database(function, args):
-                return await run_bridged(function, *args, **kwargs)
+            alias = alias_of(function, args, kwargs)
+            if leads_to_database(function, args):
+                if runs_bridged(alias):
+                    return await run_bridged(function, *args, **kwargs)
+                if (transaction := _joined(alias)) is not None:
+                    work = functools.partial(function, *args, **kwargs)
+                    return await connections[alias].ahand_over(transaction, work)
             return await asgiref.sync.sync_to_async(function, **options)(*args, **kwargs)
 
         return call
@@ -118,9 +124,26 @@ def sync_to_async_in(module: str) -> Callable[..., Any]:
 
 async def run_for_alias(alias: str, function: Callable[..., Any], *args: Any) -> Any:
     """Call *function*, which uses *alias*, where the a-methods for that alias run."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        # A coroutine of a closed loop is being collected, and its connection with it.
+        return None
     if runs_bridged(alias):
         return await run_bridged(function, *args)
+    if (transaction := _joined(alias)) is not None:
+        return await connections[alias].ahand_over(transaction, function, *args)
     return await asgiref.sync.sync_to_async(function)(*args)
+
+
+def _joined(alias: str | None) -> Transaction | None:
+    """Return the transaction of *alias* on another loop that the running coroutine is in.
+
+    A thread that joined it waits for the coroutine.
+    """
+    if alias is None or alias not in connections.settings or not is_enabled(alias):
+        return None
+    return joined(alias)
 
 
 def runs_bridged(alias: str | None) -> bool:

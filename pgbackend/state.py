@@ -12,7 +12,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from . import joining
-from .bridge import await_bridged, on_exit
+from .bridge import await_bridged, is_bridged, on_exit
 from .joining import Transaction
 from .lease import Lease
 from .turns import Frame, Turns
@@ -136,6 +136,9 @@ class ConnectionState(Turns):
         joining.leave(transaction)
         if self.lease is not None:
             self.lease.let_go(pinned=True)
+        if self.lease is not None and is_bridged():
+            # A cursor was left open by a call that ended, or by a thread.
+            on_exit(self.call_ended)
 
     def end_for_others(self, frame: Frame) -> None:
         """End the transaction for tasks and threads that joined it; its owner rolls it back.

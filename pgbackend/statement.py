@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 from django.apps import apps
-from django.conf import settings
 from django.db.backends import utils
 from django.db.backends.postgresql.base import Cursor
 from psycopg import generators
@@ -57,8 +56,7 @@ def cursor_for(wrapper: Any, sql: Any) -> Any:
     """Return a cursor to run *sql* with, once: a `DirectCursor` where nothing speaks against it."""
     if (
         type(sql) is CleanSQL
-        and not settings.DEBUG
-        and not wrapper.force_debug_cursor
+        and not wrapper.queries_logged
         and not wrapper.execute_wrappers
         and not wrapper.configures_pool
         and apps.ready

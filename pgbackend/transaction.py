@@ -10,13 +10,16 @@ https://docs.djangoproject.com/en/stable/topics/db/transactions/
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from django.db import DEFAULT_DB_ALIAS, connections, transaction
 
 from .base import DatabaseWrapper
+from .bridge import is_bridged
 from .joining import detached
 from .lease import Lease
 from .routing import run_for_alias
@@ -99,14 +102,16 @@ class pinned:
 
     def __init__(self, using: str | None = None) -> None:
         self.using = using or DEFAULT_DB_ALIAS
-        self._leases: list[Lease | None] = []
+        # One object may serve many tasks, as `atomic` may; each leaves what it entered last.
+        self._leases: WeakKeyDictionary[asyncio.Task[Any], list[Lease | None]] = WeakKeyDictionary()
 
     def __enter__(self) -> Any:
         wrapper = connections[self.using]
         if isinstance(wrapper, DatabaseWrapper) and wrapper.bridge_enabled:
             wrapper.check_not_on_loop()
-        ours = isinstance(wrapper, DatabaseWrapper) and wrapper.bridged
-        self._leases.append(wrapper.pin() if ours else None)
+        if isinstance(wrapper, DatabaseWrapper) and wrapper.bridged:
+            lease = wrapper.pin()
+            self._leases.setdefault(_task(), []).append(lease)
         return wrapper
 
     def __exit__(
@@ -115,9 +120,10 @@ class pinned:
         exc_value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        lease = self._leases.pop()
-        if lease is not None:
-            connections[self.using].unpin(lease)
+        if is_bridged() and (leases := self._leases.get(_task())):
+            lease = leases.pop()
+            if lease is not None:
+                connections[self.using].unpin(lease)
 
     async def __aenter__(self) -> Any:
         return await run_for_alias(self.using, self.__enter__)
@@ -129,3 +135,9 @@ class pinned:
         traceback: TracebackType | None,
     ) -> None:
         await run_for_alias(self.using, self.__exit__, exc_type, exc_value, traceback)
+
+
+def _task() -> asyncio.Task[Any]:
+    task = asyncio.current_task()
+    assert task is not None
+    return task

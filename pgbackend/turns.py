@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from greenlet import getcurrent
 
@@ -21,17 +22,80 @@ if TYPE_CHECKING:
     from .state import ConnectionState
 
 
+class Actor:
+    """Whose turn it may be: a task, or a call that was moved to a thread with its context.
+
+    Such a call has a context of its own; a task may share one with others.
+    """
+
+    __slots__ = ("context", "name", "task")
+
+    def __init__(self) -> None:
+        self.task = _running_task()
+        self.context = getcurrent().gr_context
+        task, thread = self.task, threading.current_thread()
+        self.name = thread.name if task is None else task.get_name()
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Actor) or self.task is not other.task:
+            return False
+        return self.task is not None or self.context is other.context
+
+    __hash__ = None  # type: ignore[assignment]  # nothing looks actors up
+
+
+def _running_task() -> asyncio.Task[Any] | None:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        return None
+
+
+class Deputy(NamedTuple):
+    """A task that works for an actor elsewhere, who waits for it."""
+
+    # Tasks that it starts inherit the variable.
+    task: asyncio.Task[Any] | None
+    actor: Actor
+    # The actor's wrapper, for its query log and execute_wrappers.
+    wrapper: Any
+
+
+_deputy: ContextVar[Deputy | None] = ContextVar("pgbackend_deputy", default=None)
+
+
+@contextmanager
+def work_for(actor: Actor, wrapper: Any) -> Iterator[None]:
+    """Let what the running task does in the block count as done by *actor*."""
+    token = _deputy.set(Deputy(asyncio.current_task(), actor, wrapper))
+    try:
+        yield
+    finally:
+        _deputy.reset(token)
+
+
+def deputy() -> Deputy | None:
+    """Return what the running task is in a `work_for` block of its own."""
+    found = _deputy.get()
+    return found if found is not None and found.task is _running_task() else None
+
+
+def current_actor() -> Actor:
+    """Return whose turn it would be."""
+    found = deputy()
+    return Actor() if found is None else found.actor
+
+
 class Frame:
     """One entered ``atomic``: what decides whose turn it is in a transaction."""
 
-    __slots__ = ("actor", "context", "left", "outer", "pending_rollback", "state", "wrapper")
+    __slots__ = ("actor", "left", "outer", "pending_rollback", "state", "wrapper")
 
     def __init__(self, state: ConnectionState, wrapper: object, outer: Frame | None) -> None:
         self.state = state
         self.wrapper = wrapper
         self.outer = outer
         self.actor = current_actor()
-        self.context = getcurrent().gr_context
         self.left = False
         # Set where another task's frame was on top when this one's block broke.
         self.pending_rollback = False
@@ -45,42 +109,12 @@ class Frame:
 # The innermost frame entered in this context. Tasks inherit it from the one that starts them.
 innermost: ContextVar[Frame | None] = ContextVar("pgbackend_frame", default=None)
 
-# The thread on whose behalf the running task works; see `threads`.
-delegate: ContextVar[Any] = ContextVar("pgbackend_delegate", default=None)
-
-
-class ThreadActor:
-    """A thread's call, in whose name tasks on the loop enter and leave frames."""
-
-    def __init__(self, context: object) -> None:
-        self.context = context
-        self.name = threading.current_thread().name
-
-    def get_name(self) -> str:
-        """Return the thread's name, where a task's would stand."""
-        return self.name
-
-
-_local = threading.local()
-
-
-def current_actor() -> Any:
-    """Return whose turn it would be: the running task, or the thread that calls or it works for."""
-    try:
-        return delegate.get() or asyncio.current_task()
-    except RuntimeError:
-        # One for each context that is moved to this thread, which is one for each call.
-        context = getcurrent().gr_context
-        if getattr(_local, "actor", None) is None or _local.actor.context is not context:
-            _local.actor = ThreadActor(context)
-        return _local.actor
-
 
 def innermost_frame(wrapper: object) -> Frame | None:
     """Return the running task's innermost frame on *wrapper*, also one that is gone."""
     actor = current_actor()
     frame = innermost.get()
-    while frame is not None and (frame.actor is not actor or frame.wrapper is not wrapper):
+    while frame is not None and (frame.actor != actor or frame.wrapper is not wrapper):
         frame = frame.outer
     return frame
 
@@ -99,13 +133,14 @@ class Turns:
         return not self.frames or self._is_within(self.frames[-1])
 
     def _is_within(self, top: Frame) -> bool:
-        if top.actor is current_actor():
+        actor = current_actor()
+        if top.actor == actor:
             return True
         frame = innermost.get()
         while frame is not None and frame is not top:
             frame = frame.outer
         # Tasks that share one Context see each other's frames without being ancestors.
-        return frame is not None and frame.context is not getcurrent().gr_context
+        return frame is not None and frame.actor.context is not actor.context
 
     def take_turn(self, timeout: float) -> None:
         """Wait until the running task may use the transaction.
@@ -133,7 +168,7 @@ class Turns:
                     await turn
         except TimeoutError:
             holder = self.frames[-1].actor if self.frames else None
-            name = holder.get_name() if holder is not None else "a task that ended"
+            name = holder.name if holder is not None else "a task that ended"
             raise RuntimeError(
                 f"waited {seconds:g} s for a turn in the transaction: {name} is inside an"
                 " atomic() and has not left it. See 'turn_timeout' in OPTIONS"

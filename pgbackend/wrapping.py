@@ -3,7 +3,8 @@
 Django keeps the log and the functions on the wrapper. But child tasks inherit their parent's
 wrapper, so that a function which one of them adds would be called for its siblings' statements;
 and each thread has a wrapper of its own, so that synchronous middleware would not see what an
-asynchronous view executes, nor asynchronous middleware what a synchronous view does.
+asynchronous view executes, nor asynchronous middleware what a synchronous view does. And what a
+thread that joined a transaction executes, the loop's wrapper does: both see it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
+
+from .turns import deputy
 
 # By alias, the wrappers that the request of this context has on the loop; see `request_wrappers`.
 _of_request: ContextVar[dict[str, Any]] = ContextVar("pgbackend_request_wrappers")
@@ -55,10 +58,34 @@ class Watched:
         return _of_request.get({}).get(self.alias, self)
 
     @property
-    def queries_log(self) -> deque[dict[str, Any]]:
-        """The statements of the request, whichever task or thread of it executed them."""
-        log: deque[dict[str, Any]] = self._watched._queries_log
-        return log
+    def _guest(self) -> Any:
+        """The wrapper of the thread whose statement runs, if one's does and it is watched apart."""
+        working = deputy()
+        if working is None or working.wrapper.alias != self.alias:
+            return None
+        guest = working.wrapper
+        return None if guest._watched is self._watched else guest
+
+    @property
+    def queries_logged(self) -> bool:
+        """Whether the running statement goes into a query log, this one or a thread's."""
+        guest = self._guest
+        return self._logs or (guest is not None and guest._logs)
+
+    @property
+    def _logs(self) -> bool:
+        return bool(super().queries_logged)  # type: ignore[misc]  # Django's wrapper
+
+    @property
+    def queries_log(self) -> Any:
+        """The statements of the request, whichever task or thread of it executed them.
+
+        While a thread's statement runs, the thread's log as well.
+        """
+        guest = self._guest
+        if guest is None:
+            return self._watched._queries_log
+        return _Logs([each._watched._queries_log for each in (self, guest) if each._logs])
 
     @queries_log.setter
     def queries_log(self, log: deque[dict[str, Any]]) -> None:
@@ -67,7 +94,9 @@ class Watched:
     @property
     def execute_wrappers(self) -> list[Callable[..., Any]]:
         """What is called around each statement of the running task, outermost first."""
-        added = _added.get({}).get(self._watched)
+        added, guest = _added.get({}).get(self._watched), self._guest
+        if guest is not None:
+            return [*self._execute_wrappers, *(added or ()), *guest._execute_wrappers]
         return [*self._execute_wrappers, *added] if added else self._execute_wrappers
 
     @execute_wrappers.setter
@@ -97,6 +126,17 @@ class Watched:
             # Not by token: a block may end in another copy of the context.
             added = _added.get({})
             _added.set({**added, watched: added.get(watched, ())[:-1]})
+
+
+class _Logs:
+    """Several query logs at once, for the statement that Django adds."""
+
+    def __init__(self, logs: list[Any]) -> None:
+        self._logs = logs
+
+    def append(self, entry: dict[str, str]) -> None:
+        for log in self._logs:
+            log.append(entry)
 
 
 def _on_loop() -> bool:

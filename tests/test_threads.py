@@ -2,6 +2,7 @@
 
 import asyncio
 import contextvars
+import gc
 import threading
 import traceback
 from collections.abc import Awaitable, Callable
@@ -33,7 +34,7 @@ from tests.models import Author, Elsewhere
 from tests.test_loop import get
 from tests.test_state import apid, pid, running, sleep, until
 from tests.test_state import committed as committed_names
-from tests.wrapper import AddAlias
+from tests.wrapper import AddAlias, avalue, on_loan
 
 
 class Failed(Exception):
@@ -402,6 +403,22 @@ async def test_cursor_of_a_thread_after_the_transaction(server: Server) -> None:
     assert committed_names(server) == ["next"]
 
 
+async def test_open_cursor_of_a_thread_holds_no_connection(server: Server) -> None:
+    """A cursor that a thread never closes keeps the connection no longer than the transaction."""
+    cursors: list[Any] = []
+
+    def work() -> None:
+        cursors.append(connection.cursor())
+        cursors[0].execute("SELECT 1")
+
+    async with transaction.atomic():
+        await asyncio.to_thread(work)
+    await until(lambda: on_loan(connection) == 0)
+    cursors[0].close()
+    assert await apid() > 0
+    await until(lambda: on_loan(connection) == 0)
+
+
 async def test_select_for_update_in_a_thread(server: Server) -> None:
     """A row that a thread locks stays locked until the owner's transaction ends."""
     server.all("INSERT INTO tests_author (name) VALUES ('Ada')")
@@ -486,6 +503,168 @@ async def test_statements_of_a_thread_are_in_the_loops_log(server: Server) -> No
     assert len(queries) == len(seen) == 1
     assert "INSERT" in queries[0]["sql"]
     assert "INSERT" in seen[0]
+
+
+def test_statements_of_a_thread_are_in_its_own_log(server: Server) -> None:
+    """CaptureQueriesContext in a thread has its statements, savepoints too, and nobody else's."""
+    captured: list[str] = []
+
+    def work() -> None:
+        with CaptureQueriesContext(connection) as queries:
+            with transaction.atomic():
+                Author.objects.create(name="thread")
+            with connection.cursor() as cursor:
+                cursor.executemany("SELECT %s::int", [[1], [2]])
+        captured.extend(query["sql"] for query in queries.captured_queries)
+        assert connection.queries_log[-1]["sql"] == captured[-1]
+        Author.objects.count()
+        assert len(queries.captured_queries) == len(captured)
+
+    async def main() -> None:
+        async with transaction.atomic():
+            await Author.objects.acreate(name="owner")
+            await asyncio.to_thread(work)
+            assert len(connection.queries_log) == 0
+
+    asyncio.run(main())
+    verbs = [sql.split()[0] for sql in captured]
+    assert verbs == ["SAVEPOINT", "INSERT", "RELEASE", "2"]
+    assert "'thread'" in captured[1]
+
+
+@pytest.mark.parametrize("debug", [False, True])
+async def test_a_statement_of_a_thread_is_logged_once(debug: bool) -> None:
+    """Captured by the thread and by the loop, a statement is in each log once, failed or not."""
+
+    def work() -> list[str]:
+        with CaptureQueriesContext(connection) as captured, connection.cursor() as cursor:
+            cursor.execute("SELECT %s", ["thread"])
+            with pytest.raises(DatabaseError), transaction.atomic():
+                cursor.execute("SELECT 1 / 0")
+        return [query["sql"] for query in captured.captured_queries]
+
+    @bridged
+    def own() -> tuple[list[str], list[str]]:
+        with CaptureQueriesContext(connection) as captured:
+            threads = await_bridged(asyncio.to_thread(work))
+        return threads, [query["sql"] for query in captured.captured_queries]
+
+    with override_settings(DEBUG=debug):
+        async with transaction.atomic():
+            threads, owners = await own()
+    assert threads == owners
+    assert threads.count("SELECT 'thread'") == 1
+    assert threads.count("SELECT 1 / 0") == 1
+
+
+@moves
+async def test_execute_wrapper_of_a_thread(server: Server, move: Move) -> None:
+    """execute_wrapper() in a thread is called for the thread's statements only, and may refuse."""
+    seen: list[str] = []
+    entered, leave = threading.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def note(execute: Any, sql: str, *args: Any) -> Any:
+        seen.append(sql.split()[0])
+        return execute(sql, *args)
+
+    def refuse(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+        assert context["connection"].alias == connection.alias
+        raise Failed
+
+    def work() -> None:
+        with connection.execute_wrapper(note):
+            Author.objects.create(name="thread")
+            entered.set()
+            asyncio.run_coroutine_threadsafe(leave.wait(), loop).result(30)
+            with transaction.atomic():
+                Author.objects.update(name="thread")
+            with connection.execute_wrapper(refuse), pytest.raises(Failed):
+                Author.objects.count()
+        Author.objects.count()
+
+    async with transaction.atomic():
+        task = asyncio.ensure_future(move(work))
+        await until(entered.is_set)
+        await Author.objects.aexists()
+        leave.set()
+        await task
+    assert seen == ["INSERT", "SAVEPOINT", "UPDATE", "RELEASE", "SELECT"]
+
+
+# Iterators that a thread leaves unfinished
+
+
+def half_read() -> Any:
+    """Return an iterator whose server-side cursor is open."""
+    rows = Author.objects.order_by("name").iterator(chunk_size=1)
+    assert next(rows).name == "a"
+    return rows
+
+
+@moves
+@pytest.mark.parametrize("where", ["thread", "loop", "bridge", "another thread"])
+async def test_unfinished_iterator_of_a_thread(server: Server, move: Move, where: str) -> None:
+    """Wherever it is dropped it ends at once and in silence; the transaction goes on."""
+    rows: list[Any] = []
+
+    def work() -> None:
+        rows.append(half_read())
+        if where == "thread":
+            rows.clear()
+
+    async with transaction.atomic():
+        await Author.objects.abulk_create([Author(name=name) for name in "abc"])
+        await move(work)
+        started = asyncio.get_running_loop().time()
+        if where == "loop":
+            rows.clear()
+        elif where == "bridge":
+            await bridged(rows.clear)()
+        elif where == "another thread":
+            await asyncio.get_running_loop().run_in_executor(None, rows.clear)
+        assert asyncio.get_running_loop().time() - started < 10
+        await move(work)
+        rows.clear()
+        assert await Author.objects.acount() == 3
+    assert committed_names(server) == ["a", "b", "c"]
+    assert on_loan(connection) == 0
+    assert await avalue("SELECT count(*) FROM pg_cursors WHERE name LIKE '_django%'") == 0
+
+
+async def test_unfinished_iterator_of_a_thread_after_the_transaction(server: Server) -> None:
+    """Dropped when the transaction has ended, it leaves its connection's next borrower alone."""
+    async with transaction.atomic():
+        await Author.objects.abulk_create([Author(name=name) for name in "abc"])
+        rows = [await asyncio.to_thread(half_read) for _ in range(2)]
+    async with transaction.atomic():
+        rows.pop()
+        await asyncio.to_thread(rows.clear)
+        await Author.objects.acreate(name="d")
+    assert committed_names(server) == ["a", "b", "c", "d"]
+    assert on_loan(connection) == 0
+
+
+async def test_cursors_of_threads_with_one_number(server: Server) -> None:
+    """The cursor of a thread that has ended is none of a later one's, if that has its number."""
+    rows: list[Any] = []
+    numbers: set[int | None] = set()
+
+    def start(context: contextvars.Context) -> None:
+        thread = threading.Thread(target=context.run, args=[lambda: rows.append(half_read())])
+        thread.start()
+        thread.join(30)
+        numbers.add(thread.ident)
+
+    async with transaction.atomic():
+        await Author.objects.abulk_create([Author(name=name) for name in "abc"])
+        for _ in range(5):
+            await asyncio.get_running_loop().run_in_executor(
+                None, start, contextvars.copy_context()
+            )
+        assert len(rows) == 5
+        assert len(numbers) < 5
+        rows.clear()
 
 
 # Hooks and errors
@@ -667,6 +846,85 @@ def in_a_loop_of_its_own() -> None:
 
     with transaction.atomic():
         async_to_sync(write)()
+
+
+@moves
+@pytest.mark.parametrize("fails", [False, True], ids=["committed", "rolled back"])
+async def test_coroutines_of_a_thread(server: Server, move: Move, fails: bool) -> None:
+    """What a thread starts by async_to_sync is in the transaction, and so are threads of that."""
+    try:
+        async with transaction.atomic():
+            async with asyncio.timeout(30):
+                await move(in_a_loop_of_its_own)
+            assert await Author.objects.acount() == 4
+            assert committed_names(server) == []
+            if fails:
+                raise Failed
+    except Failed:
+        pass
+    expected = ["block", "coroutine", "sync_to_async", "to_thread"]
+    assert committed_names(server) == ([] if fails else expected)
+
+
+@moves
+async def test_blocks_of_a_threads_coroutines_take_turns(server: Server, move: Move) -> None:
+    """Blocks of tasks that a thread's coroutine starts, and of their threads, never interleave."""
+
+    def in_thread(name: str, fail: bool) -> None:
+        with transaction.atomic():
+            Author.objects.create(name=name)
+            if fail:
+                raise Failed
+
+    async def in_task(name: str, fail: bool) -> None:
+        async with transaction.atomic():
+            await Author.objects.acreate(name=name)
+            await asyncio.sleep(0)
+            if fail:
+                raise Failed
+
+    async def start() -> list[Any]:
+        calls = (
+            in_task,
+            sync_to_async(in_thread, thread_sensitive=False),
+            sync_to_async(in_thread),
+        )
+        return await asyncio.gather(
+            *(calls[n % 3](f"{n:02}", bool(n // 3 % 2)) for n in range(12)), return_exceptions=True
+        )
+
+    def work() -> list[Any]:
+        with transaction.atomic():
+            return async_to_sync(start)()
+
+    async with transaction.atomic():
+        async with asyncio.timeout(30):
+            results = await move(work)
+    assert [isinstance(each, Failed) for each in results] == [bool(n // 3 % 2) for n in range(12)]
+    assert committed_names(server) == ["00", "01", "02", "06", "07", "08"]
+
+
+async def test_a_threads_block_after_others_worked_in_the_thread(server: Server) -> None:
+    """A thread leaves a block that it entered before it served a coroutine it waits for."""
+
+    async def serve() -> None:
+        await sync_to_async(Author.objects.get_or_create)(name="served")
+        with pytest.raises(Failed):
+            async with transaction.atomic():
+                await sync_to_async(Author.objects.create)(name="lost")
+                raise Failed
+
+    def work() -> None:
+        with transaction.atomic():
+            async_to_sync(serve)()
+            Author.objects.create(name="own")
+        with pytest.raises(Failed), transaction.atomic():
+            async_to_sync(serve)()
+            raise Failed
+
+    async with transaction.atomic():
+        await asyncio.to_thread(work)
+    assert committed_names(server) == ["own", "served"]
 
 
 async def test_a_thread_in_a_childs_block(server: Server) -> None:
@@ -854,19 +1112,113 @@ async def test_late_exit_of_a_thread(server: Server, thread_fails: bool) -> None
 # The loop's end
 
 
-def outcome_of(function: Callable[[], Any]) -> tuple[threading.Thread, list[BaseException]]:
-    """Start *function* in a thread to which the caller's context is moved; note what it raises."""
-    raised: list[BaseException] = []
+class Stranded:
+    """A thread in the transaction of a loop that ends, and what became of it."""
 
-    def run() -> None:
+    def __init__(self, when: str, server: Server) -> None:
+        self.when = when
+        self.server = server
+        self.ended = threading.Event()
+        self.raised: list[BaseException] = []
+        self.inside = threading.Event()
+
+    def work(self) -> None:
         try:
-            function()
+            if self.when == "before a statement":
+                Author.objects.create(name="thread")
+                self.inside.set()
+                assert self.ended.wait(30)
+            elif self.when == "in a statement":
+                self.inside.set()
+                sleep(60)
+            Author.objects.create(name="late")
         except BaseException as error:
-            raised.append(error)
+            self.raised.append(error)
 
-    thread = threading.Thread(target=contextvars.copy_context().run, args=[run])
-    thread.start()
-    return thread, raised
+    async def hold(self) -> None:
+        """Keep the thread, if it is to wait, from its turn."""
+        async with transaction.atomic():
+            await Author.objects.acreate(name="holder")
+            self.inside.set()
+            await asyncio.Event().wait()
+
+    async def own(self) -> None:
+        async with transaction.atomic():
+            await Author.objects.acreate(name="owner")
+            tasks = []
+            if self.when == "waiting for its turn":
+                tasks.append(asyncio.create_task(self.hold()))
+                await until(self.inside.is_set)
+            self.thread = threading.Thread(target=contextvars.copy_context().run, args=[self.work])
+            self.thread.start()
+            await asyncio.Event().wait()
+
+    async def main(self) -> None:
+        """Return when the thread has got where it is to be."""
+        self.owner = asyncio.create_task(self.own())
+        await until(self.inside.is_set)
+        if self.when == "in a statement":
+            await until(lambda: running(self.server, "active", "%pg_sleep%") == 1)
+        elif self.when == "waiting for its turn":
+            # Everything that the thread could hand over has been taken.
+            await until(lambda: len(asyncio.all_tasks()) >= 5)
+            await asyncio.sleep(0.05)
+
+    def check(self) -> None:
+        self.ended.set()
+        self.thread.join(30)
+        assert not self.thread.is_alive()
+        assert len(self.raised) == 1
+        assert isinstance(self.raised[0], RuntimeError)
+        assert "has ended" in str(self.raised[0])
+
+
+whens = pytest.mark.parametrize(
+    "when", ["before a statement", "waiting for its turn", "in a statement"]
+)
+
+
+@pytest.mark.parametrize("when", ["before a statement", "waiting for its turn"])
+def test_the_loop_ends_while_a_thread_is_in_a_transaction(server: Server, when: str) -> None:
+    """asyncio.run() returns, the thread is told why, and nothing is left in the server."""
+    stranded = Stranded(when, server)
+    asyncio.run(stranded.main())
+    server.wait_for_backends(0)
+    stranded.check()
+    assert committed_names(server) == []
+
+
+@whens
+@pytest.mark.filterwarnings("ignore:.*ended inside a transaction:ResourceWarning")
+def test_the_loop_stops_while_a_thread_is_in_a_transaction(server: Server, when: str) -> None:
+    """A thread does not wait for a loop that was stopped; nothing of its call is done later."""
+    stranded = Stranded(when, server)
+    with asyncio.Runner() as runner:
+        runner.run(stranded.main())
+        stranded.check()
+        stranded.owner.cancel()
+        runner.run(asyncio.wait([stranded.owner], timeout=30))
+        assert stranded.owner.cancelled()
+    server.wait_for_backends(0)
+    assert committed_names(server) == []
+
+
+@whens
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # asyncio's own
+def test_the_loop_is_closed_while_a_thread_is_in_a_transaction(
+    server: Server, when: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A loop closed with its tasks pending: the thread's next call ends the transaction."""
+    caplog.set_level("CRITICAL", "asyncio")  # "Task was destroyed but it is pending!"
+    stranded = Stranded(when, server)
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(stranded.main())
+    loop.close()
+    stranded.check()
+    gc.collect()
+    assert running(server, "idle in transaction%") == 0
+    assert running(server, "active", "%pg_sleep%") == 0
+    assert committed_names(server) == []
 
 
 # Requests

@@ -2,13 +2,14 @@
 
 import asyncio
 import contextlib
+import gc
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
 from contextlib import suppress
 from types import coroutine
 from typing import Any
 
 import pytest
-from asgiref.sync import iscoroutinefunction, sync_to_async
+from asgiref.sync import async_to_sync, iscoroutinefunction, sync_to_async
 from django.core.exceptions import SynchronousOnlyOperation
 from django.db import DatabaseError, connection, connections, transaction
 from django.db.backends.signals import connection_created
@@ -618,6 +619,219 @@ async def test_pinned_in_a_thread_of_a_transaction(one: str) -> None:
 
     async with transaction.atomic(using=one):
         assert await asyncio.to_thread(work) == await apid(one)
+
+
+async def test_one_pin_in_two_tasks(add_alias: AddAlias) -> None:
+    """One object used by two tasks at once is a pin of each, whichever ends first."""
+    alias = add_alias({"pool": {"max_size": 2}})
+    pin = pinned(alias)
+    entered = [asyncio.Event(), asyncio.Event()]
+    leave = [asyncio.Event(), asyncio.Event()]
+
+    async def work(n: int) -> list[tuple[int, str]]:
+        seen = []
+        async with pin:
+            await aexecute(f"SET work_mem = '{77 + n}MB'", alias)
+            entered[n].set()
+            await leave[n].wait()
+            seen.append((await apid(alias), await avalue("SHOW work_mem", alias)))
+            async with pin:
+                seen.append((await apid(alias), await avalue("SHOW work_mem", alias)))
+        return seen
+
+    async with asyncio.timeout(30):
+        tasks = [asyncio.create_task(work(n)) for n in range(2)]
+        for each in entered:
+            await each.wait()
+        results = []
+        for n in range(2):
+            leave[n].set()
+            results.append(await tasks[n])
+    for n, seen in enumerate(results):
+        assert [setting for _, setting in seen] == [f"{77 + n}MB"] * 2
+        assert seen[0] == seen[1]
+    assert results[0][0][0] != results[1][0][0]
+    await until(lambda: on_loan(connections[alias]) == 0)
+    assert await avalue("SHOW work_mem", alias) == "4MB"
+
+
+@pytest.mark.parametrize("dirty", [False, True])
+async def test_prepared_statements_beside_a_pin(add_alias: AddAlias, dirty: bool) -> None:
+    """Statements that psycopg had prepared work in a pin and after the reset of its session."""
+    alias = add_alias(
+        {"pool": {"max_size": 1}, "server_side_binding": True, "prepare_threshold": 1}
+    )
+    authors = Author.objects.using(alias).filter(name="Ada")
+
+    async def prepared() -> int:
+        names = "SELECT count(*) FROM pg_prepared_statements WHERE name LIKE '_pg3%'"
+        return int(await avalue(names, alias))
+
+    async def read() -> None:
+        for _ in range(4):
+            assert await authors.acount() == 0
+
+    await read()
+    for _ in range(3):
+        async with pinned(alias):
+            await read()
+            assert await prepared() > 0
+            if dirty:
+                await aexecute("DEALLOCATE ALL", alias)
+                assert await prepared() == 0
+            await read()
+            async with transaction.atomic(using=alias):
+                await read()
+        pid = await apid(alias)
+        await read()
+        await aexecute("SET LOCAL work_mem = '77MB'", alias)
+        await read()
+    assert await apid(alias) == pid
+
+
+# Where no connection is needed
+
+
+async def test_get_autocommit_of_an_alias_not_used_yet(add_alias: AddAlias, server: Server) -> None:
+    """It borrows nothing on the loop, in the bridge or outside, and in a thread that joined."""
+    for autocommit in (True, False):
+        alias = add_alias(AUTOCOMMIT=autocommit)
+        assert transaction.get_autocommit(using=alias) is autocommit
+        assert await bridged(transaction.get_autocommit)(using=alias) is autocommit
+        assert await asyncio.create_task(bridged(transaction.get_autocommit)(alias)) is autocommit
+    assert server.backends() == 0
+
+
+@pytest.mark.parametrize("move", [async_to_sync, asyncio.run])
+def test_get_autocommit_in_what_a_thread_waits_for(
+    add_alias: AddAlias, server: Server, move: Callable[..., Any]
+) -> None:
+    """A coroutine is told of the transaction that it works in, its thread's or none."""
+    alias = add_alias()
+
+    async def ask() -> bool:
+        return transaction.get_autocommit(using=alias)
+
+    def call() -> Any:
+        return async_to_sync(ask)() if move is async_to_sync else asyncio.run(ask())
+
+    assert call() is True
+    assert server.backends() == 0
+    with transaction.atomic(using=alias):
+        assert call() is False
+    assert call() is True
+
+    async def join() -> None:
+        async with transaction.atomic(using=alias):
+            if move is async_to_sync:
+                assert await asyncio.to_thread(call) is False
+
+    asyncio.run(join())
+
+
+async def test_functions_that_need_no_io(add_alias: AddAlias, server: Server) -> None:
+    """What says or does nothing in the server borrows no connection, outside a transaction."""
+    alias = add_alias()
+    ran: list[int] = []
+
+    @bridged
+    def ask() -> None:
+        transaction.get_connection(alias)
+        transaction.on_commit(lambda: ran.append(1), using=alias)
+        transaction.rollback(using=alias)
+        transaction.commit(using=alias)
+        transaction.set_autocommit(True, using=alias)
+        transaction.clean_savepoints(using=alias)
+        connections[alias].close_if_unusable_or_obsolete()
+        assert not connections[alias].in_atomic_block
+
+    await ask()
+    await aon_commit(lambda: ran.append(2), using=alias)
+    await acommit(using=alias)
+    await arollback(using=alias)
+    await aset_autocommit(True, using=alias)
+    assert await asavepoint(using=alias) is None
+    assert ran == [1, 2]
+    assert server.backends() == 0
+
+
+# The end of the loop
+
+
+async def abandon(server: Server) -> None:
+    await transaction.atomic().__aenter__()
+    await Author.objects.acreate(name="abandoned")
+
+
+async def abandon_to_a_child(server: Server) -> None:
+    await abandon(server)
+    children.append(asyncio.create_task(asleep(60)))
+    await until(lambda: running(server, "active", "%pg_sleep%") == 1)
+
+
+async def wait_in_a_block(server: Server) -> None:
+    async with transaction.atomic():
+        await Author.objects.acreate(name="waiting")
+        await asyncio.Event().wait()
+
+
+async def wait_after_raw_sql(server: Server) -> None:
+    async with transaction.atomic():
+        await aexecute("INSERT INTO tests_author (name) VALUES ('waiting')")
+        await asyncio.Event().wait()
+
+
+async def wait_in_a_statement(server: Server) -> None:
+    async with transaction.atomic():
+        await asleep(60)
+
+
+async def wait_in_a_pin(server: Server) -> None:
+    async with pinned():
+        await aexecute("SELECT 1")
+        await asyncio.Event().wait()
+
+
+# What the loop would forget.
+children: list[asyncio.Task[None]] = []
+
+Work = Callable[[Server], Coroutine[Any, Any, None]]
+
+
+@pytest.mark.parametrize(
+    ("work", "state", "query"),
+    [
+        (abandon, None, None),
+        (abandon_to_a_child, None, None),
+        (wait_in_a_block, "idle in transaction", "INSERT%"),
+        (wait_after_raw_sql, "idle in transaction", "INSERT%"),
+        (wait_in_a_statement, "active", "%pg_sleep%"),
+        (wait_in_a_pin, "idle", "SELECT 1"),
+    ],
+)
+@pytest.mark.parametrize("as_main", [False, True])
+@pytest.mark.filterwarnings("ignore:.*ended inside a transaction:ResourceWarning")
+def test_the_loop_ends_inside_a_block(
+    server: Server, work: Work, state: str | None, query: str | None, as_main: bool
+) -> None:
+    """When asyncio.run() returns no backend is left, without the collector's doing."""
+
+    async def main() -> None:
+        task = asyncio.create_task(work(server))
+        if state is None:
+            await task
+        else:
+            await until(lambda: running(server, state, query or "") == 1)
+
+    gc.collect()
+    gc.disable()
+    try:
+        asyncio.run(work(server) if as_main and state is None else main())
+        server.wait_for_backends(0)
+    finally:
+        gc.enable()
+        children.clear()
+    assert committed(server) == []
 
 
 # Cancellation at each point
