@@ -139,7 +139,8 @@ def _unregister_later(loop: AbstractEventLoop, fd: int) -> None:
 
 
 def _fail(future: Future[Any]) -> None:
-    if not future.done():
+    # A closed loop calls nobody.
+    if not future.done() and not future.get_loop().is_closed():
         future.set_exception(psycopg.OperationalError("the connection is closed"))
 
 
