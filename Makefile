@@ -1,5 +1,7 @@
 # make run     the example project on http://127.0.0.1:8000/ (PORT=8001 moves it)
 # make test    the tests; DJANGO=5.2, 6.0 or 6.1 and PYTHON= choose others than the usual ones
+# make soak    200,000 operations on a bank and 2,000 faults, or until Ctrl-C;
+#              ARGS='--seed 7' or ARGS='--minutes 60' change that
 # make django-suite        Django's own tests, with DJANGO=, MODE=bridged|plain|stock, PARALLEL=2
 #                          LABELS='basic queries' and ARGS='--shuffle 1'
 # make django-suite-diff   what of them ends worse than on Django's own backend
@@ -21,7 +23,7 @@ ARGS =
 MODE = bridged
 PARALLEL = 2
 
-.PHONY: help run test django-suite django-suite-diff drf-suite clean
+.PHONY: help run test soak django-suite django-suite-diff drf-suite clean
 
 help:
 	@sed -n '/^#/!q; s/^# //p' Makefile
@@ -31,6 +33,9 @@ run: $(VENV)/installed-demo
 
 test: $(VENV)/installed-dev
 	@$(VENV)/bin/python -m pytest
+
+soak: $(VENV)/installed-dev
+	@$(VENV)/bin/python -m tests.faults.load --operations 200000 --faults 2000 $(ARGS)
 
 django-suite: $(VENV)/installed-suite
 	@$(VENV)/bin/python -m tests.django_suite --mode $(MODE) --parallel $(PARALLEL) $(ARGS) $(LABELS)
@@ -75,5 +80,5 @@ clean:
 	fi
 	@# As root the data may be a link to a folder elsewhere.
 	@if [ -L .postgres/data ]; then rm -rf "$$(readlink .postgres/data)"; fi
-	rm -rf .venv .venv-* .django-suite .postgres build dist *.egg-info .pytest_cache kitchen/.pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-* .django-suite .postgres build dist *.egg-info .pytest_cache kitchen/.pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -path './.venv*' -prune -o -name __pycache__ -prune -exec rm -rf {} +

@@ -129,6 +129,8 @@ class ConnectionState(Turns):
     def unbind(self) -> None:
         """Let go of what `bind` pinned; without effect if nothing is."""
         transaction, self.transaction = self.transaction, None
+        # Its traceback leads to the task, which would keep its state, and that the error.
+        self.rollback_exc = None
         if transaction is None:
             return
         if (owner := transaction.owner()) is not None:
@@ -157,6 +159,7 @@ class ConnectionState(Turns):
     def _owner_ended(self, task: asyncio.Task[Any]) -> None:
         """Roll back a transaction whose task ended without ending it."""
         self.transaction = None
+        self.rollback_exc = None
         lease = self.lease
         ending = task.cancelled() or (lease is not None and lease.pool.closed)
         if lease is not None and lease.face.is_executing and not ending:

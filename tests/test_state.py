@@ -1,7 +1,9 @@
 """Transactions: Django's own, on the state of a task and of the tasks started in it."""
 
 import asyncio
+import gc
 import logging
+import weakref
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import suppress
 from typing import Any
@@ -949,3 +951,22 @@ async def test_cancelled_child_leaves_the_transaction_usable(server: Server) -> 
             await task
         await Author.objects.acreate(name="kept")
     assert committed(server) == ["kept"]
+
+
+async def test_error_is_not_kept_with_its_task() -> None:
+    """A task whose transaction an error broke is freed when it has ended, and the error too."""
+
+    async def collide() -> None:
+        async with transaction.atomic():
+            await Author.objects.acreate(name="Ada")
+            await Author.objects.acreate(name="Ada")
+
+    # The wrapper outlives the task, as one that was used before it was started.
+    await Author.objects.acount()
+    task = asyncio.create_task(collide())
+    await asyncio.wait([task])
+    assert isinstance(task.exception(), IntegrityError)
+    freed = weakref.ref(task)
+    del task
+    gc.collect()
+    assert freed() is None

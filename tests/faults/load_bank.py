@@ -23,7 +23,7 @@ from pgbackend import BridgeError, CommitInDoubt, bridged
 from pgbackend.transaction import pinned
 from tests.faults.load_faults import befalls
 
-ACCOUNTS = 100
+ACCOUNTS = 50
 BALANCE = 1000
 TOTAL = ACCOUNTS * BALANCE
 

@@ -59,8 +59,9 @@ class Complaints(list[str]):
     @contextmanager
     def collected(self) -> Iterator[None]:
         """Collect warnings and unraisable exceptions while the block runs, and what is logged."""
-        log = _Log(self)
-        logging.getLogger().addHandler(log)
+        root = logging.getLogger()
+        # In place of those that are there: who keeps records keeps requests and tracebacks.
+        handlers, root.handlers = root.handlers, [_Log(self)]
         hook = sys.unraisablehook
         sys.unraisablehook = lambda each: self.append(
             f"unraisable: {each.exc_value!r} in {each.object!r}"
@@ -75,7 +76,7 @@ class Complaints(list[str]):
                 gc.collect()
         finally:
             sys.unraisablehook = hook
-            logging.getLogger().removeHandler(log)
+            root.handlers = handlers
 
     def of_loop(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """Collect what the loop's exception handler is called with."""

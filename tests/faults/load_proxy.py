@@ -41,6 +41,8 @@ class LoadProxy:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
+            # Ctrl-C is for the load, which ends the proxy when it is done.
+            start_new_session=True,
         )
         assert self._process.stdout is not None
         self.port = int(self._process.stdout.readline())
@@ -106,10 +108,10 @@ class _Proxy:
             for link in frozen:
                 if link.client in self.links and link.frozen_until < time.monotonic():
                     self.drop(link, reset=True)
-            while self.commands and self.obey(self.commands[0]):
+            while self.commands and self.commands[0] != b"s" and self.obey(self.commands[0]):
                 del self.commands[0]
-
-            if self.commands[-1:] == [b"s"] and not any(each.frozen_until for each in frozen):
+            frozen = [link for link in self.sessions() if link.frozen_until]
+            if self.commands[-1:] == [b"s"] and not frozen:
                 # What found no session is given up.
                 self.commands.clear()
                 self.say(self.broken)

@@ -53,16 +53,16 @@ _PROGRESS = 5.0
 
 # Of a hundred operations.
 MIX = {
-    "transfer flat": 10,
-    "transfer nested": 4,
-    "transfer gathered": 4,
-    "transfer synchronous": 10,
-    "read": 44,
-    "stream": 5,
-    "session": 3,
-    "GET transfer": 6,
-    "GET total": 10,
-    "GET stream": 4,
+    "transfer flat": 8,
+    "transfer nested": 2,
+    "transfer gathered": 2,
+    "transfer synchronous": 8,
+    "read": 60,
+    "stream": 3,
+    "session": 2,
+    "GET transfer": 4,
+    "GET total": 9,
+    "GET stream": 2,
 }
 
 
@@ -80,6 +80,8 @@ class Report:
     errors: Counter[str] = field(default_factory=Counter)
     outcomes: Counter[str] = field(default_factory=Counter)
     logged: Counter[str] = field(default_factory=Counter)
+    # How many more objects there were after it than before.
+    objects: int = 0
     broken: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
@@ -93,6 +95,7 @@ class Report:
                 f"transfers: {_listed(self.outcomes)}, lost {self.outcomes['lost']}",
                 f"connections broken: {self.breaks}; operations failed: {_listed(self.errors)}",
                 f"warnings and errors logged: {_listed(self.logged)}",
+                f"objects left: {self.objects}",
                 f"invariants broken: {len(self.broken)}",
                 *self.broken[:50],
             ]
@@ -184,9 +187,13 @@ class Load:
             )
             bank.ledger.entries.clear()
             bank.ledger.counts.clear()
+            # What is left of it, if the run was stopped.
+            self.plan.clear()
             if report.errors.total() > report.breaks:
                 report.broken.append("10: more operations failed than connections were broken")
-            report.broken += Baseline().compare(before, report.operations.total())
+            after = Baseline()
+            report.objects = after.objects - before.objects
+            report.broken += after.compare(before, report.operations.total())
             await connection.async_pool.close()
 
     def _numbers(self) -> Iterator[int]:
