@@ -197,7 +197,7 @@ class BridgedConnection(psycopg.Connection[Any]):
             self.close()
             raise psycopg.OperationalError(
                 f"the server did not answer within {limit:g} s, and the connection was closed."
-                " See 'cancel_timeout' in OPTIONS"
+                " See 'cancel_timeout' in OPTIONS, and 'timeout' of its pool"
             ) from None
         except psycopg.Error as error:
             self._note(error)

@@ -112,7 +112,11 @@ class LeaseHolder(utils.CursorWrapper):
             self._abandon()
             return
         try:
-            if not self.leased or (self.lease is not None and self.lease.on_loan):
+            if self._in_server:
+                assert self.lease is not None
+                with self.lease.face.limited(), self.db.wrap_database_errors:
+                    self.cursor.close()
+            elif not self.leased or (self.lease is not None and self.lease.on_loan):
                 with self.db.wrap_database_errors:
                     self.cursor.close()
             else:

@@ -88,7 +88,7 @@ class Lease:
         self.state.lease = None
         dirty = self.dirty or self.face.was_used_directly
         if self.face.pgconn.transaction_status == TransactionStatus.ACTIVE:
-            self.face.finish()
+            self.pool.abandon(self.pooled)
         elif self.exposed or self.face.was_stopped:
             self.face.restore()
         self.pool.give_back(self.pooled, dirty=dirty)

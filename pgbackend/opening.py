@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from asyncio import get_running_loop
 from typing import Any
 
@@ -77,49 +79,55 @@ def make_pool(wrapper: Any) -> ConnectionPool:
 
     async def connect_arguments() -> dict[str, Any]:
         params = owner.get_connection_params()
+        if "PGCONNECT_TIMEOUT" not in os.environ:
+            # Nobody waits for it any longer; psycopg's own, 130 s, would keep others from trying.
+            params.setdefault("connect_timeout", math.ceil(pool.timeout))
         return {
             **{name: value for name, value in params.items() if name not in _FACE_ARGUMENTS},
             "autocommit": True,
         }
 
-    return ConnectionPool(
+    pool = ConnectionPool(
         wrapper.alias,
         options,
         kwargs=connect_arguments,
-        configure=lambda pooled: configure(owner, pooled),
+        configure=lambda pooled: configure(owner, pooled, pool.timeout),
         reset_session=reset_session,
         context_setup=lambda: connections.__setitem__(wrapper.alias, owner),
         check=conf["CONN_HEALTH_CHECKS"],
     )
+    return pool
 
 
-def configure(owner: Any, pooled: PooledConnection) -> None:
+def configure(owner: Any, pooled: PooledConnection, seconds: float) -> None:
     """Give a new physical connection its face and base state.
 
     As Django does with its own: the session's time zone and role, the check of the server's
-    version, then ``connection_created``, whose receivers find the connection on *owner*.
+    version, then ``connection_created``, whose receivers find the connection on *owner*. No
+    statement may take longer than *seconds*.
     """
     face = pooled.face = BridgedConnection.over(pooled, **owner.get_connection_params())
     face.cancel_timeout = owner.cancel_timeout
     owner.isolation_level = isolation_level(owner)
     if "isolation_level" in owner.settings_dict["OPTIONS"]:
         face.isolation_level = owner.isolation_level
-    owner.connection = face
-    owner.configured.clear()
-    try:
-        owner.autocommit = True
-        owner.init_connection_state()
-        connection_created.send(sender=type(owner), connection=owner)
-    finally:
-        owner.connection = None
-    with psycopg.Cursor(face, row_factory=psycopg.rows.tuple_row) as cursor:
-        cursor.execute(session.SNAPSHOT, [session.own_settings(owner.configured)])
-        *settings, (_, pid) = cursor.fetchall()
-        # A pooler such as PgBouncer tells its clients numbers of its own.
-        face.has_session = int(pid) == face.pgconn.backend_pid
-        pooled.reset_message = session.reset_message(
-            settings, lambda text: psycopg.sql.Literal(text).as_string(face)
-        )
+    with face.limited(seconds):
+        owner.connection = face
+        owner.configured.clear()
+        try:
+            owner.autocommit = True
+            owner.init_connection_state()
+            connection_created.send(sender=type(owner), connection=owner)
+        finally:
+            owner.connection = None
+        with psycopg.Cursor(face, row_factory=psycopg.rows.tuple_row) as cursor:
+            cursor.execute(session.SNAPSHOT, [session.own_settings(owner.configured)])
+            *settings, (_, pid) = cursor.fetchall()
+            # A pooler such as PgBouncer tells its clients numbers of its own.
+            face.has_session = int(pid) == face.pgconn.backend_pid
+            pooled.reset_message = session.reset_message(
+                settings, lambda text: psycopg.sql.Literal(text).as_string(face)
+            )
     face.remember()
 
 

@@ -24,9 +24,11 @@ from weakref import WeakSet
 import psycopg
 from django.core.exceptions import ImproperlyConfigured
 from greenlet import GreenletExit
-from psycopg.abc import PQGen
+from psycopg import capabilities, generators
+from psycopg.abc import PQGen, PQGenConn
 from psycopg.pq import ConnStatus, TransactionStatus
-from psycopg.pq.abc import PGconn
+from psycopg.pq.abc import PGcancelConn, PGconn
+from psycopg.waiting import wait_conn_async
 from psycopg_pool import AsyncConnectionPool, PoolTimeout, TooManyRequests
 from psycopg_pool.base import AttemptWithBackoff
 from psycopg_pool.pool_async import AddConnection, WaitingClient
@@ -206,15 +208,15 @@ class ConnectionPool(AsyncConnectionPool[PooledConnection]):
             for conn in idle:
                 conn.finish()
             forget(self)
-            await self._stop_detached()
+            await self._stop_detached(timeout)
 
-    async def _stop_detached(self) -> None:
-        """Cancel the pool's own tasks: where the loop ends, nobody else waits for them."""
+    async def _stop_detached(self, timeout: float) -> None:  # noqa: ASYNC109  # as close()
+        """Wait for the pool's own tasks: where the loop ends, nobody else does."""
         current = asyncio.current_task()
         while tasks := [task for task in self._detached if task is not current]:
-            for task in tasks:
+            _, late = await asyncio.wait(tasks, timeout=timeout)
+            for task in late:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def close_when_idle(self, timeout: float) -> None:  # noqa: ASYNC109  # as close()
         """Close the pool once no connection is on loan, after *timeout* seconds at the latest."""
@@ -308,6 +310,17 @@ class ConnectionPool(AsyncConnectionPool[PooledConnection]):
             self.spawn(self._renew(conn), conn)
         elif not self._put(conn):
             self._detach(self._return(conn), conn)
+
+    def abandon(self, conn: PooledConnection) -> None:
+        """Close *conn* at once, in the middle of a statement, and have the server stop that."""
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            pass
+        else:
+            if capabilities.has_cancel_safe():
+                self.spawn(_cancel(conn.pgconn.cancel_conn(), conn.face.cancel_timeout))
+        conn.finish()
 
     async def _return(self, conn: PooledConnection) -> None:
         returned = False
@@ -493,6 +506,19 @@ class _Wait(asyncio.Condition):
                 self._pool.give_back(client.conn)
             raise
         return True
+
+
+async def _cancel(cancel_conn: PGcancelConn, seconds: float) -> None:
+    """Ask the server to stop the statement of a connection that was closed."""
+
+    def steps() -> PQGenConn[None]:
+        cancel_conn.start()
+        yield from generators.cancel(cancel_conn)
+
+    try:
+        await wait_conn_async(steps(), 0.1, seconds)
+    except psycopg.Error as error:
+        logger.warning("a statement that was left could not be stopped: %s", error)
 
 
 async def _rest(coro: Coroutine[Any, Any, Any], waiting: Any) -> None:

@@ -7,12 +7,18 @@ its iterables and querysets; see `patches`.
 
 from __future__ import annotations
 
+import logging
+import sys
 from collections.abc import AsyncGenerator, Callable
 from itertools import islice
 from typing import Any
 
+import psycopg
+
 from .cursor import collect_opened
 from .routing import run_for_alias
+
+logger = logging.getLogger("pgbackend.connection")
 
 
 async def chunks(self: Any) -> AsyncGenerator[Any, None]:
@@ -40,7 +46,17 @@ async def chunks(self: Any) -> AsyncGenerator[Any, None]:
             if len(chunk) < self.chunk_size:
                 break
     finally:
-        await run_for_alias(alias, close)
+        ended_by = sys.exception()
+        try:
+            await run_for_alias(alias, close)
+        except psycopg.Error as error:
+            if ended_by is None:
+                raise
+            # Not in place of the exception, a cancellation perhaps, that ends the reading.
+            logger.warning("a server-side cursor could not be closed: %s", error)
+        finally:
+            # It refers to this frame.
+            del ended_by
 
 
 def rows(self: Any) -> AsyncGenerator[Any, None]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.faults.report import reports
+from tests.faults.report import loads, reports
 
 
 def _asyncio() -> asyncio.AbstractEventLoop:
@@ -45,7 +45,11 @@ def runner(request: pytest.FixtureRequest) -> Iterator[asyncio.Runner]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print how often the sweeps cancelled, and what did not hold."""
+    """Print how often the sweeps cancelled, what the load met, and what did not hold."""
+    if loads:
+        terminalreporter.section("load")
+        for each in loads:
+            terminalreporter.line(each)
     if not reports:
         return
     terminalreporter.section("cancel sweep")

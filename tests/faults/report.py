@@ -24,3 +24,6 @@ class Report:
 
 # Of all sweeps of this run.
 reports: list[Report] = []
+
+# What the load tests of this run say of themselves.
+loads: list[str] = []

@@ -1,4 +1,4 @@
-"""Cancellation, wherever it comes: rows 9 to 13 of the faults."""
+"""Cancellation, wherever it comes: rows 9 to 13 and 15 of the faults."""
 
 import asyncio
 from typing import Any
@@ -9,8 +9,12 @@ from django.db import connection, transaction
 from pgbackend import await_bridged, bridged
 from pgbackend.bridge import run_bridged
 from tests.conftest import Server
+from tests.faults.proxy import Proxy
 from tests.faults.sweep import KEPT, Operation, sweep
+from tests.faults.work import BOUND, ended, execute, fill, pid, settled, until_running
 from tests.models import Author
+from tests.test_state import committed, running
+from tests.wrapper import until, use_wrapper
 
 # The sweep
 
@@ -164,3 +168,162 @@ def test_09_to_13_sweep(
     report = runner.run(sweep(f"{name} ({loop})", OPERATIONS[name], server))
     assert report.broken == []
     assert report.once >= 2
+
+
+# One by one
+
+
+async def test_09_cancel_at_any_turn_of_the_loop(server: Server) -> None:
+    """Cancelled at any time between asking for a connection and having it, no slot is lost."""
+    use_wrapper(options={"pool": {"max_size": 2}}, CONN_HEALTH_CHECKS=True)
+    for fresh in (False, True):
+        for turns in range(40):
+            if fresh:
+                await close_pool()
+            tasks = [asyncio.create_task(execute("SELECT 1")) for _ in range(4)]
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            accepted = [task.cancel() for task in tasks[::2]]
+            results = await ended(*tasks)
+            for result, cancelled in zip(results[::2], accepted, strict=True):
+                assert isinstance(result, asyncio.CancelledError) == cancelled
+            assert results[1::2] == [1, 1]
+    stats = await settled()
+    assert stats["pool_size"] <= 2
+    await fill(2)
+
+
+async def test_10_cancelled_query_is_gone(server: Server) -> None:
+    """A cancelled task raises CancelledError, and when it has ended its query has."""
+    task = asyncio.create_task(execute("SELECT pg_sleep(600)"))
+    await until_running(server.all, "%pg_sleep%")
+    task.cancel()
+    (result,) = await ended(task)
+    assert isinstance(result, asyncio.CancelledError)
+    assert running(server, "active", "%pg_sleep%") == 0
+
+
+async def test_10_no_innocent_query_is_cancelled(server: Server) -> None:
+    """The next borrower of a connection whose query was just cancelled is left alone."""
+    use_wrapper(options={"pool": {"max_size": 1}})
+    before = await pid()
+    for _ in range(100):
+        first = asyncio.create_task(execute("SELECT pg_sleep(600)"))
+        await until(lambda: running(server, "active", "%pg_sleep(600)%"), BOUND)
+        second = asyncio.create_task(execute("SELECT pg_sleep(0.002)"))
+        first.cancel()
+        results = await ended(first, second)
+        assert isinstance(results[0], asyncio.CancelledError)
+        assert results[1] == ""
+    assert await pid() == before
+
+
+async def test_10_cancelled_while_streaming(server: Server) -> None:
+    """A task cancelled while it reads rows leaves no cursor, and gives its connection back."""
+    use_wrapper(options={"pool": {"max_size": 1}})
+    await Author.objects.abulk_create([Author(name=f"author {number}") for number in range(9)])
+    reading = asyncio.Event()
+
+    async def read() -> None:
+        async for _ in Author.objects.aiterator(chunk_size=2):
+            reading.set()
+            await asyncio.sleep(0)
+        await asyncio.Event().wait()
+
+    task = asyncio.create_task(read())
+    await reading.wait()
+    task.cancel()
+    assert isinstance((await ended(task))[0], asyncio.CancelledError)
+    assert await execute("SELECT count(*) FROM pg_cursors") == 0
+
+
+async def test_11_second_cancel_while_the_query_is_stopped(server: Server) -> None:
+    """Cancelled again, and again, while its query is being stopped, the query is gone."""
+    for _ in range(20):
+        task = asyncio.create_task(execute("SELECT pg_sleep(600)"))
+        await until_running(server.all, "%pg_sleep%")
+        task.cancel()
+        while not task.done():
+            await asyncio.sleep(0)
+            task.cancel()
+        assert task.cancelled()
+        assert running(server, "active", "%pg_sleep%") == 0
+    await settled()
+
+
+@pytest.mark.parametrize("message", [b"SAVEPOINT", b"ROLLBACK"])
+async def test_12_cancel_at(server: Server, message: bytes) -> None:
+    """Cancelled at SAVEPOINT or ROLLBACK, nothing is committed and the next block works."""
+    async with Proxy(str(server.conn.info.host), server.conn.info.port) as proxy:
+        use_wrapper(HOST="127.0.0.1", PORT=proxy.port, options={"pool": {"max_size": 1}})
+        held = asyncio.Event()
+
+        async def work() -> None:
+            async with transaction.atomic():
+                await Author.objects.acreate(name="lost")
+                # Answered late, after the cancellation.
+                proxy.on(message, lambda link: (setattr(proxy, "delay", 0.05), held.set()))
+                async with transaction.atomic():
+                    await Author.objects.acreate(name="lost too")
+                    raise Failed
+
+        task = asyncio.create_task(work())
+        await held.wait()
+        task.cancel()
+        assert isinstance((await ended(task))[0], asyncio.CancelledError)
+        proxy.delay = 0.0
+        async with transaction.atomic():
+            await Author.objects.acreate(name="next")
+        assert committed(server) == ["next"]
+        await bridged(connection.close_pool)()
+
+
+async def test_13_cancel_at_commit(server: Server) -> None:
+    """Cancelled at COMMIT, it is rolled back or in doubt; the next block commits what it says."""
+    hooks: list[str] = []
+
+    async def work() -> None:
+        try:
+            async with transaction.atomic():
+                await Author.objects.acreate(name="in doubt")
+                transaction.on_commit(lambda: hooks.append("ran"))
+                # At the COMMIT that comes next, wherever that is by then.
+                asyncio.get_running_loop().call_soon(commit_begins, asyncio.current_task())
+        except asyncio.CancelledError:
+            hooks.append("cancelled")
+        while asyncio.current_task().uncancel():  # type: ignore[union-attr]
+            pass
+        assert not connection.in_atomic_block
+        async with transaction.atomic():
+            await Author.objects.acreate(name="next")
+
+    def commit_begins(task: asyncio.Task[None]) -> None:
+        task.cancel()
+
+    await asyncio.wait_for(asyncio.create_task(work()), BOUND)
+    assert hooks == ["cancelled"]
+    assert committed(server) in (["next"], ["in doubt", "next"])
+
+
+@pytest.mark.parametrize("error", [Failed(), asyncio.CancelledError()], ids=["error", "cancel"])
+async def test_15_hook_that_fails(server: Server, error: BaseException) -> None:
+    """When a hook fails the commit stands, and later hooks are not called, as Django does."""
+    ran: list[str] = []
+
+    async def fail() -> None:
+        await Author.objects.acount()
+        raise error
+
+    with pytest.raises(type(error)):
+        async with transaction.atomic():
+            await Author.objects.acreate(name="committed")
+            transaction.on_commit(lambda: ran.append("first"))
+            transaction.on_commit(fail)
+            transaction.on_commit(lambda: ran.append("last"))
+    assert ran == ["first"]
+    assert committed(server) == ["committed"]
+    assert not connection.in_atomic_block
+    async with transaction.atomic():
+        await Author.objects.acreate(name="next")
+    assert committed(server) == ["committed", "next"]
+    assert ran == ["first"]
