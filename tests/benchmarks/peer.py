@@ -1,0 +1,73 @@
+"""What the peers of asyncio share: how a work is run, and what a request is."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from importlib import metadata
+from typing import Any
+
+from tests.benchmarks import load
+from tests.benchmarks.load import Window
+
+
+class AsyncPeer:
+    """A library under load; each operation of `works` that it has is a method.
+
+    A library without an operation has no such method.
+    """
+
+    distributions: tuple[str, ...] = ()
+
+    def __init__(self, dsn: str, pool: int) -> None:
+        self.dsn = dsn
+        self.pool_size = pool
+
+    async def open(self) -> None:
+        """Make what lives as long as the process."""
+
+    async def close(self) -> None:
+        """Close what `open` made."""
+
+    async def request(self, operation: Callable[..., Awaitable[Any]], spec: Any) -> None:
+        """Do what one request does."""
+        for _ in range(spec["repeat"]):
+            await operation(**spec["arguments"])
+
+    def run(self, spec: Any, warm: Callable[[], None]) -> Window:
+        """Do a work; call *warm* when the process has settled."""
+        return asyncio.run(self._run(spec, warm))
+
+    async def _run(self, spec: Any, warm: Callable[[], None]) -> Window:
+        operation = getattr(self, spec["operation"])
+        await self.open()
+        try:
+            # The first one imports and opens what it needs.
+            await asyncio.ensure_future(self.request(self.get, {"repeat": 5, "arguments": ITEM}))
+            warm()
+
+            def request() -> Awaitable[None]:
+                return self.request(operation, spec)
+
+            if spec["kind"] == "burst":
+                return await load.burst(request, clients=spec["clients"])
+            return await load.steady(
+                request,
+                clients=spec["clients"],
+                warm_up=spec["warm_up"],
+                seconds=spec["seconds"],
+            )
+        finally:
+            await self.close()
+
+    def versions(self) -> dict[str, str]:
+        return versions(*self.distributions)
+
+    async def get(self, table: str) -> None:
+        raise NotImplementedError
+
+
+ITEM = {"table": "item"}
+
+
+def versions(*distributions: str) -> dict[str, str]:
+    """Return the versions of what is installed."""
+    return {name: metadata.version(name) for name in distributions}

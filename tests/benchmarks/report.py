@@ -1,0 +1,116 @@
+"""The report of a run, in Markdown."""
+
+import statistics
+from collections import defaultdict
+from typing import Any
+
+from tests.benchmarks.peers import OURS
+
+
+class Summary:
+    """Medians over the rounds of a run."""
+
+    def __init__(self, document: dict[str, Any]) -> None:
+        self._rounds: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+        self.works: list[str] = []
+        self.peers: list[str] = []
+        # What was tried and gave no figures.
+        self.missing: dict[tuple[str, str], str] = {}
+        for each in document["results"]:
+            work, peer = each["work"], each["peer"]
+            if work not in self.works:
+                self.works.append(work)
+            if peer not in self.peers:
+                self.peers.append(peer)
+            if each.get("unsupported"):
+                self.missing[work, peer] = "not supported"
+            elif each.get("failed"):
+                self.missing[work, peer] = f"failed: {each['failed']}"
+            else:
+                self._rounds[work, peer].append(each)
+
+    def values(self, work: str, peer: str, figure: str) -> list[float]:
+        """Return a figure in all rounds that have it."""
+        rounds = self._rounds.get((work, peer), [])
+        return [each[figure] for each in rounds if each.get(figure) is not None]
+
+    def median(self, work: str, peer: str, figure: str = "rps") -> float | None:
+        values = self.values(work, peer, figure)
+        return statistics.median(values) if values else None
+
+    def spread(self, work: str, peer: str) -> str:
+        """Return how far the rounds lie apart: half of highest less lowest, of the median."""
+        values = self.values(work, peer, "rps")
+        if len(values) < 2:
+            return ""
+        return f"±{(max(values) - min(values)) / 2 / statistics.median(values):.0%}"
+
+    def ratio(self, work: str, peer: str, figure: str = "rps") -> float | None:
+        """Return ours divided by the peer's."""
+        ours, theirs = self.median(work, OURS, figure), self.median(work, peer, figure)
+        return ours / theirs if ours and theirs else None
+
+
+def markdown(document: dict[str, Any]) -> str:
+    """Return the report of a run."""
+    summary = Summary(document)
+    parts = [_about(document)]
+    parts += [_work(summary, work) for work in summary.works]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _about(document: dict[str, Any]) -> str:
+    machine = document["machine"]
+    versions: dict[str, str] = {}
+    for each in document["results"]:
+        versions |= each.get("versions") or {}
+    named = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
+    return (
+        f"Run of {document['date']}, {document['minutes']:.0f} minutes, by"
+        f" `{document['command']}`, on {machine['cpu']}, {machine['cores']} cores,"
+        f" {machine['system']}; load before {machine['load_before'][0]:.1f}."
+        f" Python {machine['python']}, PostgreSQL {machine['postgresql']}, {named}."
+    )
+
+
+def _work(summary: Summary, work: str) -> str:
+    lines = [
+        f"### {work}",
+        "",
+        "| peer | requests/s | spread | ours / it | p50 ms | p99 ms | CPU/query us | threads"
+        " | memory MB | of it in the run | connections |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for peer in summary.peers:
+        if (why := summary.missing.get((work, peer))) is not None:
+            lines.append(f"| {peer} | {why} |" + " |" * 9)
+            continue
+        if summary.median(work, peer) is None:
+            continue
+        before = summary.median(work, peer, "memory_before") or 0
+        peak = summary.median(work, peer, "memory_peak")
+        cells = [
+            peer,
+            number(summary.median(work, peer)),
+            summary.spread(work, peer),
+            number(summary.ratio(work, peer), 2),
+            number(summary.median(work, peer, "p50"), 2, 1e3),
+            number(summary.median(work, peer, "p99"), 2, 1e3),
+            number(summary.median(work, peer, "cpu_per_query"), 0, 1e6),
+            number(summary.median(work, peer, "threads")),
+            number(peak, 0, 1e-6),
+            number(peak and peak - before, 0, 1e-6),
+            number(summary.median(work, peer, "connections")),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def number(value: float | None, digits: int = 0, factor: float = 1) -> str:
+    """Return a figure for a table; small ones with digits after the point."""
+    if value is None:
+        return ""
+    value *= factor
+    if digits == 0 and 0 < value < 10 and value != int(value):
+        digits = 1
+    return f"{value:,.{digits}f}"
