@@ -7,14 +7,15 @@ import os
 import platform
 import shlex
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks import environments, report
+from tests.benchmarks import environments, http, report
 from tests.benchmarks.measure import measure
 from tests.benchmarks.peers import PEERS, Peer
 from tests.benchmarks.server import Look, serve
-from tests.benchmarks.works import MORE, TARGETS, Work
+from tests.benchmarks.works import MORE, SWEEPS, TARGETS, Sweep, Work
 
 # Git ignores this folder.
 RESULTS = environments.ROOT / ".benchmarks"
@@ -46,8 +47,16 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--seconds", type=float, default=1.5, help="of each measurement")
     made.add_argument("--warm-up", type=float, default=0.5, help="before each, seconds")
     made.add_argument("--peers", nargs="*", metavar="PEER", help="names: all without")
-    made.add_argument("--works", nargs="*", metavar="WORK", help="names: all without")
-    made.add_argument("--http", action=argparse.BooleanOptionalAction, default=True)
+    made.add_argument(
+        "--works", nargs="*", metavar="WORK", help="names: those of the targets without"
+    )
+    made.add_argument("--views", nargs="*", metavar="VIEW", help="names, over HTTP: all without")
+    made.add_argument(
+        "--sweeps", nargs="*", metavar="SWEEP", help="names: none without, all with --full"
+    )
+    made.add_argument(
+        "--loop", choices=["asyncio", "uvloop"], default="asyncio", help="uvicorn's event loop"
+    )
     made.add_argument(
         "--dsn",
         default=os.environ.get("PGBACKEND_BENCH_DSN"),
@@ -107,37 +116,77 @@ class Run:
                     self.add(kind, peer, work.name, number, figures)
                 self.look.clean_up()
 
+    def sweep(self, sweep: Sweep, peers: list[Peer]) -> None:
+        """Do a work at every point of a sweep, one round."""
+        peers = [peer for peer in peers if not sweep.peers or peer.name in sweep.peers]
+        self.works(f"sweep over {sweep.name}", list(sweep.points.values()), peers, 1)
+
+    def views(self, views: list[http.View], peers: list[Peer], rounds: int) -> None:
+        peers = [peer for peer in peers if peer.engine]
+        if not peers or not views:
+            return
+        sessions = http.prepare(self.dsn)
+        for number in range(1, rounds + 1):
+            for view in views:
+                for peer in peers:
+                    figures = http.measure(
+                        peer,
+                        view,
+                        self.dsn,
+                        self.look,
+                        sessions,
+                        # wrk counts in whole seconds, and calibrates itself in the first half.
+                        seconds=max(2.0, self.options.seconds),
+                        warm_up=max(1.0, self.options.warm_up),
+                        loop=self.options.loop,
+                    )
+                    self.add("http", peer, view.name, number, figures)
+
 
 def main() -> None:
     options = parser().parse_args()
     peers: list[Peer] = chosen(options.peers, PEERS)
-    known = {work.name: work for work in TARGETS + MORE}
-    works: list[Work] = (
-        chosen(options.works, known) if options.works is not None or options.full else list(TARGETS)
-    )
+    known = {work.name: work for work in [*TARGETS, *MORE]}
+    works: list[Work] = list(TARGETS)
+    if options.works is not None or options.full:
+        works = chosen(options.works, known)
+    views: list[http.View] = chosen(options.views, {view.name: view for view in http.VIEWS})
+    sweeps: list[Sweep] = []
+    if options.sweeps is not None or options.full:
+        sweeps = chosen(options.sweeps, {sweep.name: sweep for sweep in SWEEPS})
     for peer in peers:
         environments.python(peer.environment)
     began = datetime.datetime.now(datetime.UTC)
-    about = machine()
-    with serve(options.dsn) as dsn:
-        look = Look(dsn)
-        try:
-            run = Run(options, dsn, look)
-            run.works("orm", works, peers, options.rounds)
-            about["postgresql"] = look.version()
-        finally:
-            look.close()
-    document = {
-        "date": began.isoformat(timespec="seconds"),
-        "minutes": (datetime.datetime.now(datetime.UTC) - began).total_seconds() / 60,
-        "command": shlex.join(["python", "-m", "tests.benchmarks", *sys.argv[1:]]),
-        "machine": about,
-        "results": run.results,
-    }
     folder = RESULTS / began.strftime("%Y%m%d-%H%M%S")
     folder.mkdir(parents=True)
-    (folder / "results.json").write_text(json.dumps(document, indent=1))
+    about = machine()
+    with serve(options.dsn) as dsn, closing(Look(dsn)) as look:
+        about["postgresql"] = look.version()
+        run = Run(options, dsn, look)
+        try:
+            run.works("orm", works, peers, options.rounds)
+            run.views(views, peers, options.rounds)
+            for sweep in sweeps:
+                run.sweep(sweep, peers)
+        finally:
+            # What was measured is kept, also if the run is interrupted.
+            document = {
+                "date": began.isoformat(timespec="seconds"),
+                "minutes": (datetime.datetime.now(datetime.UTC) - began).total_seconds() / 60,
+                "command": shlex.join(["python", "-m", "tests.benchmarks", *sys.argv[1:]]),
+                "machine": about,
+                "commit": environments.commit(),
+                "versions": environments.versions(),
+                "options": {**vars(options), "dsn": None},
+                "results": run.results,
+            }
+            (folder / "results.json").write_text(json.dumps(document, indent=1))
     text = report.markdown(document)
+    if sweeps:
+        # matplotlib is in the extra `bench`; nothing else needs it.
+        from tests.benchmarks import plots
+
+        text += plots.draw(document, folder)
     (folder / "report.md").write_text(text)
     print(f"\n{text}\nWritten to {folder}")
 

@@ -1,6 +1,7 @@
 """The virtual environments of the peers: one each, with the versions of `requirements/`."""
 
 import hashlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,20 @@ def python(environment: str) -> Path:
         _run([*pip, "--no-deps", "--editable", str(ROOT)])
     stamp.write_text(wanted)
     return interpreter
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that the requirements of all environments name."""
+    lines = "\n".join(file.read_text() for file in sorted(_REQUIREMENTS.glob("*.txt")))
+    return dict(re.findall(r"^([\w.-]+)(?:\[\w+\])?==([\w.]+)", lines, re.MULTILINE))
+
+
+def commit() -> str:
+    """Return what of our own is measured: the commit, and whether files differ from it."""
+    done = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
+    )
+    return done.stdout.strip()
 
 
 def _fingerprint(environment: str) -> str:

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from importlib import metadata
 from typing import Any
 
 from tests.benchmarks import load
@@ -14,8 +13,6 @@ class AsyncPeer:
 
     A library without an operation has no such method.
     """
-
-    distributions: tuple[str, ...] = ()
 
     def __init__(self, dsn: str, pool: int) -> None:
         self.dsn = dsn
@@ -58,16 +55,8 @@ class AsyncPeer:
         finally:
             await self.close()
 
-    def versions(self) -> dict[str, str]:
-        return versions(*self.distributions)
-
     async def get(self, table: str) -> None:
         raise NotImplementedError
 
 
 ITEM = {"table": "item"}
-
-
-def versions(*distributions: str) -> dict[str, str]:
-    """Return the versions of what is installed."""
-    return {name: metadata.version(name) for name in distributions}

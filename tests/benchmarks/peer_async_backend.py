@@ -15,8 +15,6 @@ class Peer(AsyncPeer):
     It has no prefetch_related and no aiterator.
     """
 
-    distributions = ("django", "django-async-backend", "psycopg", "psycopg-pool")
-
     def __init__(self, dsn: str, pool: int) -> None:
         super().__init__(dsn, pool)
         size = {"min_size": min(4, pool), "max_size": pool, "timeout": 60}

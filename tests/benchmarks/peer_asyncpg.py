@@ -13,8 +13,6 @@ from tests.benchmarks.peer import AsyncPeer
 class Peer(AsyncPeer):
     """Rows as asyncpg's records, SQL by hand; it prepares what is repeated."""
 
-    distributions = ("asyncpg",)
-
     async def open(self) -> None:
         self.pool: Any = await asyncpg.create_pool(
             self.dsn,

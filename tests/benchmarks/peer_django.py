@@ -39,7 +39,6 @@ def set_up(
 class DjangoPeer(AsyncPeer):
     """What an application writes with Django's a-methods."""
 
-    distributions = ("django", "psycopg", "psycopg-pool", "asgiref")
     models: Any
 
     def load_models(self) -> None:
@@ -102,8 +101,6 @@ class DjangoPeer(AsyncPeer):
 
 class Pgbackend(DjangoPeer):
     """This package; *bridged* runs a request in a bridge of its own, as under ASGI."""
-
-    distributions = (*DjangoPeer.distributions, "greenlet", "pgbackend")
 
     def __init__(self, dsn: str, pool: int, bridged: bool = False) -> None:
         super().__init__(dsn, pool)

@@ -10,7 +10,6 @@ from typing import Any
 
 from tests.benchmarks import values
 from tests.benchmarks.load import Window
-from tests.benchmarks.peer import versions
 from tests.benchmarks.peer_django import set_up
 
 
@@ -120,6 +119,3 @@ class Peer(SyncOperations):
             window.latencies.append(time.perf_counter() - began)
             if time.perf_counter() >= end:
                 return
-
-    def versions(self) -> dict[str, str]:
-        return versions("django", "psycopg")

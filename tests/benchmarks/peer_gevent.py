@@ -12,7 +12,7 @@ from typing import Any
 import gevent
 
 from tests.benchmarks.load import Window
-from tests.benchmarks.peer import ITEM, versions
+from tests.benchmarks.peer import ITEM
 from tests.benchmarks.peer_django import set_up
 from tests.benchmarks.peer_django_sync import SyncOperations
 
@@ -82,6 +82,3 @@ class Peer(SyncOperations):
         if burst:
             window.close()
         return window
-
-    def versions(self) -> dict[str, str]:
-        return versions("django", "psycopg", "gevent", "django-db-geventpool", "greenlet")

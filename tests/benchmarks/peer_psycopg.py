@@ -13,8 +13,6 @@ from tests.benchmarks.peer import AsyncPeer
 class Peer(AsyncPeer):
     """Rows as tuples, SQL by hand, autocommit."""
 
-    distributions = ("psycopg", "psycopg-pool")
-
     async def open(self) -> None:
         self.pool: AsyncConnectionPool[Any] = AsyncConnectionPool(
             self.dsn,

@@ -112,7 +112,6 @@ class Peer(AsyncPeer):
     def __init__(self, dsn: str, pool: int, driver: str) -> None:
         super().__init__(dsn, pool)
         self.driver = driver
-        self.distributions = ("sqlalchemy", "greenlet", driver)
 
     async def open(self) -> None:
         name = {"application_name": os.environ["BENCH_NAME"]}

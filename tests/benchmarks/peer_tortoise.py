@@ -119,8 +119,6 @@ TABLES: dict[str, Any] = {"item": Item, "wide": Wide}
 class Peer(AsyncPeer):
     """Its documented methods. It has no iteration by a server-side cursor."""
 
-    distributions = ("tortoise-orm", "asyncpg")
-
     async def open(self) -> None:
         url = urlsplit(self.dsn)
         await Tortoise.init(

@@ -61,15 +61,13 @@ def markdown(document: dict[str, Any]) -> str:
 
 def _about(document: dict[str, Any]) -> str:
     machine = document["machine"]
-    versions: dict[str, str] = {}
-    for each in document["results"]:
-        versions |= each.get("versions") or {}
-    named = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
+    named = ", ".join(f"{name} {version}" for name, version in document["versions"].items())
     return (
         f"Run of {document['date']}, {document['minutes']:.0f} minutes, by"
         f" `{document['command']}`, on {machine['cpu']}, {machine['cores']} cores,"
         f" {machine['system']}; load before {machine['load_before'][0]:.1f}."
-        f" Python {machine['python']}, PostgreSQL {machine['postgresql']}, {named}."
+        f" pgbackend at {document['commit']}, Python {machine['python']},"
+        f" PostgreSQL {machine['postgresql']}, {named}."
     )
 
 

@@ -36,7 +36,7 @@ def main() -> None:
 
     window = peer.run(spec, warm)
     figures = window.figures(spec["repeat"] * spec["queries"])
-    figures |= memories | {"memory_peak": memory("VmHWM"), "versions": peer.versions()}
+    figures |= memories | {"memory_peak": memory("VmHWM")}
     print(json.dumps(figures))
 
 
