@@ -37,8 +37,10 @@ class AsyncPeer:
         operation = getattr(self, spec["operation"])
         await self.open()
         try:
-            # The first one imports and opens what it needs.
-            await asyncio.ensure_future(self.request(self.get, {"repeat": 5, "arguments": ITEM}))
+            # The first imports what it needs; the others have the pool open all connections.
+            first = {"repeat": 5, "arguments": ITEM}
+            await asyncio.ensure_future(self.request(self.get, first))
+            await asyncio.gather(*(self.request(self.get, first) for _ in range(self.pool_size)))
             warm()
 
             def request() -> Awaitable[None]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from tests.benchmarks import values
 from tests.benchmarks.peer import AsyncPeer
-from tests.benchmarks.peer_django import set_up
+from tests.benchmarks.peer_django import full, set_up
 
 
 class Peer(AsyncPeer):
@@ -17,11 +17,10 @@ class Peer(AsyncPeer):
 
     def __init__(self, dsn: str, pool: int) -> None:
         super().__init__(dsn, pool)
-        size = {"min_size": min(4, pool), "max_size": pool, "timeout": 60}
         set_up(
             dsn,
             "django_async_backend.db.backends.postgresql",
-            {"pool": size},
+            {"pool": full(pool)},
             ("django_async_backend",),
         )
         from tests.benchmarks import models

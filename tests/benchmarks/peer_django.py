@@ -36,6 +36,11 @@ def set_up(
     django.setup()
 
 
+def full(pool: int) -> dict[str, Any]:
+    """Return the options of a pool whose connections are all open from the start."""
+    return {"min_size": pool, "max_size": pool, "timeout": 60}
+
+
 class DjangoPeer(AsyncPeer):
     """What an application writes with Django's a-methods."""
 
@@ -104,7 +109,7 @@ class Pgbackend(DjangoPeer):
 
     def __init__(self, dsn: str, pool: int, bridged: bool = False) -> None:
         super().__init__(dsn, pool)
-        set_up(dsn, "pgbackend", {"pool": {"max_size": pool, "timeout": 60}})
+        set_up(dsn, "pgbackend", {"pool": full(pool)})
         self.load_models()
         if bridged:
             from pgbackend import bridged as in_bridge
@@ -133,8 +138,7 @@ class Stock(DjangoPeer):
 
     def __init__(self, dsn: str, pool: int, pooled: bool) -> None:
         super().__init__(dsn, pool)
-        size = {"min_size": min(4, pool), "max_size": pool, "timeout": 60}
-        set_up(dsn, "django.db.backends.postgresql", {"pool": size} if pooled else {})
+        set_up(dsn, "django.db.backends.postgresql", {"pool": full(pool)} if pooled else {})
         self.load_models()
 
     async def request(self, operation: Callable[..., Awaitable[Any]], spec: Any) -> None:

@@ -23,7 +23,7 @@ class Peer:
     apps: tuple[str, ...] = ()
 
 
-_POOL = {"pool": {"min_size": 4, "max_size": 20, "timeout": 60}}
+_POOL = {"pool": {"min_size": 20, "max_size": 20, "timeout": 60}}
 
 PEERS = {
     peer.name: peer

@@ -4,6 +4,7 @@ import statistics
 from collections import defaultdict
 from typing import Any
 
+from tests.benchmarks import targets
 from tests.benchmarks.peers import OURS
 
 
@@ -17,6 +18,8 @@ class Summary:
         # What was tried and gave no figures.
         self.missing: dict[tuple[str, str], str] = {}
         for each in document["results"]:
+            if each["kind"].startswith("sweep"):
+                continue
             work, peer = each["work"], each["peer"]
             if work not in self.works:
                 self.works.append(work)
@@ -45,16 +48,25 @@ class Summary:
             return ""
         return f"±{(max(values) - min(values)) / 2 / statistics.median(values):.0%}"
 
-    def ratio(self, work: str, peer: str, figure: str = "rps") -> float | None:
-        """Return ours divided by the peer's."""
-        ours, theirs = self.median(work, OURS, figure), self.median(work, peer, figure)
-        return ours / theirs if ours and theirs else None
+    def ratios(self, figure: str, ours: tuple[str, str], theirs: tuple[str, str]) -> list[float]:
+        """Return what one (work, peer) has of another, round by round."""
+        others = {each["round"]: each.get(figure) for each in self._rounds.get(theirs, [])}
+        return [
+            each[figure] / others[each["round"]]
+            for each in self._rounds.get(ours, [])
+            if each.get(figure) is not None and others.get(each["round"])
+        ]
+
+    def ratio(self, work: str, peer: str) -> float | None:
+        """Return our requests per second divided by the peer's; the median of the rounds'."""
+        ratios = self.ratios("rps", (work, OURS), (work, peer))
+        return statistics.median(ratios) if ratios else None
 
 
 def markdown(document: dict[str, Any]) -> str:
     """Return the report of a run."""
     summary = Summary(document)
-    parts = [_about(document)]
+    parts = [_about(document), target_table(summary), requests_table(summary)]
     parts += [_work(summary, work) for work in summary.works]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -71,6 +83,58 @@ def _about(document: dict[str, Any]) -> str:
     )
 
 
+def target_table(summary: Summary) -> str:
+    """Return the targets with what was reached; "" if nothing of them was measured."""
+    lines = [
+        "| target | against | wanted | median | rounds | |",
+        "|---|---|--:|--:|--:|---|",
+    ]
+    for target in targets.ALL:
+        match target:
+            case targets.Ratio(work, peer, wanted):
+                words, against, least = work, peer, True
+                values = summary.ratios("rps", (work, OURS), (work, peer))
+            case targets.Cost(words, figure, work, other, peer, wanted):
+                against, least = (peer if peer != OURS else other), False
+                values = summary.ratios(figure, (work, OURS), (other, peer))
+            case targets.Limit(words, work, peer, figure, wanted, less, factor):
+                against, least = "", False
+                values = [value * factor for value in summary.values(work, peer, figure)]
+                if less:
+                    values = [
+                        value - before * factor
+                        for value, before in zip(
+                            values, summary.values(work, peer, less), strict=True
+                        )
+                    ]
+        if not values:
+            continue
+        middle = statistics.median(values)
+        met = middle >= wanted if least else middle <= wanted
+        digits = 0 if isinstance(target, targets.Limit) else 2
+        span = f"{min(values):,.{digits}f} to {max(values):,.{digits}f}"
+        lines.append(
+            f"| {words} | {against} | {'≥' if least else '≤'} {wanted:g} |"
+            f" {middle:,.{digits}f} | {span} | {'met' if met else '**not met**'} |"
+        )
+    return "\n".join(["### Targets", "", *lines]) if len(lines) > 2 else ""
+
+
+def requests_table(summary: Summary) -> str:
+    """Return requests per second of all works and peers, for the README."""
+    lines = [
+        f"| requests/s | {' | '.join(summary.peers)} |",
+        "|---" + "|--:" * len(summary.peers) + "|",
+    ]
+    for work in summary.works:
+        cells = [
+            number(summary.median(work, peer)) or ("—" if (work, peer) in summary.missing else "")
+            for peer in summary.peers
+        ]
+        lines.append(f"| {work} | {' | '.join(cells)} |")
+    return "\n".join(["### Requests per second", "", *lines])
+
+
 def _work(summary: Summary, work: str) -> str:
     lines = [
         f"### {work}",
@@ -85,11 +149,12 @@ def _work(summary: Summary, work: str) -> str:
             continue
         if summary.median(work, peer) is None:
             continue
+        rows = summary.median(work, peer, "rows_per_second")
         before = summary.median(work, peer, "memory_before") or 0
         peak = summary.median(work, peer, "memory_peak")
         cells = [
             peer,
-            number(summary.median(work, peer)),
+            number(summary.median(work, peer)) + (f" ({number(rows)} rows/s)" if rows else ""),
             summary.spread(work, peer),
             number(summary.ratio(work, peer), 2),
             number(summary.median(work, peer, "p50"), 2, 1e3),
