@@ -188,6 +188,7 @@ def main() -> None:
 
         text += plots.draw(document, folder)
     (folder / "report.md").write_text(text)
+    (folder / "readme.md").write_text(report.for_readme(document))
     print(f"\n{text}\nWritten to {folder}")
 
 

@@ -66,9 +66,16 @@ class Summary:
 def markdown(document: dict[str, Any]) -> str:
     """Return the report of a run."""
     summary = Summary(document)
+    return "\n\n".join(
+        [for_readme(document), *(_work(summary, work) for work in summary.works), ""]
+    )
+
+
+def for_readme(document: dict[str, Any]) -> str:
+    """Return the part of the report that the project's README shows."""
+    summary = Summary(document)
     parts = [_about(document), target_table(summary), requests_table(summary)]
-    parts += [_work(summary, work) for work in summary.works]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return "\n\n".join(part for part in parts if part)
 
 
 def _about(document: dict[str, Any]) -> str:
@@ -132,7 +139,7 @@ def requests_table(summary: Summary) -> str:
             for peer in summary.peers
         ]
         lines.append(f"| {work} | {' | '.join(cells)} |")
-    return "\n".join(["### Requests per second", "", *lines])
+    return "\n".join(["### Requests per second", "", *lines]) if summary.works else ""
 
 
 def _work(summary: Summary, work: str) -> str:
