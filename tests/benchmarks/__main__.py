@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import shlex
+import signal
 import sys
 from contextlib import closing
 from pathlib import Path
@@ -145,6 +146,8 @@ class Run:
 
 def main() -> None:
     options = parser().parse_args()
+    # As Ctrl-C does: what was started ends, and what was measured is kept.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     peers: list[Peer] = chosen(options.peers, PEERS)
     known = {work.name: work for work in [*TARGETS, *MORE]}
     works: list[Work] = list(TARGETS)

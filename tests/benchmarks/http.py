@@ -164,7 +164,7 @@ def load_command(site: Site, path: str, sessions: list[str], seconds: float) -> 
         return [
             wrk,
             *("--threads", "1", "--connections", str(CONNECTIONS), "--latency"),
-            *("--duration", f"{round(seconds)}s"),
+            *("--duration", f"{round(seconds)}s", "--timeout", "30s"),
             *("--script", str(Path(__file__).with_name("wrk.lua"))),
             f"http://127.0.0.1:{site.port}{path}",
             "--",
@@ -198,8 +198,10 @@ def measure(
                 run_client(site, view.path, sessions, warm_up)
             cpu = site.cpu()
             figures = run_client(site, view.path, sessions, seconds)
+            if not figures["requests"]:
+                raise RuntimeError(f"no request ended within {seconds:g} s")
             cpu_after = site.cpu()
-            if figures["requests"] and cpu is not None and cpu_after is not None:
+            if cpu is not None and cpu_after is not None:
                 figures["cpu_per_query"] = (cpu_after - cpu) / figures["requests"] / view.queries
             figures |= {
                 "memory_before": before,
@@ -217,16 +219,19 @@ def run_client(site: Site, path: str, sessions: list[str], seconds: float) -> di
     command = load_command(site, path, sessions, seconds)
     client = subprocess.Popen(command, cwd=environments.ROOT, stdout=subprocess.PIPE, text=True)
     deadline = time.monotonic() + seconds + START_TIMEOUT
-    while True:
-        try:
-            answer, _ = client.communicate(timeout=INTERVAL)
-            break
-        except subprocess.TimeoutExpired:
-            site.watch.sample()
-            if time.monotonic() > deadline:
-                client.kill()
-                client.communicate()
-                raise RuntimeError("the client did not end") from None
+    try:
+        while True:
+            try:
+                answer, _ = client.communicate(timeout=INTERVAL)
+                break
+            except subprocess.TimeoutExpired:
+                site.watch.sample()
+                if time.monotonic() > deadline:
+                    raise RuntimeError("the client did not end") from None
+    finally:
+        if client.poll() is None:
+            client.kill()
+            client.communicate()
     if client.returncode:
         raise RuntimeError(f"{command[0]} failed")
     if command[0].endswith("wrk"):

@@ -76,6 +76,8 @@ class Peer(SyncOperations):
             gevent.sleep(spec["warm_up"])
             window.open()
             gevent.sleep(spec["seconds"])
+            while not window.is_enough(spec["clients"], spec["seconds"]):
+                gevent.sleep(spec["seconds"] / 10)
             window.close()
         for each in clients:
             each.get()
