@@ -7,6 +7,9 @@
 # make django-suite-diff   what of them ends worse than on Django's own backend
 # make drf-suite           REST framework's tests, with DJANGO=, MODE= and, for pytest,
 #                          LABELS='tests/test_filters.py -k search'
+# make bench       the speed of this backend and of its peers, against the targets, within half
+#                  an hour; ARGS='--peers pgbackend tortoise --works "1 get" --views'
+# make bench-full  more kinds of work, sweeps and plots; see tests/benchmarks/README.md
 # make clean   remove what the others made, the demo's data included
 
 # A line of Django's, as in 6.1; without it the newest that the Python admits.
@@ -23,7 +26,7 @@ ARGS =
 MODE = bridged
 PARALLEL = 2
 
-.PHONY: help run test soak django-suite django-suite-diff drf-suite clean
+.PHONY: help run test soak django-suite django-suite-diff drf-suite bench bench-full clean
 
 help:
 	@sed -n '/^#/!q; s/^# //p' Makefile
@@ -47,6 +50,11 @@ django-suite-diff: $(VENV)/installed-suite
 drf-suite:
 	@$(MAKE) --no-print-directory VENV=$(VENV)-drf $(VENV)-drf/installed-drf
 	@$(VENV)-drf/bin/python -m tests.drf_suite --mode $(MODE) $(ARGS) $(LABELS)
+
+# The versions of all peers are those that Django 6.1 and its Pythons admit.
+bench bench-full:
+	@$(MAKE) --no-print-directory DJANGO=6.1 VENV=.venv-bench .venv-bench/installed-bench
+	@.venv-bench/bin/python -m tests.benchmarks $(if $(filter bench-full,$@),--full) $(ARGS)
 
 # The stamps stand for the extras that pyproject.toml asks for.
 $(VENV)/installed-%: pyproject.toml | $(VENV)/bin/pip
@@ -80,5 +88,5 @@ clean:
 	fi
 	@# As root the data may be a link to a folder elsewhere.
 	@if [ -L .postgres/data ]; then rm -rf "$$(readlink .postgres/data)"; fi
-	rm -rf .venv .venv-* .django-suite .postgres build dist *.egg-info .pytest_cache kitchen/.pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* .benchmarks .django-suite .pgbouncer .postgres build dist *.egg-info .pytest_cache kitchen/.pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -path './.venv*' -prune -o -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,199 @@
+"""``python -m tests.benchmarks``: see README.md here."""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import shlex
+import signal
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks import environments, http, report
+from tests.benchmarks.measure import measure
+from tests.benchmarks.peers import PEERS, Peer
+from tests.benchmarks.server import Look, serve
+from tests.benchmarks.works import MORE, SWEEPS, TARGETS, Sweep, Work
+
+# Git ignores this folder.
+RESULTS = environments.ROOT / ".benchmarks"
+
+
+def machine() -> dict[str, Any]:
+    """Return what the figures depend on."""
+    model = platform.processor() or platform.machine()
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                model = line.partition(":")[2].strip()
+                break
+    except FileNotFoundError:
+        pass
+    return {
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "load_before": os.getloadavg(),
+    }
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="python -m tests.benchmarks")
+    made.add_argument("--full", action="store_true", help="all works and sweeps, with plots")
+    made.add_argument("--rounds", type=int, default=3)
+    made.add_argument("--seconds", type=float, default=1.5, help="of each measurement")
+    made.add_argument("--warm-up", type=float, default=0.5, help="before each, seconds")
+    made.add_argument("--peers", nargs="*", metavar="PEER", help="names: all without")
+    made.add_argument(
+        "--works", nargs="*", metavar="WORK", help="names: those of the targets without"
+    )
+    made.add_argument("--views", nargs="*", metavar="VIEW", help="names, over HTTP: all without")
+    made.add_argument(
+        "--sweeps", nargs="*", metavar="SWEEP", help="names: none without, all with --full"
+    )
+    made.add_argument(
+        "--loop", choices=["asyncio", "uvloop"], default="asyncio", help="uvicorn's event loop"
+    )
+    made.add_argument(
+        "--dsn",
+        default=os.environ.get("PGBACKEND_BENCH_DSN"),
+        help="URL of a PostgreSQL superuser; the database pgbackend_benchmarks is made anew there."
+        " Without it a server is started for the run",
+    )
+    return made
+
+
+def chosen(names: list[str] | None, known: dict[str, Any]) -> list[Any]:
+    """Return those with *names*, all if there are none; exit for an unknown name."""
+    if names is None:
+        return list(known.values())
+    if unknown := sorted(set(names) - known.keys()):
+        sys.exit(f"There is no {', '.join(unknown)}; there are: {', '.join(known)}")
+    return [known[name] for name in names]
+
+
+class Run:
+    """All measurements of a run, in rounds: each peer once, then each once more."""
+
+    def __init__(self, options: argparse.Namespace, dsn: str, look: Look) -> None:
+        self.options = options
+        self.dsn = dsn
+        self.look = look
+        self.results: list[dict[str, Any]] = []
+
+    def add(self, kind: str, peer: Peer, work: str, number: int, figures: dict[str, Any]) -> None:
+        self.results.append(
+            {"kind": kind, "peer": peer.name, "work": work, "round": number, **figures}
+        )
+        words = figures.get("failed") or (
+            "not supported"
+            if figures.get("unsupported")
+            else f"{figures['rps']:9.1f} /s  {(figures.get('cpu_per_query') or 0) * 1e6:7.0f} us"
+            + (f"  {figures['errors']} errors: {figures['error']}" if figures["errors"] else "")
+        )
+        print(f"{number}  {work:32} {peer.name:26} {words}", flush=True)
+
+    def works(self, kind: str, works: list[Work], peers: list[Peer], rounds: int) -> None:
+        unsupported = set()
+        for number in range(1, rounds + 1):
+            for work in works:
+                for peer in peers:
+                    if (work.name, peer.name) in unsupported:
+                        continue
+                    figures = measure(
+                        peer,
+                        work,
+                        self.dsn,
+                        self.look,
+                        seconds=self.options.seconds,
+                        warm_up=self.options.warm_up,
+                    )
+                    if figures.get("unsupported"):
+                        unsupported.add((work.name, peer.name))
+                    self.add(kind, peer, work.name, number, figures)
+                self.look.clean_up()
+
+    def sweep(self, sweep: Sweep, peers: list[Peer]) -> None:
+        """Do a work at every point of a sweep, one round."""
+        peers = [peer for peer in peers if not sweep.peers or peer.name in sweep.peers]
+        self.works(f"sweep over {sweep.name}", list(sweep.points.values()), peers, 1)
+
+    def views(self, views: list[http.View], peers: list[Peer], rounds: int) -> None:
+        peers = [peer for peer in peers if peer.engine]
+        if not peers or not views:
+            return
+        sessions = http.prepare(self.dsn)
+        for number in range(1, rounds + 1):
+            for view in views:
+                for peer in peers:
+                    figures = http.measure(
+                        peer,
+                        view,
+                        self.dsn,
+                        self.look,
+                        sessions,
+                        # wrk counts in whole seconds, and calibrates itself in the first half.
+                        seconds=max(2.0, self.options.seconds),
+                        warm_up=max(1.0, self.options.warm_up),
+                        loop=self.options.loop,
+                    )
+                    self.add("http", peer, view.name, number, figures)
+
+
+def main() -> None:
+    options = parser().parse_args()
+    # As Ctrl-C does: what was started ends, and what was measured is kept.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    peers: list[Peer] = chosen(options.peers, PEERS)
+    known = {work.name: work for work in [*TARGETS, *MORE]}
+    works: list[Work] = list(TARGETS)
+    if options.works is not None or options.full:
+        works = chosen(options.works, known)
+    views: list[http.View] = chosen(options.views, {view.name: view for view in http.VIEWS})
+    sweeps: list[Sweep] = []
+    if options.sweeps is not None or options.full:
+        sweeps = chosen(options.sweeps, {sweep.name: sweep for sweep in SWEEPS})
+    for peer in peers:
+        environments.python(peer.environment)
+    began = datetime.datetime.now(datetime.UTC)
+    folder = RESULTS / began.strftime("%Y%m%d-%H%M%S")
+    folder.mkdir(parents=True)
+    about = machine()
+    with serve(options.dsn) as dsn, closing(Look(dsn)) as look:
+        about["postgresql"] = look.version()
+        run = Run(options, dsn, look)
+        try:
+            run.works("orm", works, peers, options.rounds)
+            run.views(views, peers, options.rounds)
+            for sweep in sweeps:
+                run.sweep(sweep, peers)
+        finally:
+            # What was measured is kept, also if the run is interrupted.
+            document = {
+                "date": began.isoformat(timespec="seconds"),
+                "minutes": (datetime.datetime.now(datetime.UTC) - began).total_seconds() / 60,
+                "command": shlex.join(["python", "-m", "tests.benchmarks", *sys.argv[1:]]),
+                "machine": about,
+                "commit": environments.commit(),
+                "versions": environments.versions(),
+                "options": {**vars(options), "dsn": None},
+                "results": run.results,
+            }
+            (folder / "results.json").write_text(json.dumps(document, indent=1))
+    text = report.markdown(document)
+    if sweeps:
+        # matplotlib is in the extra `bench`; nothing else needs it.
+        from tests.benchmarks import plots
+
+        text += plots.draw(document, folder)
+    (folder / "report.md").write_text(text)
+    (folder / "readme.md").write_text(report.for_readme(document))
+    print(f"\n{text}\nWritten to {folder}")
+
+
+if __name__ == "__main__":
+    main()
