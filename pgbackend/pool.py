@@ -195,7 +195,7 @@ class ConnectionPool(AsyncConnectionPool[PooledConnection]):
         except PoolTimeout:
             raise PoolTimeout(
                 f"no connection of the pool {self.name!r} came free within {self.timeout:g} s:"
-                f" all {self.max_size} are on loan and {len(self._waiting) - 1} other tasks wait."
+                f" all {self.max_size} are on loan and {len(self._waiting)} other tasks wait."
                 f" See 'timeout' and 'max_size' in {self._setting}"
             ) from None
         except TooManyRequests:
@@ -209,6 +209,21 @@ class ConnectionPool(AsyncConnectionPool[PooledConnection]):
             self.give_back(conn)
             raise asyncio.CancelledError
         return conn
+
+    async def _getconn_unchecked(
+        self,
+        timeout: float,  # noqa: ASYNC109  # psycopg_pool's
+    ) -> PooledConnection:
+        """Wait in the queue; who leaves it, cancelled or by the time-out, leaves no place behind.
+
+        psycopg_pool counts them among ``max_waiting`` until a connection comes free.
+        """
+        try:
+            return await super()._getconn_unchecked(timeout)
+        except BaseException:
+            for each in [each for each in self._waiting if each.error is not None]:
+                self._waiting.remove(each)
+            raise
 
     def give_back(self, conn: PooledConnection, *, dirty: bool = False) -> None:
         """Return *conn* without waiting, from any code on the loop's thread.
