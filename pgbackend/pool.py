@@ -65,8 +65,12 @@ class PooledConnection(psycopg.AsyncConnection[Any]):
 
     def found_read_only(self) -> None:
         """Have the pool connect anew if this server was to take writes and no longer does."""
-        if isinstance(self._pool, ConnectionPool) and _was_demoted(self.pgconn):
-            self._pool.drain_now()
+        pool = self._pool
+        if not isinstance(pool, ConnectionPool) or not _was_demoted(self.pgconn):
+            return
+        # Once, not for each connection that was on loan then.
+        if self._created_at > pool._drained_at:
+            pool.drain_now()
 
 
 class ConnectionPool(AsyncConnectionPool[PooledConnection]):
