@@ -244,6 +244,17 @@ def tls_server() -> Iterator[Cluster]:
         yield server
 
 
+@pytest.fixture
+def asks_for_passwords() -> None:
+    """Skip the test where the server that --dsn names lets everybody in."""
+    dsn = urlsplit(os.environ["PGBACKEND_TEST_DSN"])
+    try:
+        psycopg.connect(dsn.geturl(), password="wrong").close()
+    except psycopg.OperationalError:
+        return
+    pytest.skip("the server given by --dsn asks for no password")
+
+
 @dataclass
 class Pair:
     """A primary and its standby."""

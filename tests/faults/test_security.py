@@ -85,7 +85,7 @@ async def test_security_requests_are_apart() -> None:
 
 
 @pytest.fixture
-def user(server: Server) -> Iterator[str]:
+def user(server: Server, asks_for_passwords: None) -> Iterator[str]:
     """A user whose password is the canary."""
     name = "pgbackend_tests_user"
     server.all(f"CREATE ROLE {name} LOGIN PASSWORD '{CANARY}'")

@@ -86,7 +86,7 @@ async def test_28_each_borrower_has_a_fresh_session(server: Server, add_alias: A
 
 
 @pytest.fixture
-def user(server: Server) -> Iterator[str]:
+def user(server: Server, asks_for_passwords: None) -> Iterator[str]:
     """A user whose password is asked for."""
     name = "pgbackend_tests_user"
     server.all(f"CREATE ROLE {name} LOGIN PASSWORD 'first'")
