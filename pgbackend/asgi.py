@@ -19,6 +19,7 @@ from django.db import connections
 
 from . import conf
 from .base import DatabaseWrapper
+from .bridge import is_bridged, last
 from .joining import in_transaction
 from .registry import open_pools
 from .routing import in_bridge, runs_bridged
@@ -96,7 +97,24 @@ async def work(
     request, task = _request.get(), asyncio.current_task()
     if request is not None and task is not None:
         request.tasks.append(task)
-    return await in_request(handle, *args, **kwargs)
+    if task is None or is_bridged():
+        return await in_request(handle, *args, **kwargs)
+    return await in_request(_part, task, handle, args, kwargs)
+
+
+async def _part(
+    task: asyncio.Task[Any],
+    handle: Callable[..., Coroutine[Any, Any, T]],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> T:
+    """Await a part of a request whose other parts, its streaming body say, *task* runs later.
+
+    They have the session that this one has made.
+    """
+    if is_bridged():
+        last(lambda callback: task.add_done_callback(lambda _: callback()))
+    return await handle(*args, **kwargs)
 
 
 async def in_request(

