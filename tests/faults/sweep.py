@@ -59,8 +59,6 @@ class Operation:
     # In the same task, not cancelled.
     before: Callable[[], Awaitable[None]] = nothing
     after: Callable[[], Awaitable[None]] = nothing
-    # How many points are swept of one that never ends by itself.
-    endless: int = 0
 
 
 class Interrupted:
@@ -206,10 +204,7 @@ def census() -> tuple[int, int, int]:
 
 
 async def _sweep_once(operation: Operation, server: Server, report: Report) -> None:
-    if operation.endless:
-        report.points = operation.endless
-    else:
-        report.points = (await _once(operation, server, report)).count
+    report.points = (await _once(operation, server, report)).count
     for late in (False, True):
         for first in range(1, report.points + 1):
             each = await _once(operation, server, report, (first,), late=late)

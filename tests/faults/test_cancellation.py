@@ -100,7 +100,7 @@ def copy() -> None:
 @bridged
 def slow_statement() -> None:
     with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_sleep(600)")
+        cursor.execute("SELECT pg_sleep(0.3)")
 
 
 class Exhausted:
@@ -150,7 +150,7 @@ OPERATIONS = {
     "aiterator left early": Operation(aiterator_left),
     "raw cursor": Operation(raw_cursor, ([], ["raw"])),
     "COPY": Operation(copy, ([], ["copied 0", "copied 1", "copied 2"])),
-    "slow statement": Operation(slow_statement, endless=4),
+    "slow statement": Operation(slow_statement),
     "exhausted pool": Operation(
         exhausted.work, settings=pool(1), before=exhausted.before, after=exhausted.after
     ),
