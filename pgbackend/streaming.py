@@ -14,6 +14,7 @@ from itertools import islice
 from typing import Any
 
 import psycopg
+from django.db import DatabaseError, InterfaceError
 
 from .cursor import collect_opened
 from .routing import run_for_alias
@@ -49,7 +50,7 @@ async def chunks(self: Any) -> AsyncGenerator[Any, None]:
         ended_by = sys.exception()
         try:
             await run_for_alias(alias, close)
-        except psycopg.Error as error:
+        except (psycopg.Error, DatabaseError, InterfaceError) as error:
             if ended_by is None:
                 raise
             # Not in place of the exception, a cancellation perhaps, that ends the reading.

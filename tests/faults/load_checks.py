@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import os
 import sys
 import time
 import warnings
@@ -18,6 +17,7 @@ import psycopg
 from django.db import connection
 from greenlet import greenlet
 
+from tests.faults.files import open_files
 from tests.faults.load_bank import TOTAL, Account, Ledger, Transfer
 
 # How long the pool and the server may take to come to rest, seconds.
@@ -33,7 +33,7 @@ class Baseline:
     def __init__(self) -> None:
         gc.collect()
         self.tasks = len(asyncio.all_tasks())
-        self.descriptors = len(os.listdir("/dev/fd"))
+        self.descriptors = open_files()
         objects = gc.get_objects()
         # By type(): Django's lazy objects lie about their class, and begin to work for that.
         self.greenlets = sum(issubclass(type(each), greenlet) and not each.dead for each in objects)

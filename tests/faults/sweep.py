@@ -29,6 +29,7 @@ from greenlet import greenlet
 
 from pgbackend import bridged
 from tests.conftest import NAME, Server
+from tests.faults.files import open_files
 from tests.faults.proxy import Proxy
 from tests.faults.report import Report, reports
 from tests.models import Author
@@ -200,7 +201,7 @@ def census() -> tuple[int, int, int]:
         for each in gc.get_objects()
         if isinstance(each, greenlet) and each and each.parent is not None
     )
-    return len(asyncio.all_tasks()), suspended, len(os.listdir("/dev/fd"))
+    return len(asyncio.all_tasks()), suspended, open_files()
 
 
 async def _sweep_once(operation: Operation, server: Server, report: Report) -> None:
