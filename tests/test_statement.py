@@ -1,0 +1,163 @@
+"""The short way of the ORM's statements: what it does, and for whom it steps aside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+import pytest
+from django.conf import settings
+from django.db import IntegrityError, connection, transaction
+from django.db.backends.utils import CursorWrapper
+from django.db.transaction import TransactionManagementError
+from psycopg.types.string import StrDumper
+
+from pgbackend import bridged
+from pgbackend.base import DatabaseWrapper
+from pgbackend.statement import DirectCursor, cursor_for
+from tests.conftest import Server
+from tests.models import Author
+from tests.wrapper import AddAlias
+
+
+def is_short() -> bool:
+    """Return whether a statement of the ORM's would go the short way."""
+    sql, _ = Author.objects.filter(pk=1).query.get_compiler("default").as_sql()
+    with cursor_for(transaction.get_connection(), sql) as cursor:
+        return isinstance(cursor, DirectCursor)
+
+
+@bridged
+def test_the_orms_own() -> None:
+    """A statement compiled from Django's own parts goes the short way, raw SQL does not."""
+    assert is_short()
+    with cursor_for(transaction.get_connection(), "SELECT 1") as cursor:
+        assert not isinstance(cursor, DirectCursor)
+    with transaction.atomic():
+        assert is_short()
+
+
+async def test_results() -> None:
+    """Rows, counts, nothing found and values made by the database are as with Django's cursors."""
+    ada = await Author.objects.acreate(name="Ada")
+    assert (await Author.objects.aget(pk=ada.pk)).name == "Ada"
+    assert await Author.objects.filter(name="Bob").afirst() is None
+    assert await Author.objects.acount() == 1
+    assert await Author.objects.filter(name="Ada").aupdate(name="Eve") == 1
+    assert await Author.objects.filter(name="Ada").aupdate(name="Eve") == 0
+    assert (await Author.objects.filter(name="Eve").adelete())[0] == 1
+    assert [author async for author in Author.objects.all()] == []
+
+
+async def test_errors(server: Server) -> None:
+    """Errors are Django's, with psycopg's as the cause, and break the block they occur in."""
+    await Author.objects.acreate(name="Ada")
+    with pytest.raises(IntegrityError) as caught:
+        await Author.objects.acreate(name="Ada")
+    assert isinstance(caught.value.__cause__, psycopg.errors.UniqueViolation)
+    async with transaction.atomic():
+        with pytest.raises(IntegrityError):
+            await Author.objects.acreate(name="Ada")
+        with pytest.raises(TransactionManagementError):
+            await Author.objects.acount()
+        transaction.get_connection().needs_rollback = True
+    assert await Author.objects.acount() == 1
+
+
+# Stepping aside
+
+
+def debug(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settings, "DEBUG", True)
+
+
+def replaced_on_its_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    make = DatabaseWrapper.make_cursor
+    monkeypatch.setattr(DatabaseWrapper, "make_cursor", lambda self, cursor: make(self, cursor))
+
+
+def replaced_on_the_cursors(monkeypatch: pytest.MonkeyPatch) -> None:
+    execute = CursorWrapper.execute
+    monkeypatch.setattr(CursorWrapper, "execute", lambda self, *args: execute(self, *args))
+
+
+@pytest.mark.parametrize("change", [debug, replaced_on_its_class, replaced_on_the_cursors])
+async def test_steps_aside(
+    monkeypatch: pytest.MonkeyPatch, change: Callable[[pytest.MonkeyPatch], None]
+) -> None:
+    """Under DEBUG, and where a method on the long way was replaced, statements go that way."""
+    change(monkeypatch)
+    assert not await bridged(is_short)()
+    assert await Author.objects.acount() == 0
+    monkeypatch.undo()
+    assert await bridged(is_short)()
+
+
+async def test_steps_aside_for_a_wrapper() -> None:
+    """So they do inside execute_wrapper, and where the wrapper's own cursor() was replaced."""
+
+    @bridged
+    def look() -> None:
+        seen: list[str] = []
+
+        def see(execute: Any, sql: str, *args: Any) -> Any:
+            seen.append(sql)
+            return execute(sql, *args)
+
+        with connection.execute_wrapper(see):
+            assert Author.objects.count() == 0
+        assert len(seen) == 1
+        wrapper = transaction.get_connection()
+        wrapper.cursor = wrapper.cursor
+        assert not is_short()
+        del wrapper.cursor
+        assert is_short()
+
+    await look()
+
+
+async def test_server_side_binding(add_alias: AddAlias) -> None:
+    """With server_side_binding parameters go to the server beside the statement."""
+    alias = add_alias({"server_side_binding": True})
+    await Author.objects.acreate(name="Ada")
+
+    @bridged
+    def look() -> type:
+        sql, _ = Author.objects.using(alias).all().query.get_compiler(alias).as_sql()
+        with cursor_for(transaction.get_connection(alias), sql) as cursor:
+            return type(cursor)
+
+    assert await look() is not DirectCursor
+    assert await Author.objects.using(alias).filter(name="Ada").acount() == 1
+
+
+# What a borrower registers
+
+
+class Shouting(StrDumper):
+    """Writes strings in capitals."""
+
+    def dump(self, obj: str) -> Any:
+        return super().dump(obj.upper())
+
+    def quote(self, obj: str) -> Any:
+        return super().quote(obj.upper())
+
+
+async def test_adapters_of_a_borrower() -> None:
+    """What a borrower registers holds for its next statements, and for no other borrower."""
+    await Author.objects.acreate(name="ada")
+
+    def found() -> bool:
+        return Author.objects.filter(name="ada").exists()
+
+    @bridged
+    def register() -> None:
+        with transaction.atomic():
+            assert found()
+            connection.connection.adapters.register_dumper(str, Shouting)
+            assert not found()
+
+    await register()
+    assert await bridged(found)()

@@ -1,0 +1,87 @@
+"""Waiting for a connection's socket: nothing is missed, nothing turns, nothing is left open."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+
+import pytest
+from django.db import OperationalError, connection, transaction
+
+from pgbackend import bridged
+from pgbackend.registry import open_pools
+from tests.conftest import Server
+from tests.faults.files import open_files
+from tests.models import Author
+from tests.wrapper import check_all_back, run, small_pool, until
+
+
+async def test_many_statements_on_few_connections() -> None:
+    """A thousand statements of a hundred tasks on three connections are all answered."""
+    wrapper = small_pool(3)
+
+    async def work(number: int) -> int:
+        return sum([int(await run(wrapper, f"SELECT {number}")) for _ in range(10)])
+
+    async with asyncio.timeout(60):
+        assert await asyncio.gather(*map(work, range(100))) == [10 * n for n in range(100)]
+
+
+async def test_closed_while_somebody_waits() -> None:
+    """Whoever waits for a connection that another task closes gets an error, at once."""
+    started = asyncio.Event()
+
+    async def sleep() -> None:
+        started.set()
+        await bridged(lambda: connection.cursor().execute("SELECT pg_sleep(60)"))()
+
+    async with asyncio.timeout(30):
+        with pytest.raises(OperationalError):
+            async with transaction.atomic():
+                task = asyncio.create_task(sleep())
+                await started.wait()
+                await asyncio.sleep(0)
+                transaction.get_connection().state.lease.face.finish()
+                await task
+
+
+async def test_the_server_speaks_to_an_idle_connection(server: Server) -> None:
+    """A message to an idle connection neither keeps the loop turning nor harms what follows."""
+    wrapper = small_pool()
+    pid = await run(wrapper, "SELECT pg_backend_pid()")
+    loop = asyncio.get_running_loop()
+    turns = 0
+
+    def count() -> None:
+        nonlocal turns
+        turns += 1
+
+    select = loop._selector.select  # type: ignore[attr-defined]
+
+    def counting(timeout: float | None = None) -> object:
+        count()
+        return select(timeout)
+
+    loop._selector.select = counting  # type: ignore[attr-defined]
+    try:
+        server.all("SELECT pg_terminate_backend(%s)", pid)
+        server.wait_for_backends(0)
+        await asyncio.sleep(0.3)
+    finally:
+        loop._selector.select = select  # type: ignore[attr-defined]
+    assert turns < 200
+    await check_all_back(wrapper)
+
+
+async def test_descriptors() -> None:
+    """A pool that is closed leaves no descriptor open, nor does one that is dropped."""
+    await Author.objects.acount()
+    await open_pools()[0].close()
+    gc.collect()
+    before = open_files()
+    for _ in range(3):
+        await asyncio.gather(*(Author.objects.acount() for _ in range(5)))
+        for pool in open_pools():
+            await pool.close()
+    gc.collect()
+    await until(lambda: open_files() <= before)
