@@ -35,7 +35,7 @@ from psycopg_pool.pool_async import AddConnection, WaitingClient
 
 from .bridge import run_bridged
 from .options import pool_arguments
-from .registry import forget, open_pools
+from .registry import end_has_begun, forget, open_pools
 
 RV = TypeVar("RV")
 
@@ -190,6 +190,7 @@ class ConnectionPool(AsyncConnectionPool[PooledConnection]):
             task = asyncio.current_task()
             assert task is not None
             task.uncancel()
+            end_has_begun()
             await self.close()
 
     async def close(self, timeout: float = 5.0) -> None:  # noqa: ASYNC109  # psycopg_pool's
