@@ -1178,7 +1178,7 @@ whens = pytest.mark.parametrize(
 )
 
 
-@pytest.mark.parametrize("when", ["before a statement", "waiting for its turn"])
+@whens
 def test_the_loop_ends_while_a_thread_is_in_a_transaction(server: Server, when: str) -> None:
     """asyncio.run() returns, the thread is told why, and nothing is left in the server."""
     stranded = Stranded(when, server)
