@@ -35,7 +35,7 @@ from psycopg_pool.pool_async import AddConnection, WaitingClient
 
 from .bridge import run_bridged
 from .options import pool_arguments
-from .registry import end_has_begun, forget, open_pools
+from .registry import forget, open_pools
 
 RV = TypeVar("RV")
 
@@ -62,6 +62,9 @@ _NAMES = 5
 
 # How often a closing pool looks whether all connections are back, seconds.
 _IDLE_INTERVAL = 0.05
+
+# How long, when the loop ends, pools are kept open for cancelled tasks on their way out, seconds.
+_END_TIMEOUT = 5.0
 
 
 class PooledConnection(psycopg.AsyncConnection[Any]):
@@ -179,6 +182,9 @@ class ConnectionPool(AsyncConnectionPool[PooledConnection]):
 
         Without it a worker that is cancelled while it connects, and swallows that, would
         wait for work for ever, and `asyncio.run` for the worker.
+
+        What the other tasks still write on their way out opens pools that nobody cancels: they
+        are closed here, too, when those tasks have ended.
         """
         try:
             await asyncio.get_running_loop().create_future()
@@ -190,8 +196,15 @@ class ConnectionPool(AsyncConnectionPool[PooledConnection]):
             task = asyncio.current_task()
             assert task is not None
             task.uncancel()
-            end_has_begun()
+            # Not who waits for the cancelled ones: the keepers are among them.
+            others = [
+                each for each in asyncio.all_tasks() if each.cancelling() and not is_of_pool(each)
+            ]
             await self.close()
+            if others:
+                await asyncio.wait(others, timeout=_END_TIMEOUT)
+            for pool in open_pools():
+                await pool.close()
 
     async def close(self, timeout: float = 5.0) -> None:  # noqa: ASYNC109  # psycopg_pool's
         """Close the pool and its idle connections; those on loan close when given back.
@@ -526,6 +539,17 @@ class _Wait(asyncio.Condition):
                 self._pool.give_back(client.conn)
             raise
         return True
+
+
+# Where the coroutines of a pool's own tasks are, psycopg_pool's aside.
+_OF_POOLS = (__name__, f"{__package__}.connection")
+
+
+def is_of_pool(task: asyncio.Task[Any]) -> bool:
+    """Return whether *task* is a pool's own, not one of the application's."""
+    frame = getattr(task.get_coro(), "cr_frame", None)
+    module = "" if frame is None else frame.f_globals.get("__name__", "")
+    return module in _OF_POOLS or module.startswith("psycopg_pool.")
 
 
 async def _cancel(cancel_conn: PGcancelConn, seconds: float) -> None:

@@ -6,9 +6,8 @@ import asyncio
 import os
 from asyncio import AbstractEventLoop
 from collections.abc import Callable, Hashable
-from contextvars import Context
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
     from .pool import ConnectionPool
@@ -18,20 +17,6 @@ _pools: WeakKeyDictionary[AbstractEventLoop, dict[Hashable, ConnectionPool]] = W
 # What a forked child found open. Kept, for a task of the parent's loop that is collected
 # pending says so on stderr.
 _inherited: list[Any] = []
-
-
-# The loops whose end has begun: nobody would cancel the tasks of a pool that is opened there.
-_ending: WeakSet[AbstractEventLoop] = WeakSet()
-
-# If such a loop still runs after so many seconds, only its tasks were cancelled.
-_GRACE = 1.0
-
-
-def end_has_begun() -> None:
-    """Open no more pools on the running loop, whose tasks are being cancelled."""
-    loop = asyncio.get_running_loop()
-    _ending.add(loop)
-    loop.call_later(_GRACE, _ending.discard, loop, context=Context())
 
 
 def _forget_inherited() -> None:
@@ -46,11 +31,6 @@ os.register_at_fork(after_in_child=_forget_inherited)
 def get_pool(key: Hashable, make: Callable[[], ConnectionPool]) -> ConnectionPool:
     """Return the running loop's pool for *key*; open the one that *make* returns if none is."""
     loop = asyncio.get_running_loop()
-    if loop in _ending:
-        raise RuntimeError(
-            "the event loop is ending, and its connection pools are closed: no statement can be"
-            " run any more"
-        )
     pools = _pools.get(loop)
     if pools is None:
         for ended in [each for each in _pools if each.is_closed()]:

@@ -24,6 +24,7 @@ from typing import Any, ParamSpec, TypeVar
 from .bridge import await_bridged, is_bridged, last, run_bridged
 from .connection import BridgedLock
 from .joining import Transaction, transactions
+from .pool import is_of_pool
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -299,7 +300,7 @@ def no_tasks_left() -> Iterator[None]:
     finally:
         if is_bridged():
             await_bridged(_forget_cancellations())
-            left = [task for task in asyncio.all_tasks() - before if not _is_of_pool(task)]
+            left = [task for task in asyncio.all_tasks() - before if not is_of_pool(task)]
             if left:
                 await_bridged(_cancel(left))
 
@@ -314,16 +315,6 @@ async def _forget_cancellations() -> None:
             await asyncio.sleep(0)
         while task.uncancel():
             pass
-
-
-# Where the coroutines of a pool's own tasks are, psycopg_pool's aside.
-_POOLS = (f"{__package__}.pool", f"{__package__}.connection")
-
-
-def _is_of_pool(task: asyncio.Task[Any]) -> bool:
-    frame = getattr(task.get_coro(), "cr_frame", None)
-    module = "" if frame is None else frame.f_globals.get("__name__", "")
-    return module in _POOLS or module.startswith("psycopg_pool.")
 
 
 async def _cancel(tasks: list[asyncio.Task[Any]]) -> None:
