@@ -17,6 +17,7 @@ psycopg.
 from __future__ import annotations
 
 import inspect
+import threading
 from asyncio import Future, current_task
 from collections.abc import Awaitable, Callable, Generator
 from types import CoroutineType, coroutine
@@ -39,12 +40,22 @@ class BridgeError(RuntimeError):
     """Something was awaited from synchronous code where that is not possible."""
 
 
+# What a greenlet hands out when a call has ended: the outcome is among its attributes.
+_ENDED = object()
+
+# How many greenlets a thread keeps for calls to come: to make one costs more than a switch.
+_KEPT = 100
+
+
 class _Bridge(greenlet):
-    """The greenlet that one outermost call of `run_bridged` runs in."""
+    """The greenlet that outermost calls of `run_bridged` run in, one after the other."""
 
     # The task whose steps drive this greenlet. It may differ from the running task: an
     # eager task starts inside the greenlet of the task that creates it.
-    owner: Any
+    owner: Any = None
+    # What the call that has just ended returned or raised.
+    returned: Any = None
+    raised: BaseException | None = None
     # Called, last registered first, when the function has ended; see `on_exit`. A dict
     # for its order and because each is kept once.
     exits: dict[Callable[[], None], None] | None = None
@@ -54,6 +65,16 @@ class _Bridge(greenlet):
     lasting = False
     # What takes the callbacks of `on_end`; None: they are called when the function has ended.
     keep: Callable[[Callable[[], None]], None] | None = None
+
+
+class _Idle(threading.local):
+    """The calling thread's greenlets that wait for a call."""
+
+    def __init__(self) -> None:
+        self.bridges: list[_Bridge] = []
+
+
+_idle = _Idle()
 
 
 def is_bridged() -> bool:
@@ -154,12 +175,21 @@ def _drive(
 ) -> Generator[Any, Any, T]:
     """Run one outermost bridged call to its end, yielding what it waits for."""
     driver = getcurrent()
-    bridge = _Bridge(_call, driver)
+    idle = _idle.bridges
+    if idle:
+        bridge = idle.pop()
+        bridge.parent = driver
+    else:
+        bridge = _Bridge(_serve, driver)
     bridge.owner = current_task()
     bridge.gr_context = driver.gr_context
+    # Below another bridge, as an eager task's, it would keep that for as long as it is idle.
+    keeps = not isinstance(driver, _Bridge)
     del driver
     result = bridge.switch(function, args, kwargs)
-    while not bridge.dead:
+    while result is not _ENDED:
+        if bridge.dead:
+            return result  # type: ignore[no-any-return]  # greenlet.switch() is untyped
         try:
             value = yield result
         except GeneratorExit:
@@ -176,7 +206,46 @@ def _drive(
             # The task may be resumed from another greenlet than it was suspended in.
             bridge.parent = getcurrent()
             result = bridge.switch(value)
-    return result  # type: ignore[no-any-return]  # greenlet.switch() is untyped
+    result, raised = bridge.returned, bridge.raised
+    bridge.returned = bridge.raised = None
+    bridge.owner = bridge.gr_context = bridge.keep = None
+    bridge.lasting = False
+    if keeps and len(idle) < _KEPT and not isinstance(bridge.parent, _Bridge):
+        idle.append(bridge)
+    # What is raised keeps this frame: without a name a greenlet that is not kept ends here.
+    del bridge
+    if raised is not None:
+        context = raised.__context__
+        try:
+            raise raised
+        finally:
+            # Raised anew it would lose that; and its traceback leads here.
+            raised.__context__ = context
+            del context, raised
+    return result  # type: ignore[no-any-return]  # as above
+
+
+def _serve(function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """Run one call after the other, inside the greenlet, which is idle in between.
+
+    Then nothing of a call may be kept here, not even as the argument of a switch. A greenlet
+    whose call was abandoned ends with it, and so does one that is collected.
+    """
+    # No name for the greenlet itself: see `await_bridged`.
+    current: Any = getcurrent
+    while True:
+        try:
+            current().returned = _call(function, args, kwargs)
+        except GreenletExit:
+            raise
+        except BaseException as error:
+            if current().abandoned:
+                raise
+            current().raised = error
+        del function, args, kwargs
+        if current().abandoned:
+            return None
+        function, args, kwargs = current().parent.switch(_ENDED)
 
 
 def _call(function: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:

@@ -39,8 +39,25 @@ class SQLCompiler(postgresql.SQLCompiler):
         return super().compile(node)
 
     def as_sql(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the statement, marked if nothing of the application's is in it."""
-        return self._marked(super().as_sql, *args, **kwargs)
+        """Return the statement, marked if nothing of the application's is in it.
+
+        A simple one is compiled once.
+        """
+        place = None if args or kwargs else selects.place(self)
+        if place is None:
+            return self._marked(super().as_sql, *args, **kwargs)
+        found = place.find(self)
+        if found is None:
+            found = self._marked(super().as_sql)
+            place.keep(self, *found)
+        else:
+            # What Django's sets on the way.
+            self._kept_select = place.select
+            select = place.select.as_of_compiler(self.query.model)
+            self.select, self.klass_info, self.annotation_col_map = select
+            self.col_count = len(self.select)
+            self.has_extra_select = False
+        return found
 
     def get_select(self, with_col_aliases: bool = False) -> Any:
         """Return what is selected; a model's own columns are compiled once."""

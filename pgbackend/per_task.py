@@ -150,6 +150,9 @@ class States:
             return self._of_thread
         loop = _get_running_loop()
         task = None if loop is None else current_task(loop)
+        last, state = self._last
+        if state.transaction is not None and task is not None and last() is task:
+            return state
         if task is None:
             transaction = joining.joined_if_open(wrapper.alias)
             return self._of_thread if transaction is None else transaction.state

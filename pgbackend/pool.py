@@ -12,7 +12,6 @@ import functools
 import inspect
 import logging
 import select
-from collections import deque
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context
 from operator import itemgetter
@@ -23,7 +22,6 @@ from weakref import WeakSet
 
 import psycopg
 from django.core.exceptions import ImproperlyConfigured
-from greenlet import GreenletExit
 from psycopg import capabilities, generators
 from psycopg.abc import PQGen, PQGenConn
 from psycopg.pq import ConnStatus, TransactionStatus
@@ -31,10 +29,11 @@ from psycopg.pq.abc import PGcancelConn, PGconn
 from psycopg.waiting import wait_conn_async
 from psycopg_pool import AsyncConnectionPool, PoolTimeout, TooManyRequests
 from psycopg_pool.base import AttemptWithBackoff
-from psycopg_pool.pool_async import AddConnection, WaitingClient
+from psycopg_pool.pool_async import AddConnection
 
 from .bridge import run_bridged
 from .options import pool_arguments
+from .queueing import Client, Queue
 from .registry import forget, open_pools
 
 RV = TypeVar("RV")
@@ -164,7 +163,7 @@ class ConnectionPool(AsyncConnectionPool[PooledConnection]):
             raise ImproperlyConfigured(
                 f"DATABASES[{alias!r}]['OPTIONS']['pool']: {error}"
             ) from error
-        self._waiting = _Queue(self)
+        self._waiting = Queue()
 
     def start(self) -> None:
         """Open the pool on the running loop; connections are made when first asked for.
@@ -261,10 +260,12 @@ class ConnectionPool(AsyncConnectionPool[PooledConnection]):
         return conn
 
     def _put(self, conn: PooledConnection) -> bool:
-        """Put a connection back that is idle and alive, if nobody waits for one; say if it was."""
+        """Put a connection back that is idle and alive, or hand it to whoever waits; say if it was.
+
+        For anything else psycopg_pool's way is needed.
+        """
         if (
-            self._waiting
-            or self._closed
+            self._closed
             or self._reset is not None
             or self._pool_full_event is not None
             or self._lock.locked()
@@ -274,6 +275,11 @@ class ConnectionPool(AsyncConnectionPool[PooledConnection]):
         ):
             return False
         conn._pool = None
+        while self._waiting:
+            client = self._waiting.popleft()
+            assert isinstance(client, Client)
+            if client.give(conn):
+                return True
         self._pool.append(conn)
         return True
 
@@ -311,16 +317,34 @@ class ConnectionPool(AsyncConnectionPool[PooledConnection]):
         self,
         timeout: float,  # noqa: ASYNC109  # psycopg_pool's
     ) -> PooledConnection:
-        """Wait in the queue; who leaves it, cancelled or by the time-out, leaves no place behind.
+        """Return an idle connection, or wait in the queue for one that comes free.
 
-        psycopg_pool counts them among ``max_waiting`` until a connection comes free.
+        Who leaves the queue, cancelled, closed or by the time-out, leaves no place behind.
         """
-        try:
-            return await super()._getconn_unchecked(timeout)
-        except BaseException:
-            for each in [each for each in self._waiting if each.error is not None]:
-                self._waiting.remove(each)
-            raise
+        async with self._lock:
+            conn = await self._get_ready_connection(timeout)
+            if conn is None:
+                began = monotonic()
+                client = Client(began + timeout)
+                self._waiting.append(client)
+                self._stats[self._REQUESTS_QUEUED] += 1
+                self._maybe_grow_pool()
+        if conn is None:
+            try:
+                conn = await client.wait()
+            except BaseException:
+                self._stats[self._REQUESTS_ERRORS] += 1
+                if client.conn is not None:
+                    # It came together with the cancellation.
+                    client.conn._pool = self
+                    self.give_back(client.conn)
+                elif client in self._waiting:
+                    self._waiting.remove(client)
+                raise
+            finally:
+                self._stats[self._REQUESTS_WAIT_MS] += int(1000.0 * (monotonic() - began))
+        conn._pool = self
+        return conn
 
     def give_back(self, conn: PooledConnection, *, dirty: bool = False) -> None:
         """Return *conn* without waiting, from any code on the loop's thread.
@@ -495,50 +519,6 @@ class ConnectionPool(AsyncConnectionPool[PooledConnection]):
         if conn is not None:
             # Together with the loop, and maybe before its first step.
             task.add_done_callback(lambda task: conn.finish() if task.cancelled() else None)
-
-
-class _Queue(deque[WaitingClient[PooledConnection]]):
-    """A pool's waiting clients, each with a `_Wait` of its own."""
-
-    def __init__(self, pool: ConnectionPool) -> None:
-        super().__init__()
-        self._pool = pool
-
-    def append(self, client: WaitingClient[PooledConnection]) -> None:
-        """Add a client that is about to wait."""
-        client._cond = _Wait(self._pool, client)  # type: ignore[assignment]  # psycopg_pool's own
-        super().append(client)
-
-
-class _Wait(asyncio.Condition):
-    """The condition of a waiting client, which tells it when its coroutine is closed.
-
-    psycopg_pool knows errors and cancellations only: the client would stay in the queue, and the
-    connection that it is given be lost.
-    """
-
-    def __init__(self, pool: ConnectionPool, client: WaitingClient[PooledConnection]) -> None:
-        super().__init__()
-        self._pool = pool
-        self._client: WaitingClient[PooledConnection] | None = client
-
-    async def wait_timeout(self, timeout: float) -> bool:  # noqa: ASYNC109  # psycopg_pool's
-        """Wait up to *timeout* seconds to be notified, and return whether that happened."""
-        client, self._client = self._client, None
-        assert client is not None
-        try:
-            # Not by wait_for(), which is a task of its own before Python 3.12.
-            async with asyncio.timeout(timeout):
-                await self.wait()
-        except TimeoutError:
-            return False
-        except (GeneratorExit, GreenletExit) as error:
-            client.error = error
-            if client.conn is not None:
-                client.conn._pool = self._pool
-                self._pool.give_back(client.conn)
-            raise
-        return True
 
 
 # Where the coroutines of a pool's own tasks are, psycopg_pool's aside.

@@ -9,6 +9,7 @@ what Django's and psycopg's cursors do together. Where anybody has a hand in tho
 from __future__ import annotations
 
 import functools
+from operator import attrgetter
 from types import FunctionType, TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from django.db.backends import utils
 from django.db.backends.postgresql.base import Cursor
 from psycopg import generators
 from psycopg._queries import PostgresClientQuery
-from psycopg.pq import ExecStatus
+from psycopg.pq import DiagnosticField, ExecStatus, TransactionStatus
 
 from .lease import Lease
 from .session import CleanSQL
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 TUPLES_OK = ExecStatus.TUPLES_OK
 COMMAND_OK = ExecStatus.COMMAND_OK
+IDLE = TransactionStatus.IDLE
 
 # The ways to the server that are not taken: whoever replaces one of them wants to see statements.
 _OF_WRAPPER = (
@@ -42,14 +44,12 @@ _OF_WRAPPER = (
     "ensure_connection",
     "connect",
 )
-_OF_CURSORS = (
-    (utils.CursorWrapper, "execute"),
-    (utils.CursorWrapper, "_execute"),
-    (utils.CursorWrapper, "_execute_with_wrappers"),
-    (Cursor, "execute"),
-    (Cursor, "fetchone"),
-    (Cursor, "fetchall"),
-)
+_OF_DJANGOS = ("execute", "_execute", "_execute_with_wrappers")
+_OF_PSYCOPGS = ("execute", "fetchone", "fetchall")
+
+_of_wrapper = attrgetter(*_OF_WRAPPER)
+_of_djangos = attrgetter(*_OF_DJANGOS)
+_of_psycopgs = attrgetter(*_OF_PSYCOPGS)
 
 
 def cursor_for(wrapper: Any, sql: Any) -> Any:
@@ -64,7 +64,7 @@ def cursor_for(wrapper: Any, sql: Any) -> Any:
         and wrapper.bridged
     ):
         lease = wrapper.hold_for_statement()
-        if lease.face.cursor_factory is Cursor:
+        if lease.face.cursor_factory is Cursor and lease.face._pipeline is None:
             return DirectCursor(wrapper, lease)
         try:
             return wrapper.cursor()
@@ -75,19 +75,18 @@ def cursor_for(wrapper: Any, sql: Any) -> Any:
 
 def _is_untouched(wrapper: Any) -> bool:
     """Return whether nobody has replaced a way to the server."""
-    cls, own = type(wrapper), wrapper.__dict__
-    of_wrapper, of_cursors = _originals()
-    for name, original in of_wrapper:
-        if getattr(cls, name) is not original or name in own:
-            return False
-    for owner, name, original in of_cursors:  # noqa: SIM110  # a generator costs more
-        if getattr(owner, name) is not original:
-            return False
-    return True
+    of_wrapper, of_djangos, of_psycopgs = _originals()
+    replaced: bool = (
+        _of_wrapper(type(wrapper)) != of_wrapper
+        or _of_djangos(utils.CursorWrapper) != of_djangos
+        or _of_psycopgs(Cursor) != of_psycopgs
+        or not wrapper.__dict__.keys().isdisjoint(_OF_WRAPPER)
+    )
+    return not replaced
 
 
 @functools.cache
-def _originals() -> tuple[Any, Any]:
+def _originals() -> tuple[Any, Any, Any]:
     """Return what is there when the first statement is made, if it is Django's, psycopg's or ours.
 
     What was replaced before that is none's, and `_is_untouched` never holds.
@@ -95,13 +94,13 @@ def _originals() -> tuple[Any, Any]:
     from .base import DatabaseWrapper  # which needs this module
 
     return (
-        [(name, _original(DatabaseWrapper, name)) for name in _OF_WRAPPER],
-        [(owner, name, _original(owner, name)) for owner, name in _OF_CURSORS],
+        tuple(map(_original, _of_wrapper(DatabaseWrapper))),
+        tuple(map(_original, _of_djangos(utils.CursorWrapper))),
+        tuple(map(_original, _of_psycopgs(Cursor))),
     )
 
 
-def _original(owner: type, name: str) -> Any:
-    function = getattr(owner, name)
+def _original(function: Any) -> Any:
     modules = ("django.", "psycopg.", f"{__package__}.")
     ours = isinstance(function, FunctionType) and function.__globals__["__name__"].startswith(
         modules
@@ -179,12 +178,24 @@ class DirectCursor:
 
 
 def _exchange(face: BridgedConnection, query: bytes) -> PQGen[PGresult]:
-    """Send *query*, after BEGIN where that is due, and return its result."""
-    if not face._autocommit:
+    """Send *query*, in one message with the BEGIN that may be due, and return its result."""
+    pgconn = face.pgconn
+    begins = not face._autocommit and pgconn.transaction_status == IDLE
+    message = b"%b; %b" % (face._get_tx_start_command(), query) if begins else query
+    pgconn.send_query(message)
+    results = yield from generators.execute(pgconn)
+    result: PGresult = results[-1]
+    if (
+        result.status not in (TUPLES_OK, COMMAND_OK)
+        and begins
+        and pgconn.transaction_status == IDLE
+        and not (result.error_field(DiagnosticField.SQLSTATE) or b"57").startswith(b"57")
+    ):
+        # What the server cannot parse, it refuses whole: nothing has begun, and no transaction is
+        # broken. Unless it was interrupted, it is told one after the other.
         yield from face._start_query()
-    face.pgconn.send_query(query)
-    result: PGresult
-    (result,) = yield from generators.execute(face.pgconn)
+        pgconn.send_query(query)
+        (result,) = yield from generators.execute(pgconn)
     if result.status not in (TUPLES_OK, COMMAND_OK):
-        raise psycopg.errors.error_from_result(result, encoding=face.pgconn._encoding)
+        raise psycopg.errors.error_from_result(result, encoding=pgconn._encoding)
     return result

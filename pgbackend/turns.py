@@ -28,13 +28,20 @@ class Actor:
     Such a call has a context of its own; a task may share one with others.
     """
 
-    __slots__ = ("context", "name", "task")
+    __slots__ = ("_thread", "context", "task")
 
     def __init__(self) -> None:
-        self.task = _running_task()
+        self.task = task = _running_task()
         self.context = getcurrent().gr_context
-        task, thread = self.task, threading.current_thread()
-        self.name = thread.name if task is None else task.get_name()
+        self._thread = threading.current_thread() if task is None else None
+
+    @property
+    def name(self) -> str:
+        """The task's name, or the thread's."""
+        if self.task is not None:
+            return self.task.get_name()
+        assert self._thread is not None
+        return self._thread.name
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Actor) or self.task is not other.task:
@@ -133,6 +140,9 @@ class Turns:
         return not self.frames or self._is_within(self.frames[-1])
 
     def _is_within(self, top: Frame) -> bool:
+        task = top.actor.task
+        if task is not None and task is _running_task() and _deputy.get() is None:
+            return True
         actor = current_actor()
         if top.actor == actor:
             return True

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import select
 from asyncio import AbstractEventLoop, Future, get_running_loop
 from collections.abc import Generator
 from contextvars import Context
@@ -76,7 +75,7 @@ class SocketWait:
         if future is None:
             self._unregister()
         elif not future.done():
-            future.set_result(Ready.R)
+            _resume(future)
 
     def _look(self) -> None:
         self._timer = None
@@ -105,14 +104,11 @@ class _Reader:
     def __init__(self, loop: AbstractEventLoop, wait: SocketWait) -> None:
         self.loop = loop
         self._fd = fd = os.dup(wait.socket)
-        poll = select.poll()
-        poll.register(fd, select.POLLIN)
         # The loop keeps what it calls.
         waiting = ref(wait)
 
         def readable() -> None:
-            # It is called once more after what there was has been read.
-            if poll.poll(0) and (wait := waiting()) is not None:
+            if (wait := waiting()) is not None:
                 wait.readable()
 
         Context().run(loop.add_reader, fd, readable)
@@ -123,6 +119,22 @@ class _Reader:
         """Listen no more."""
         if self._finalizer.detach() is not None:
             _unregister(self.loop, self._fd)
+
+
+def _resume(future: Future[Ready]) -> None:
+    """Give *future* its result, and go on at once with the task that waits for it.
+
+    Future.set_result() would have the loop do that in its next iteration: it would ask the
+    selector once more before, and be told of what the task is about to read.
+    """
+    callbacks: Any = future._callbacks
+    if callbacks is None or len(callbacks) != 1:
+        future.set_result(Ready.R)
+        return
+    ((callback, context),) = callbacks
+    future.remove_done_callback(callback)
+    future.set_result(Ready.R)
+    context.run(callback, future)
 
 
 def _unregister(loop: AbstractEventLoop, fd: int) -> None:

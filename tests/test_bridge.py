@@ -19,6 +19,9 @@ from pgbackend.bridge import (
     BridgeError,
     await_bridged,
     is_bridged,
+    last,
+    lasts,
+    on_end,
     on_exit,
     run_bridged,
 )
@@ -693,11 +696,9 @@ def test_collected_after_its_loop() -> None:
 
 
 async def test_nothing_is_kept_after_a_call() -> None:
-    """Greenlet, arguments and result of an ended call are freed without the collector."""
-    greenlets: list[weakref.ref[Any]] = []
+    """Arguments and result of an ended call are freed without the collector."""
 
     def function(argument: Argument) -> Argument:
-        greenlets.append(weakref.ref(getcurrent()))
         await_bridged(suspend())
         return Argument()
 
@@ -707,17 +708,15 @@ async def test_nothing_is_kept_after_a_call() -> None:
     try:
         result = weakref.ref(await run_bridged(function, argument))
         del argument
-        assert [each() for each in (*greenlets, freed, result)] == [None, None, None]
+        assert [freed(), result()] == [None, None]
     finally:
         gc.enable()
 
 
 async def test_nothing_is_kept_after_an_exception() -> None:
-    """Greenlet and arguments are freed after an exception too, with the exception."""
-    greenlets: list[weakref.ref[Any]] = []
+    """Arguments are freed after an exception too, with the exception."""
 
     def function(argument: Argument) -> None:
-        greenlets.append(weakref.ref(getcurrent()))
         await_bridged(suspend())
         raise ValueError
 
@@ -728,7 +727,79 @@ async def test_nothing_is_kept_after_an_exception() -> None:
     except ValueError:
         del argument
     gc.collect()
-    assert [each() for each in (*greenlets, freed)] == [None, None]
+    assert freed() is None
+
+
+async def test_context_of_an_exception() -> None:
+    """What was being handled inside when an exception was raised stays its context."""
+
+    def function() -> None:
+        try:
+            raise KeyError
+        except KeyError:
+            await_bridged(suspend())
+            raise ValueError("inside")  # noqa: B904  # that is what is looked at
+
+    try:
+        raise OSError
+    except OSError:
+        with pytest.raises(ValueError, match="inside") as caught:
+            await run_bridged(function)
+    assert isinstance(caught.value.__context__, KeyError)
+    names = [frame.name for frame in traceback.extract_tb(caught.value.__traceback__)]
+    assert names[0] == "test_context_of_an_exception"
+    assert names[-1] == "function"
+
+
+async def test_one_call_after_the_other() -> None:
+    """A greenlet takes the next call when one has ended, and none of what belonged to that."""
+    ended: list[int] = []
+    kept: list[Callable[[], None]] = []
+
+    def function(number: int) -> Any:
+        assert not lasts()
+        on_end(lambda: ended.append(number))
+        last(kept.append)
+        await_bridged(suspend())
+        return weakref.ref(getcurrent())
+
+    first, second = [await run_bridged(function, number) for number in (1, 2)]
+    assert first() is second() is not None
+    assert ended == [1, 2]
+    assert kept == []
+
+
+async def test_greenlets_of_many_calls() -> None:
+    """However many calls there were at once, a bounded number of greenlets stays.
+
+    Also while somebody keeps what they raised, with its traceback.
+    """
+    greenlets: list[weakref.ref[Any]] = []
+
+    def function() -> None:
+        greenlets.append(weakref.ref(getcurrent()))
+        await_bridged(fail(ValueError()))
+
+    calls = [run_bridged(function) for _ in range(300)]
+    errors = await asyncio.gather(*calls, return_exceptions=True)
+    gc.collect()
+    assert len(errors) == len(greenlets) == 300
+    assert len({id(each()) for each in greenlets if each() is not None}) <= 100
+
+
+def test_greenlets_of_a_thread() -> None:
+    """A thread's greenlets end with it."""
+    greenlets: list[weakref.ref[Any]] = []
+
+    def function() -> None:
+        await_bridged(suspend())
+        greenlets.append(weakref.ref(getcurrent()))
+
+    thread = threading.Thread(target=lambda: asyncio.run(run_bridged(function)))
+    thread.start()
+    thread.join()
+    gc.collect()
+    assert [each() for each in greenlets] == [None]
 
 
 async def test_nothing_is_kept_after_an_abandoned_call() -> None:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
 import psycopg
 import pytest
 from django.conf import settings
-from django.db import IntegrityError, connection, transaction
+from django.db import DatabaseError, IntegrityError, connection, transaction
 from django.db.backends.utils import CursorWrapper
 from django.db.transaction import TransactionManagementError
 from psycopg.types.string import StrDumper
 
 from pgbackend import bridged
 from pgbackend.base import DatabaseWrapper
+from pgbackend.session import CleanSQL
 from pgbackend.statement import DirectCursor, cursor_for
 from tests.conftest import Server
 from tests.models import Author
-from tests.wrapper import AddAlias
+from tests.wrapper import AddAlias, until
 
 
 def is_short() -> bool:
@@ -63,6 +65,84 @@ async def test_errors(server: Server) -> None:
             await Author.objects.acount()
         transaction.get_connection().needs_rollback = True
     assert await Author.objects.acount() == 1
+
+
+async def test_begin_comes_with_the_first_statement(server: Server) -> None:
+    """BEGIN and a block's first statement are one message to the server."""
+    async with transaction.atomic():
+        await Author.objects.acreate(name="Ada")
+        assert server.one(
+            "SELECT query FROM pg_stat_activity WHERE state = 'idle in transaction'"
+            " AND application_name = 'pgbackend-tests'"
+        ).startswith("BEGIN; INSERT")
+        async with transaction.atomic():
+            await Author.objects.acreate(name="Bob")
+    assert await Author.objects.acount() == 2
+
+
+@bridged
+def test_first_statement_fails() -> None:
+    """A block's first statement that fails leaves the transaction broken, and nothing else."""
+    wrapper = transaction.get_connection()
+    for sql, error in [
+        ("SELEC 1", psycopg.errors.SyntaxError),
+        ("SELECT nothing", psycopg.errors.UndefinedColumn),
+        ("SELECT 1/0", psycopg.errors.DivisionByZero),
+    ]:
+        with transaction.atomic():
+            with (
+                pytest.raises(DatabaseError) as caught,
+                cursor_for(wrapper, CleanSQL(sql)) as cursor,
+            ):
+                assert isinstance(cursor, DirectCursor)
+                cursor.execute(sql, None)
+            assert isinstance(caught.value.__cause__, error)
+            status = wrapper.connection.info.transaction_status
+            assert status == psycopg.pq.TransactionStatus.INERROR
+            transaction.set_rollback(True)
+        assert Author.objects.count() == 0
+
+
+async def test_first_statement_is_cancelled(server: Server) -> None:
+    """A block that is cancelled in its first statement has not begun anything afterwards."""
+    await Author.objects.acreate(name="Ada")
+    locked, done = asyncio.Event(), asyncio.Event()
+
+    async def lock() -> None:
+        async with transaction.atomic():
+            await Author.objects.select_for_update().aget()
+            locked.set()
+            await done.wait()
+
+    async def wait_for_it() -> None:
+        async with transaction.atomic():
+            await Author.objects.select_for_update().aget()
+
+    holder = asyncio.create_task(lock())
+    await locked.wait()
+    waiter = asyncio.create_task(wait_for_it())
+    await until(lambda: server.all("SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"))
+    waiter.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiter
+    done.set()
+    await holder
+    assert not server.all(
+        "SELECT 1 FROM pg_stat_activity WHERE application_name = 'pgbackend-tests'"
+        " AND state <> 'idle'"
+    )
+    async with transaction.atomic():
+        assert await Author.objects.select_for_update().aget()
+
+
+@bridged
+def test_pipeline() -> None:
+    """In a pipeline of psycopg's, statements go by its own cursors."""
+    with transaction.atomic():
+        Author.objects.create(name="Ada")
+        with connection.connection.pipeline():
+            assert not is_short()
+            assert [author.name for author in Author.objects.all()] == ["Ada"]
 
 
 # Stepping aside

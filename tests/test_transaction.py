@@ -803,8 +803,8 @@ Work = Callable[[Server], Coroutine[Any, Any, None]]
     [
         (abandon, None, None),
         (abandon_to_a_child, None, None),
-        (wait_in_a_block, "idle in transaction", "INSERT%"),
-        (wait_after_raw_sql, "idle in transaction", "INSERT%"),
+        (wait_in_a_block, "idle in transaction", "%INSERT%"),
+        (wait_after_raw_sql, "idle in transaction", "%INSERT%"),
         (wait_in_a_statement, "active", "%pg_sleep%"),
         (wait_in_a_pin, "idle", "SELECT 1"),
     ],

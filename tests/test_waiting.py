@@ -33,9 +33,9 @@ async def test_closed_while_somebody_waits() -> None:
 
     async def sleep() -> None:
         started.set()
-        await bridged(lambda: connection.cursor().execute("SELECT pg_sleep(60)"))()
+        await bridged(lambda: connection.cursor().execute("SELECT pg_sleep(5)"))()
 
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(4):
         with pytest.raises(OperationalError):
             async with transaction.atomic():
                 task = asyncio.create_task(sleep())

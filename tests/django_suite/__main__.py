@@ -60,17 +60,17 @@ def run(mode: str, script: Path) -> None:
         runner.report()
 
 
-def compare(ours: Outcomes, mode: str, dsn: str) -> bool:
+def compare(ours: Outcomes, mode: str, dsn: str, arguments: list[str]) -> bool:
     """Print how what failed or was skipped here ends on Django's backend; return if it is fair.
 
-    What fails only here is run here once more, by itself: some tests of Django's are about time,
-    and fail on a busy machine.
+    Each of these runs has the same *arguments*. What fails only here is run here once more, by
+    itself: some tests of Django's are about time, and fail on a busy machine.
     """
     skipped = reasons(ours)
     again = [*ours.failed, *(name for names in skipped.values() for name in names)]
-    theirs = run_suite("stock", dsn, again).failed if again else {}
+    theirs = run_suite("stock", dsn, arguments + again).failed if again else {}
     worse = sorted(ours.failed.keys() - theirs.keys())
-    still = run_suite(mode, dsn, worse).failed if worse else {}
+    still = run_suite(mode, dsn, arguments + worse).failed if worse else {}
     for reason, names in skipped.items():
         _print_names(f"Skipped only here: {reason}", names)
     _print_names("Failed on Django's own backend as well", sorted(ours.failed.keys() - set(worse)))
@@ -149,7 +149,8 @@ def main() -> int:
         ours = Outcomes.read(report)
         proven = summarize(report, options.mode, leftovers(dsn, name))
         if options.mode != "stock" and not options.report:
-            status = 0 if compare(ours, options.mode, dsn) else 1
+            given = [f"--options={options.options}"]
+            status = 0 if compare(ours, options.mode, dsn, given) else 1
         return status if proven else 1
 
 

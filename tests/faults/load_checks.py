@@ -15,9 +15,9 @@ from typing import Any
 
 import psycopg
 from django.db import connection
-from greenlet import greenlet
 
 from tests.faults.files import open_files
+from tests.faults.greenlets import is_busy
 from tests.faults.load_bank import TOTAL, Account, Ledger, Transfer
 
 # How long the pool and the server may take to come to rest, seconds.
@@ -35,8 +35,7 @@ class Baseline:
         self.tasks = len(asyncio.all_tasks())
         self.descriptors = open_files()
         objects = gc.get_objects()
-        # By type(): Django's lazy objects lie about their class, and begin to work for that.
-        self.greenlets = sum(issubclass(type(each), greenlet) and not each.dead for each in objects)
+        self.greenlets = sum(map(is_busy, objects))
         self.objects = len(objects)
 
     def compare(self, before: Baseline, operations: int) -> Iterator[str]:

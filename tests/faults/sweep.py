@@ -25,11 +25,11 @@ from types import coroutine
 from typing import Any
 
 from django.db import connection, connections, transaction
-from greenlet import greenlet
 
 from pgbackend import bridged
 from tests.conftest import NAME, Server
 from tests.faults.files import open_files
+from tests.faults.greenlets import is_busy
 from tests.faults.proxy import Proxy
 from tests.faults.report import Report, reports
 from tests.models import Author
@@ -196,11 +196,7 @@ async def sweep(name: str, operation: Operation, server: Server) -> Report:
 
 def census() -> tuple[int, int, int]:
     """Return how many tasks, suspended greenlets and open files there are."""
-    suspended = sum(
-        1
-        for each in gc.get_objects()
-        if isinstance(each, greenlet) and each and each.parent is not None
-    )
+    suspended = sum(map(is_busy, gc.get_objects()))
     return len(asyncio.all_tasks()), suspended, open_files()
 
 
