@@ -41,7 +41,7 @@ from .cursor import CursorDebugWrapper, CursorWrapper, LeaseHolder
 from .features import DatabaseFeatures
 from .joining import check_not_outlived, joined_if_open
 from .lease import Lease
-from .opening import FoundPool, isolation_level
+from .opening import FoundPool, find_pool, isolation_level
 from .operations import DatabaseOperations
 from .options import NAMES, Options, pool_arguments
 from .per_task import States
@@ -114,7 +114,7 @@ class DatabaseWrapper(Watched, TransactionControl):
         """The running loop's pool for this wrapper's settings, opened on first use."""
         found = self._found_pool
         if found is None or not found.serves(self):
-            found = self._found_pool = FoundPool(self)
+            found = self._found_pool = find_pool(self)
         return found.pool
 
     def get_connection_params(self) -> dict[str, Any]:
@@ -144,13 +144,17 @@ class DatabaseWrapper(Watched, TransactionControl):
             lease.let_go()
 
     def hold_for_statement(self) -> Lease:
-        """Hold the task's lease, as `_hold`, at once if the pool has an idle connection."""
+        """Hold the task's lease, as `_hold`, by a shorter way if the pool has connections."""
         state = self.state_in_turn()
         lease = state.lease
         if lease is None and not state.in_atomic_block and self.settings_dict["AUTOCOMMIT"]:
             check_not_outlived(self)
             pool = self.async_pool
             pooled = pool.take()
+            if pooled is None and pool.is_full:
+                # Nothing about settings can be wrong: wait without Django's way to connect.
+                with self.wrap_database_errors:
+                    pooled = await_bridged(pool.checkout())
             if pooled is not None:
                 lease = state.lease = Lease(state, pool, pooled)
                 lease.dirty = self.reset == "always"

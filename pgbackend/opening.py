@@ -6,6 +6,7 @@ import math
 import os
 from asyncio import get_running_loop
 from typing import Any
+from weakref import WeakValueDictionary
 
 import psycopg
 import psycopg.rows
@@ -42,8 +43,22 @@ def pool_settings(wrapper: Any) -> tuple[Any, ...]:
     )
 
 
+# What wrappers of each alias found last: a task's first query finds it again.
+_found: WeakValueDictionary[str, FoundPool] = WeakValueDictionary()
+
+
+def find_pool(wrapper: Any) -> FoundPool:
+    """Return the running loop's pool for a wrapper's settings, opened on first use."""
+    found = _found.get(wrapper.alias)
+    if found is None or not found.serves(wrapper):
+        found = _found[wrapper.alias] = FoundPool(wrapper)
+        # It lasts as long as the pool.
+        found.pool.found = found
+    return found
+
+
 class FoundPool:
-    """The pool that a wrapper found last, and for which settings."""
+    """A pool that a wrapper found, and for which settings."""
 
     def __init__(self, wrapper: Any) -> None:
         *others, options = pool_settings(wrapper)

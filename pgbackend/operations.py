@@ -1,5 +1,11 @@
 """Operations: where Django finds the compilers; savepoints leave a session as it was."""
 
+from __future__ import annotations
+
+import functools
+from importlib import import_module
+from typing import Any
+
 from django.db.backends.postgresql.operations import (
     DatabaseOperations as PostgresDatabaseOperations,
 )
@@ -7,10 +13,19 @@ from django.db.backends.postgresql.operations import (
 from .session import CleanSQL
 
 
+@functools.cache
+def _compiler(module: str, name: str) -> Any:
+    return getattr(import_module(module), name)
+
+
 class DatabaseOperations(PostgresDatabaseOperations):
     """Django's PostgreSQL operations with this backend's compilers."""
 
     compiler_module = "pgbackend.compiler"
+
+    def compiler(self, compiler_name: str) -> Any:
+        """Return a compiler's class; not looked up for each task's wrapper."""
+        return _compiler(self.compiler_module, compiler_name)
 
     def savepoint_create_sql(self, sid: str) -> str:
         return CleanSQL(super().savepoint_create_sql(sid))

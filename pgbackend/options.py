@@ -27,6 +27,8 @@ class Options:
     @classmethod
     def of(cls, alias: str, options: dict[str, Any]) -> Options:
         """Return those among *options*; raise ImproperlyConfigured for a value that is none."""
+        if options.keys().isdisjoint(NAMES):
+            return _DEFAULTS
         given = {name: options[name] for name in NAMES if name in options}
         for name, value in given.items():
             allowed, words = _VALUES[name]
@@ -49,6 +51,8 @@ _VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 NAMES = tuple(_VALUES)
+
+_DEFAULTS = Options()
 
 
 # The pool

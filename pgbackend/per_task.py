@@ -31,7 +31,10 @@ def state_attribute(name: str) -> Any:
         return getattr(wrapper.state, name)
 
     def write(wrapper: Any, value: Any) -> None:
-        setattr(wrapper.state, name, value)
+        states = wrapper._states
+        # What Django's constructor sets, the thread's state has already.
+        if states.opened:
+            setattr(states.current(wrapper), name, value)
 
     return property(read, write, doc=f"`{name}` of the running task, or of the thread.")
 
@@ -120,14 +123,15 @@ class States:
         self._autocommit = autocommit
         self._thread = get_ident()
         self._of_thread = ConnectionState()
-        self._opened = False
-        self._of_tasks: WeakKeyDictionary[asyncio.Task[Any], ConnectionState] = WeakKeyDictionary()
+        self.opened = False
+        # Of all tasks but the one that asked last; None until there is another one.
+        self._of_tasks: WeakKeyDictionary[asyncio.Task[Any], ConnectionState] | None = None
         # The task that asked last, and its state.
         self._last: tuple[Callable[[], Any], ConnectionState] = (_nobody, self._of_thread)
 
     def open(self) -> None:
         """End the wrapper's constructor: what Django initialized there was the thread's."""
-        self._opened = True
+        self.opened = True
 
     def are_of_this_thread(self) -> bool:
         """Return whether the wrapper was made in the calling thread.
@@ -146,7 +150,7 @@ class States:
 
     def current(self, wrapper: Any) -> ConnectionState:
         """Return the state of the running task; the thread's where no task runs."""
-        if not self._opened:
+        if not self.opened:
             return self._of_thread
         loop = _get_running_loop()
         task = None if loop is None else current_task(loop)
@@ -166,13 +170,18 @@ class States:
         return state
 
     def _of(self, task: asyncio.Task[Any]) -> ConnectionState:
-        # A task asks often in a row, and rarely without a task in between.
+        # A task asks often in a row; most wrappers are one task's only.
         last, state = self._last
-        if last() is task:
+        before = last()
+        if before is task:
             return state
+        if self._of_tasks is None:
+            self._of_tasks = WeakKeyDictionary()
+        if before is not None:
+            self._of_tasks[before] = state
         found = self._of_tasks.get(task)
         if found is None:
-            found = self._of_tasks[task] = ConnectionState(autocommit=self._autocommit)
+            found = ConnectionState(autocommit=self._autocommit)
         self._last = (ref(task), found)
         return found
 

@@ -144,6 +144,8 @@ class ConnectionPool(AsyncConnectionPool[PooledConnection]):
         self._resetting = 0
         self._physical: WeakSet[PooledConnection] = WeakSet()
         self._keeper: asyncio.Task[None] | None = None
+        # What wrappers keep of it; see `opening.find_pool`.
+        self.found: Any = None
         # The loop it was started on.
         self.loop: asyncio.AbstractEventLoop | None = None
         # Tasks of the pool start here: they must not see the context of whichever request
@@ -241,6 +243,11 @@ class ConnectionPool(AsyncConnectionPool[PooledConnection]):
         while len(self._pool) < self._nconns and monotonic() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(_IDLE_INTERVAL)
         await self.close()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether all connections that it may have are open: who finds none idle has to wait."""
+        return self._nconns >= self._max_size
 
     def take(self) -> PooledConnection | None:
         """Borrow an idle connection without waiting; None: `checkout` may know of one.
