@@ -9,7 +9,7 @@
 #                          LABELS='tests/test_filters.py -k search'
 # make bench       the speed of this backend and of its peers, against the targets, within half
 #                  an hour; ARGS='--peers pgbackend tortoise --works "1 get" --views'
-# make bench-full  more kinds of work, sweeps and plots; see tests/benchmarks/README.md
+# make bench-full  the other kinds of work, sweeps and plots; see tests/benchmarks/README.md
 # make clean   remove what the others made, the demo's data included
 
 # A line of Django's, as in 6.1; without it the newest that the Python admits.

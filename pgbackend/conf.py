@@ -43,7 +43,12 @@ def blocking_time() -> float | None:
 
 
 def _switch(name: str, default: bool) -> bool:
-    value = getattr(settings, name, default)
+    try:
+        value = getattr(settings, name)
+    except AttributeError:
+        # Where Django keeps what it has found, until a setting or all of them are replaced: these
+        # are read many times in a request, and a miss costs ten times as much.
+        value = settings.__dict__[name] = default
     if not isinstance(value, bool):
         raise ImproperlyConfigured(f"{name} is True or False, not {value!r}")
     return value

@@ -8,6 +8,7 @@ Django's own, unless ``PGBACKEND_SYNC_ON_LOOP`` says that they may.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -111,13 +112,18 @@ def sessions_are_prompt() -> bool:
     """Return whether the session engine waits for nothing but the database."""
     if sync_on_loop():
         return True
-    engine: Any = import_string(f"{settings.SESSION_ENGINE}.SessionStore")
-    modules = {
-        cls.__module__.removeprefix("django.contrib.sessions.backends.") for cls in engine.mro()
-    }
+    modules = _modules_of_sessions(settings.SESSION_ENGINE)
     if modules & {"cache", "cached_db"}:
         return _is_prompt_cache(caches[settings.SESSION_CACHE_ALIAS])
     return bool(modules & {"db", "signed_cookies"})
+
+
+@functools.cache
+def _modules_of_sessions(engine: str) -> frozenset[str]:
+    store: Any = import_string(f"{engine}.SessionStore")
+    return frozenset(
+        cls.__module__.removeprefix("django.contrib.sessions.backends.") for cls in store.mro()
+    )
 
 
 def session(function: Function, args: tuple[Any, ...]) -> bool:

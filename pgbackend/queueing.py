@@ -72,24 +72,31 @@ class Queue(deque[WaitingClient["PooledConnection"]]):
 
     def __init__(self) -> None:
         super().__init__()
+        # For the first deadline.
         self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0
 
     def append(self, client: WaitingClient[PooledConnection]) -> None:
         """Add a client that is about to wait."""
         assert isinstance(client, Client)
         super().append(client)
-        if self._timer is None:
+        if self._timer is None or client.deadline < self._due:
             self._set_timer(client.deadline)
 
     def clear(self) -> None:
         """Forget all clients, and the timer."""
         super().clear()
+        self._drop_timer()
+
+    def _drop_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def _set_timer(self, deadline: float) -> None:
+        self._drop_timer()
         loop = asyncio.get_running_loop()
+        self._due = deadline
         # A task's own context would keep the task.
         self._timer = loop.call_later(deadline - monotonic(), self._look, context=Context())
 

@@ -43,15 +43,27 @@ def machine() -> dict[str, Any]:
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m tests.benchmarks")
-    made.add_argument("--full", action="store_true", help="all works and sweeps, with plots")
-    made.add_argument("--rounds", type=int, default=3)
+    made.add_argument(
+        "--full",
+        action="store_true",
+        help="the other works and all sweeps, with plots, instead of what the targets are about",
+    )
+    made.add_argument("--rounds", type=int, help="of all but sweeps: 3 without, with --full 2")
     made.add_argument("--seconds", type=float, default=1.5, help="of each measurement")
     made.add_argument("--warm-up", type=float, default=0.5, help="before each, seconds")
     made.add_argument("--peers", nargs="*", metavar="PEER", help="names: all without")
     made.add_argument(
-        "--works", nargs="*", metavar="WORK", help="names: those of the targets without"
+        "--works",
+        nargs="*",
+        metavar="WORK",
+        help="names: those of the targets without, the others with --full",
     )
-    made.add_argument("--views", nargs="*", metavar="VIEW", help="names, over HTTP: all without")
+    made.add_argument(
+        "--views",
+        nargs="*",
+        metavar="VIEW",
+        help="names, over HTTP: all without, none with --full",
+    )
     made.add_argument(
         "--sweeps", nargs="*", metavar="SWEEP", help="names: none without, all with --full"
     )
@@ -149,11 +161,13 @@ def main() -> None:
     # As Ctrl-C does: what was started ends, and what was measured is kept.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     peers: list[Peer] = chosen(options.peers, PEERS)
-    known = {work.name: work for work in [*TARGETS, *MORE]}
-    works: list[Work] = list(TARGETS)
-    if options.works is not None or options.full:
-        works = chosen(options.works, known)
-    views: list[http.View] = chosen(options.views, {view.name: view for view in http.VIEWS})
+    options.rounds = options.rounds or (2 if options.full else 3)
+    works: list[Work] = list(MORE if options.full else TARGETS)
+    if options.works is not None:
+        works = chosen(options.works, {work.name: work for work in [*TARGETS, *MORE]})
+    views: list[http.View] = []
+    if options.views is not None or not options.full:
+        views = chosen(options.views, {view.name: view for view in http.VIEWS})
     sweeps: list[Sweep] = []
     if options.sweeps is not None or options.full:
         sweeps = chosen(options.sweeps, {sweep.name: sweep for sweep in SWEEPS})
@@ -184,14 +198,15 @@ def main() -> None:
                 "results": run.results,
             }
             (folder / "results.json").write_text(json.dumps(document, indent=1))
-    text = report.markdown(document)
+    text, part = report.markdown(document), report.for_readme(document)
     if sweeps:
         # matplotlib is in the extra `bench`; nothing else needs it.
         from tests.benchmarks import plots
 
         text += plots.draw(document, folder)
+        part += plots.words(document)
     (folder / "report.md").write_text(text)
-    (folder / "readme.md").write_text(report.for_readme(document))
+    (folder / "readme.md").write_text(part + "\n")
     print(f"\n{text}\nWritten to {folder}")
 
 

@@ -45,6 +45,16 @@ def draw(document: dict[str, Any], folder: Path) -> str:
     return "\n" + "\n".join(parts)
 
 
+def words(document: dict[str, Any]) -> str:
+    """Return the sweeps' costs in a table each, and where ours bends, for the README."""
+    parts = []
+    for sweep in SWEEPS:
+        if curves := _curves(document, sweep):
+            ours = {peer: points for peer, points in curves.items() if peer == OURS}
+            parts.append(f"\n\n{_table(sweep, curves)}\n\n{_bends(sweep, ours)}")
+    return "".join(parts)
+
+
 def _curves(document: dict[str, Any], sweep: Sweep) -> Curves:
     found: Curves = {}
     places = {work.name: place for place, work in sweep.points.items()}

@@ -1,0 +1,126 @@
+"""The queue of a pool: first come, first served, each as long as it may wait."""
+
+import asyncio
+import gc
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from psycopg_pool import PoolClosed, PoolTimeout
+
+from pgbackend.pool import ConnectionPool
+from tests.wrapper import check_all_back, small_pool, until
+
+
+async def waiting(pool: ConnectionPool, count: int) -> None:
+    """Wait until so many wait for a connection."""
+    await until(lambda: pool.get_stats()["requests_waiting"] == count)
+
+
+async def test_first_come_first_served() -> None:
+    """Connections go to those who wait in the order in which they came."""
+    wrapper = small_pool()
+    pool = wrapper.async_pool
+    conn = await pool.checkout()
+    served: list[int] = []
+
+    async def work(number: int) -> None:
+        conn = await pool.checkout()
+        served.append(number)
+        await asyncio.sleep(0)
+        pool.give_back(conn)
+
+    async with asyncio.TaskGroup() as group:
+        for number in range(5):
+            group.create_task(work(number))
+        await waiting(pool, 5)
+        pool.give_back(conn)
+    assert served == [0, 1, 2, 3, 4]
+    await check_all_back(wrapper)
+
+
+async def test_each_has_a_time_of_its_own() -> None:
+    """Who may wait for less gives up first, and takes nobody else along."""
+    wrapper = small_pool()
+    pool = wrapper.async_pool
+    conn = await pool.checkout()
+    ended: list[float] = []
+
+    async def wait(seconds: float) -> None:
+        began = asyncio.get_running_loop().time()
+        with pytest.raises(PoolTimeout):
+            await pool.getconn(seconds)
+        assert asyncio.get_running_loop().time() - began >= seconds - 0.01
+        ended.append(seconds)
+
+    async with asyncio.TaskGroup() as group:
+        patient = asyncio.create_task(pool.checkout())
+        for seconds in (0.3, 0.1, 0.2):
+            group.create_task(wait(seconds))
+    assert ended == [0.1, 0.2, 0.3]
+    assert pool.get_stats()["requests_waiting"] == 1
+    pool.give_back(conn)
+    pool.give_back(await patient)
+    await check_all_back(wrapper)
+
+
+async def test_who_left_is_passed_over() -> None:
+    """A connection does not go to a task that was cancelled, also at the same moment."""
+    wrapper = small_pool()
+    pool = wrapper.async_pool
+    conn = await pool.checkout()
+    first, second, third = (asyncio.create_task(pool.checkout()) for _ in range(3))
+    await waiting(pool, 3)
+    first.cancel()
+    pool.give_back(conn)
+    second.cancel()
+    assert await third is conn
+    pool.give_back(conn)
+    assert first.cancelled()
+    assert second.cancelled()
+    await check_all_back(wrapper)
+
+
+async def test_closed_pool() -> None:
+    """Whoever waits for a pool that is closed is told so at once."""
+    pool = small_pool().async_pool
+    conn = await pool.checkout()
+    waiters = [asyncio.create_task(pool.checkout()) for _ in range(3)]
+    await waiting(pool, 3)
+    await pool.close()
+    for waiter in waiters:
+        with pytest.raises(PoolClosed):
+            await waiter
+    pool.give_back(conn)
+
+
+async def test_nothing_is_kept_of_who_waited() -> None:
+    """A task that waited, in vain or not, is freed when it has ended."""
+    wrapper = small_pool()
+    pool = wrapper.async_pool
+    ended: list[weakref.ref[Any]] = []
+
+    async def wait_for_one() -> None:
+        pool.give_back(await pool.checkout())
+
+    async def wait_in_vain() -> None:
+        with pytest.raises(PoolTimeout):
+            await pool.getconn(0.05)
+
+    async def wait(work: Callable[[], Any]) -> None:
+        conn = await pool.checkout()
+        task = asyncio.create_task(work())
+        ended.append(weakref.ref(task))
+        await waiting(pool, 1)
+        if work is wait_in_vain:
+            await task
+        pool.give_back(conn)
+        await task
+
+    for work in (wait_for_one, wait_in_vain):
+        await wait(work)
+    # The loop's callback that woke this task has the other one among its arguments.
+    await asyncio.sleep(0)
+    gc.collect()
+    assert [each() for each in ended] == [None, None]
