@@ -181,10 +181,10 @@ def _drive(
         bridge.parent = driver
     else:
         bridge = _Bridge(_serve, driver)
+        # Without arguments: it would keep those as long as it lives.
+        bridge.switch()
     bridge.owner = current_task()
     bridge.gr_context = driver.gr_context
-    # Below another bridge, as an eager task's, it would keep that for as long as it is idle.
-    keeps = not isinstance(driver, _Bridge)
     del driver
     result = bridge.switch(function, args, kwargs)
     while result is not _ENDED:
@@ -210,7 +210,8 @@ def _drive(
     bridge.returned = bridge.raised = None
     bridge.owner = bridge.gr_context = bridge.keep = None
     bridge.lasting = False
-    if keeps and len(idle) < _KEPT and not isinstance(bridge.parent, _Bridge):
+    # It keeps its parent, too: the thread's own greenlet, or it was not only ours.
+    if len(idle) < _KEPT and bridge.parent.parent is None:  # type: ignore[union-attr]  # has one
         idle.append(bridge)
     # What is raised keeps this frame: without a name a greenlet that is not kept ends here.
     del bridge
@@ -225,7 +226,7 @@ def _drive(
     return result  # type: ignore[no-any-return]  # as above
 
 
-def _serve(function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+def _serve() -> None:
     """Run one call after the other, inside the greenlet, which is idle in between.
 
     Then nothing of a call may be kept here, not even as the argument of a switch. A greenlet
@@ -234,6 +235,7 @@ def _serve(function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     # No name for the greenlet itself: see `await_bridged`.
     current: Any = getcurrent
     while True:
+        function, args, kwargs = current().parent.switch(_ENDED)
         try:
             current().returned = _call(function, args, kwargs)
         except GreenletExit:
@@ -244,8 +246,7 @@ def _serve(function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
             current().raised = error
         del function, args, kwargs
         if current().abandoned:
-            return None
-        function, args, kwargs = current().parent.switch(_ENDED)
+            return
 
 
 def _call(function: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:

@@ -65,9 +65,7 @@ class FoundPool:
         self.pool = get_pool((*others, repr(options)), lambda: make_pool(wrapper))
         # Settings are changed in place, by tests most of all.
         pool = options.get("pool")
-        options = {**options, "pool": {**pool} if isinstance(pool, dict) else pool}
-        if pool is None:
-            del options["pool"]
+        options = {**options, "pool": {**pool}} if isinstance(pool, dict) else {**options}
         self._settings = (*others, options)
 
     def serves(self, wrapper: Any) -> bool:

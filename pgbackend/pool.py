@@ -165,7 +165,7 @@ class ConnectionPool(AsyncConnectionPool[PooledConnection]):
             raise ImproperlyConfigured(
                 f"DATABASES[{alias!r}]['OPTIONS']['pool']: {error}"
             ) from error
-        self._waiting = Queue()
+        self._waiting = Queue(self.name)
 
     def start(self) -> None:
         """Open the pool on the running loop; connections are made when first asked for.

@@ -12,7 +12,7 @@ from contextvars import Context
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from psycopg_pool import PoolTimeout
+from psycopg_pool import PoolClosed, PoolTimeout
 from psycopg_pool.pool_async import WaitingClient
 
 if TYPE_CHECKING:
@@ -70,8 +70,10 @@ class Client(WaitingClient["PooledConnection"]):
 class Queue(deque[WaitingClient["PooledConnection"]]):
     """The waiting clients of a pool, each a `Client`."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
         super().__init__()
+        # The pool's.
+        self._name = name
         # For the first deadline.
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0
@@ -84,7 +86,14 @@ class Queue(deque[WaitingClient["PooledConnection"]]):
             self._set_timer(client.deadline)
 
     def clear(self) -> None:
-        """Forget all clients, and the timer."""
+        """Forget all clients, and the timer: the pool is being closed.
+
+        They are told at once. psycopg_pool would do that when its workers have ended, unless
+        it is interrupted before.
+        """
+        for client in self:
+            assert isinstance(client, Client)
+            client.give_up(PoolClosed(f"the pool {self._name!r} was closed"))
         super().clear()
         self._drop_timer()
 

@@ -24,6 +24,9 @@ from . import session
 # How many statements of a model are kept: an offset, for one, is part of a statement.
 _KEPT = 500
 
+# Those with more lookups are not: where a loop makes them, each has a structure of its own.
+_WIDEST = 20
+
 # Lookups of one parameter whose SQL does not depend on its value.
 _LOOKUPS = frozenset(
     {
@@ -181,6 +184,8 @@ def _structure(where: Any, table: str, found: list[Any]) -> tuple[Any, ...] | No
 
     None if there is anything but lookups of the table's own columns.
     """
+    if len(where.children) + len(found) > _WIDEST:
+        return None
     parts = [where.connector, where.negated]
     for child in where.children:
         cls = type(child)

@@ -181,7 +181,8 @@ def _exchange(face: BridgedConnection, query: bytes) -> PQGen[PGresult]:
     """Send *query*, in one message with the BEGIN that may be due, and return its result."""
     pgconn = face.pgconn
     begins = not face._autocommit and pgconn.transaction_status == IDLE
-    message = b"%b; %b" % (face._get_tx_start_command(), query) if begins else query
+    # On a line of its own, since errors show the line that they are about.
+    message = b"%b;\n%b" % (face._get_tx_start_command(), query) if begins else query
     pgconn.send_query(message)
     results = yield from generators.execute(pgconn)
     result: PGresult = results[-1]

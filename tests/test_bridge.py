@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from typing import Any
 
 import pytest
-from greenlet import getcurrent
+from greenlet import getcurrent, greenlet
 
 from pgbackend import bridged
 from pgbackend.bridge import (
@@ -696,21 +696,49 @@ def test_collected_after_its_loop() -> None:
 
 
 async def test_nothing_is_kept_after_a_call() -> None:
-    """Arguments and result of an ended call are freed without the collector."""
+    """Arguments and results of ended calls are freed without the collector.
+
+    Also those of the first call of a greenlet, of which there are many here.
+    """
 
     def function(argument: Argument) -> Argument:
         await_bridged(suspend())
         return Argument()
 
-    argument = Argument()
-    freed = weakref.ref(argument)
+    async def call() -> list[weakref.ref[Any]]:
+        argument = Argument()
+        return [weakref.ref(argument), weakref.ref(await run_bridged(function, argument))]
+
     gc.disable()
     try:
-        result = weakref.ref(await run_bridged(function, argument))
-        del argument
-        assert [freed(), result()] == [None, None]
+        calls = await asyncio.gather(*(call() for _ in range(50)))
+        await asyncio.sleep(0)
+        assert {each() for freed in calls for each in freed} == {None}
     finally:
         gc.enable()
+
+
+async def test_driven_by_another_greenlet() -> None:
+    """A call that a greenlet of another library drives keeps nothing of that."""
+
+    def function() -> None:
+        await_bridged(suspend())
+
+    def drive() -> None:
+        coroutine = run_bridged(function)
+        try:
+            while True:
+                coroutine.send(None)
+        except StopIteration:
+            pass
+
+    other = greenlet(drive)
+    freed = weakref.ref(other)
+    other.switch()
+    assert other.dead
+    del other
+    gc.collect()
+    assert freed() is None
 
 
 async def test_nothing_is_kept_after_an_exception() -> None:

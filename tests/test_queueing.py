@@ -2,14 +2,17 @@
 
 import asyncio
 import gc
+import time
 import weakref
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from django.db import OperationalError, transaction
 from psycopg_pool import PoolClosed, PoolTimeout
 
 from pgbackend.pool import ConnectionPool
+from tests.models import Author
 from tests.wrapper import check_all_back, small_pool, until
 
 
@@ -93,6 +96,35 @@ async def test_closed_pool() -> None:
         with pytest.raises(PoolClosed):
             await waiter
     pool.give_back(conn)
+
+
+def test_closed_by_the_end_of_the_loop() -> None:
+    """Whoever waits when the loop ends is told, too, and the loop ends."""
+    told: list[BaseException] = []
+
+    async def hold() -> None:
+        async with transaction.atomic():
+            await asyncio.sleep(60)
+
+    async def wait_on_the_way_out() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            try:
+                await Author.objects.acount()
+            except OperationalError as error:
+                told.append(error)
+
+    async def main() -> None:
+        small_pool()
+        tasks = [asyncio.create_task(each()) for each in (hold, wait_on_the_way_out)]
+        await asyncio.sleep(0.1)
+        assert not any(task.done() for task in tasks)
+
+    began = time.monotonic()
+    asyncio.run(main())
+    assert time.monotonic() - began < 10
+    assert not told or isinstance(told[0].__cause__, PoolClosed | PoolTimeout)
 
 
 async def test_nothing_is_kept_of_who_waited() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import reduce
+from operator import or_
 from typing import Any
 
 import pytest
@@ -165,6 +167,25 @@ async def test_many_structures() -> None:
         return len(select.statements)
 
     assert 0 < await compile_many() <= 500
+
+
+async def test_statement_of_many_lookups() -> None:
+    """A condition that is put together by a loop is compiled each time."""
+
+    @bridged
+    def compile_it() -> int:
+        selects._selects.clear()
+        for number in (10, 100):
+            where = reduce(or_, (Q(pk=each) for each in range(number)))
+            for _ in range(2):
+                queryset = Author.objects.filter(where)
+                expected = of_django(queryset)
+                assert caught(queryset.query.get_compiler("default").as_sql) == expected
+        select = selects.known(Author)
+        assert select is not None
+        return len(select.statements)
+
+    assert await compile_it() == 1
 
 
 async def test_select_for_update() -> None:

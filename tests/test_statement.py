@@ -74,7 +74,7 @@ async def test_begin_comes_with_the_first_statement(server: Server) -> None:
         assert server.one(
             "SELECT query FROM pg_stat_activity WHERE state = 'idle in transaction'"
             " AND application_name = 'pgbackend-tests'"
-        ).startswith("BEGIN; INSERT")
+        ).startswith("BEGIN;\nINSERT")
         async with transaction.atomic():
             await Author.objects.acreate(name="Bob")
     assert await Author.objects.acount() == 2
