@@ -105,7 +105,13 @@ class Place(NamedTuple):
             # Django refuses that.
             return None
         parameters = self._parameters(compiler)
-        return None if parameters is None else (kept[0], kept[1](parameters))
+        if parameters is None:
+            return None
+        query = compiler.query
+        if not query.alias_map:
+            # As compiling leaves it: the table is known, and nobody refers to it.
+            query.alias_refcount[query.get_initial_alias()] = 0
+        return kept[0], kept[1](parameters)
 
     def keep(self, compiler: Any, sql: str, params: Any) -> None:
         """Keep a statement that *compiler* has made, if it is what `find` can make again."""
@@ -154,7 +160,7 @@ def place(compiler: Any) -> Place | None:
         return None
     order = query.order_by
     if not order and query.default_ordering:
-        order = query.get_meta().ordering
+        order = query.get_meta().ordering or ()
     for each in order:
         if type(each) is not str:
             return None

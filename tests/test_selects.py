@@ -80,6 +80,13 @@ def of_django(queryset: QuerySet[Any]) -> Any:
     return caught(compiler.as_sql)
 
 
+def compiled(queryset: QuerySet[Any]) -> Any:
+    """Return the query of *queryset* as Django's own compiler leaves it."""
+    query = queryset.all().query
+    caught(SQLCompiler(query, transaction.get_connection(), "default").as_sql)
+    return query
+
+
 def caught(as_sql: Callable[[], Any]) -> Any:
     """Return a statement and what its parameters are, or the class of the exception."""
     try:
@@ -101,12 +108,15 @@ async def test_statements(queryset: QuerySet[Any]) -> None:
             queryset.order_by("pk") if not queryset.query.is_sliced else queryset,
         ):
             expected = of_django(each)
+            query = vars(compiled(each))
             for _ in range(3):
                 compiler = each.all().query.get_compiler("default")
                 found = caught(compiler.as_sql)
                 assert found == expected
                 if found is not EmptyResultSet:
                     assert len(compiler.select) == compiler.col_count > 0
+                assert compiler.query.alias_map.keys() == query["alias_map"].keys()
+                assert compiler.query.alias_refcount == query["alias_refcount"]
 
     await compare()
 
@@ -197,6 +207,25 @@ async def test_select_for_update() -> None:
             assert await Author.objects.select_for_update(skip_locked=True).aget() == author
         with pytest.raises(transaction.TransactionManagementError):
             await Author.objects.select_for_update(nowait=True).aget()
+
+
+async def test_ordering_of_a_model() -> None:
+    """What a model is ordered by may change, to None as well."""
+
+    @bridged
+    def compare() -> None:
+        for ordering in (None, [], ["pk"], ["-price"], None):
+            for _ in range(2):
+                Book._meta.ordering = ordering
+                queryset = Book.objects.filter(price=1)
+                expected = of_django(queryset)
+                assert caught(queryset.query.get_compiler("default").as_sql) == expected
+
+    before = Book._meta.ordering
+    try:
+        await compare()
+    finally:
+        Book._meta.ordering = before
 
 
 async def test_changed_table() -> None:
