@@ -22,7 +22,7 @@ from django.db.models.sql.constants import (
     SINGLE,
 )
 
-from . import selects, session
+from . import kept, selects, session
 from .bridge import is_bridged
 from .session import CleanSQL
 from .statement import cursor_for
@@ -43,7 +43,7 @@ class SQLCompiler(postgresql.SQLCompiler):
 
         A simple one is compiled once.
         """
-        place = None if args or kwargs else selects.place(self)
+        place = None if args or kwargs else kept.place(self)
         if place is None:
             return self._marked(super().as_sql, *args, **kwargs)
         found = place.find(self)

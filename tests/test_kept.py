@@ -1,0 +1,283 @@
+"""Statements that are compiled once: Django's own, with the parameters of each query."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import reduce
+from operator import or_
+from typing import Any
+
+import pytest
+from django.core.exceptions import EmptyResultSet
+from django.db import models, transaction
+from django.db.backends.postgresql.compiler import SQLCompiler
+from django.db.models import Count, F, Q, QuerySet, Value
+from django.db.models.functions import Lower, Upper
+from django.db.models.sql import Query
+from django.db.models.sql.compiler import SQLCompiler as DjangosCompiler
+from django.test.utils import register_lookup
+
+from pgbackend import bridged, kept, selects
+from tests.models import Author, Book, Tag
+
+QUERYSETS = [
+    Book.objects.all(),
+    Book.objects.filter(title="Notes").order_by("-title"),
+    Book.objects.only("title"),
+    Book.objects.defer("title"),
+    Book.objects.select_related("author"),
+    Book.objects.annotate(n=Count("readers")),
+    Book.objects.extra(select={"one": "1"}),
+    Book.objects.values("title"),
+    Book.objects.values_list("pk", "title"),
+    Book.objects.filter(author__name="Ada"),
+    Book.objects.filter(pk__in=Book.objects.filter(author__name="Ada")),
+    Book.objects.all().union(Book.objects.all()),
+    Book.objects.filter(pk=F("pk")).distinct(),
+    Author.objects.all()[:3],
+    Author.objects.filter(name="Ada", pk=7),
+    Author.objects.filter(pk__gt=1, pk__lte=9).order_by("name", "-pk")[5:8],
+    Author.objects.filter(Q(name="Ada") | Q(name="Bob", pk__lt=7)),
+    Author.objects.exclude(name="Ada").exclude(Q(pk=1) | Q(pk=2)),
+    Author.objects.filter(name__startswith="100%", name__icontains="_"),
+    Author.objects.order_by("?"),
+    Author.objects.order_by("name").reverse(),
+    Author.objects.order_by(F("name").desc()),
+    Author.objects.filter(pk__in=[3, 1, 2]),
+    Author.objects.filter(name=Upper("name")),
+    Author.objects.filter(name=Value("Ada")),
+    Author.objects.none(),
+    Author.objects.extra(where=["name = 'Ada'"]),
+    Author.objects.extra(where=["name = %s"], params=["Ada"]),
+    Author.objects.extra(tables=["tests_book"]),
+    Author.objects.extra(order_by=["tests_author.name"]),
+    Author.objects.distinct(),
+    Author.objects.filter(pk=10**30),
+    Author.objects.filter(pk__gte=-(10**30)),
+    Author.objects.exclude(pk=10**30),
+    Author.objects.filter(pk=3.5),
+    Author.objects.filter(pk__gte=3.5),
+    Book.objects.filter(author=7),
+    Book.objects.filter(author_id=7, on_loan=False),
+    Book.objects.filter(author=None),
+    Book.objects.filter(author__isnull=False, published__isnull=True),
+    Book.objects.filter(published=datetime(2026, 1, 2, tzinfo=UTC)),
+    Book.objects.filter(published__year=2026),
+    Book.objects.filter(data={"a": [1]}),
+    Book.objects.filter(data__a=1),
+    Book.objects.filter(price=F("price")),
+    Book.objects.order_by("author"),
+    Book.objects.order_by("author__name"),
+    Book.objects.filter(readers=1),
+    Tag.objects.filter(content_type__model="book", object_id=3),
+    Tag.objects.filter(object_id=-1),
+]
+
+
+def of_django(queryset: QuerySet[Any]) -> Any:
+    """Return the statement that Django's own compiler makes."""
+    query = queryset.all().query
+    compiler = SQLCompiler(query, transaction.get_connection(), "default")
+    return caught(compiler.as_sql)
+
+
+def compiled(queryset: QuerySet[Any]) -> Any:
+    """Return the query of *queryset* as Django's own compiler leaves it."""
+    query = queryset.all().query
+    caught(SQLCompiler(query, transaction.get_connection(), "default").as_sql)
+    return query
+
+
+def caught(as_sql: Callable[[], Any]) -> Any:
+    """Return a statement and what its parameters are, or the class of the exception."""
+    try:
+        sql, params = as_sql()
+    except EmptyResultSet as error:
+        return type(error)
+    return sql, repr(params)
+
+
+@pytest.mark.parametrize("queryset", QUERYSETS, ids=range(len(QUERYSETS)))
+async def test_statements(queryset: QuerySet[Any]) -> None:
+    """A statement is Django's own, whether it or its model's select list was kept or not."""
+
+    @bridged
+    def compare() -> None:
+        selects._selects.clear()
+        for each in (
+            queryset,
+            queryset.order_by("pk") if not queryset.query.is_sliced else queryset,
+        ):
+            expected = of_django(each)
+            query = vars(compiled(each))
+            for _ in range(3):
+                compiler = each.all().query.get_compiler("default")
+                found = caught(compiler.as_sql)
+                assert found == expected
+                if found is not EmptyResultSet:
+                    assert len(compiler.select) == compiler.col_count > 0
+                assert compiler.query.alias_map.keys() == query["alias_map"].keys()
+                assert compiler.query.alias_refcount == query["alias_refcount"]
+
+    await compare()
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda value: Author.objects.filter(pk=value),
+        lambda value: Author.objects.filter(pk__gte=value).exclude(pk=value + 1),
+        lambda value: Author.objects.filter(Q(pk=value) | Q(name=str(value))),
+        lambda value: Author.objects.filter(name__contains=f"{value}%"),
+        lambda value: Author.objects.filter(pk=value if value != 2 else 10**30),
+        lambda value: Author.objects.order_by("pk")[value:10],
+        lambda value: Author.objects.order_by(["pk", "-pk", "name"][value]),
+        lambda value: Book.objects.filter(on_loan=bool(value)),
+        lambda value: Book.objects.filter(published__isnull=bool(value)),
+        lambda value: Book.objects.filter(author=[1, None, 2][value]),
+        lambda value: [Author, Book, Tag][value].objects.filter(pk=1),
+    ],
+)
+async def test_values_of_a_structure(made: Callable[[int], QuerySet[Any]]) -> None:
+    """A kept statement has the parameters of the query that it is made for."""
+
+    @bridged
+    def compare() -> None:
+        selects._selects.clear()
+        for _ in range(2):
+            for value in range(3):
+                queryset = made(value)
+                expected = of_django(queryset)
+                assert caught(queryset.query.get_compiler("default").as_sql) == expected
+
+    await compare()
+
+
+async def test_lookup_on_a_transform() -> None:
+    """A column that a transform is applied to is no plain one."""
+
+    @bridged
+    def compare() -> None:
+        with register_lookup(models.CharField, Lower):
+            for queryset in [Author.objects.filter(name__lower=name) for name in ("ada", "bob")]:
+                expected = of_django(queryset)
+                assert caught(queryset.query.get_compiler("default").as_sql) == expected
+
+    await compare()
+
+
+async def test_many_structures() -> None:
+    """Statements of ever new structures are not kept without end."""
+
+    @bridged
+    def compile_many() -> int:
+        for offset in range(1200):
+            Author.objects.all()[offset : offset + 1].query.get_compiler("default").as_sql()
+        select = selects.known(Author)
+        assert select is not None
+        return len(select.statements)
+
+    assert 0 < await compile_many() <= 500
+
+
+async def test_statement_of_many_lookups() -> None:
+    """A condition that is put together by a loop is compiled each time."""
+
+    @bridged
+    def compile_it() -> int:
+        selects._selects.clear()
+        for number in (10, 100):
+            where = reduce(or_, (Q(pk=each) for each in range(number)))
+            for _ in range(2):
+                queryset = Author.objects.filter(where)
+                expected = of_django(queryset)
+                assert caught(queryset.query.get_compiler("default").as_sql) == expected
+        select = selects.known(Author)
+        assert select is not None
+        return len(select.statements)
+
+    assert await compile_it() == 1
+
+
+async def test_select_for_update() -> None:
+    """A locking statement that was kept is refused outside of a transaction as before."""
+    author = await Author.objects.acreate(name="Ada")
+    for _ in range(2):
+        async with transaction.atomic():
+            assert await Author.objects.select_for_update(nowait=True).aget() == author
+            assert await Author.objects.select_for_update(skip_locked=True).aget() == author
+        with pytest.raises(transaction.TransactionManagementError):
+            await Author.objects.select_for_update(nowait=True).aget()
+
+
+async def test_ordering_of_a_model() -> None:
+    """What a model is ordered by may change, to None as well."""
+
+    @bridged
+    def compare() -> None:
+        for ordering in (None, [], ["pk"], ["-price"], None):
+            for _ in range(2):
+                Book._meta.ordering = ordering
+                queryset = Book.objects.filter(price=1)
+                expected = of_django(queryset)
+                assert caught(queryset.query.get_compiler("default").as_sql) == expected
+
+    before = Book._meta.ordering
+    try:
+        await compare()
+    finally:
+        Book._meta.ordering = before
+
+
+async def test_replaced_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever replaces Django's ``as_sql`` sees every query."""
+    original = SQLCompiler.as_sql
+    seen: list[Any] = []
+
+    def as_sql(self: Any, *args: Any, **kwargs: Any) -> Any:
+        seen.append(self.query)
+        return original(self, *args, **kwargs)
+
+    @bridged
+    def compile_twice() -> None:
+        for _ in range(2):
+            Author.objects.filter(pk=1).query.get_compiler("default").as_sql()
+
+    await compile_twice()
+    monkeypatch.setattr(DjangosCompiler, "as_sql", as_sql)
+    await compile_twice()
+    assert len(seen) == 2
+
+
+def test_unknown_queries() -> None:
+    """What a query of a Django to come has more than these, at its class or itself, is noticed."""
+
+    class Later(Query):
+        hint = None
+
+        def __init__(self, model: Any) -> None:
+            super().__init__(model)
+            self.lateral: dict[str, Any] = {}
+
+    assert kept.unknown_attributes(Query) == set()
+    assert kept.unknown_attributes(Later) == {"hint", "lateral"}
+
+
+async def test_changed_table() -> None:
+    """A model whose table is renamed, as migrations' tests do, is asked for by the new name."""
+    opts = Author._meta
+    name = opts.db_table
+
+    def statement() -> str:
+        return str(Author.objects.filter(pk=1).query.get_compiler("default").as_sql()[0])
+
+    before = await bridged(statement)()
+    opts.db_table = "renamed"
+    try:
+        Author._meta.get_field("id").__dict__.pop("cached_col", None)
+        assert '"renamed"' in await bridged(statement)()
+    finally:
+        opts.db_table = name
+        Author._meta.get_field("id").__dict__.pop("cached_col", None)
+    assert await bridged(statement)() == before
