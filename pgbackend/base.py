@@ -236,12 +236,16 @@ class DatabaseWrapper(Watched, TransactionControl):
             super()._close()
 
     def close_pool(self) -> None:
-        """Close the alias's pools: Django's, or in the bridge those of the running loop."""
+        """Close the alias's pools: Django's, and in the bridge those of the running loop."""
         if not self.bridged:
             super().close_pool()
             return
         for pool in open_pools(self.alias):
             await_bridged(pool.close())
+        # That of threads, which Django keeps for the alias. To close it waits for its workers.
+        of_threads = self._connection_pools.pop(self.alias, None)
+        if of_threads is not None:
+            await_bridged(asyncio.to_thread(of_threads.close))
 
     # Cursors
 

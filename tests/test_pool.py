@@ -9,7 +9,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from django.db import DataError, OperationalError, ProgrammingError, connections
 from django.db.backends.signals import connection_created
 from psycopg_pool.pool_async import WaitingClient
 
+from pgbackend import bridged
 from pgbackend.base import DatabaseWrapper
 from pgbackend.bridge import await_bridged, run_bridged
 from tests.conftest import Server
@@ -821,6 +822,22 @@ async def test_close_pool() -> None:
     await run_bridged(wrapper.close_pool)
     assert pool.closed
     assert await run(wrapper, PID) != first
+
+
+async def test_close_pool_of_threads(server: Server, add_alias: Callable[..., str]) -> None:
+    """In the bridge, close_pool() closes the pool that threads have for the alias, too."""
+    alias = add_alias({"pool": {"min_size": 0, "max_size": 2}})
+
+    def use() -> None:
+        with connections[alias].cursor() as cursor:
+            cursor.execute("SELECT 1")
+        connections[alias].close()
+
+    await asyncio.to_thread(use)
+    await bridged(use)()
+    assert server.backends() == 2
+    await bridged(connections[alias].close_pool)()
+    server.wait_for_backends(0)
 
 
 # What is relied on
