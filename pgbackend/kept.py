@@ -91,7 +91,10 @@ def unknown_attributes(cls: type) -> set[str]:
 _UNKNOWN = unknown_attributes(Query)
 if _UNKNOWN:
     unpatched.append(
-        (f"django.db.models.sql.Query with {', '.join(_UNKNOWN)}", "statements are not kept")
+        (
+            f"django.db.models.sql.Query with {', '.join(sorted(_UNKNOWN))}",
+            "statements are not kept",
+        )
     )
 
 # Whoever replaces it wants to see each statement.

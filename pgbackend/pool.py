@@ -1,7 +1,7 @@
 """Connection pools: one `ConnectionPool` for each alias and settings, event loop and process.
 
-psycopg_pool keeps charge of size, waiting, lifetime and health. What is added here: the
-defaults, the names of bad options, the server's own words when connecting fails, a
+psycopg_pool keeps charge of size, lifetime and health; who waits is in `queueing`. What is added
+here: the defaults, the names of bad options, the server's own words when connecting fails, a
 give-back that never waits, and an end together with the event loop.
 """
 

@@ -11,9 +11,13 @@ from operator import is_
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from django.db.models import Field, ForeignKey
 from django.db.models.expressions import Col
 
 from . import session
+
+# These depend on the field alone; others' may be bound to the connection that asks first.
+_CONVERTERS = (Field.get_db_converters, ForeignKey.get_db_converters)
 
 
 class Select:
@@ -73,7 +77,7 @@ def _is_plain(selected: Any, field: Any) -> bool:
         and column.target is field
         and alias is None
         and session.is_clean_field(field)
-        and session.is_djangos(type(field).get_db_converters)
+        and type(field).get_db_converters in _CONVERTERS
     )
 
 

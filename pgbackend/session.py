@@ -43,7 +43,7 @@ def note(node: Any) -> None:
     cls = type(node)
     clean = _clean_types.get(cls)
     if clean is None:
-        clean = _clean_types[cls] = cls not in _OPEN and is_djangos(cls)
+        clean = _clean_types[cls] = cls not in _OPEN and _is_djangos(cls)
     if (
         not clean
         or (cls is Col and not is_clean_field(node.target))
@@ -58,7 +58,7 @@ def is_clean_field(field: Any) -> bool:
     clean = _clean_fields.get(cls)
     if clean is None:
         clean = _clean_fields[cls] = all(
-            is_djangos(getattr(cls, place, Field)) for place in _PLACES
+            _is_djangos(getattr(cls, place, Field)) for place in _PLACES
         )
     return clean
 
@@ -68,11 +68,11 @@ def is_clean_query(query: Any) -> bool:
     cls = type(query)
     clean = _clean_types.get(cls)
     if clean is None:
-        clean = _clean_types[cls] = is_djangos(cls)
+        clean = _clean_types[cls] = _is_djangos(cls)
     return clean
 
 
-def is_djangos(thing: Any) -> bool:
+def _is_djangos(thing: Any) -> bool:
     return str(thing.__module__).startswith("django.")
 
 

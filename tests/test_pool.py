@@ -853,3 +853,7 @@ def test_private_parts_of_psycopg_pool() -> None:
     assert list(made._pool) == []
     assert list(inspect.signature(WaitingClient.fail).parameters) == ["self", "error"]
     assert inspect.iscoroutinefunction(WaitingClient.fail)
+    assert list(inspect.signature(WaitingClient.set).parameters) == ["self", "conn"]
+    assert list(inspect.signature(pool._get_ready_connection).parameters) == ["self", "timeout"]
+    assert list(inspect.signature(pool._maybe_grow_pool).parameters) == ["self"]
+    assert made._nconns <= made._max_size

@@ -99,32 +99,52 @@ async def test_closed_pool() -> None:
 
 
 def test_closed_by_the_end_of_the_loop() -> None:
-    """Whoever waits when the loop ends is told, too, and the loop ends."""
-    told: list[BaseException] = []
+    """Whoever comes to wait while the loop ends is served or told, and the loop ends."""
+    came_of_it: list[Any] = []
 
-    async def hold() -> None:
+    async def hold(holding: asyncio.Event) -> None:
         async with transaction.atomic():
-            await asyncio.sleep(60)
+            holding.set()
+            await asyncio.Event().wait()
 
-    async def wait_on_the_way_out() -> None:
+    async def count_on_the_way_out(started: asyncio.Event) -> None:
         try:
-            await asyncio.sleep(60)
+            started.set()
+            await asyncio.Event().wait()
         finally:
             try:
-                await Author.objects.acount()
+                came_of_it.append(await Author.objects.acount())
             except OperationalError as error:
-                told.append(error)
+                came_of_it.append(error.__cause__)
 
     async def main() -> None:
         small_pool()
-        tasks = [asyncio.create_task(each()) for each in (hold, wait_on_the_way_out)]
-        await asyncio.sleep(0.1)
-        assert not any(task.done() for task in tasks)
+        for work in (count_on_the_way_out, hold):
+            ready = asyncio.Event()
+            tasks.append(asyncio.create_task(work(ready)))
+            await ready.wait()
 
+    tasks: list[asyncio.Task[None]] = []
     began = time.monotonic()
     asyncio.run(main())
     assert time.monotonic() - began < 10
-    assert not told or isinstance(told[0].__cause__, PoolClosed | PoolTimeout)
+    assert len(came_of_it) == 1
+    assert came_of_it[0] == 0 or isinstance(came_of_it[0], PoolClosed)
+
+
+async def test_close_is_interrupted() -> None:
+    """Who waits is told at once that the pool is closed, also if close() itself is given up."""
+    pool = small_pool().async_pool
+    conn = await pool.checkout()
+    waiter = asyncio.create_task(pool.checkout())
+    await waiting(pool, 1)
+    closing = asyncio.create_task(pool.close())
+    await asyncio.sleep(0)
+    closing.cancel()
+    with pytest.raises(PoolClosed):
+        await waiter
+    await asyncio.wait([closing])
+    pool.give_back(conn)
 
 
 async def test_nothing_is_kept_of_who_waited() -> None:

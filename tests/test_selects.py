@@ -20,6 +20,8 @@ async def test_values() -> None:
         book = await Book.objects.aget()
         assert (book.title, book.author_id, book.price) == ("Notes", author.pk, 3)
         assert book.data == {"a": [1]}
+    # A foreign key keeps nothing from being kept.
+    assert selects.known(Book) is not None
 
 
 @isolate_apps("tests")
