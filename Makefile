@@ -7,8 +7,8 @@
 # make django-suite-diff   what of them ends worse than on Django's own backend
 # make drf-suite           REST framework's tests, with DJANGO=, MODE= and, for pytest,
 #                          LABELS='tests/test_filters.py -k search'
-# make bench       the speed of this backend and of its peers, against the targets, within half
-#                  an hour; ARGS='--peers pgbackend tortoise --works "1 get" --views'
+# make bench       the speed of this backend and of its peers, against the targets;
+#                  ARGS='--peers pgbackend tortoise --works "1 get" --views'
 # make bench-full  the other kinds of work, sweeps and plots; see tests/benchmarks/README.md
 # make clean   remove what the others made, the demo's data included
 
