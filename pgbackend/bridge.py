@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from asyncio import Future, current_task
+from asyncio import AbstractEventLoop, Future, SelectorEventLoop, _get_running_loop, current_task
 from collections.abc import Awaitable, Callable, Generator
 from types import CoroutineType, coroutine
 from typing import Any, NoReturn, ParamSpec, TypeVar
@@ -75,6 +75,17 @@ class _Idle(threading.local):
 
 
 _idle = _Idle()
+
+
+def calls_from_python(loop: AbstractEventLoop | None) -> bool:
+    """Return whether *loop* calls back from Python code only, as asyncio's own do.
+
+    uvloop calls back from within libuv, which keeps pointers into the C stack meanwhile. A
+    greenlet that was started elsewhere may have its own stack laid over what they point to, and
+    whoever then tells libuv to forget a socket writes there. So in callbacks of such a loop no
+    greenlet may be resumed, or used again; tasks that it runs later are safe.
+    """
+    return loop is None or isinstance(loop, SelectorEventLoop)
 
 
 def is_bridged() -> bool:
@@ -175,8 +186,8 @@ def _drive(
 ) -> Generator[Any, Any, T]:
     """Run one outermost bridged call to its end, yielding what it waits for."""
     driver = getcurrent()
-    idle = _idle.bridges
-    if idle:
+    idle, keeps = _idle.bridges, calls_from_python(_get_running_loop())
+    if idle and keeps:
         bridge = idle.pop()
         bridge.parent = driver
     else:
@@ -211,7 +222,7 @@ def _drive(
     bridge.owner = bridge.gr_context = bridge.keep = None
     bridge.lasting = False
     # It keeps its parent, too: the thread's own greenlet, or it was not only ours.
-    if len(idle) < _KEPT and bridge.parent.parent is None:  # type: ignore[union-attr]  # has one
+    if keeps and len(idle) < _KEPT and bridge.parent.parent is None:  # type: ignore[union-attr]  # has one
         idle.append(bridge)
     # What is raised keeps this frame: without a name a greenlet that is not kept ends here.
     del bridge

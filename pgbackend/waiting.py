@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 from asyncio import AbstractEventLoop, Future, get_running_loop
 from collections.abc import Generator
 from contextvars import Context
@@ -19,7 +20,7 @@ import psycopg
 from psycopg.pq import ConnStatus
 from psycopg.waiting import Ready
 
-from .bridge import await_future
+from .bridge import await_future, calls_from_python
 
 if TYPE_CHECKING:
     from psycopg.pq.abc import PGconn
@@ -69,13 +70,20 @@ class SocketWait:
         if reader is not None:
             reader.close()
 
-    def readable(self) -> None:
-        """Wake whoever waits. If nobody does, the server has said something: listen no more."""
+    def readable(self, *, at_once: bool) -> None:
+        """Wake whoever waits, *at_once* or in the loop's next iteration.
+
+        If nobody waits, the server has said something: listen no more.
+        """
         future = self._future
         if future is None:
             self._unregister()
-        elif not future.done():
+        elif future.done():
+            pass
+        elif at_once:
             _resume(future)
+        else:
+            future.set_result(Ready.R)
 
     def _look(self) -> None:
         self._timer = None
@@ -104,12 +112,16 @@ class _Reader:
     def __init__(self, loop: AbstractEventLoop, wait: SocketWait) -> None:
         self.loop = loop
         self._fd = fd = os.dup(wait.socket)
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        at_once = calls_from_python(loop)
         # The loop keeps what it calls.
         waiting = ref(wait)
 
         def readable() -> None:
-            if (wait := waiting()) is not None:
-                wait.readable()
+            # Where the task goes on later, it may be called once more after that has read.
+            if (at_once or poll.poll(0)) and (wait := waiting()) is not None:
+                wait.readable(at_once=at_once)
 
         Context().run(loop.add_reader, fd, readable)
         self._finalizer = finalize(self, _unregister_later, loop, fd)

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from typing import Any
 
 import pytest
+import uvloop
 from greenlet import getcurrent, greenlet
 
 from pgbackend import bridged
@@ -795,6 +796,26 @@ async def test_one_call_after_the_other() -> None:
     assert first() is second() is not None
     assert ended == [1, 2]
     assert kept == []
+
+
+def test_greenlets_on_uvloop() -> None:
+    """On uvloop no greenlet takes a second call: its C stack may be in libuv's way."""
+    greenlets: list[weakref.ref[Any]] = []
+
+    def function() -> None:
+        greenlets.append(weakref.ref(getcurrent()))
+        await_bridged(suspend())
+
+    async def main() -> None:
+        for _ in range(2):
+            await run_bridged(function)
+
+    asyncio.run(main())
+    assert greenlets[0]() is greenlets[1]() is not None
+    greenlets.clear()
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())
+    assert [each() for each in greenlets] == [None, None]
 
 
 async def test_greenlets_of_many_calls() -> None:

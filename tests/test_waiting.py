@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import gc
+from collections.abc import Callable
 
 import pytest
+import uvloop
 from django.db import OperationalError, connection, transaction
 
 from pgbackend import bridged
 from pgbackend.registry import open_pools
+from pgbackend.waiting import SocketWait
 from tests.conftest import Server
 from tests.faults.files import open_files
 from tests.models import Author
@@ -85,3 +88,34 @@ async def test_descriptors() -> None:
             await pool.close()
     gc.collect()
     await until(lambda: open_files() <= before)
+
+
+@pytest.mark.parametrize("loop_factory", [asyncio.SelectorEventLoop, uvloop.new_event_loop])
+def test_where_a_task_goes_on(
+    monkeypatch: pytest.MonkeyPatch, loop_factory: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    """A task goes on inside the loop's callback on asyncio's own loop, and not on uvloop.
+
+    There libuv has pointers into the C stack meanwhile, which switching greenlets moves.
+    """
+    steps: list[str] = []
+    readable = SocketWait.readable
+
+    def watched(self: SocketWait, **options: bool) -> None:
+        steps.append("called")
+        readable(self, **options)
+        steps.append("returned")
+
+    async def main() -> None:
+        await Author.objects.acount()
+        monkeypatch.setattr(SocketWait, "readable", watched)
+        steps.clear()
+        await Author.objects.acount()
+        steps.append("went on")
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(main())
+    if loop_factory is asyncio.SelectorEventLoop:
+        assert steps[:3] == ["called", "went on", "returned"]
+    else:
+        assert steps[:3] == ["called", "returned", "went on"]
