@@ -1,6 +1,7 @@
 """``python -m tests.benchmarks``: see README.md here."""
 
 import argparse
+import contextlib
 import datetime
 import json
 import os
@@ -8,12 +9,11 @@ import platform
 import shlex
 import signal
 import sys
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from tests.benchmarks import environments, http, report
-from tests.benchmarks.measure import measure
+from tests.benchmarks.measure import Worker, WorkerFailed
 from tests.benchmarks.peers import PEERS, Peer
 from tests.benchmarks.server import Look, serve
 from tests.benchmarks.works import MORE, SWEEPS, TARGETS, Sweep, Work
@@ -48,9 +48,9 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="the other works and all sweeps, with plots, instead of what the targets are about",
     )
-    made.add_argument("--rounds", type=int, help="of all but sweeps: 3 without, with --full 2")
-    made.add_argument("--seconds", type=float, default=1.5, help="of each measurement")
-    made.add_argument("--warm-up", type=float, default=0.5, help="before each, seconds")
+    made.add_argument("--rounds", type=int, help="7 without, with --full 3")
+    made.add_argument("--seconds", type=float, default=0.5, help="of each turn")
+    made.add_argument("--warm-up", type=float, default=0.2, help="before each, seconds")
     made.add_argument("--peers", nargs="*", metavar="PEER", help="names: all without")
     made.add_argument(
         "--works",
@@ -89,7 +89,7 @@ def chosen(names: list[str] | None, known: dict[str, Any]) -> list[Any]:
 
 
 class Run:
-    """All measurements of a run, in rounds: each peer once, then each once more."""
+    """All measurements of a run."""
 
     def __init__(self, options: argparse.Namespace, dsn: str, look: Look) -> None:
         self.options = options
@@ -110,50 +110,74 @@ class Run:
         print(f"{number}  {work:32} {peer.name:26} {words}", flush=True)
 
     def works(self, kind: str, works: list[Work], peers: list[Peer], rounds: int) -> None:
-        unsupported = set()
-        for number in range(1, rounds + 1):
-            for work in works:
+        """Measure each work in rounds, a turn of each peer in each; all processes stand by."""
+        for work in works:
+            with contextlib.ExitStack() as processes:
+                workers = []
                 for peer in peers:
-                    if (work.name, peer.name) in unsupported:
-                        continue
-                    figures = measure(
-                        peer,
-                        work,
-                        self.dsn,
-                        self.look,
-                        seconds=self.options.seconds,
-                        warm_up=self.options.warm_up,
-                    )
-                    if figures.get("unsupported"):
-                        unsupported.add((work.name, peer.name))
-                    self.add(kind, peer, work.name, number, figures)
-                self.look.clean_up()
+                    try:
+                        worker = Worker(peer, work, self.dsn, self.look)
+                        processes.callback(worker.close)
+                        if not worker.supported:
+                            self.add(kind, peer, work.name, 1, {"unsupported": True})
+                            continue
+                        if work.kind == "steady":
+                            self.turn(worker)
+                    except WorkerFailed as error:
+                        self.add(kind, peer, work.name, 1, {"failed": f"{error}"})
+                    else:
+                        workers.append(worker)
+                for number in range(1, min(rounds, work.rounds) + 1):
+                    for worker in [*workers]:
+                        try:
+                            figures = self.turn(worker)
+                        except WorkerFailed as error:
+                            figures = {"failed": f"{error}"}
+                            workers.remove(worker)
+                        self.add(kind, worker.peer, work.name, number, figures)
+                    self.look.clean_up()
 
-    def sweep(self, sweep: Sweep, peers: list[Peer]) -> None:
-        """Do a work at every point of a sweep, one round."""
+    def turn(self, worker: Worker) -> dict[str, Any]:
+        return worker.turn(seconds=self.options.seconds, warm_up=self.options.warm_up)
+
+    def sweep(self, sweep: Sweep, peers: list[Peer], rounds: int) -> None:
+        """Do a work at every point of a sweep."""
         peers = [peer for peer in peers if not sweep.peers or peer.name in sweep.peers]
-        self.works(f"sweep over {sweep.name}", list(sweep.points.values()), peers, 1)
+        self.works(f"sweep over {sweep.name}", list(sweep.points.values()), peers, rounds)
 
     def views(self, views: list[http.View], peers: list[Peer], rounds: int) -> None:
+        """Measure each view in rounds, as `works` does."""
         peers = [peer for peer in peers if peer.engine]
         if not peers or not views:
             return
         sessions = http.prepare(self.dsn)
-        for number in range(1, rounds + 1):
-            for view in views:
+        # wrk counts in whole seconds, and calibrates itself in the first half.
+        seconds, warm_up = max(2.0, self.options.seconds), max(1.0, self.options.warm_up)
+        for view in views:
+            with contextlib.ExitStack() as processes:
+                sites = []
                 for peer in peers:
-                    figures = http.measure(
+                    served = http.served(
                         peer,
                         view,
+                        sessions,
                         self.dsn,
                         self.look,
-                        sessions,
-                        # wrk counts in whole seconds, and calibrates itself in the first half.
-                        seconds=max(2.0, self.options.seconds),
-                        warm_up=max(1.0, self.options.warm_up),
                         loop=self.options.loop,
+                        warm_up=warm_up,
                     )
-                    self.add("http", peer, view.name, number, figures)
+                    try:
+                        sites.append(processes.enter_context(served))
+                    except (RuntimeError, OSError) as error:
+                        self.add("http", peer, view.name, 1, {"failed": f"{error}"})
+                for number in range(1, rounds + 1):
+                    for site in [*sites]:
+                        try:
+                            figures = http.measure(site, view, sessions, seconds)
+                        except (RuntimeError, OSError) as error:
+                            figures = {"failed": f"{error}"}
+                            sites.remove(site)
+                        self.add("http", site.peer, view.name, number, figures)
 
 
 def main() -> None:
@@ -161,7 +185,7 @@ def main() -> None:
     # As Ctrl-C does: what was started ends, and what was measured is kept.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     peers: list[Peer] = chosen(options.peers, PEERS)
-    options.rounds = options.rounds or (2 if options.full else 3)
+    options.rounds = options.rounds or (3 if options.full else 7)
     works: list[Work] = list(MORE if options.full else TARGETS)
     if options.works is not None:
         works = chosen(options.works, {work.name: work for work in [*TARGETS, *MORE]})
@@ -177,14 +201,14 @@ def main() -> None:
     folder = RESULTS / began.strftime("%Y%m%d-%H%M%S")
     folder.mkdir(parents=True)
     about = machine()
-    with serve(options.dsn) as dsn, closing(Look(dsn)) as look:
+    with serve(options.dsn) as dsn, contextlib.closing(Look(dsn)) as look:
         about["postgresql"] = look.version()
         run = Run(options, dsn, look)
         try:
             run.works("orm", works, peers, options.rounds)
             run.views(views, peers, options.rounds)
             for sweep in sweeps:
-                run.sweep(sweep, peers)
+                run.sweep(sweep, peers, options.rounds)
         finally:
             # What was measured is kept, also if the run is interrupted.
             document = {

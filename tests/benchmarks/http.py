@@ -77,7 +77,9 @@ class Site:
     """uvicorn, serving the site for one peer."""
 
     def __init__(self, peer: Peer, dsn: str, look: Look, loop: str) -> None:
-        name = f"bench-site-{os.getpid()}"
+        self.peer = peer
+        # Those of other peers stand by.
+        name = f"bench-site-{os.getpid()}-{peer.name}"[:63]
         # Not a pipe: nobody reads it while the site is loaded.
         self.log = tempfile.TemporaryFile()  # noqa: SIM115  # closed by stop()
         self.process = subprocess.Popen(
@@ -94,6 +96,7 @@ class Site:
         )
         self.watch = Watch(self.process.pid, name, look)
         self.port = 0
+        self.memory_before: int | None = None
 
     def wait_until_served(self) -> None:
         """Read where it listens; raise RuntimeError if it ends, or does not within a minute."""
@@ -149,10 +152,17 @@ class Site:
 
 
 @contextmanager
-def served(peer: Peer, dsn: str, look: Look, loop: str) -> Iterator[Site]:
+def served(
+    peer: Peer, view: View, sessions: list[str], dsn: str, look: Look, *, loop: str, warm_up: float
+) -> Iterator[Site]:
+    """Serve the site for *peer*, whose *view* has answered for *warm_up* seconds."""
     site = Site(peer, dsn, look, loop)
     try:
         site.wait_until_served()
+        site.check(view.path, sessions[0])
+        site.memory_before = site.memory("VmRSS")
+        if warm_up:
+            run_client(site, view.path, sessions, warm_up)
         yield site
     finally:
         site.stop()
@@ -178,40 +188,21 @@ def load_command(site: Site, path: str, sessions: list[str], seconds: float) -> 
     ]
 
 
-def measure(
-    peer: Peer,
-    view: View,
-    dsn: str,
-    look: Look,
-    sessions: list[str],
-    *,
-    seconds: float,
-    warm_up: float,
-    loop: str,
-) -> dict[str, Any]:
-    """Serve the site for *peer* and load *view*; return the figures, or what went wrong."""
-    try:
-        with served(peer, dsn, look, loop) as site:
-            site.check(view.path, sessions[0])
-            before = site.memory("VmRSS")
-            if warm_up:
-                run_client(site, view.path, sessions, warm_up)
-            cpu = site.cpu()
-            figures = run_client(site, view.path, sessions, seconds)
-            if not figures["requests"]:
-                raise RuntimeError(f"no request ended within {seconds:g} s")
-            cpu_after = site.cpu()
-            if cpu is not None and cpu_after is not None:
-                figures["cpu_per_query"] = (cpu_after - cpu) / figures["requests"] / view.queries
-            figures |= {
-                "memory_before": before,
-                "memory_peak": site.memory("VmHWM"),
-                "threads": site.watch.threads,
-                "connections": site.watch.connections,
-            }
-            return figures
-    except (RuntimeError, OSError) as error:
-        return {"failed": f"{type(error).__name__}: {error}"}
+def measure(site: Site, view: View, sessions: list[str], seconds: float) -> dict[str, Any]:
+    """Load *view* for *seconds* and return the figures; raise RuntimeError, OSError."""
+    cpu = site.cpu()
+    figures = run_client(site, view.path, sessions, seconds)
+    if not figures["requests"]:
+        raise RuntimeError(f"no request ended within {seconds:g} s")
+    cpu_after = site.cpu()
+    if cpu is not None and cpu_after is not None:
+        figures["cpu_per_query"] = (cpu_after - cpu) / figures["requests"] / view.queries
+    return figures | {
+        "memory_before": site.memory_before,
+        "memory_peak": site.memory("VmHWM"),
+        "threads": site.watch.threads,
+        "connections": site.watch.connections,
+    }
 
 
 def run_client(site: Site, path: str, sessions: list[str], seconds: float) -> dict[str, Any]:

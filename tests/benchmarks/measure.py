@@ -1,8 +1,10 @@
-"""One measurement: a process of a peer, watched from outside while it works."""
+"""The processes of peers, watched from outside while they work."""
 
 import json
 import os
+import select
 import subprocess
+import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +20,9 @@ INTERVAL = 0.1
 
 # A process that takes longer than this, seconds, hangs.
 TIMEOUT = 300.0
+
+# So long it may take to end, seconds.
+STOP_TIMEOUT = 10.0
 
 
 class Watch:
@@ -39,60 +44,97 @@ class Watch:
         self.connections = max(self.connections, self._look.connections(self._name))
 
 
-def measure(
-    peer: Peer, work: Work, dsn: str, look: Look, *, seconds: float, warm_up: float
-) -> dict[str, Any]:
-    """Run *work* in a new process of *peer*; return its figures, or what went wrong."""
-    name = f"bench-{os.getpid()}"
-    spec = {
-        "module": peer.module,
-        "options": peer.options,
-        "dsn": f"{dsn}",
-        "pool": work.pool,
-        "operation": work.operation,
-        "arguments": work.arguments,
-        "clients": work.clients,
-        "repeat": work.repeat,
-        "queries": work.queries,
-        "kind": work.kind,
-        "seconds": seconds,
-        "warm_up": warm_up,
-    }
-    process = subprocess.Popen(
-        [
-            str(environments.python(peer.environment)),
-            "-m",
-            "tests.benchmarks.worker",
-            json.dumps(spec),
-        ],
-        cwd=environments.ROOT,
-        env={**os.environ, "PGAPPNAME": name, "BENCH_NAME": name},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    watch = Watch(process.pid, name, look)
-    deadline = time.monotonic() + TIMEOUT
-    try:
+class WorkerFailed(Exception):
+    """A process of a peer ended, or said nothing for too long."""
+
+
+class Worker:
+    """A process of *peer* for *work*, which is asked for one turn after the other."""
+
+    def __init__(self, peer: Peer, work: Work, dsn: str, look: Look) -> None:
+        self.peer = peer
+        self._work = work
+        # Those of other peers stand by.
+        name = f"bench-{os.getpid()}-{peer.name}"[:63]
+        spec = {
+            "module": peer.module,
+            "options": peer.options,
+            "dsn": f"{dsn}",
+            "pool": work.pool,
+            "operation": work.operation,
+            "arguments": work.arguments,
+            "clients": work.clients,
+            "repeat": work.repeat,
+            "queries": work.queries,
+            "kind": work.kind,
+        }
+        # Not a pipe: nobody reads it meanwhile.
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  # closed by close()
+        self._process = subprocess.Popen(
+            [
+                str(environments.python(peer.environment)),
+                "-m",
+                "tests.benchmarks.worker",
+                json.dumps(spec),
+            ],
+            cwd=environments.ROOT,
+            env={**os.environ, "PGAPPNAME": name, "BENCH_NAME": name},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+        )
+        self._said = b""
+        self._watch = Watch(self._process.pid, name, look)
+        try:
+            self.supported = "ready" in self._answer()
+        except BaseException:
+            self.close()
+            raise
+
+    def turn(self, *, seconds: float, warm_up: float) -> dict[str, Any]:
+        """Return what was measured in a turn; raise `WorkerFailed`."""
+        assert self._process.stdin is not None
+        turn = {"seconds": seconds, "warm_up": warm_up}
+        try:
+            self._process.stdin.write(json.dumps(turn).encode() + b"\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise WorkerFailed(self._last_words()) from None
+        figures = self._answer()
+        figures |= {"threads": self._watch.threads, "connections": self._watch.connections}
+        if self._work.rows and figures.get("rps"):
+            figures["rows_per_second"] = figures["rps"] * self._work.rows
+        return figures
+
+    def _answer(self) -> dict[str, Any]:
+        """Return the next line that it says, watching it meanwhile."""
+        assert self._process.stdout is not None
+        deadline = time.monotonic() + TIMEOUT
         while True:
-            try:
-                answer, words = process.communicate(timeout=INTERVAL)
-                break
-            except subprocess.TimeoutExpired:
-                watch.sample()
+            line, newline, rest = self._said.partition(b"\n")
+            if newline:
+                self._said = rest
+                answer: dict[str, Any] = json.loads(line)
+                return answer
+            if not select.select([self._process.stdout], [], [], INTERVAL)[0]:
+                self._watch.sample()
                 if time.monotonic() > deadline:
-                    return {"failed": f"it took more than {TIMEOUT:g} s"}
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.communicate()
-    lines = answer.splitlines()
-    if process.returncode or not lines:
-        return {"failed": (words.strip().splitlines() or ["no answer"])[-1], "stderr": words}
-    figures: dict[str, Any] = json.loads(lines[-1])
-    if not figures.get("unsupported"):
-        figures |= {"threads": watch.threads, "connections": watch.connections}
-        if work.rows and figures.get("rps"):
-            figures["rows_per_second"] = figures["rps"] * work.rows
-    return figures
+                    raise WorkerFailed(f"it took more than {TIMEOUT:g} s")
+            elif not (read := os.read(self._process.stdout.fileno(), 65536)):
+                raise WorkerFailed(self._last_words())
+            else:
+                self._said += read
+
+    def _last_words(self) -> str:
+        self._stderr.seek(0)
+        lines = self._stderr.read().decode(errors="replace").split("\n")
+        return next((line for line in reversed(lines) if line.strip()), "no answer")
+
+    def close(self) -> None:
+        """End the process, by the end of what it reads; kill one that goes on."""
+        with suppress(BrokenPipeError, subprocess.TimeoutExpired):
+            self._process.communicate(timeout=STOP_TIMEOUT)
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.communicate()
+        self._stderr.close()

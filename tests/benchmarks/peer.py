@@ -2,10 +2,12 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tests.benchmarks import load
-from tests.benchmarks.load import Window
+
+if TYPE_CHECKING:
+    from tests.benchmarks.worker import Turns
 
 
 class AsyncPeer:
@@ -29,11 +31,11 @@ class AsyncPeer:
         for _ in range(spec["repeat"]):
             await operation(**spec["arguments"])
 
-    def run(self, spec: Any, warm: Callable[[], None]) -> Window:
-        """Do a work; call *warm* when the process has settled."""
-        return asyncio.run(self._run(spec, warm))
+    def run(self, spec: Any, turns: "Turns") -> None:
+        """Do a work, a turn at a time."""
+        asyncio.run(self._run(spec, turns))
 
-    async def _run(self, spec: Any, warm: Callable[[], None]) -> Window:
+    async def _run(self, spec: Any, turns: "Turns") -> None:
         operation = getattr(self, spec["operation"])
         await self.open()
         try:
@@ -41,19 +43,16 @@ class AsyncPeer:
             first = {"repeat": 5, "arguments": ITEM}
             await asyncio.ensure_future(self.request(self.get, first))
             await asyncio.gather(*(self.request(self.get, first) for _ in range(self.pool_size)))
-            warm()
 
             def request() -> Awaitable[None]:
                 return self.request(operation, spec)
 
-            if spec["kind"] == "burst":
-                return await load.burst(request, clients=spec["clients"])
-            return await load.steady(
-                request,
-                clients=spec["clients"],
-                warm_up=spec["warm_up"],
-                seconds=spec["seconds"],
-            )
+            for turn in turns:
+                if spec["kind"] == "burst":
+                    window = await load.burst(request, clients=spec["clients"])
+                else:
+                    window = await load.steady(request, clients=spec["clients"], **turn)
+                turns.answer(window)
         finally:
             await self.close()
 

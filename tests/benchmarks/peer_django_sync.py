@@ -6,11 +6,14 @@ compare with nothing here, its CPU time per query is what Django's own code cost
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tests.benchmarks import values
 from tests.benchmarks.load import Window
 from tests.benchmarks.peer_django import set_up
+
+if TYPE_CHECKING:
+    from tests.benchmarks.worker import Turns
 
 
 class SyncOperations:
@@ -94,19 +97,19 @@ class Peer(SyncOperations):
         set_up(dsn, "django.db.backends.postgresql", {}, max_age=None)
         self.load_models()
 
-    def run(self, spec: Any, warm: Callable[[], None]) -> Window:
+    def run(self, spec: Any, turns: "Turns") -> None:
         operation = getattr(self, spec["operation"])
         for _ in range(5):
             self.get("item")
-        warm()
-        window = Window()
-        burst = spec["kind"] == "burst"
-        if not burst:
-            self._repeat(operation, spec, window, spec["warm_up"])
-        window.open()
-        self._repeat(operation, spec, window, 0 if burst else spec["seconds"])
-        window.close()
-        return window
+        for turn in turns:
+            window = Window()
+            burst = spec["kind"] == "burst"
+            if not burst:
+                self._repeat(operation, spec, window, turn["warm_up"])
+            window.open()
+            self._repeat(operation, spec, window, 0 if burst else turn["seconds"])
+            window.close()
+            turns.answer(window)
 
     def _repeat(
         self, operation: Callable[..., Any], spec: Any, window: Window, seconds: float

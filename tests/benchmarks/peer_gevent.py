@@ -7,7 +7,7 @@ monkey.patch_all()
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gevent
 
@@ -15,6 +15,9 @@ from tests.benchmarks.load import Window
 from tests.benchmarks.peer import ITEM
 from tests.benchmarks.peer_django import set_up
 from tests.benchmarks.peer_django_sync import SyncOperations
+
+if TYPE_CHECKING:
+    from tests.benchmarks.worker import Turns
 
 
 class Peer(SyncOperations):
@@ -50,10 +53,13 @@ class Peer(SyncOperations):
     def wait(self) -> None:
         self.models.Slow100.objects.get(pk=1)
 
-    def run(self, spec: Any, warm: Callable[[], None]) -> Window:
+    def run(self, spec: Any, turns: "Turns") -> None:
         operation = getattr(self, spec["operation"])
         gevent.spawn(self.request, self.get, {"repeat": 5, "arguments": ITEM}).get()
-        warm()
+        for turn in turns:
+            turns.answer(self._turn(operation, spec, turn))
+
+    def _turn(self, operation: Callable[..., Any], spec: Any, turn: dict[str, float]) -> Window:
         window = Window()
         burst = spec["kind"] == "burst"
 
@@ -73,11 +79,11 @@ class Peer(SyncOperations):
             window.open()
         clients = [gevent.spawn(client) for _ in range(spec["clients"])]
         if not burst:
-            gevent.sleep(spec["warm_up"])
+            gevent.sleep(turn["warm_up"])
             window.open()
-            gevent.sleep(spec["seconds"])
-            while not window.is_enough(spec["clients"], spec["seconds"]):
-                gevent.sleep(spec["seconds"] / 10)
+            gevent.sleep(turn["seconds"])
+            while not window.is_enough(spec["clients"], turn["seconds"]):
+                gevent.sleep(turn["seconds"] / 10)
             window.close()
         for each in clients:
             each.get()

@@ -1,5 +1,7 @@
 """Plots of the sweeps, SVG and PNG, and in words where the cost of a query bends."""
 
+import statistics
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,9 @@ BENT = 1.25
 
 # Serves one request at a time: its cost compares, its requests per second and latency do not.
 ONE_AT_A_TIME = "django-sync"
+
+# What is drawn.
+FIGURES = ("rps", "cpu_per_query", "p50", "p90", "p99")
 
 # Of a peer: its points, by what is swept over.
 Curves = dict[str, dict[int, dict[str, Any]]]
@@ -56,11 +61,17 @@ def words(document: dict[str, Any]) -> str:
 
 
 def _curves(document: dict[str, Any], sweep: Sweep) -> Curves:
-    found: Curves = {}
+    """Return the medians of the rounds."""
+    rounds: dict[tuple[str, int], list[dict[str, Any]]] = defaultdict(list)
     places = {work.name: place for place, work in sweep.points.items()}
     for each in document["results"]:
         if each["kind"] == f"sweep over {sweep.name}" and each.get("requests"):
-            found.setdefault(each["peer"], {})[places[each["work"]]] = each
+            rounds[each["peer"], places[each["work"]]].append(each)
+    found: Curves = {}
+    for (peer, place), measured in rounds.items():
+        found.setdefault(peer, {})[place] = {
+            figure: statistics.median(each[figure] for each in measured) for figure in FIGURES
+        }
     return found
 
 

@@ -15,9 +15,10 @@ from tests.django_suite.server import system_postgres
 DATABASE = "pgbackend_benchmarks"
 
 # The clients are what is measured: nothing waits for a disk, and no vacuum comes in between.
-# Stock Django without a pool has a connection for each of a thousand requests.
+# Stock Django without a pool has a connection for each of a thousand requests, and the pools of all
+# others stand by.
 OPTIONS: dict[str, str | int] = {
-    "max_connections": 1200,
+    "max_connections": 2000,
     "shared_buffers": "512MB",
     "fsync": "off",
     "synchronous_commit": "off",

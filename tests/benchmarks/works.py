@@ -24,6 +24,8 @@ class Work:
     kind: str = "steady"
     # Rows of a request, where rows per second are of interest.
     rows: int = 0
+    # At most so many rounds of a run.
+    rounds: int = 9
 
 
 def _both(name: str, operation: str, **more: Any) -> list[Work]:
@@ -47,7 +49,7 @@ TARGETS = [
     Work("10 queries of 20 ms, gathered", "slow", clients=1, queries=10, arguments={"count": 10}),
     # No request around them: what a query alone costs, for the comparison with `get`.
     Work("gets in one task", "get", repeat=20, arguments=ITEM),
-    Work("1,000 waiting for 100 ms", "wait", clients=1_000, pool=50, kind="burst"),
+    Work("1,000 waiting for 100 ms", "wait", clients=1_000, pool=50, kind="burst", rounds=3),
 ]
 
 MORE = [
@@ -67,6 +69,7 @@ MORE = [
         arguments={"table": "item"},
         kind="burst",
         rows=ITEMS,
+        rounds=2,
     ),
     Work(
         f"aiterator over {WIDES:,}, 20 fields",
@@ -75,6 +78,7 @@ MORE = [
         arguments={"table": "wide"},
         kind="burst",
         rows=WIDES,
+        rounds=2,
     ),
 ]
 
