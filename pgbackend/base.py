@@ -41,7 +41,7 @@ from .cursor import CursorDebugWrapper, CursorWrapper, LeaseHolder
 from .features import DatabaseFeatures
 from .joining import check_not_outlived, joined_if_open
 from .lease import Lease
-from .opening import FoundPool, find_pool, isolation_level
+from .opening import FoundPool, find_pool, isolation_level, pool_is_closed
 from .operations import DatabaseOperations
 from .options import NAMES, Options, pool_arguments
 from .per_task import States
@@ -96,8 +96,10 @@ class DatabaseWrapper(Watched, TransactionControl):
         if not isinstance(options, dict) or self.alias in self._connection_pools:
             return super().pool
         # The same options are good on both sides: psycopg_pool would refuse a max_size below
-        # its min_size, 4 unless said otherwise.
+        # its min_size, 4 unless said otherwise, and a min_size of 0 without a max_size.
         sizes = {"min_size": min(4, options.get("max_size") or 4)}
+        if options.get("min_size") == 0:
+            sizes["max_size"] = 4
         pool_arguments(self.alias, options)
         self.settings_dict = {**conf, "OPTIONS": {**conf["OPTIONS"], "pool": sizes | options}}
         try:
@@ -242,6 +244,7 @@ class DatabaseWrapper(Watched, TransactionControl):
             return
         for pool in open_pools(self.alias):
             await_bridged(pool.close())
+        pool_is_closed(self.alias)
         # That of threads, which Django keeps for the alias. To close it waits for its workers.
         of_threads = self._connection_pools.pop(self.alias, None)
         if of_threads is not None:

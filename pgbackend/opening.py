@@ -43,6 +43,10 @@ def pool_settings(wrapper: Any) -> tuple[Any, ...]:
     )
 
 
+# Aliases that have had a pool in this process, until close_pool(). Django keeps an alias's pool as
+# long, and asks for CONN_MAX_AGE when it makes that.
+_with_pool: set[str] = set()
+
 # What wrappers of each alias found last: a task's first query finds it again.
 _found: WeakValueDictionary[str, FoundPool] = WeakValueDictionary()
 
@@ -87,7 +91,7 @@ def make_pool(wrapper: Any) -> ConnectionPool:
     options = conf["OPTIONS"].get("pool")
     if wrapper.alias == NO_DB_ALIAS:
         options = {"max_size": 1}
-    elif options and conf["CONN_MAX_AGE"] != 0:
+    elif options and conf["CONN_MAX_AGE"] != 0 and wrapper.alias not in _with_pool:
         raise ImproperlyConfigured("Pooling doesn't support persistent connections.")
 
     async def connect_arguments() -> dict[str, Any]:
@@ -109,7 +113,13 @@ def make_pool(wrapper: Any) -> ConnectionPool:
         context_setup=lambda: connections.__setitem__(wrapper.alias, owner),
         check=conf["CONN_HEALTH_CHECKS"],
     )
+    _with_pool.add(wrapper.alias)
     return pool
+
+
+def pool_is_closed(alias: str) -> None:
+    """Look at an alias's settings anew: its pool was closed by close_pool()."""
+    _with_pool.discard(alias)
 
 
 def configure(owner: Any, pooled: PooledConnection, seconds: float) -> None:

@@ -249,9 +249,10 @@ def test_unsupported_version(package: str, name: str, version: Any, message: str
     assert message in printed
 
 
-def test_synchronous_pool_smaller_than_psycopgs_default(add_alias: Callable[..., str]) -> None:
-    """A max_size below psycopg_pool's own min_size works in synchronous code too."""
-    with connections[add_alias({"pool": {"max_size": 1}})].cursor() as cursor:
+@pytest.mark.parametrize("options", [{"max_size": 1}, {"min_size": 0}])
+def test_synchronous_pool_sizes(add_alias: Callable[..., str], options: dict[str, int]) -> None:
+    """One size alone, which psycopg_pool's own defaults contradict, works in synchronous code."""
+    with connections[add_alias({"pool": options})].cursor() as cursor:
         cursor.execute("SELECT 1")
         assert cursor.fetchone() == (1,)
 

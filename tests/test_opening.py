@@ -17,6 +17,7 @@ from django.db import (
 from django.db.backends.signals import connection_created
 
 from pgbackend import bridged
+from pgbackend.registry import open_pools
 from tests.conftest import Server
 from tests.models import Author
 from tests.wrapper import PID, AddAlias, avalue, value
@@ -36,6 +37,28 @@ async def test_invalid_isolation_level(add_alias: AddAlias) -> None:
     alias = add_alias({"isolation_level": 99})
     with pytest.raises(ImproperlyConfigured, match="isolation level 99"):
         await avalue("SELECT 1", alias)
+
+
+async def test_persistent_connections_are_no_pools(add_alias: AddAlias) -> None:
+    """CONN_MAX_AGE with a pool is ImproperlyConfigured when an alias's first pool is made."""
+    alias = add_alias({"pool": {"min_size": 0}})
+    conf = connections[alias].settings_dict
+    # Other tests have used its name.
+    await bridged(connections[alias].close_pool)()
+    conf["CONN_MAX_AGE"] = 60
+    with pytest.raises(ImproperlyConfigured, match="persistent connections"):
+        await avalue("SELECT 1", alias)
+    conf["CONN_MAX_AGE"] = 0
+    assert await avalue("SELECT 1", alias) == 1
+    # As on Django's own backend: the pool is there.
+    conf["CONN_MAX_AGE"] = None
+    for pool in open_pools(alias):
+        await pool.close()
+    assert await avalue("SELECT 1", alias) == 1
+    await bridged(connections[alias].close_pool)()
+    with pytest.raises(ImproperlyConfigured, match="persistent connections"):
+        await avalue("SELECT 1", alias)
+    conf["CONN_MAX_AGE"] = 0
 
 
 @pytest.fixture
