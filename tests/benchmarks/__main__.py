@@ -6,17 +6,20 @@ import datetime
 import json
 import os
 import platform
+import random
 import shlex
 import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tests.benchmarks import environments, http, report
 from tests.benchmarks.measure import Worker, WorkerFailed
 from tests.benchmarks.peers import PEERS, Peer
 from tests.benchmarks.server import Look, serve
 from tests.benchmarks.works import MORE, SWEEPS, TARGETS, Sweep, Work
+
+T = TypeVar("T")
 
 # Git ignores this folder.
 RESULTS = environments.ROOT / ".benchmarks"
@@ -88,6 +91,11 @@ def chosen(names: list[str] | None, known: dict[str, Any]) -> list[Any]:
     return [known[name] for name in names]
 
 
+def shuffled(each: list[T], number: int) -> list[T]:
+    """Return them in an order of the round's: what one leaves behind shall not be always one's."""
+    return random.Random(number).sample(each, len(each))
+
+
 class Run:
     """All measurements of a run."""
 
@@ -115,30 +123,36 @@ class Run:
             with contextlib.ExitStack() as processes:
                 workers = []
                 for peer in peers:
-                    try:
-                        worker = Worker(peer, work, self.dsn, self.look)
-                        processes.callback(worker.close)
-                        if not worker.supported:
-                            self.add(kind, peer, work.name, 1, {"unsupported": True})
-                            continue
-                        if work.kind == "steady":
-                            self.turn(worker)
-                    except WorkerFailed as error:
-                        self.add(kind, peer, work.name, 1, {"failed": f"{error}"})
-                    else:
-                        workers.append(worker)
+                    workers.append(Worker(peer, work, self.dsn, self.look))
+                    processes.callback(workers[-1].close)
+                # All, before any has a turn.
+                workers = [worker for worker in workers if self.is_ready(kind, worker)]
+                if work.kind == "steady":
+                    self.round(kind, work, 0, workers)
                 for number in range(1, min(rounds, work.rounds) + 1):
-                    for worker in [*workers]:
-                        try:
-                            figures = self.turn(worker)
-                        except WorkerFailed as error:
-                            figures = {"failed": f"{error}"}
-                            workers.remove(worker)
-                        self.add(kind, worker.peer, work.name, number, figures)
+                    self.round(kind, work, number, workers)
                     self.look.clean_up()
 
-    def turn(self, worker: Worker) -> dict[str, Any]:
-        return worker.turn(seconds=self.options.seconds, warm_up=self.options.warm_up)
+    def is_ready(self, kind: str, worker: Worker) -> bool:
+        try:
+            if worker.is_ready():
+                return True
+            figures: dict[str, Any] = {"unsupported": True}
+        except WorkerFailed as error:
+            figures = {"failed": f"{error}"}
+        self.add(kind, worker.peer, worker.work.name, 1, figures)
+        return False
+
+    def round(self, kind: str, work: Work, number: int, workers: list[Worker]) -> None:
+        """Give each of *workers* a turn, and drop those that fail; the round 0 does not count."""
+        for worker in shuffled(workers, number):
+            try:
+                figures = worker.turn(seconds=self.options.seconds, warm_up=self.options.warm_up)
+            except WorkerFailed as error:
+                figures = {"failed": f"{error}"}
+                workers.remove(worker)
+            if number or "failed" in figures:
+                self.add(kind, worker.peer, work.name, number, figures)
 
     def sweep(self, sweep: Sweep, peers: list[Peer], rounds: int) -> None:
         """Do a work at every point of a sweep."""
@@ -171,7 +185,7 @@ class Run:
                     except (RuntimeError, OSError) as error:
                         self.add("http", peer, view.name, 1, {"failed": f"{error}"})
                 for number in range(1, rounds + 1):
-                    for site in [*sites]:
+                    for site in shuffled(sites, number):
                         try:
                             figures = http.measure(site, view, sessions, seconds)
                         except (RuntimeError, OSError) as error:

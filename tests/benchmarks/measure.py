@@ -53,7 +53,7 @@ class Worker:
 
     def __init__(self, peer: Peer, work: Work, dsn: str, look: Look) -> None:
         self.peer = peer
-        self._work = work
+        self.work = work
         # Those of other peers stand by.
         name = f"bench-{os.getpid()}-{peer.name}"[:63]
         spec = {
@@ -85,11 +85,10 @@ class Worker:
         )
         self._said = b""
         self._watch = Watch(self._process.pid, name, look)
-        try:
-            self.supported = "ready" in self._answer()
-        except BaseException:
-            self.close()
-            raise
+
+    def is_ready(self) -> bool:
+        """Wait until it is; return False if the peer cannot do that, raise `WorkerFailed`."""
+        return "ready" in self._answer()
 
     def turn(self, *, seconds: float, warm_up: float) -> dict[str, Any]:
         """Return what was measured in a turn; raise `WorkerFailed`."""
@@ -102,8 +101,8 @@ class Worker:
             raise WorkerFailed(self._last_words()) from None
         figures = self._answer()
         figures |= {"threads": self._watch.threads, "connections": self._watch.connections}
-        if self._work.rows and figures.get("rps"):
-            figures["rows_per_second"] = figures["rps"] * self._work.rows
+        if self.work.rows and figures.get("rps"):
+            figures["rows_per_second"] = figures["rps"] * self.work.rows
         return figures
 
     def _answer(self) -> dict[str, Any]:
