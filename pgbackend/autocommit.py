@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.core.exceptions import SynchronousOnlyOperation
 from django.db import InternalError, OperationalError
@@ -19,7 +19,11 @@ from .errors import CommitInDoubt
 from .hooks import Hook
 from .joining import joined_if_open
 from .per_task import StatePerTask
+from .statement import may_be_short
 from .turns import Frame, innermost_frame
+
+if TYPE_CHECKING:
+    from .connection import BridgedConnection
 
 
 class TransactionControl(StatePerTask):
@@ -63,7 +67,7 @@ class TransactionControl(StatePerTask):
             self._begin()
             return
         state = self.state
-        if state.connection is not None:
+        if state.lease is not None or state.connection is not None:
             self._set_autocommit(True)
         state.unbind()
         state.autocommit = True
@@ -100,8 +104,8 @@ class TransactionControl(StatePerTask):
             ) from None
 
     def _commit(self) -> None:
-        connection = self.connection
-        if self.bridged and connection is not None and connection.is_aborted:
+        face = self._own_face()
+        if face is not None and face.is_aborted:
             # The server would answer COMMIT with ROLLBACK, which psycopg takes for success.
             raise InternalError(
                 "the transaction cannot be committed: a statement in it was stopped by a"
@@ -111,7 +115,7 @@ class TransactionControl(StatePerTask):
         try:
             self._end_transaction(super()._commit)
         except OperationalError as error:
-            if self.bridged and connection is not None and connection.closed:
+            if face is not None and face.closed:
                 raise CommitInDoubt(*error.args) from error.__cause__
             raise
 
@@ -124,12 +128,33 @@ class TransactionControl(StatePerTask):
         `Atomic` handles database errors only: after a cancelled COMMIT it would keep a
         state in which the next transaction reports success and commits nothing.
         """
+        lease = self.state.lease if self.bridged else None
+        exposed = lease is not None and lease.exposed
         try:
             end()
         except BaseException as error:
             if self.bridged and not isinstance(error, Exception):
                 self.connection = None
             raise
+        if lease is not None:
+            # It was Django that asked for the connection: nothing is changed on it.
+            lease.exposed = exposed
+
+    def _set_autocommit(self, autocommit: bool) -> None:
+        face = self._own_face()
+        if face is None:
+            super()._set_autocommit(autocommit)
+            return
+        with self.wrap_database_errors:
+            face.autocommit = autocommit
+
+    def _own_face(self) -> BridgedConnection | None:
+        """Return the connection in hand in the bridge.
+
+        Whoever has it from `connection` may change it, and it is restored when it is given back.
+        """
+        lease = self.state.lease if self.bridged else None
+        return None if lease is None else lease.face
 
     def limited(self, *, failed: bool) -> AbstractContextManager[None]:
         """Bound what the end of a block that has *failed* waits for, by ``cancel_timeout``.
@@ -167,7 +192,7 @@ class TransactionControl(StatePerTask):
 
     def _begin(self) -> None:
         """Turn autocommit off and bind the lease; the server's BEGIN comes with a statement."""
-        lease = self._hold()
+        lease = self.hold_for_statement() if may_be_short(self) else self._hold()
         try:
             with debug_transaction(self, "BEGIN"):
                 self._set_autocommit(False)

@@ -257,6 +257,13 @@ class BridgedConnection(psycopg.Connection[Any]):
         finally:
             self._limit = outer
 
+    def _set_autocommit(self, value: bool) -> None:
+        if self.pgconn.transaction_status == TransactionStatus.IDLE and self._pipeline is None:
+            # There is nothing to wait for.
+            self._autocommit = bool(value)
+        else:
+            super()._set_autocommit(value)
+
     def cursor(self, *args: Any, **kwargs: Any) -> Any:
         """Return a cursor; see psycopg. What it executes, nobody looks at."""
         self.was_used_directly = True

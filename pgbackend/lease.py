@@ -89,7 +89,7 @@ class Lease:
         dirty = self.dirty or self.face.was_used_directly
         if self.face.pgconn.transaction_status == TransactionStatus.ACTIVE:
             self.pool.abandon(self.pooled)
-        elif self.exposed or self.face.was_stopped:
+        elif self.exposed or self.face.was_stopped or not self.face.autocommit:
             self.face.restore()
         self.pool.give_back(self.pooled, dirty=dirty)
 

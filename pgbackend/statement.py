@@ -73,6 +73,11 @@ def cursor_for(wrapper: Any, sql: Any) -> Any:
     return wrapper.cursor()
 
 
+def may_be_short(wrapper: Any) -> bool:
+    """Return whether the way to a connection may be a shorter one than Django's."""
+    return not wrapper.configures_pool and apps.ready and _is_untouched(wrapper)
+
+
 def _is_untouched(wrapper: Any) -> bool:
     """Return whether nobody has replaced a way to the server."""
     of_wrapper, of_djangos, of_psycopgs = _originals()

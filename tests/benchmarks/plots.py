@@ -12,7 +12,7 @@ matplotlib.use("agg")
 from matplotlib import pyplot  # after the choice of how to draw
 from matplotlib.figure import Figure
 
-from tests.benchmarks.peers import OURS
+from tests.benchmarks.peers import OURS, PEERS
 from tests.benchmarks.report import number
 from tests.benchmarks.works import SWEEPS, Sweep
 
@@ -68,7 +68,10 @@ def _curves(document: dict[str, Any], sweep: Sweep) -> Curves:
         if each["kind"] == f"sweep over {sweep.name}" and each.get("requests"):
             rounds[each["peer"], places[each["work"]]].append(each)
     found: Curves = {}
-    for (peer, place), measured in rounds.items():
+    order = list(PEERS)
+    for (peer, place), measured in sorted(
+        rounds.items(), key=lambda item: (order.index(item[0][0]), item[0][1])
+    ):
         found.setdefault(peer, {})[place] = {
             figure: statistics.median(each[figure] for each in measured) for figure in FIGURES
         }

@@ -5,7 +5,7 @@ from collections import defaultdict
 from typing import Any
 
 from tests.benchmarks import targets
-from tests.benchmarks.peers import OURS
+from tests.benchmarks.peers import OURS, PEERS
 
 
 class Summary:
@@ -14,7 +14,8 @@ class Summary:
     def __init__(self, document: dict[str, Any]) -> None:
         self._rounds: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
         self.works: list[str] = []
-        self.peers: list[str] = []
+        measured = {each["peer"] for each in document["results"]}
+        self.peers = [name for name in PEERS if name in measured]
         # What was tried and gave no figures.
         self.missing: dict[tuple[str, str], str] = {}
         for each in document["results"]:
@@ -23,8 +24,6 @@ class Summary:
             work, peer = each["work"], each["peer"]
             if work not in self.works:
                 self.works.append(work)
-            if peer not in self.peers:
-                self.peers.append(peer)
             if each.get("unsupported"):
                 self.missing[work, peer] = "not supported"
             elif each.get("failed"):
