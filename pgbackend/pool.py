@@ -303,10 +303,14 @@ class ConnectionPool(AsyncConnectionPool[PooledConnection]):
         try:
             conn = await self.getconn()
         except PoolTimeout:
-            raise PoolTimeout(
-                f"no connection of the pool {self.name!r} came free within {self.timeout:g} s:"
-                f" {self._shortage(task)}. See 'timeout' and 'max_size' in {self._setting}"
-            ) from None
+            # One may have come free at the last moment, when nobody was told any more.
+            late = self.take()
+            if late is None:
+                raise PoolTimeout(
+                    f"no connection of the pool {self.name!r} came free within {self.timeout:g} s:"
+                    f" {self._shortage(task)}. See 'timeout' and 'max_size' in {self._setting}"
+                ) from None
+            conn = late
         except TooManyRequests:
             raise TooManyRequests(
                 f"the pool {self.name!r} (max_size {self.max_size}) has {self.max_waiting}"

@@ -68,6 +68,21 @@ async def test_each_has_a_time_of_its_own() -> None:
     await check_all_back(wrapper)
 
 
+async def test_a_connection_that_comes_with_the_time_out() -> None:
+    """Whose time is over just before one comes free, gets that."""
+    wrapper = small_pool()
+    pool = wrapper.async_pool
+    conn = await pool.checkout()
+    late = asyncio.create_task(pool.checkout())
+    await waiting(pool, 1)
+    client = pool._waiting.popleft()
+    await client.fail(PoolTimeout("what the queue says when it looks at its clock"))
+    pool.give_back(conn)
+    assert await late is conn
+    pool.give_back(conn)
+    await check_all_back(wrapper)
+
+
 async def test_who_left_is_passed_over() -> None:
     """A connection does not go to a task that was cancelled, also at the same moment."""
     wrapper = small_pool()
