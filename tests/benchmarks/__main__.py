@@ -199,6 +199,8 @@ def main() -> None:
     # As Ctrl-C does: what was started ends, and what was measured is kept.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     peers: list[Peer] = chosen(options.peers, PEERS)
+    if options.peers is None:
+        peers = [peer for peer in peers if peer.usual]
     options.rounds = options.rounds or (3 if options.full else 7)
     works: list[Work] = list(MORE if options.full else TARGETS)
     if options.works is not None:

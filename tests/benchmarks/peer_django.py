@@ -105,11 +105,15 @@ class DjangoPeer(AsyncPeer):
 
 
 class Pgbackend(DjangoPeer):
-    """This package; *bridged* runs a request in a bridge of its own, as under ASGI."""
+    """This package; *bridged* runs a request in a bridge of its own, as under ASGI.
 
-    def __init__(self, dsn: str, pool: int, bridged: bool = False) -> None:
+    With *prepared* the server binds the parameters, and a statement is prepared the fifth time.
+    """
+
+    def __init__(self, dsn: str, pool: int, bridged: bool = False, prepared: bool = False) -> None:
         super().__init__(dsn, pool)
-        set_up(dsn, "pgbackend", {"pool": full(pool)})
+        options = {"server_side_binding": True, "prepare_threshold": 5} if prepared else {}
+        set_up(dsn, "pgbackend", {"pool": full(pool), **options})
         self.load_models()
         if bridged:
             from pgbackend import bridged as in_bridge

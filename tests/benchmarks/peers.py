@@ -11,7 +11,8 @@ class Peer:
     """A library in one of its ways of use.
 
     *environment* names its requirements and its virtual environment. *engine*, *options* and
-    *apps* are for Django's settings where it serves the site of the HTTP works.
+    *apps* are for Django's settings where it serves the site of the HTTP works. One that is not
+    *usual* is measured only if it is named.
     """
 
     name: str
@@ -21,6 +22,7 @@ class Peer:
     engine: str = ""
     engine_options: dict[str, Any] = field(default_factory=dict)
     apps: tuple[str, ...] = ()
+    usual: bool = True
 
 
 _POOL = {"pool": {"min_size": 20, "max_size": 20, "timeout": 60}}
@@ -41,6 +43,13 @@ PEERS = {
             "pgbackend",
             "tests.benchmarks.peer_django",
             {"backend": "pgbackend", "bridged": True},
+        ),
+        Peer(
+            "pgbackend, prepared",
+            "pgbackend",
+            "tests.benchmarks.peer_django",
+            {"backend": "pgbackend", "prepared": True},
+            usual=False,
         ),
         Peer(
             "django+pool",
