@@ -23,7 +23,7 @@ from .statement import may_be_short
 from .turns import Frame, innermost_frame
 
 if TYPE_CHECKING:
-    from .connection import BridgedConnection
+    from .lease import Lease
 
 
 class TransactionControl(StatePerTask):
@@ -104,8 +104,8 @@ class TransactionControl(StatePerTask):
             ) from None
 
     def _commit(self) -> None:
-        face = self._own_face()
-        if face is not None and face.is_aborted:
+        lease = self._own_lease()
+        if lease is not None and lease.face.is_aborted:
             # The server would answer COMMIT with ROLLBACK, which psycopg takes for success.
             raise InternalError(
                 "the transaction cannot be committed: a statement in it was stopped by a"
@@ -115,7 +115,7 @@ class TransactionControl(StatePerTask):
         try:
             self._end_transaction(super()._commit)
         except OperationalError as error:
-            if face is not None and face.closed:
+            if lease is not None and lease.face.closed:
                 raise CommitInDoubt(*error.args) from error.__cause__
             raise
 
@@ -128,7 +128,7 @@ class TransactionControl(StatePerTask):
         `Atomic` handles database errors only: after a cancelled COMMIT it would keep a
         state in which the next transaction reports success and commits nothing.
         """
-        lease = self.state.lease if self.bridged else None
+        lease = self._own_lease()
         exposed = lease is not None and lease.exposed
         try:
             end()
@@ -141,20 +141,19 @@ class TransactionControl(StatePerTask):
             lease.exposed = exposed
 
     def _set_autocommit(self, autocommit: bool) -> None:
-        face = self._own_face()
-        if face is None:
+        lease = self._own_lease()
+        if lease is None:
             super()._set_autocommit(autocommit)
             return
         with self.wrap_database_errors:
-            face.autocommit = autocommit
+            lease.face.autocommit = autocommit
 
-    def _own_face(self) -> BridgedConnection | None:
-        """Return the connection in hand in the bridge.
+    def _own_lease(self) -> Lease | None:
+        """Return the lease in hand in the bridge.
 
-        Whoever has it from `connection` may change it, and it is restored when it is given back.
+        Whoever asks for the `connection` instead may change that, so it has to be restored.
         """
-        lease = self.state.lease if self.bridged else None
-        return None if lease is None else lease.face
+        return self.state.lease if self.bridged else None
 
     def limited(self, *, failed: bool) -> AbstractContextManager[None]:
         """Bound what the end of a block that has *failed* waits for, by ``cancel_timeout``.

@@ -41,7 +41,7 @@ from .cursor import CursorDebugWrapper, CursorWrapper, LeaseHolder
 from .features import DatabaseFeatures
 from .joining import check_not_outlived, joined_if_open
 from .lease import Lease
-from .opening import FoundPool, find_pool, isolation_level, pool_is_closed
+from .opening import FoundPool, find_pool, isolation_level, note_closed
 from .operations import DatabaseOperations
 from .options import NAMES, Options, pool_arguments
 from .per_task import States
@@ -244,7 +244,7 @@ class DatabaseWrapper(Watched, TransactionControl):
             return
         for pool in open_pools(self.alias):
             await_bridged(pool.close())
-        pool_is_closed(self.alias)
+        note_closed(self.alias)
         # That of threads, which Django keeps for the alias. To close it waits for its workers.
         of_threads = self._connection_pools.pop(self.alias, None)
         if of_threads is not None:

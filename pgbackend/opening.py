@@ -117,8 +117,8 @@ def make_pool(wrapper: Any) -> ConnectionPool:
     return pool
 
 
-def pool_is_closed(alias: str) -> None:
-    """Look at an alias's settings anew: its pool was closed by close_pool()."""
+def note_closed(alias: str) -> None:
+    """Take note of close_pool(): an alias's next pool is its first again."""
     _with_pool.discard(alias)
 
 

@@ -58,9 +58,7 @@ def cursor_for(wrapper: Any, sql: Any) -> Any:
         type(sql) is CleanSQL
         and not wrapper.queries_logged
         and not wrapper.execute_wrappers
-        and not wrapper.configures_pool
-        and apps.ready
-        and _is_untouched(wrapper)
+        and may_be_short(wrapper)
         and wrapper.bridged
     ):
         lease = wrapper.hold_for_statement()
@@ -74,12 +72,9 @@ def cursor_for(wrapper: Any, sql: Any) -> Any:
 
 
 def may_be_short(wrapper: Any) -> bool:
-    """Return whether the way to a connection may be a shorter one than Django's."""
-    return not wrapper.configures_pool and apps.ready and _is_untouched(wrapper)
-
-
-def _is_untouched(wrapper: Any) -> bool:
-    """Return whether nobody has replaced a way to the server."""
+    """Return whether the way to the server may be shorter than Django's: nobody has replaced it."""
+    if wrapper.configures_pool or not apps.ready:
+        return False
     of_wrapper, of_djangos, of_psycopgs = _originals()
     replaced: bool = (
         _of_wrapper(type(wrapper)) != of_wrapper
@@ -94,7 +89,7 @@ def _is_untouched(wrapper: Any) -> bool:
 def _originals() -> tuple[Any, Any, Any]:
     """Return what is there when the first statement is made, if it is Django's, psycopg's or ours.
 
-    What was replaced before that is none's, and `_is_untouched` never holds.
+    What was replaced before that is none's, and `may_be_short` never holds.
     """
     from .base import DatabaseWrapper  # which needs this module
 

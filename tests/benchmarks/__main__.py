@@ -129,7 +129,7 @@ class Run:
                 workers = [worker for worker in workers if self.is_ready(kind, worker)]
                 if work.kind == "steady":
                     self.round(kind, work, 0, workers)
-                for number in range(1, min(rounds, work.rounds) + 1):
+                for number in range(1, min(rounds, work.rounds or rounds) + 1):
                     self.round(kind, work, number, workers)
                     self.look.clean_up()
 

@@ -9,9 +9,10 @@ import importlib
 import json
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tests.benchmarks.load import Window
+if TYPE_CHECKING:
+    from tests.benchmarks.load import Window
 
 
 def memory(field: str) -> int | None:
@@ -36,6 +37,7 @@ class Turns:
     def __init__(self, queries: int) -> None:
         # Of a request.
         self._queries = queries
+        self._before: int | None = None
 
     def __iter__(self) -> Iterator[dict[str, float]]:
         """Wait for each turn, and that without giving way to anything else in this process."""
@@ -44,7 +46,7 @@ class Turns:
         for line in sys.stdin:
             yield json.loads(line)
 
-    def answer(self, window: Window) -> None:
+    def answer(self, window: "Window") -> None:
         """Say what was measured in the turn."""
         memories = {"memory_before": self._before, "memory_peak": memory("VmHWM")}
         say(window.figures(self._queries) | memories)

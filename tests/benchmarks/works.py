@@ -24,8 +24,8 @@ class Work:
     kind: str = "steady"
     # Rows of a request, where rows per second are of interest.
     rows: int = 0
-    # At most so many rounds of a run.
-    rounds: int = 9
+    # At most so many rounds of a run; None: all.
+    rounds: int | None = None
 
 
 def _both(name: str, operation: str, **more: Any) -> list[Work]:
