@@ -357,6 +357,14 @@ class ConnectionPool(AsyncConnectionPool[PooledConnection]):
         conn._pool = self
         return conn
 
+    def _maybe_grow_pool(self) -> None:
+        """Open one more connection for those who wait, unless those being reset are enough.
+
+        A reset takes one message, a new connection a process of the server's.
+        """
+        if len(self._waiting) > self._resetting:
+            super()._maybe_grow_pool()
+
     def give_back(self, conn: PooledConnection, *, dirty: bool = False) -> None:
         """Return *conn* without waiting, from any code on the loop's thread.
 
