@@ -32,7 +32,7 @@ from .bridge import await_bridged, check_bridged
 from .waiting import SocketWait, continued
 
 if TYPE_CHECKING:
-    from .pool import PooledConnection
+    from .pooled import PooledConnection
 
 RV = TypeVar("RV")
 

@@ -12,7 +12,8 @@ from psycopg.pq import TransactionStatus
 if TYPE_CHECKING:
     from .connection import BridgedConnection
     from .cursor import LeaseHolder
-    from .pool import ConnectionPool, PooledConnection
+    from .pool import ConnectionPool
+    from .pooled import PooledConnection
     from .state import ConnectionState
 
 

@@ -19,7 +19,8 @@ from django.db.backends.signals import connection_created
 
 from . import session
 from .connection import BridgedConnection
-from .pool import ConnectionPool, PooledConnection
+from .pool import ConnectionPool
+from .pooled import PooledConnection
 from .registry import get_pool
 
 # What of Django's connection arguments is the face's, not the asynchronous connection's.

@@ -11,32 +11,27 @@ import asyncio
 import functools
 import inspect
 import logging
-import select
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context
 from operator import itemgetter
 from time import monotonic
 from types import coroutine
-from typing import Any, TypeVar
+from typing import Any
 from weakref import WeakSet
 
 import psycopg
 from django.core.exceptions import ImproperlyConfigured
-from psycopg import capabilities, generators
-from psycopg.abc import PQGen, PQGenConn
-from psycopg.pq import ConnStatus, TransactionStatus
-from psycopg.pq.abc import PGcancelConn, PGconn
-from psycopg.waiting import wait_conn_async
+from psycopg import capabilities
+from psycopg.pq import TransactionStatus
 from psycopg_pool import AsyncConnectionPool, PoolTimeout, TooManyRequests
 from psycopg_pool.base import AttemptWithBackoff
 from psycopg_pool.pool_async import AddConnection
 
 from .bridge import run_bridged
 from .options import pool_arguments
+from .pooled import PooledConnection, cancel
 from .queueing import Client, Queue
 from .registry import forget, open_pools
-
-RV = TypeVar("RV")
 
 
 def _says_something(record: logging.LogRecord) -> bool:
@@ -64,48 +59,6 @@ _IDLE_INTERVAL = 0.05
 
 # How long, when the loop ends, pools are kept open for cancelled tasks on their way out, seconds.
 _END_TIMEOUT = 5.0
-
-
-class PooledConnection(psycopg.AsyncConnection[Any]):
-    """A pool's physical connection, with the DB-API face that borrowers see."""
-
-    # A `connection.BridgedConnection` on the same PGconn, made once, before the first use.
-    face: Any = None
-    # What gives its session back the state after configuring; see `session.reset_message`.
-    reset_message = ""
-    # The task it is on loan to; None in the pool's own hands.
-    borrower: asyncio.Task[Any] | None = None
-
-    def finish(self) -> None:
-        """Close the connection at once, without a word to the server."""
-        if self.face is not None:
-            self.face.stop_listening()
-        self.pgconn.finish()
-
-    async def close(self) -> None:
-        """Close the connection, as psycopg's ``close``."""
-        if self.face is not None:
-            self.face.stop_listening()
-        await super().close()
-
-    async def wait(
-        self,
-        gen: PQGen[RV],
-        interval: float = 0.1,
-        timeout: float | None = None,  # noqa: ASYNC109  # psycopg's signature
-    ) -> RV:
-        """Wait for the server as borrowers do: cancelled, in the bounds of ``cancel_timeout``."""
-        result: RV = await self.face.wait_unbridged(gen, interval, timeout)
-        return result
-
-    def found_read_only(self) -> None:
-        """Have the pool connect anew if this server was to take writes and no longer does."""
-        pool = self._pool
-        if not isinstance(pool, ConnectionPool) or not _was_demoted(self.pgconn):
-            return
-        # Once, not for each connection that was on loan then.
-        if self._created_at > pool._drained_at:
-            pool.drain_now()
 
 
 class ConnectionPool(AsyncConnectionPool[PooledConnection]):
@@ -257,7 +210,7 @@ class ConnectionPool(AsyncConnectionPool[PooledConnection]):
         if not self._pool or self._check is not None or self._closed or self._lock.locked():
             return None
         conn = self._pool[0]
-        if conn.closed or _says_goodbye(conn):
+        if conn.closed or conn.says_goodbye():
             return None
         self._pool.popleft()
         self._nconns_min = min(self._nconns_min, len(self._pool))
@@ -395,7 +348,7 @@ class ConnectionPool(AsyncConnectionPool[PooledConnection]):
             pass
         else:
             if capabilities.has_cancel_safe():
-                self.spawn(_cancel(conn.pgconn.cancel_conn(), conn.face.cancel_timeout))
+                self.spawn(cancel(conn.pgconn.cancel_conn(), conn.face.cancel_timeout))
         conn.finish()
 
     async def _return(self, conn: PooledConnection) -> None:
@@ -468,8 +421,8 @@ class ConnectionPool(AsyncConnectionPool[PooledConnection]):
 
     async def _check_connection(self, conn: PooledConnection) -> None:
         """Raise psycopg's error for a connection that is dead: the pool then tries the next."""
-        if conn.closed or _says_goodbye(conn):
-            self._drop_idle(_says_goodbye)
+        if conn.closed or conn.says_goodbye():
+            self._drop_idle(PooledConnection.says_goodbye)
             raise psycopg.OperationalError("the server closed the idle connection")
         if self._check is not None:
             try:
@@ -541,7 +494,7 @@ class ConnectionPool(AsyncConnectionPool[PooledConnection]):
 
 
 # Where the coroutines of a pool's own tasks are, psycopg_pool's aside.
-_OF_POOLS = (__name__, f"{__package__}.connection")
+_OF_POOLS = (__name__, PooledConnection.__module__, f"{__package__}.connection")
 
 
 def is_of_pool(task: asyncio.Task[Any]) -> bool:
@@ -549,19 +502,6 @@ def is_of_pool(task: asyncio.Task[Any]) -> bool:
     frame = getattr(task.get_coro(), "cr_frame", None)
     module = "" if frame is None else frame.f_globals.get("__name__", "")
     return module in _OF_POOLS or module.startswith("psycopg_pool.")
-
-
-async def _cancel(cancel_conn: PGcancelConn, seconds: float) -> None:
-    """Ask the server to stop the statement of a connection that was closed."""
-
-    def steps() -> PQGenConn[None]:
-        cancel_conn.start()
-        yield from generators.cancel(cancel_conn)
-
-    try:
-        await wait_conn_async(steps(), 0.1, seconds)
-    except psycopg.Error as error:
-        logger.warning("a statement that was left could not be stopped: %s", error)
 
 
 async def _rest(coro: Coroutine[Any, Any, Any], waiting: Any) -> None:
@@ -585,33 +525,6 @@ def _continue(coro: Coroutine[Any, Any, Any], waiting: Any) -> Generator[Any, An
             waiting = step()
         except StopIteration as stop:
             return stop.value
-
-
-def _says_goodbye(conn: PooledConnection) -> bool:
-    """Return whether the server has closed an idle connection, without asking it.
-
-    The socket of one that it closed is readable; so is one with a notification, which is read.
-    """
-    poll = select.poll()
-    poll.register(conn.pgconn.socket, select.POLLIN)
-    # Until nothing is left: the server says why it closes, and the end is behind that.
-    while poll.poll(0):
-        try:
-            conn.pgconn.consume_input()
-        except psycopg.OperationalError:
-            return True
-        if conn.pgconn.status != ConnStatus.OK:
-            return True
-    return False
-
-
-def _was_demoted(pgconn: PGconn) -> bool:
-    """Return whether ``target_session_attrs`` asks for a primary, and this is none any more."""
-    wanted = {each.val for each in pgconn.info if each.keyword == b"target_session_attrs"}
-    return not wanted.isdisjoint((b"read-write", b"primary")) and b"on" in (
-        pgconn.parameter_status(b"in_hot_standby"),
-        pgconn.parameter_status(b"default_transaction_read_only"),
-    )
 
 
 async def _call_hook(hook: Callable[[Any], Any], conn: PooledConnection) -> None:

@@ -16,7 +16,7 @@ from psycopg_pool import PoolClosed, PoolTimeout
 from psycopg_pool.pool_async import WaitingClient
 
 if TYPE_CHECKING:
-    from .pool import PooledConnection
+    from .pooled import PooledConnection
 
 
 class Client(WaitingClient["PooledConnection"]):
