@@ -156,10 +156,23 @@ class SQLUpdateCompiler(postgresql.SQLUpdateCompiler, SQLCompiler):
     """UPDATE; related updates of parent tables included."""
 
     def as_sql(self) -> Any:
-        """Return the statement, marked if nothing of the application's is in it."""
-        sql, params = self._marked(super().as_sql)
-        fields = (field for field, _, _ in self.query.values)
-        return (sql if all(map(session.is_clean_field, fields)) else str(sql)), params
+        """Return the statement, marked if nothing of the application's is in it.
+
+        A simple one is compiled once.
+        """
+        place = kept.place_of_update(self)
+        found = place and place.find(self)
+        if found is None:
+            sql, params = self._marked(super().as_sql)
+            if not all(session.is_clean_field(field) for field, _, _ in self.query.values):
+                sql = str(sql)
+            found = sql, params
+            if place is not None:
+                place.keep(self, *found)
+        else:
+            # What Django's does with the query.
+            self.query.get_initial_alias()
+        return found
 
 
 class SQLDeleteCompiler(postgresql.SQLDeleteCompiler, SQLCompiler):

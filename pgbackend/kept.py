@@ -1,8 +1,8 @@
 """Simple statements, compiled once.
 
 Where a query selects its model's columns, from its own table, filtered by nothing but the columns'
-values, the statement depends on the query's structure alone; the values are its parameters. It is
-kept with the model's select list.
+values, the statement depends on the query's structure alone; the values are its parameters. The
+same holds where it sets columns of its table to values. It is kept with the model's select list.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from django.core.exceptions import EmptyResultSet, FullResultSet
 from django.db.models import lookups
 from django.db.models.expressions import Col
 from django.db.models.fields import related_lookups
-from django.db.models.sql import Query
-from django.db.models.sql.compiler import SQLCompiler
+from django.db.models.sql import Query, UpdateQuery
+from django.db.models.sql.compiler import SQLCompiler, SQLUpdateCompiler
 from django.db.models.sql.where import WhereNode
 
 from . import session
@@ -88,7 +88,10 @@ def unknown_attributes(cls: type) -> set[str]:
     return (of_class | set(vars(cls(None)))) - _ATTRIBUTES
 
 
-_UNKNOWN = unknown_attributes(Query)
+# What an UpdateQuery has beside them.
+_OF_UPDATES = frozenset({"related_ids", "related_updates", "values"})
+
+_UNKNOWN = unknown_attributes(Query) | (unknown_attributes(UpdateQuery) - _OF_UPDATES)
 if _UNKNOWN:
     unpatched.append(
         (
@@ -97,8 +100,9 @@ if _UNKNOWN:
         )
     )
 
-# Whoever replaces it wants to see each statement.
+# Whoever replaces one of them wants to see each statement.
 _AS_SQL = SQLCompiler.as_sql
+_UPDATE_AS_SQL = SQLUpdateCompiler.as_sql
 
 # How many statements of a model are kept: an offset, for one, is part of a statement.
 _KEPT = 500
@@ -139,6 +143,8 @@ class Place(NamedTuple):
 
     select: Select
     structure: tuple[Any, ...]
+    # What columns are set to, as in `UpdateQuery.values`. Their parameters come first.
+    values: list[Any]
     # Those with a parameter, in the order of the parameters.
     lookups: list[Any]
 
@@ -150,35 +156,46 @@ class Place(NamedTuple):
         if compiler.query.select_for_update and compiler.connection.get_autocommit():
             # Django refuses that.
             return None
-        parameters = self._parameters(compiler)
+        sql, kind, nulls = kept
+        parameters = self._parameters(compiler, nulls)
         if parameters is None:
             return None
         query = compiler.query
         if not query.alias_map:
             # As compiling leaves it: the table is known, and nobody refers to it.
             query.alias_refcount[query.get_initial_alias()] = 0
-        return kept[0], kept[1](parameters)
+        return sql, kind(parameters)
 
     def keep(self, compiler: Any, sql: str, params: Any) -> None:
         """Keep a statement that *compiler* has made, if it is what `find` can make again."""
-        parameters = self._parameters(compiler)
-        if (
-            type(sql) is not session.CleanSQL
-            or len(compiler.query.alias_map) != 1
-            or parameters is None
-            or list(map(type, parameters)) != list(map(type, params))
-        ):
+        if type(sql) is not session.CleanSQL or len(compiler.query.alias_map) != 1:
             return
-        statements = self.select.statements
-        if len(statements) >= _KEPT:
-            statements.clear()
-        statements[self.structure] = (sql, type(params))
+        # Django before 6.1 sets a column to NULL without a parameter.
+        for nulls in (True, False):
+            parameters = self._parameters(compiler, nulls)
+            if parameters is None:
+                return
+            if list(map(type, parameters)) == list(map(type, params)):
+                statements = self.select.statements
+                if len(statements) >= _KEPT:
+                    statements.clear()
+                statements[self.structure] = (sql, type(params), nulls)
+                return
 
-    def _parameters(self, compiler: Any) -> list[Any] | None:
+    def _parameters(self, compiler: Any, nulls: bool) -> list[Any] | None:
+        """Return the parameters, those of *values* that are NULL if *nulls* says so."""
+        connection = compiler.connection
         parameters: list[Any] = []
+        for field, _, value in self.values:
+            parameter = field.get_db_prep_save(value, connection)
+            # Others may be in the statement.
+            if hasattr(parameter, "as_sql") or (parameter is None) != (value is None):
+                return None
+            if nulls or parameter is not None:
+                parameters.append(parameter)
         try:
             for lookup in self.lookups:
-                sql, params = lookup.process_rhs(compiler, compiler.connection)
+                sql, params = lookup.process_rhs(compiler, connection)
                 if sql != "%s":
                     return None
                 parameters += params
@@ -231,7 +248,40 @@ def place(compiler: Any) -> Place | None:
             query.select_for_no_key_update,
         ),
     )
-    return Place(select, structure, found)
+    return Place(select, structure, [], found)
+
+
+def place_of_update(compiler: Any) -> Place | None:
+    """Return where the UPDATE of *compiler* is kept; None if it is none that can be."""
+    query = compiler.query
+    if (
+        _UNKNOWN
+        or SQLUpdateCompiler.as_sql is not _UPDATE_AS_SQL
+        or type(query) is not UpdateQuery
+        or not query.values
+        or query.related_updates
+        # Django 6.1.
+        or getattr(compiler, "returning_fields", None)
+        or (select := known(query.model)) is None
+        or tuple(query.alias_map) != (query.get_meta().db_table,)
+    ):
+        return None
+    columns = []
+    for field, _, value in query.values:
+        if (
+            hasattr(value, "resolve_expression")
+            or hasattr(value, "prepare_database_save")
+            or hasattr(field, "get_placeholder")
+            or hasattr(field, "get_placeholder_sql")
+        ):
+            return None
+        columns.append((field.column, value is None))
+    found: list[Any] = []
+    where = _structure(query.where, query.get_meta().db_table, found)
+    if where is None:
+        return None
+    structure = (type(compiler.connection.ops), where, tuple(columns))
+    return Place(select, structure, query.values, found)
 
 
 def _structure(where: Any, table: str, found: list[Any]) -> tuple[Any, ...] | None:

@@ -32,7 +32,7 @@ class Select:
         self._select = select
         self._columns = [column for column, _, _ in select]
         self._converters: dict[Any, Any] | None = None
-        self.statements: dict[Any, tuple[str, type]] = {}
+        self.statements: dict[Any, tuple[str, type, bool]] = {}
 
     def is_of(self, opts: Any) -> bool:
         """Return whether the model has not changed since."""

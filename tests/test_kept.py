@@ -9,16 +9,18 @@ from operator import or_
 from typing import Any
 
 import pytest
+from django.contrib.postgres.fields import ArrayField, HStoreField
 from django.core.exceptions import EmptyResultSet
 from django.db import models, transaction
-from django.db.backends.postgresql.compiler import SQLCompiler
+from django.db.backends.postgresql.compiler import SQLCompiler, SQLUpdateCompiler
 from django.db.models import Count, F, Q, QuerySet, Value
 from django.db.models.functions import Lower, Upper
-from django.db.models.sql import Query
+from django.db.models.sql import Query, UpdateQuery
 from django.db.models.sql.compiler import SQLCompiler as DjangosCompiler
-from django.test.utils import register_lookup
+from django.db.models.sql.compiler import SQLUpdateCompiler as DjangosUpdateCompiler
+from django.test.utils import isolate_apps, register_lookup
 
-from pgbackend import bridged, kept, selects
+from pgbackend import bridged, compiler, kept, selects
 from tests.models import Author, Book, Tag
 
 QUERYSETS = [
@@ -248,6 +250,144 @@ async def test_replaced_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DjangosCompiler, "as_sql", as_sql)
     await compile_twice()
     assert len(seen) == 2
+
+
+UPDATES: list[tuple[QuerySet[Any], Callable[[int], dict[str, Any]]]] = [
+    (Author.objects.filter(pk=1), lambda n: {"name": f"Ada {n}"}),
+    (Author.objects.filter(pk=10**30), lambda n: {"name": f"Ada {n}"}),
+    (Author.objects.filter(name__contains="%"), lambda n: {"name": "100%", "id": n}),
+    (Author.objects.all(), lambda n: {"name": f"Ada {n}"}),
+    (Author.objects.none(), lambda n: {"name": f"Ada {n}"}),
+    (Author.objects.filter(pk=1), lambda n: {"name": Value(f"Ada {n}")}),
+    (Author.objects.filter(pk=1), lambda n: {"name": ["Ada", Upper("name")][n % 2]}),
+    (Author.objects.extra(where=["name = 'Ada'"]), lambda n: {"name": f"Ada {n}"}),
+    (Author.objects.filter(books__title="Notes"), lambda n: {"name": f"Ada {n}"}),
+    (Book.objects.filter(pk=1), lambda n: {"price": n, "title": f"Notes {n}"}),
+    (Book.objects.filter(pk=1), lambda n: {"title": n}),
+    (Book.objects.filter(pk=1), lambda n: {"price": F("price") + n}),
+    (Book.objects.filter(pk=1), lambda n: {"price": [1, F("price"), None][n % 3]}),
+    (Book.objects.filter(pk=1), lambda n: {"price": "a number"}),
+    (Book.objects.filter(pk=1), lambda n: {"author": [None, 7][n % 2]}),
+    (Book.objects.filter(pk=1), lambda n: {"author": Author(pk=n)}),
+    (Book.objects.filter(pk=1), lambda n: {"author_id": n, "on_loan": bool(n % 2)}),
+    (Book.objects.filter(pk=1), lambda n: {"data": {"a": n}}),
+    (Book.objects.filter(pk=1), lambda n: {"data": [None, Value(None, models.JSONField())][n % 2]}),
+    (Book.objects.filter(pk=1), lambda n: {"published": datetime(2026, 1, 1 + n, tzinfo=UTC)}),
+    (Book.objects.filter(author=7).exclude(price=3), lambda n: {"published": None}),
+    (Book.objects.filter(author__name="Ada"), lambda n: {"price": n}),
+]
+
+
+def updating(queryset: QuerySet[Any], **values: Any) -> UpdateQuery:
+    """Return the query that ``queryset.update()`` runs."""
+    query = queryset.all().query.chain(UpdateQuery)
+    query.add_update_values(values)
+    return query
+
+
+def of_update(query: UpdateQuery, cls: type[Any]) -> Any:
+    """Return the statement that *compiler* makes of a query, or the exception."""
+    try:
+        sql, params = cls(query, transaction.get_connection(), "default").as_sql()
+    except (EmptyResultSet, ValueError) as error:
+        return type(error), str(error)
+    parameters = [getattr(each, "obj", each) for each in params]
+    return str(sql), type(params), parameters, query.alias_map.keys(), query.alias_refcount
+
+
+@pytest.mark.parametrize(("queryset", "values"), UPDATES, ids=range(len(UPDATES)))
+async def test_updates(queryset: QuerySet[Any], values: Callable[[int], dict[str, Any]]) -> None:
+    """An UPDATE is Django's own, with the parameters of its query, whether it was kept or not."""
+
+    @bridged
+    def compare() -> None:
+        selects._selects.clear()
+        queryset.model._base_manager.filter(pk=1).query.get_compiler("default").as_sql()
+        for number in (0, 1, 2, 1, 0, 3):
+            expected, found = (
+                of_update(updating(queryset, **values(number)), cls)
+                for cls in (SQLUpdateCompiler, compiler.SQLUpdateCompiler)
+            )
+            assert found == expected
+
+    await compare()
+
+
+async def test_update_with_placeholders_of_its_fields() -> None:
+    """What a field puts into the statement may depend on the value."""
+
+    @bridged
+    @isolate_apps("tests")
+    def compare() -> None:
+        class Shelf(models.Model):
+            numbers = ArrayField(models.IntegerField())
+            sizes = HStoreField()
+
+            class Meta:
+                app_label = "tests"
+
+        Shelf.objects.all().query.get_compiler("default").as_sql()
+        select = selects.known(Shelf)
+        for number in range(3):
+            expected, found = (
+                of_update(updating(Shelf.objects.filter(pk=1), numbers=[number]), cls)
+                for cls in (SQLUpdateCompiler, compiler.SQLUpdateCompiler)
+            )
+            assert found == expected
+        assert select is not None
+        assert not select.statements
+
+    await compare()
+
+
+async def test_saved_values() -> None:
+    """What asave() and aupdate() write by a kept statement is each row's own."""
+    books = [await Book.objects.acreate(title=f"Book {n}") for n in range(4)]
+    for number, book in enumerate([book async for book in Book.objects.all()]):
+        book.price, book.data, book.on_loan = number, {"n": [number]}, number > 1
+        await book.asave()
+    for number, book in enumerate(books):
+        changed = Book.objects.filter(pk=book.pk, price=number)
+        assert await changed.aupdate(title=f"Title {number}") == 1
+        assert await changed.filter(price=-1).aupdate(title="none") == 0
+    rows = Book.objects.values_list("pk", "title", "price", "data", "on_loan")
+    found = [row async for row in rows]
+    assert found == [(book.pk, f"Title {n}", n, {"n": [n]}, n > 1) for n, book in enumerate(books)]
+
+
+async def test_updates_are_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """save() compiles an UPDATE of the same columns once; who replaces ``as_sql`` sees each."""
+    author = await Author.objects.acreate(name="Ada")
+    compiled = count_calls(monkeypatch, "pre_sql_setup")
+
+    async def save_as(*names: str) -> int:
+        compiled.clear()
+        for name in names:
+            author.name = name
+            await author.asave()
+        await author.arefresh_from_db()
+        assert author.name == names[-1]
+        return len(compiled)
+
+    await author.arefresh_from_db()
+    assert await save_as("Bob", "Eve", "Ada") <= 1
+    assert await save_as("Bob", "Eve") == 0
+    seen = count_calls(monkeypatch, "as_sql")
+    assert await save_as("Ada", "Bob") == 2
+    assert len(seen) == 2
+
+
+def count_calls(monkeypatch: pytest.MonkeyPatch, name: str) -> list[Any]:
+    """Return a list that grows with each call of a method of Django's UPDATE compiler."""
+    original = getattr(DjangosUpdateCompiler, name)
+    seen: list[Any] = []
+
+    def method(self: Any) -> Any:
+        seen.append(self)
+        return original(self)
+
+    monkeypatch.setattr(DjangosUpdateCompiler, name, method)
+    return seen
 
 
 def test_unknown_queries() -> None:
