@@ -187,7 +187,7 @@ class Place(NamedTuple):
         connection = compiler.connection
         parameters: list[Any] = []
         for field, _, value in self.values:
-            parameter = field.get_db_prep_save(value, connection)
+            parameter = field.get_db_prep_save(value, connection=connection)
             # Others may be in the statement.
             if hasattr(parameter, "as_sql") or (parameter is None) != (value is None):
                 return None
@@ -230,13 +230,10 @@ def place(compiler: Any) -> Place | None:
     for each in order:
         if type(each) is not str:
             return None
-    found: list[Any] = []
-    where = _structure(query.where, query.get_meta().db_table, found)
-    if where is None:
-        return None
-    structure = (
-        type(compiler.connection.ops),
-        where,
+    return _place(
+        compiler,
+        select,
+        [],
         tuple(order),
         query.standard_ordering,
         query.low_mark,
@@ -248,7 +245,6 @@ def place(compiler: Any) -> Place | None:
             query.select_for_no_key_update,
         ),
     )
-    return Place(select, structure, [], found)
 
 
 def place_of_update(compiler: Any) -> Place | None:
@@ -276,12 +272,17 @@ def place_of_update(compiler: Any) -> Place | None:
         ):
             return None
         columns.append((field.column, value is None))
+    return _place(compiler, select, query.values, tuple(columns))
+
+
+def _place(compiler: Any, select: Select, values: list[Any], *structure: Any) -> Place | None:
+    """Return the place by this *structure*, the connection's and that of the condition."""
+    query = compiler.query
     found: list[Any] = []
     where = _structure(query.where, query.get_meta().db_table, found)
     if where is None:
         return None
-    structure = (type(compiler.connection.ops), where, tuple(columns))
-    return Place(select, structure, query.values, found)
+    return Place(select, (type(compiler.connection.ops), where, *structure), values, found)
 
 
 def _structure(where: Any, table: str, found: list[Any]) -> tuple[Any, ...] | None:

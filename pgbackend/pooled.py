@@ -33,6 +33,8 @@ class PooledConnection(psycopg.AsyncConnection[Any]):
     reset_message = ""
     # The task it is on loan to; None in the pool's own hands.
     borrower: asyncio.Task[Any] | None = None
+    # When the pool had made it ready, as of `time.monotonic`: psycopg_pool's, set last.
+    _created_at = 0.0
 
     def finish(self) -> None:
         """Close the connection at once, without a word to the server."""
@@ -81,11 +83,14 @@ class PooledConnection(psycopg.AsyncConnection[Any]):
             pool.drain_now()
 
     def _was_demoted(self) -> bool:
-        """Return whether ``target_session_attrs`` asks for a primary, and this is none any more."""
+        """Return whether libpq would not take this server any more, by ``target_session_attrs``."""
         wanted = {each.val for each in self.pgconn.info if each.keyword == b"target_session_attrs"}
-        return not wanted.isdisjoint((b"read-write", b"primary")) and b"on" in (
-            self.pgconn.parameter_status(b"in_hot_standby"),
-            self.pgconn.parameter_status(b"default_transaction_read_only"),
+        standby, read_only = (
+            self.pgconn.parameter_status(name) == b"on"
+            for name in (b"in_hot_standby", b"default_transaction_read_only")
+        )
+        return (standby and b"primary" in wanted) or (
+            (standby or read_only) and b"read-write" in wanted
         )
 
 

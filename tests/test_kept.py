@@ -275,6 +275,10 @@ UPDATES: list[tuple[QuerySet[Any], Callable[[int], dict[str, Any]]]] = [
     (Book.objects.filter(pk=1), lambda n: {"published": datetime(2026, 1, 1 + n, tzinfo=UTC)}),
     (Book.objects.filter(author=7).exclude(price=3), lambda n: {"published": None}),
     (Book.objects.filter(author__name="Ada"), lambda n: {"price": n}),
+    (Book.objects.select_for_update().filter(pk=1), lambda n: {"price": n}),
+    (Book.objects.annotate(n=F("price")).filter(n=1), lambda n: {"price": n}),
+    (Book.objects.extra(tables=["tests_author"]).filter(pk=1), lambda n: {"price": n}),
+    (Book.objects.order_by("-price").distinct(), lambda n: {"price": n}),
 ]
 
 
@@ -286,7 +290,7 @@ def updating(queryset: QuerySet[Any], **values: Any) -> UpdateQuery:
 
 
 def of_update(query: UpdateQuery, cls: type[Any]) -> Any:
-    """Return the statement that *compiler* makes of a query, or the exception."""
+    """Return the statement that a compiler of *cls* makes of a query, or the exception."""
     try:
         sql, params = cls(query, transaction.get_connection(), "default").as_sql()
     except (EmptyResultSet, ValueError) as error:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 from django.db import InternalError, OperationalError, connections, transaction
+from django.db.backends.signals import connection_created
 
 from pgbackend import bridged
 from tests.conftest import NAME
@@ -140,3 +142,41 @@ async def test_32_a_standby_that_was_asked_for(pair: Pair, add_alias: AddAlias) 
                 await arun("SET TRANSACTION READ ONLY", alias)
                 await arun("CREATE TABLE never (n int)", alias)
         assert await avalue(PID, alias) == pid
+
+
+async def test_32_read_only_by_choice(pair: Pair, add_alias: AddAlias) -> None:
+    """Where transactions of a primary that was asked for are read-only, no other server is better.
+
+    A receiver that writes while the connection is being made gets the server's own error.
+    """
+    alias = add_alias(
+        {
+            "target_session_attrs": "primary",
+            "options": "-c default_transaction_read_only=on",
+            "pool": {"max_size": 1, "reconnect_timeout": 0},
+        },
+        HOST="127.0.0.1",
+        PORT=pair.primary.server.port,
+        NAME="postgres",
+        USER=pair.primary.server.user,
+        PASSWORD=pair.primary.server.password,
+    )
+    pid = await avalue(PID, alias)
+    for _ in range(2):
+        with pytest.raises(InternalError, match="read-only transaction"):
+            await arun("CREATE TABLE never (n int)", alias)
+        assert await avalue(PID, alias) == pid
+
+    def create(connection: Any, **kwargs: Any) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("CREATE TABLE never (n int)")
+
+    await bridged(lambda: connections[alias].close_pool())()
+    for attributes in ("primary", "any"):
+        connections[alias].settings_dict["OPTIONS"]["target_session_attrs"] = attributes
+        connection_created.connect(create)
+        try:
+            with pytest.raises(InternalError, match="read-only transaction"):
+                await avalue(PID, alias)
+        finally:
+            connection_created.disconnect(create)
