@@ -9,6 +9,7 @@ import asyncio
 import inspect
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from copy import deepcopy
@@ -41,6 +42,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     global _folder
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        # As shells start what they put in the background. Processes of tests would inherit it,
+        # and there are tests of Ctrl-C.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     dsn = config.getoption("--dsn")
     if not dsn:
         _folder = Path(tempfile.mkdtemp(prefix="pgbackend-tests-"))
