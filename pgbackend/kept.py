@@ -230,10 +230,13 @@ def place(compiler: Any) -> Place | None:
     for each in order:
         if type(each) is not str:
             return None
-    return _place(
-        compiler,
-        select,
-        [],
+    found: list[Any] = []
+    where = _structure(query.where, query.get_meta().db_table, found)
+    if where is None:
+        return None
+    structure = (
+        type(compiler.connection.ops),
+        where,
         tuple(order),
         query.standard_ordering,
         query.low_mark,
@@ -245,6 +248,7 @@ def place(compiler: Any) -> Place | None:
             query.select_for_no_key_update,
         ),
     )
+    return Place(select, structure, [], found)
 
 
 def place_of_update(compiler: Any) -> Place | None:
@@ -272,17 +276,12 @@ def place_of_update(compiler: Any) -> Place | None:
         ):
             return None
         columns.append((field.column, value is None))
-    return _place(compiler, select, query.values, tuple(columns))
-
-
-def _place(compiler: Any, select: Select, values: list[Any], *structure: Any) -> Place | None:
-    """Return the place by this *structure*, the connection's and that of the condition."""
-    query = compiler.query
     found: list[Any] = []
     where = _structure(query.where, query.get_meta().db_table, found)
     if where is None:
         return None
-    return Place(select, (type(compiler.connection.ops), where, *structure), values, found)
+    structure = (type(compiler.connection.ops), where, tuple(columns))
+    return Place(select, structure, query.values, found)
 
 
 def _structure(where: Any, table: str, found: list[Any]) -> tuple[Any, ...] | None:
