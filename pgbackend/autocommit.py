@@ -11,10 +11,13 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+import psycopg
 from django.core.exceptions import SynchronousOnlyOperation
-from django.db import InternalError, OperationalError
+from django.db import OperationalError
 from django.db.backends.utils import debug_transaction
+from psycopg.pq import TransactionStatus
 
+from .connection import ROLLED_BACK
 from .errors import CommitInDoubt
 from .hooks import Hook
 from .joining import joined_if_open
@@ -24,6 +27,9 @@ from .turns import Frame, innermost_frame
 
 if TYPE_CHECKING:
     from .lease import Lease
+
+
+INERROR = TransactionStatus.INERROR
 
 
 class TransactionControl(StatePerTask):
@@ -105,13 +111,11 @@ class TransactionControl(StatePerTask):
 
     def _commit(self) -> None:
         lease = self._own_lease()
-        if lease is not None and lease.face.is_aborted:
+        connection = self.connection if lease is None else lease.face
+        if connection is not None and connection.info.transaction_status == INERROR:
             # The server would answer COMMIT with ROLLBACK, which psycopg takes for success.
-            raise InternalError(
-                "the transaction cannot be committed: a statement in it was stopped by a"
-                " cancellation or a time-out. Let that leave the atomic block, or put the"
-                " statement into a nested one"
-            )
+            with self.wrap_database_errors:
+                raise psycopg.errors.InFailedSqlTransaction(ROLLED_BACK)
         try:
             self._end_transaction(super()._commit)
         except OperationalError as error:

@@ -25,13 +25,15 @@ from psycopg import abc
 from psycopg.abc import PQGen, PQGenConn
 from psycopg.adapt import AdaptersMap, Transformer
 from psycopg.errors import _WaitTimeout
-from psycopg.pq import TransactionStatus
+from psycopg.pq import Format, TransactionStatus
 from psycopg.waiting import Wait, wait_async
 
 from .bridge import await_bridged, check_bridged
 from .waiting import SocketWait, continued
 
 if TYPE_CHECKING:
+    from psycopg.pq.abc import PGresult
+
     from .pooled import PooledConnection
 
 RV = TypeVar("RV")
@@ -46,6 +48,13 @@ CANCEL_TIMEOUT = 5.0
 
 # After how long a cancellation that had no effect is sent again, seconds; then twice that, ...
 _RESEND_INTERVAL = 0.1
+
+# Why a COMMIT has failed that the server answered with ROLLBACK, which is no error for psycopg.
+ROLLED_BACK = (
+    "the transaction cannot be committed: a statement in it failed, or was stopped by a"
+    " cancellation or a time-out. Let that leave the atomic block, or put the statement into a"
+    " nested one"
+)
 
 # The connection whose face is being made.
 _over: ContextVar[PooledConnection] = ContextVar("pgbackend_over")
@@ -257,6 +266,16 @@ class BridgedConnection(psycopg.Connection[Any]):
         finally:
             self._limit = outer
 
+    def _exec_command(
+        self, command: Any, result_format: Format = Format.TEXT
+    ) -> PQGen[PGresult | None]:
+        """Run a command of psycopg's own; a COMMIT that the server rolls back is an error."""
+        result = yield from super()._exec_command(command, result_format)
+        if command == b"COMMIT" and result is not None and result.command_status == b"ROLLBACK":
+            # A statement of another task's, since it was looked whether one had failed.
+            raise psycopg.errors.InFailedSqlTransaction(ROLLED_BACK)
+        return result
+
     def _set_autocommit(self, value: bool) -> None:
         if self.pgconn.transaction_status == TransactionStatus.IDLE and self._pipeline is None:
             # There is nothing to wait for.
@@ -273,11 +292,6 @@ class BridgedConnection(psycopg.Connection[Any]):
     def is_executing(self) -> bool:
         """Whether a statement is running, some task's."""
         return self.pgconn.transaction_status == TransactionStatus.ACTIVE
-
-    @property
-    def is_aborted(self) -> bool:
-        """Whether the transaction can only be rolled back, since a statement was stopped."""
-        return self.was_stopped and self.pgconn.transaction_status == TransactionStatus.INERROR
 
     def stop(self) -> None:
         """Cancel the statement that another task runs; close the connection if that fails."""

@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from django.db import IntegrityError, connections, transaction
+from django.db import DataError, IntegrityError, InternalError, connections, transaction
 
 from pgbackend import bridged
 from tests.conftest import Server
@@ -141,3 +141,20 @@ async def test_29_what_a_transaction_sets_for_itself(alias: str) -> None:
     assert set(seen) == {"4MB"}
     assert await avalue("SELECT to_regclass('t')", alias) is None
     assert await avalue("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'", alias) == 0
+
+
+async def test_50_commit_answered_by_rollback(alias: str, server: Server) -> None:
+    """Behind PgBouncer, too, a block whose transaction a caught error has aborted raises."""
+    hooks: list[str] = []
+    for _ in range(3):
+        with pytest.raises(InternalError, match="cannot be committed"):
+            async with transaction.atomic(alias):
+                await Author.objects.using(alias).acreate(name="lost")
+                transaction.on_commit(lambda: hooks.append("ran"), using=alias)
+                with pytest.raises(DataError):
+                    await avalue("SELECT 1 / 0", alias)
+    assert hooks == []
+    assert server.one("SELECT count(*) FROM tests_author") == 0
+    async with transaction.atomic(alias):
+        await Author.objects.using(alias).acreate(name="next")
+    assert server.one("SELECT count(*) FROM tests_author") == 1
