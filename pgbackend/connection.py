@@ -13,7 +13,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from operator import is_
 from types import TracebackType
@@ -86,8 +86,8 @@ class BridgedLock:
         try:
             await turn
         except BaseException:
-            if turn.done() and not turn.cancelled():
-                # It was, together with the cancellation.
+            if not _give_up(turn):
+                # The lock was handed over together with the cancellation, or the closing.
                 self._release()
             raise
 
@@ -102,10 +102,30 @@ class BridgedLock:
     def _release(self) -> None:
         while self._waiting:
             turn = self._waiting.popleft()
-            if not turn.done():
-                turn.set_result(None)
+            if not turn.done() and _hand_over(turn):
                 return
         self._held = False
+
+
+def _give_up(turn: asyncio.Future[None]) -> bool:
+    """Mark *turn* as one that nobody waits for; return False if it was there already.
+
+    A closed coroutine leaves its future as it is, unlike a cancelled one.
+    """
+    if turn.done() and not turn.cancelled():
+        return False
+    # The loop of a coroutine that is only now collected may be closed.
+    with suppress(RuntimeError):
+        turn.cancel()
+    return True
+
+
+def _hand_over(turn: asyncio.Future[None]) -> bool:
+    """Tell who waits for *turn*; return False if its event loop is closed."""
+    if turn.get_loop().is_closed():
+        return False
+    turn.set_result(None)
+    return True
 
 
 class BridgedConnection(psycopg.Connection[Any]):
