@@ -17,11 +17,20 @@ psycopg.
 from __future__ import annotations
 
 import inspect
+import sys
 import threading
-from asyncio import AbstractEventLoop, Future, SelectorEventLoop, _get_running_loop, current_task
+from asyncio import (
+    AbstractEventLoop,
+    Future,
+    SelectorEventLoop,
+    _get_running_loop,
+    current_task,
+    tasks,
+)
 from collections.abc import Awaitable, Callable, Generator
 from types import CoroutineType, coroutine
 from typing import Any, NoReturn, ParamSpec, TypeVar
+from weakref import ref
 
 from greenlet import GreenletExit, getcurrent, greenlet
 
@@ -71,10 +80,22 @@ class _Idle(threading.local):
     """The calling thread's greenlets that wait for a call."""
 
     def __init__(self) -> None:
+        # On loops that call back from Python code only.
         self.bridges: list[_Bridge] = []
+        # On the last other loop.
+        self.on_loop: list[_Bridge] = []
+        self.loop: Callable[[], AbstractEventLoop | None] = _no_loop
+
+
+def _no_loop() -> None:
+    """Stand for a reference to a loop where there was none yet."""
 
 
 _idle = _Idle()
+
+# The tasks whose first step runs where they are made, from Python 3.12 on: asyncio's private name.
+# Without it some of them may be starting at any time.
+_starting: Any = getattr(tasks, "_eager_tasks", [None] if sys.version_info >= (3, 12) else [])
 
 
 def calls_from_python(loop: AbstractEventLoop | None) -> bool:
@@ -83,9 +104,30 @@ def calls_from_python(loop: AbstractEventLoop | None) -> bool:
     uvloop calls back from within libuv, which keeps pointers into the C stack meanwhile. A
     greenlet that was started elsewhere may have its own stack laid over what they point to, and
     whoever then tells libuv to forget a socket writes there. So in callbacks of such a loop no
-    greenlet may be resumed, or used again; tasks that it runs later are safe.
+    greenlet may be resumed, or used again; tasks that it runs later are safe. See `_in_step`.
     """
     return loop is None or isinstance(loop, SelectorEventLoop)
+
+
+def _in_step() -> bool:
+    """Return whether the caller runs in a step of a task that the loop has called by itself.
+
+    A loop such as uvloop's does that when libuv has no pointers into the C stack, and always at
+    one depth of it: a greenlet that began in a step may run in any later one. A task may also be
+    started in the middle of a callback; its first step is then counted as none.
+    """
+    return not _starting and current_task() is not None
+
+
+def may_touch_loop(loop: AbstractEventLoop) -> bool:
+    """Return whether the caller may tell *loop* to forget a socket now.
+
+    Not from a greenlet inside a callback from libuv, where the collector may end a call; see
+    `calls_from_python`.
+    """
+    if calls_from_python(loop) or not isinstance(getcurrent(), _Bridge):
+        return True
+    return _get_running_loop() is not loop or _in_step()
 
 
 def is_bridged() -> bool:
@@ -186,8 +228,13 @@ def _drive(
 ) -> Generator[Any, Any, T]:
     """Run one outermost bridged call to its end, yielding what it waits for."""
     driver = getcurrent()
-    idle, keeps = _idle.bridges, calls_from_python(_get_running_loop())
-    if idle and keeps:
+    loop = _get_running_loop()
+    if calls_from_python(loop):
+        idle, reuses = _idle.bridges, True
+    else:
+        idle, reuses = _idle_on(loop), _in_step()
+    del loop
+    if idle and reuses:
         bridge = idle.pop()
         bridge.parent = driver
     else:
@@ -222,7 +269,7 @@ def _drive(
     bridge.owner = bridge.gr_context = bridge.keep = None
     bridge.lasting = False
     # It keeps its parent, too: the thread's own greenlet, or it was not only ours.
-    if keeps and len(idle) < _KEPT and bridge.parent.parent is None:  # type: ignore[union-attr]  # has one
+    if len(idle) < _KEPT and bridge.parent.parent is None:  # type: ignore[union-attr]  # has one
         idle.append(bridge)
     # What is raised keeps this frame: without a name a greenlet that is not kept ends here.
     del bridge
@@ -235,6 +282,13 @@ def _drive(
             raised.__context__ = context
             del context, raised
     return result  # type: ignore[no-any-return]  # as above
+
+
+def _idle_on(loop: Any) -> list[_Bridge]:
+    """Return the calling thread's idle greenlets that began on *loop*."""
+    if _idle.loop() is not loop:
+        _idle.loop, _idle.on_loop = ref(loop), []
+    return _idle.on_loop
 
 
 def _serve() -> None:

@@ -2,7 +2,7 @@
 
 psycopg's ``wait_async`` registers the socket for each wait, and a timer that looks at intervals
 whether the connection was closed meanwhile. Here a connection stays registered, and the timer of
-one wait is the next one's, too.
+one wait is the next one's, too. No wait relies on the registration alone: see `_Reader`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import psycopg
 from psycopg.pq import ConnStatus
 from psycopg.waiting import Ready
 
-from .bridge import await_future, calls_from_python
+from .bridge import await_future, calls_from_python, may_touch_loop
 
 if TYPE_CHECKING:
     from psycopg.pq.abc import PGconn
@@ -47,9 +47,13 @@ class SocketWait:
         """
         loop = get_running_loop()
         future = self._future = loop.create_future()
-        if self._reader is None or self._reader.loop is not loop:
+        reader = self._reader
+        if reader is None or reader.loop is not loop:
             self._unregister()
             self._reader = _Reader(loop, self)
+        elif reader.may_have_ended and reader.is_readable():
+            # In the loop's next iteration: an answer in many parts holds up nobody.
+            loop.call_soon(_wake, future)
         if self._timer is None:
             # It may outlive the wait: in the task's own context it would keep that alive.
             self._timer = loop.call_later(INTERVAL, self._look, context=Context())
@@ -83,15 +87,18 @@ class SocketWait:
         elif at_once:
             _resume(future)
         else:
-            future.set_result(Ready.R)
+            _wake(future)
 
     def _look(self) -> None:
+        """Look at the connection and at its socket, whatever the loop says of them."""
         self._timer = None
-        future = self._future
+        future, reader = self._future, self._reader
         if future is None or future.done():
             return
         if self._pgconn.status != ConnStatus.OK:
             _fail(future)
+        elif reader is not None and reader.is_readable():
+            _wake(future)
         else:
             loop = future.get_loop()
             self._timer = loop.call_later(INTERVAL, self._look, context=Context())
@@ -112,9 +119,13 @@ class _Reader:
     def __init__(self, loop: AbstractEventLoop, wait: SocketWait) -> None:
         self.loop = loop
         self._fd = fd = os.dup(wait.socket)
-        poll = select.poll()
+        self._poll = poll = select.poll()
         poll.register(fd, select.POLLIN)
         at_once = calls_from_python(loop)
+        # libuv calls once for a socket with an error, such as a reset by the peer, and listens
+        # to it no more. What the server said before the reset is read in more than one wait. A
+        # selector, as asyncio's loops have, tells of such a socket as often as it is asked.
+        self.may_have_ended = not at_once
         # The loop keeps what it calls.
         waiting = ref(wait)
 
@@ -127,10 +138,18 @@ class _Reader:
         self._finalizer = finalize(self, _unregister_later, loop, fd)
         self._finalizer.atexit = False
 
+    def is_readable(self) -> bool:
+        """Return whether a read would not wait: something, the end or an error is there."""
+        return bool(self._poll.poll(0))
+
     def close(self) -> None:
         """Listen no more."""
-        if self._finalizer.detach() is not None:
+        if self._finalizer.detach() is None:
+            return
+        if may_touch_loop(self.loop):
             _unregister(self.loop, self._fd)
+        else:
+            _unregister_later(self.loop, self._fd)
 
 
 def _resume(future: Future[Ready]) -> None:
@@ -147,6 +166,11 @@ def _resume(future: Future[Ready]) -> None:
     future.remove_done_callback(callback)
     future.set_result(Ready.R)
     context.run(callback, future)
+
+
+def _wake(future: Future[Ready]) -> None:
+    if not future.done():
+        future.set_result(Ready.R)
 
 
 def _unregister(loop: AbstractEventLoop, fd: int) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import contextvars
 import gc
 import inspect
+import os
 import sys
 import threading
 import traceback
@@ -798,24 +799,113 @@ async def test_one_call_after_the_other() -> None:
     assert kept == []
 
 
-def test_greenlets_on_uvloop() -> None:
-    """On uvloop no greenlet takes a second call: its C stack may be in libuv's way."""
-    greenlets: list[weakref.ref[Any]] = []
+class Greenlets:
+    """A function to be run bridged, and the greenlets that ran it."""
 
-    def function() -> None:
-        greenlets.append(weakref.ref(getcurrent()))
+    def __init__(self) -> None:
+        self.found: list[weakref.ref[Any]] = []
+
+    def __call__(self) -> None:
+        self.found.append(weakref.ref(getcurrent()))
         await_bridged(suspend())
 
-    async def main() -> None:
-        for _ in range(2):
-            await run_bridged(function)
+    async def run(self, times: int = 2) -> None:
+        for _ in range(times):
+            await run_bridged(self)
 
-    asyncio.run(main())
-    assert greenlets[0]() is greenlets[1]() is not None
-    greenlets.clear()
+
+def test_greenlets_on_uvloop() -> None:
+    """On uvloop a greenlet takes the next call, one of another loop's does not."""
+    greenlets = Greenlets()
+    asyncio.run(greenlets.run())
+    assert greenlets.found[0]() is greenlets.found[1]() is not None
+    for _ in range(2):
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            on_uvloop = Greenlets()
+            runner.run(on_uvloop.run())
+            runner.run(on_uvloop.run())
+            assert len({id(each()) for each in on_uvloop.found}) == 1
+            assert on_uvloop.found[0]() not in (None, greenlets.found[0]())
+            greenlets.found.append(on_uvloop.found[0])
+    asyncio.run(greenlets.run())
+    assert greenlets.found[0]() is greenlets.found[-1]() is not None
+
+
+def in_libuv(work: Callable[[], None]) -> Any:
+    """Call *work* on uvloop inside a callback from libuv.
+
+    Return a greenlet that waits for a call meanwhile.
+    """
+    before = Greenlets()
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        await before.run(1)
+        reading, writing = os.pipe()
+        done = loop.create_future()
+
+        def readable() -> None:
+            loop.remove_reader(reading)
+            try:
+                work()
+            finally:
+                done.set_result(None)
+
+        loop.add_reader(reading, readable)
+        os.write(writing, b"x")
+        await done
+        os.close(reading)
+        os.close(writing)
+        # What was started goes on in steps of tasks.
+        while others := asyncio.all_tasks() - {asyncio.current_task()}:
+            await asyncio.wait(others)
+
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(main())
-    assert [each() for each in greenlets] == [None, None]
+    found = before.found[0]()
+    assert found is not None
+    return found
+
+
+def test_greenlets_inside_a_callback_from_libuv() -> None:
+    """A coroutine that starts inside a callback from libuv has a new greenlet for its calls."""
+    greenlets = Greenlets()
+    used: list[Any] = []
+
+    def work() -> None:
+        coroutine = greenlets.run(1)
+        coroutine.send(None)
+        used.append(greenlets.found[0]())
+        coroutine.close()
+
+    idle = in_libuv(work)
+    assert used
+    assert idle not in used
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12")
+def test_greenlets_of_an_eager_task_inside_a_callback_from_libuv() -> None:
+    """A task that starts inside a callback from libuv has a new greenlet for its first call.
+
+    In its later steps it takes any.
+    """
+    greenlets = Greenlets()
+    used: list[Any] = []
+
+    def work() -> None:
+        loop = asyncio.get_running_loop()
+        asyncio.Task(greenlets.run(3), loop=loop, eager_start=True)
+        used.append(greenlets.found[0]())
+
+    idle = in_libuv(work)
+    assert used
+    assert idle not in used
+    assert greenlets.found[1]() is greenlets.found[2]() is not None
+
+
+def test_eager_tasks_are_known() -> None:
+    """This Python has asyncio's private set of the tasks that are just starting."""
+    assert hasattr(asyncio.tasks, "_eager_tasks") == (sys.version_info >= (3, 12))
 
 
 async def test_greenlets_of_many_calls() -> None:

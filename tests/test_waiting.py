@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import uvloop
@@ -16,7 +18,7 @@ from pgbackend.waiting import SocketWait
 from tests.conftest import Server
 from tests.faults.files import open_files
 from tests.models import Author
-from tests.wrapper import check_all_back, run, small_pool, until
+from tests.wrapper import check_all_back, on_loan, run, small_pool, until
 
 
 async def test_many_statements_on_few_connections() -> None:
@@ -119,3 +121,54 @@ def test_where_a_task_goes_on(
         assert steps[:3] == ["called", "went on", "returned"]
     else:
         assert steps[:3] == ["called", "returned", "went on"]
+
+
+def test_a_call_that_ends_inside_a_callback_from_libuv() -> None:
+    """Closed there, in a greenlet laid over libuv's stack, it lets libuv forget its socket later.
+
+    The connection is closed all the same, and the pool has its place again.
+    """
+    inside = False
+    forgotten: list[bool] = []
+
+    async def main() -> None:
+        nonlocal inside
+        wrapper = small_pool()
+        await Author.objects.acount()
+        loop = asyncio.get_running_loop()
+        before = open_files()
+        task = asyncio.create_task(run(wrapper, "SELECT pg_sleep(60)"))
+        await until(lambda: on_loan(wrapper))
+        reading, writing = os.pipe()
+        closed = loop.create_future()
+
+        def readable() -> None:
+            nonlocal inside
+            inside = True
+            coroutine: Any = task.get_coro()
+            coroutine.close()
+            inside = False
+            loop.remove_reader(reading)
+            closed.set_result(None)
+
+        remove_reader = loop.remove_reader
+
+        def remembering(fd: int) -> bool:
+            forgotten.append(inside)
+            return remove_reader(fd)
+
+        loop.remove_reader = remembering  # type: ignore[method-assign]
+        loop.add_reader(reading, readable)
+        os.write(writing, b"x")
+        await closed
+        os.close(reading)
+        os.close(writing)
+        await until(lambda: len(forgotten) == 2)
+        assert forgotten == [False, False]
+        task.cancel()
+        await asyncio.wait([task])
+        await check_all_back(wrapper)
+        await until(lambda: open_files() <= before)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())
