@@ -26,7 +26,8 @@ def is_known(place: str, value: str, consequence: str) -> bool:
     """
     if value in KNOWN.get(place, ()):
         return True
-    unpatched.append((place, consequence))
+    if (place, consequence) not in unpatched:
+        unpatched.append((place, consequence))
     return False
 
 
@@ -176,6 +177,11 @@ KNOWN: dict[str, frozenset[str]] = {
     "django.test.client:sync_to_async": frozenset(
         {
             "2228c91f7755",  # 5.2 to 5.2.19, 6.0 to 6.0.10, 6.1 to 6.1.3
+        }
+    ),
+    "django.utils.asyncio.async_unsafe": frozenset(
+        {
+            "1757d3b70a6d",  # 5.2 to 5.2.19, 6.0 to 6.0.10, 6.1 to 6.1.3
         }
     ),
     "django.utils.deprecation:sync_to_async": frozenset(

@@ -6,38 +6,119 @@ backend is imported as soon as the first model class is made.
 
 from __future__ import annotations
 
-import importlib.util
 import sys
+from collections import defaultdict
 from collections.abc import Callable
-from importlib.abc import MetaPathFinder
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from threading import get_ident
 from types import ModuleType
 from typing import Any
 
-
-def after_import(name: str, callback: Callable[[ModuleType], None]) -> None:
-    """Call *callback* with the module *name*: now if it is imported, else once it is."""
-    if name in sys.modules:
-        callback(sys.modules[name])
-    else:
-        sys.meta_path.insert(0, _AfterImport(name, callback))
+Callback = Callable[[ModuleType], None]
 
 
-class _AfterImport(MetaPathFinder):
-    def __init__(self, name: str, callback: Callable[[ModuleType], None]) -> None:
-        self.name = name
-        self.callback = callback
+def after_import(name: str, callback: Callback) -> None:
+    """Call *callback* with the module *name*: now if it is imported, else once it is.
 
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        if name != self.name:
+    Called again with the new module whenever it is imported anew: after a first import that
+    failed, or was undone, and by `importlib.reload`.
+    """
+    _finder.callbacks[name].append(callback)
+    module = sys.modules.get(name)
+    if module is None:
+        return
+    if not _is_being_imported(module):
+        callback(module)
+    elif name not in _finder.loading:
+        # The rest of its code would take back what the callback changes.
+        _finder.unfinished.append((name, callback))
+
+
+def report_finished() -> None:
+    """Call back for the modules that were in the middle of their import, if that has ended.
+
+    Any later import does it, too.
+    """
+    _finder.report_finished()
+
+
+def _is_being_imported(module: ModuleType) -> bool:
+    return bool(getattr(getattr(module, "__spec__", None), "_initializing", False))
+
+
+class _Finder(MetaPathFinder):
+    """Asks the finders after it, and has the modules that are waited for reported."""
+
+    def __init__(self) -> None:
+        self.callbacks: defaultdict[str, list[Callback]] = defaultdict(list)
+        # What was in the middle of its import when it was asked for.
+        self.unfinished: list[tuple[str, Callback]] = []
+        # What is being loaded and will be reported.
+        self.loading: set[str] = set()
+        # By thread, since another finder may ask all of them in its turn, this one too.
+        self._finding: set[tuple[int, str]] = set()
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        if self.unfinished:
+            self.report_finished()
+        if name not in self.callbacks or (get_ident(), name) in self._finding:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
+        self._finding.add((get_ident(), name))
+        try:
+            spec = self._find_by_others(name, path, target)
+        finally:
+            self._finding.discard((get_ident(), name))
         if spec is not None and spec.loader is not None:
-            load = spec.loader.exec_module
-
-            def exec_module(module: ModuleType) -> None:
-                load(module)
-                self.callback(module)
-
-            spec.loader.exec_module = exec_module  # type: ignore[method-assign]  # this spec's only
+            spec.loader = _ReportingLoader(spec.loader, self)
         return spec
+
+    def _find_by_others(self, name: str, path: Any, target: Any) -> ModuleSpec | None:
+        for finder in list(sys.meta_path):
+            if finder is not self:
+                spec = finder.find_spec(name, path, target)
+                if spec is not None:
+                    return spec
+        return None
+
+    def report_finished(self) -> None:
+        waiting, self.unfinished = self.unfinished, []
+        for name, callback in waiting:
+            module = sys.modules.get(name)
+            # A module that is gone has failed: it is reported when it is imported again.
+            if module is not None and _is_being_imported(module):
+                self.unfinished.append((name, callback))
+            elif module is not None:
+                callback(module)
+
+
+class _ReportingLoader(Loader):
+    """Loads a module as *loader* does, and reports it then."""
+
+    def __init__(self, loader: Any, finder: _Finder) -> None:
+        self._loader = loader
+        self._finder = finder
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        created: ModuleType | None = self._loader.create_module(spec)
+        return created
+
+    def exec_module(self, module: ModuleType) -> None:
+        # For its own code, and from there on, the module is as if loaded without us.
+        if module.__spec__ is not None:
+            module.__spec__.loader = self._loader
+        module.__loader__ = self._loader
+        self._finder.loading.add(module.__name__)
+        try:
+            self._loader.exec_module(module)
+            for callback in self._finder.callbacks[module.__name__]:
+                callback(module)
+        finally:
+            self._finder.loading.discard(module.__name__)
+
+
+_finder = _Finder()
+sys.meta_path.insert(0, _finder)
