@@ -139,8 +139,11 @@ class DatabaseWrapper(Watched, TransactionControl):
         if not self.settings_dict["AUTOCOMMIT"]:
             self._begin()
 
-    def try_connection(self) -> None:
-        """Borrow a connection and give it back, as ``ensure_connection()`` does when bridged."""
+    def ensure_connection(self) -> None:
+        """Connect if need be; bridged, borrow a connection and give it back."""
+        if not self.bridged or self.state.connecting:
+            super().ensure_connection()
+            return
         lease = self._hold()
         if lease is not None:
             lease.let_go()
@@ -180,7 +183,7 @@ class DatabaseWrapper(Watched, TransactionControl):
         elif state.connection is None:
             state.connecting = True
             try:
-                # Django's own, which the guards of its test cases replace; ends in `connect`.
+                # Ends in Django's own, which its test cases replace, and that in `connect`.
                 self.ensure_connection()
             finally:
                 state.connecting = False

@@ -1,4 +1,4 @@
-"""Blocks of ``atomic``: on the loop, in turns; with ``async with``; around coroutine functions.
+"""Blocks of ``atomic``: on the loop, in turns; with ``async with``.
 
 ``Atomic`` itself stays Django's and does all the work: here is when, and where.
 """
@@ -6,11 +6,9 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable
 from typing import Any
 
-from asgiref.sync import iscoroutinefunction
 from django.db import DEFAULT_DB_ALIAS, transaction
 
 from .base import DatabaseWrapper
@@ -84,27 +82,3 @@ async def aenter(self: Any) -> None:
 async def aexit(self: Any, *exc_info: Any) -> Any:
     alias = self.using or DEFAULT_DB_ALIAS
     return await run_for_alias(alias, self.__exit__, *exc_info)
-
-
-def decorating(decorate: Callable[..., Any]) -> Callable[..., Any]:
-    """Return ``Atomic.__call__``: a coroutine function's block lasts as long as its coroutine."""
-
-    @functools.wraps(decorate)
-    def __call__(self: Any, function: Callable[..., Any]) -> Callable[..., Any]:
-        if inspect.isasyncgenfunction(function):
-            raise TypeError(
-                f"atomic() cannot decorate {function!r}, an asynchronous generator: the transaction"
-                " would stay open while its caller does other things. Put `async with"
-                " transaction.atomic():` around what belongs together"
-            )
-        if not iscoroutinefunction(function):
-            return decorate(self, function)  # type: ignore[no-any-return]  # Django is untyped
-
-        @functools.wraps(function)
-        async def call(*args: Any, **kwargs: Any) -> Any:
-            async with self:
-                return await function(*args, **kwargs)
-
-        return call
-
-    return __call__

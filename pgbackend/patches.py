@@ -20,11 +20,8 @@ import asgiref.sync
 from django.conf import settings
 from django.core import checks
 from django.db import connections, transaction
-from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.backends.postgresql import base as postgresql
 
-from . import asgi, blocks, streaming, toolbar
-from .base import DatabaseWrapper
+from . import asgi, blocks, decorating, early, guards, streaming, toolbar
 from .bridge import await_bridged, is_bridged, run_bridged
 from .budget import check_budget
 from .fingerprints import check_unpatched, fingerprint, fingerprint_of_calls, is_known
@@ -43,6 +40,8 @@ def apply() -> None:
     _applied = True
     for name in RULES:
         after_import(name, _patch_module)
+    after_import("django.utils.asyncio", _patch_guards)
+    after_import("django.db.transaction", _patch_atomic)
     after_import("django.db.models.query", _patch_aiterator)
     after_import("django.core.handlers.asgi", _patch_handler)
     after_import("django.core.handlers.base", _patch_atomic_requests)
@@ -51,11 +50,9 @@ def apply() -> None:
     after_import("django.test.client", _patch_client)
     after_import("django.utils.log", _patch_error_mails)
     after_import("debug_toolbar.panels.sql.panel", toolbar.patch)
-    _patch_guards()
-    _patch_ensure_connection()
-    _patch_atomic()
     _patch_asgiref()
     checks.register(check_unpatched, checks.Tags.async_support)
+    checks.register(early.check_early, checks.Tags.async_support)
     checks.register(check_budget, checks.Tags.database)
 
 
@@ -91,71 +88,31 @@ def _patch_aiterator(module: ModuleType) -> None:
 # Synchronous methods: allowed in the bridge
 
 
-def _patch_guards() -> None:
-    """Let the methods that Django marks ``async_unsafe`` run in the bridge.
+def _patch_guards(module: ModuleType) -> None:
+    """Let the methods that are marked ``async_unsafe`` run in the bridge; see `guards`.
 
-    There they wait without blocking the loop. Elsewhere on a running loop they raise
-    SynchronousOnlyOperation as ever, for this backend with a message that names its way out.
-    The guards are replaced on Django's classes, not overridden: its test cases replace some
-    of these methods there to forbid queries. (5.2 to 6.1.)
+    (5.2 to 6.1.)
     """
-    for cls in (BaseDatabaseWrapper, postgresql.DatabaseWrapper):
-        for name, method in list(vars(cls).items()):
-            if _is_guarded(method):
-                setattr(cls, name, _guard(method))
-
-
-def _is_guarded(method: Any) -> bool:
-    code = getattr(method, "__code__", None)
-    return hasattr(method, "__wrapped__") and getattr(code, "co_filename", "").endswith(
-        "asyncio.py"
-    )
-
-
-def _guard(guarded: Callable[..., Any]) -> Callable[..., Any]:
-    unguarded = guarded.__wrapped__  # type: ignore[attr-defined]  # see _is_guarded
-
-    @functools.wraps(unguarded)
-    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(self, DatabaseWrapper) and self.bridge_enabled:
-            self.check_not_on_loop()
-            return unguarded(self, *args, **kwargs)
-        if self.vendor == "unknown" and is_bridged():
-            # Django's dummy backend: its own error says more.
-            return unguarded(self, *args, **kwargs)
-        return guarded(self, *args, **kwargs)
-
-    return method
-
-
-def _patch_ensure_connection() -> None:
-    """Let ``ensure_connection()`` keep no connection in the bridge.
-
-    It is changed on Django's class, not overridden, for the same reason as the guards: its
-    test cases replace it there by one that calls the one before. (5.2 to 6.1.)
-    """
-    ensure = BaseDatabaseWrapper.ensure_connection
-
-    @functools.wraps(ensure)
-    def ensure_connection(self: Any) -> None:
-        if isinstance(self, DatabaseWrapper) and self.bridged and not self.state.connecting:
-            self.try_connection()
-        else:
-            ensure(self)
-
-    BaseDatabaseWrapper.ensure_connection = ensure_connection
+    if is_known(
+        "django.utils.asyncio.async_unsafe",
+        fingerprint(module.async_unsafe),
+        "the synchronous ORM is refused in asynchronous code",
+    ):
+        module.get_running_loop = guards.get_running_loop  # type: ignore[attr-defined]  # the patch
+        guards.shorten()
 
 
 # Transactions
 
 
-def _patch_atomic() -> None:
+def _patch_atomic(module: ModuleType) -> None:
     """Add ``async with`` to ``atomic``, and turns for tasks that share a transaction.
 
-    ``Atomic`` itself stays Django's and does all the work. (5.2 to 6.1.)
+    ``Atomic`` itself stays Django's and does all the work. What it has decorated before is found,
+    and done as what comes later. (5.2 to 6.1.)
     """
-    cls = transaction.Atomic
-    enter, leave, decorate = cls.__enter__, cls.__exit__, cls.__call__
+    cls = module.Atomic
+    enter, leave = cls.__enter__, cls.__exit__
     for function in (enter, leave):
         if not is_known(
             f"django.db.transaction.{function.__qualname__}",
@@ -164,12 +121,18 @@ def _patch_atomic() -> None:
         ):
             return
 
+    for name in decorating.adopt_decorated(cls):
+        early.note(
+            f"@transaction.atomic decorated the coroutine function {name}",
+            "it runs in a transaction, but who looked at it before took it for a synchronous one",
+        )
     for name, changed in (
         ("__enter__", blocks.entering(enter)),
         ("__exit__", blocks.leaving(leave)),
         ("__aenter__", blocks.aenter),
         ("__aexit__", blocks.aexit),
-        ("__call__", blocks.decorating(decorate)),
+        ("__call__", decorating.decorating(cls.__call__)),
+        ("_recreate_cm", decorating.recreating(cls._recreate_cm)),
     ):
         setattr(cls, name, changed)
 
@@ -252,6 +215,7 @@ def _patch_handler(module: ModuleType) -> None:
     its own task: the parts are bridged wherever they run.
     """
     handler = module.ASGIHandler
+    early.note_application(handler)
     for name, where in (
         ("handle", asgi.serve),
         ("read_body", asgi.read),

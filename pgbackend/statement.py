@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 from django.apps import apps
 from django.db.backends import utils
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.postgresql.base import Cursor
 from psycopg import generators
 from psycopg._queries import PostgresClientQuery
@@ -44,10 +45,13 @@ _OF_WRAPPER = (
     "ensure_connection",
     "connect",
 )
+# Test cases replace it, to forbid connections.
+_OF_BASE = "ensure_connection"
 _OF_DJANGOS = ("execute", "_execute", "_execute_with_wrappers")
 _OF_PSYCOPGS = ("execute", "fetchone", "fetchall")
 
 _of_wrapper = attrgetter(*_OF_WRAPPER)
+_of_base = attrgetter(_OF_BASE)
 _of_djangos = attrgetter(*_OF_DJANGOS)
 _of_psycopgs = attrgetter(*_OF_PSYCOPGS)
 
@@ -75,9 +79,10 @@ def may_be_short(wrapper: Any) -> bool:
     """Return whether the way to the server may be shorter than Django's: nobody has replaced it."""
     if wrapper.configures_pool or not apps.ready:
         return False
-    of_wrapper, of_djangos, of_psycopgs = _originals()
+    of_wrapper, of_base, of_djangos, of_psycopgs = _originals()
     replaced: bool = (
         _of_wrapper(type(wrapper)) != of_wrapper
+        or _of_base(BaseDatabaseWrapper) is not of_base
         or _of_djangos(utils.CursorWrapper) != of_djangos
         or _of_psycopgs(Cursor) != of_psycopgs
         or not wrapper.__dict__.keys().isdisjoint(_OF_WRAPPER)
@@ -86,7 +91,7 @@ def may_be_short(wrapper: Any) -> bool:
 
 
 @functools.cache
-def _originals() -> tuple[Any, Any, Any]:
+def _originals() -> tuple[Any, ...]:
     """Return what is there when the first statement is made, if it is Django's, psycopg's or ours.
 
     What was replaced before that is none's, and `may_be_short` never holds.
@@ -95,6 +100,7 @@ def _originals() -> tuple[Any, Any, Any]:
 
     return (
         tuple(map(_original, _of_wrapper(DatabaseWrapper))),
+        _original(_of_base(BaseDatabaseWrapper)),
         tuple(map(_original, _of_djangos(utils.CursorWrapper))),
         tuple(map(_original, _of_psycopgs(Cursor))),
     )

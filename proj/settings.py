@@ -44,6 +44,8 @@ def secret_key() -> str:
 SECRET_KEY = secret_key()
 
 INSTALLED_APPS = [
+    # First, so that it is loaded before what uses it.
+    "pgbackend",
     "django.contrib.admin",
     "django.contrib.auth",
     "django.contrib.contenttypes",

@@ -1,0 +1,54 @@
+"""What was taken from Django before this backend was loaded, and is not quite as if it came after.
+
+A project names the backend in ``DATABASES`` only, so it is loaded when the first database wrapper
+is made: with the first model class that has no ``db_table`` of its own, or with the first query.
+``"pgbackend"`` first in ``INSTALLED_APPS`` loads it before the project's applications.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+from typing import Any
+
+from django.core import checks
+
+logger = logging.getLogger("pgbackend")
+
+HINT = (
+    'Put "pgbackend" first in INSTALLED_APPS, or `import pgbackend` before it where that is'
+    " too late, as in the project's __init__.py."
+)
+
+# What it was, and what differs because of that.
+found: list[tuple[str, str]] = []
+
+
+def note(what: str, consequence: str) -> None:
+    """Let the check ``pgbackend.W003`` report *what* was there too early."""
+    found.append((what, consequence))
+
+
+def note_application(handler: Any) -> None:
+    """Report ASGI applications made before: their instances of the class *handler* or below.
+
+    Their middleware was adapted by Django alone. That is logged, too: it is not in a process
+    where checks are run.
+    """
+    if any(type(each) is handler for each in gc.get_referrers(handler)):
+        what = f"The ASGI application {handler.__module__}.{handler.__qualname__} was made"
+        consequence = "its synchronous middleware keeps its threads"
+        note(what, consequence)
+        logger.warning("%s before pgbackend was loaded: %s. %s", what, consequence, HINT)
+    for subclass in handler.__subclasses__():
+        note_application(subclass)
+
+
+def check_early(**kwargs: Any) -> list[checks.CheckMessage]:
+    """Report what was there before this backend was loaded."""
+    return [
+        checks.Warning(
+            f"{what} before pgbackend was loaded: {consequence}.", hint=HINT, id="pgbackend.W003"
+        )
+        for what, consequence in found
+    ]
