@@ -274,12 +274,17 @@ class DatabaseWrapper(Watched, TransactionControl):
         task = asyncio.current_task()
         if self._maker is task:
             return make()
-        with self._making:
-            self._maker = task
-            try:
-                return make()
-            finally:
-                self._maker = None
+        while True:
+            # Who waited for its turn in here would keep out the one that has it.
+            state = self.state_in_turn()
+            with self._making:
+                if self.state is not state or not state.has_turn():
+                    continue
+                self._maker = task
+                try:
+                    return make()
+                finally:
+                    self._maker = None
 
     def _cursor(self, name: str | None = None) -> Any:
         if not self.bridged:

@@ -29,7 +29,7 @@ def entering(enter: Callable[..., Any]) -> Callable[..., Any]:
             enter(self)
             thread_transactions.set(thread_transactions.get() | {wrapper.alias})
             return None
-        state = wrapper.state_in_turn()
+        state = wrapper.state_in_turn(entering=True)
         frame = state.enter_frame(wrapper)
         try:
             return enter(self)

@@ -72,12 +72,15 @@ class BridgedLock:
 
     def __init__(self) -> None:
         self._held = False
+        # How often it was taken.
+        self.uses = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     def __enter__(self) -> None:
         if self._held:
             await_bridged(self._wait())
         self._held = True
+        self.uses += 1
 
     async def _wait(self) -> None:
         """Wait until the lock is handed over."""

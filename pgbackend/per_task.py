@@ -69,14 +69,19 @@ class StatePerTask(PostgresDatabaseWrapper):
         """The state of the running task, or of the thread."""
         return self._states.current(self)
 
-    def state_in_turn(self) -> ConnectionState:
-        """Return the running task's state when it is the task's turn to use it."""
+    def state_in_turn(self, *, entering: bool = False) -> ConnectionState:
+        """Return the running task's state when it is the task's turn to use it.
+
+        *entering* a block, it goes behind those who wait already.
+        """
+        waited = None
         while True:
             state = self.state
-            if state.has_turn():
+            if state.has_turn() and (not entering or state is waited or state.is_next()):
                 return state
             # Meanwhile the transaction may end, and the task with a state of its own.
             state.take_turn(self.turn_timeout)
+            waited = state
 
     @property
     def bridged(self) -> bool:

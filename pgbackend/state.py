@@ -60,6 +60,14 @@ class ConnectionState(Turns):
         self.run_commit_hooks_on_set_autocommit_on = False
 
     @property
+    def progress(self) -> object:
+        """What changes whenever a turn is taken, and with each statement."""
+        if self.lease is None:
+            return super().progress
+        lock: Any = self.lease.face.lock
+        return super().progress, lock.uses
+
+    @property
     def needs_rollback(self) -> bool:
         """Whether the innermost block is broken; each frame's own where tasks share the state."""
         if self.frames and (frame := self.frame_below_top()) is not None:

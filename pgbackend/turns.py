@@ -3,6 +3,10 @@
 Every entry of an ``atomic`` is a `Frame`. A task may run a statement, or enter, only while the
 top frame is its own or one of its ancestors'; otherwise it waits. So savepoints nest, and never
 interleave.
+
+Who waits stands in the line of the frame that has to be on top for that. When it is, the first in
+its line is called, and calls the next one as soon as it went on without a frame of its own: one
+is woken at a time, and none in vain.
 """
 
 from __future__ import annotations
@@ -11,12 +15,13 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from greenlet import getcurrent
 
 from .bridge import await_bridged
+from .line import Line, Place
 
 if TYPE_CHECKING:
     from .state import ConnectionState
@@ -96,7 +101,17 @@ def current_actor() -> Actor:
 class Frame:
     """One entered ``atomic``: what decides whose turn it is in a transaction."""
 
-    __slots__ = ("actor", "left", "outer", "pending_rollback", "state", "wrapper")
+    __slots__ = (
+        "actor",
+        "leaver",
+        "leaving",
+        "left",
+        "line",
+        "outer",
+        "pending_rollback",
+        "state",
+        "wrapper",
+    )
 
     def __init__(self, state: ConnectionState, wrapper: object, outer: Frame | None) -> None:
         self.state = state
@@ -104,6 +119,11 @@ class Frame:
         self.outer = outer
         self.actor = current_actor()
         self.left = False
+        # Who waits until this frame is on top, and until the others have left who entered in it.
+        self.line = Line()
+        # Whether its task is about to leave, and that one's place while it waits to.
+        self.leaving = False
+        self.leaver: Place | None = None
         # Set where another task's frame was on top when this one's block broke.
         self.pending_rollback = False
 
@@ -133,7 +153,23 @@ class Turns:
 
     def __init__(self) -> None:
         self.frames: list[Frame] = []
-        self._queue: list[asyncio.Future[None]] = []
+        # Who waits until there is no frame any more.
+        self._line = Line()
+        # How many came to wait, ever, and how many wait now.
+        self._came = self._waiting = 0
+        # Who was called and has not gone on yet.
+        self._called: Place | None = None
+        # How often a frame came or went, or somebody had a turn.
+        self._moves = 0
+        # Looks for those who have waited too long, and what it saw the last time.
+        self._timer: asyncio.TimerHandle | None = None
+        self._seen: object = None
+        self._moved = 0.0
+
+    @property
+    def progress(self) -> object:
+        """What changes whenever somebody does something in the transaction."""
+        return self._moves
 
     def has_turn(self) -> bool:
         """Return whether the top frame is the running task's or an ancestor's."""
@@ -152,51 +188,137 @@ class Turns:
         # Tasks that share one Context see each other's frames without being ancestors.
         return frame is not None and frame.actor.context is not actor.context
 
-    def take_turn(self, timeout: float) -> None:
-        """Wait until the running task may use the transaction.
+    def is_next(self) -> bool:
+        """Return whether the running task may enter: it has its turn, and nobody waits for it."""
+        return self._called is None and not self._top_line and self.has_turn()
 
-        Raise RuntimeError that names the holder after *timeout* seconds.
+    @property
+    def _top_line(self) -> Line:
+        return self.frames[-1].line if self.frames else self._line
+
+    def take_turn(self, timeout: float) -> None:
+        """Wait, behind who came before, until the running task may use the transaction.
+
+        Raise RuntimeError that names the holder if nobody did anything in it for *timeout* seconds.
         """
-        if not self.has_turn():
-            await_bridged(self._wait_until(self.has_turn, timeout))
+        await_bridged(self._wait(self._join_line, self.has_turn, timeout))
+
+    def _join_line(self, place: Place) -> None:
+        if not self.frames or self.has_turn():
+            self._top_line.add(place)
+            return
+        actor = current_actor()
+        frame = innermost.get()
+        while frame is not None and (
+            frame.left
+            or frame.state is not self
+            or (frame.actor != actor and frame.actor.context is actor.context)
+        ):
+            frame = frame.outer
+        (self._line if frame is None else frame.line).add(place)
 
     def take_turn_to_leave(self, frame: Frame, timeout: float) -> None:
         """Wait until *frame* is on top: until tasks that entered inside it have left."""
+        frame.leaving = True
 
         def on_top() -> bool:
             return frame.left or self.frames[-1] is frame
 
-        if not on_top():
-            await_bridged(self._wait_until(on_top, timeout))
+        def join_line(place: Place) -> None:
+            frame.leaver = place
 
-    async def _wait_until(self, ready: Callable[[], bool], seconds: float) -> None:
+        if not on_top():
+            await_bridged(self._wait(join_line, on_top, timeout))
+
+    async def _wait(
+        self, join_line: Callable[[Place], None], ready: Callable[[], bool], seconds: float
+    ) -> None:
+        self._came += 1
+        self._waiting += 1
+        if self._timer is None:
+            self._start_timer(seconds)
         try:
-            async with asyncio.timeout(seconds):
-                while not ready():
-                    turn = asyncio.get_running_loop().create_future()
-                    self._queue.append(turn)
-                    await turn
-        except TimeoutError:
-            holder = self.frames[-1].actor if self.frames else None
-            name = holder.name if holder is not None else "a task that ended"
-            raise RuntimeError(
-                f"waited {seconds:g} s for a turn in the transaction: {name} is inside an"
-                " atomic() and has not left it. See 'turn_timeout' in OPTIONS"
-            ) from None
+            place = Place(self._came, seconds)
+            while not await self._called_to(place, join_line, ready):
+                place = place.again()
+        finally:
+            self._waiting -= 1
+            if not self._waiting and self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+        self._moves += 1
+
+    async def _called_to(
+        self, place: Place, join_line: Callable[[Place], None], ready: Callable[[], bool]
+    ) -> bool:
+        """Wait at *place* and return whether it is the turn of its task when it is called."""
+        try:
+            join_line(place)
+            self.wake()
+            await place.wait()
+            if place.expired:
+                raise self._too_long(place.seconds)
+            served = ready()
+        except BaseException:
+            # Also of one that is cancelled or closed at the moment of its turn.
+            place.gone = True
+            if self._called is place:
+                self._called = None
+            self.wake()
+            raise
+        place.gone = True
+        if self._called is place:
+            self._called = None
+            # The next one, when the running task had the opportunity to enter.
+            asyncio.get_running_loop().call_soon(self.wake, context=Context())
+        return served
+
+    def _too_long(self, seconds: float) -> RuntimeError:
+        holder = self.frames[-1].actor if self.frames else None
+        name = holder.name if holder is not None else "a task that ended"
+        return RuntimeError(
+            f"waited {seconds:g} s for a turn in the transaction: {name} is inside an"
+            " atomic() and has not left it. See 'turn_timeout' in OPTIONS"
+        )
+
+    def _start_timer(self, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        self._seen, self._moved = self.progress, loop.time()
+        # Four times in that time, to know when the last move was. A task's own context would
+        # keep the task.
+        self._timer = loop.call_later(seconds / 4, self._look, seconds / 4, context=Context())
+
+    def _look(self, interval: float) -> None:
+        """Tell those who have waited too long for somebody who does not move."""
+        self._timer = None
+        loop = asyncio.get_running_loop()
+        now, seen = loop.time(), self.progress
+        if seen != self._seen:
+            self._seen, self._moved = seen, now
+        for place in self._places():
+            if max(place.since, self._moved) + place.seconds <= now:
+                place.expire()
+        self._timer = loop.call_later(interval, self._look, interval, context=Context())
+
+    def _places(self) -> Iterator[Place]:
+        yield from self._line
+        for frame in self.frames:
+            yield from frame.line
+            if frame.leaver is not None:
+                yield frame.leaver
 
     def enter_frame(self, wrapper: object) -> Frame:
         """Push a frame for an ``atomic`` that the running task enters."""
         # One that enters by turns is never inside another's frame, save an ancestor's.
         frame = Frame(self, wrapper, innermost.get())  # type: ignore[arg-type]  # see ConnectionState
         self.frames.append(frame)
+        self._moves += 1
         innermost.set(frame)
         return frame
 
     def leave_frame(self, frame: Frame) -> None:
         """Remove a frame pushed by `enter_frame` and let the next task have its turn."""
-        frame.left = True
-        if frame in self.frames:
-            self.frames.remove(frame)
+        self._remove(frame)
         if innermost.get() is frame:
             innermost.set(frame.outer)
         if self.frames and self.frames[-1].pending_rollback:
@@ -216,19 +338,35 @@ class Turns:
     def leave_frames_within(self, frame: Frame) -> None:
         """Forget the frames of other tasks inside *frame*, which is going to fail."""
         while self.frames[-1] is not frame:
-            self.frames.pop().left = True
+            self._remove(self.frames[-1])
         self.wake()
 
     def leave_all_frames(self) -> None:
         """Forget all frames: their transaction is gone."""
-        for frame in self.frames:
-            frame.left = True
-        self.frames.clear()
+        while self.frames:
+            self._remove(self.frames[-1])
         self.wake()
 
+    def _remove(self, frame: Frame) -> None:
+        """Take *frame* away; those in its line wait for the one below."""
+        frame.left = True
+        self._moves += 1
+        if frame.leaver is not None:
+            # There is nothing to leave any more.
+            frame.leaver.call()
+        if frame in self.frames:
+            index = self.frames.index(frame)
+            below = self.frames[index - 1].line if index else self._line
+            below.take_over(frame.line)
+            del self.frames[index]
+
     def wake(self) -> None:
-        """Let everybody who waits look again."""
-        queue, self._queue = self._queue, []
-        for turn in queue:
-            if not turn.done():
-                turn.set_result(None)
+        """Let the first of those whose turn it is look again, unless one is about to."""
+        if self._called is not None:
+            return
+        top = self.frames[-1] if self.frames else None
+        if top is None or not top.leaving:
+            self._called = self._top_line.call_next()
+        elif top.leaver is not None and top.leaver.call():
+            # Who was started in a frame that is being left has its turn afterwards.
+            self._called = top.leaver
