@@ -163,17 +163,25 @@ class DirectCursor:
         return -1 if changed is None else changed
 
     def fetchone(self) -> Any:
-        """Return the first row, or None."""
+        """Return the first row, or None, with the errors of Django's cursors."""
         result = self._result
         if result is None or not result.ntuples:
             return None
-        return self._transformer(result).load_row(0, tuple)
+        try:
+            return self._transformer(result).load_row(0, tuple)
+        except psycopg.Error:
+            with self._wrapper.wrap_database_errors:
+                raise
 
     def fetchall(self) -> list[Any]:
-        """Return all rows."""
+        """Return all rows, with the errors of Django's cursors."""
         result = self._result
         assert result is not None
-        rows: list[Any] = self._transformer(result).load_rows(0, result.ntuples, tuple)
+        try:
+            rows: list[Any] = self._transformer(result).load_rows(0, result.ntuples, tuple)
+        except psycopg.Error:
+            with self._wrapper.wrap_database_errors:
+                raise
         return rows
 
     def _transformer(self, result: PGresult) -> Transformer:
