@@ -21,7 +21,7 @@ from django.conf import settings
 from django.core import checks
 from django.db import connections, transaction
 
-from . import asgi, blocks, decorating, early, guards, streaming, toolbar
+from . import aliases, asgi, blocks, decorating, early, guards, streaming, toolbar
 from .bridge import await_bridged, is_bridged, run_bridged
 from .budget import check_budget
 from .fingerprints import check_unpatched, fingerprint, fingerprint_of_calls, is_known
@@ -41,6 +41,7 @@ def apply() -> None:
     for name in RULES:
         after_import(name, _patch_module)
     after_import("django.utils.asyncio", _patch_guards)
+    after_import("django.db.utils", _patch_router)
     after_import("django.db.transaction", _patch_atomic)
     after_import("django.db.models.query", _patch_aiterator)
     after_import("django.core.handlers.asgi", _patch_handler)
@@ -100,6 +101,16 @@ def _patch_guards(module: ModuleType) -> None:
     ):
         module.get_running_loop = guards.get_running_loop  # type: ignore[attr-defined]  # the patch
         guards.shorten()
+
+
+def _patch_router(module: ModuleType) -> None:
+    """Let the router's answer be found by the twin that it was asked for; see `aliases`.
+
+    (5.2 to 6.1.)
+    """
+    router = module.ConnectionRouter
+    for name in ("db_for_read", "db_for_write"):
+        setattr(router, name, aliases.answering(name, getattr(router, name)))
 
 
 # Transactions

@@ -9,15 +9,15 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable
 from contextvars import ContextVar
 from typing import Any, ParamSpec, TypeVar, overload
 
 import asgiref.sync
-from django.core.cache.backends.db import BaseDatabaseCache
-from django.db import DEFAULT_DB_ALIAS, connections, router
-from django.db.models import Model
+from django.db import connections
+from django.db.utils import load_backend
 
+from . import aliases
 from .base import DatabaseWrapper
 from .bridge import await_bridged, is_bridged, last, run_bridged
 from .joining import Transaction, joined
@@ -108,14 +108,14 @@ def sync_to_async_in(module: str) -> Callable[..., Any]:
             return functools.partial(sync_to_async, **options)
 
         async def call(*args: Any, **kwargs: Any) -> Any:
-            alias = alias_of(function, args, kwargs)
-            if leads_to_database(function, args):
-                if runs_bridged(alias):
-                    return await run_bridged(function, *args, **kwargs)
-                if (transaction := _joined(alias)) is not None:
-                    work = functools.partial(function, *args, **kwargs)
-                    return await connections[alias].ahand_over(transaction, work)
-            return await asgiref.sync.sync_to_async(function, **options)(*args, **kwargs)
+            if not leads_to_database(function, args):
+                return await asgiref.sync.sync_to_async(function, **options)(*args, **kwargs)
+            if all_run_bridged():
+                return await run_bridged(function, *args, **kwargs)
+            with aliases.remembering():
+                used = aliases.of(function, args, kwargs)
+                work = functools.partial(function, *args, **kwargs)
+                return await run_for_aliases(used or {None}, work, **options)
 
         return call
 
@@ -124,16 +124,28 @@ def sync_to_async_in(module: str) -> Callable[..., Any]:
 
 async def run_for_alias(alias: str, function: Callable[..., Any], *args: Any) -> Any:
     """Call *function*, which uses *alias*, where the a-methods for that alias run."""
+    return await run_for_aliases({alias}, functools.partial(function, *args))
+
+
+async def run_for_aliases(
+    used: Iterable[str | None], function: Callable[[], T], **options: Any
+) -> T | None:
+    """Call *function*, which uses those aliases, where the a-methods for all of them run.
+
+    In a thread, as `sync_to_async` with *options* does it, if one of them cannot be bridged.
+    """
     try:
         asyncio.get_running_loop()
     except RuntimeError:
         # A coroutine of a closed loop is being collected, and its connection with it.
         return None
-    if runs_bridged(alias):
-        return await run_bridged(function, *args)
-    if (transaction := _joined(alias)) is not None:
-        return await connections[alias].ahand_over(transaction, function, *args)
-    return await asgiref.sync.sync_to_async(function)(*args)
+    if all(map(runs_bridged, used)):
+        return await run_bridged(function)
+    for alias in used:
+        if (transaction := _joined(alias)) is not None:
+            result: T = await connections[alias].ahand_over(transaction, function)
+            return result
+    return await asgiref.sync.sync_to_async(function, **options)()
 
 
 def _joined(alias: str | None) -> Transaction | None:
@@ -166,6 +178,20 @@ def runs_bridged(alias: str | None) -> bool:
     return enabled and (is_bridged() or not _waiting_thread(in_transaction))
 
 
+def all_run_bridged() -> bool:
+    """Return whether asynchronous access runs bridged on the running loop, whatever its alias."""
+    # By the settings: to make every alias's wrapper for each task would cost more.
+    for conf in connections.settings.values():
+        if not _is_ours(conf["ENGINE"]) or not conf["OPTIONS"].get("bridge", True):
+            return False
+    return is_bridged() or not _waiting_thread(thread_transactions.get())
+
+
+@functools.cache
+def _is_ours(engine: str) -> bool:
+    return issubclass(load_backend(engine).DatabaseWrapper, DatabaseWrapper)
+
+
 def is_enabled(alias: str) -> bool:
     """Return whether *alias* is this backend's, and not switched off."""
     wrapper = connections[alias]
@@ -176,26 +202,3 @@ def _waiting_thread(in_transaction: frozenset[str]) -> bool:
     """Return whether a thread waits in ``async_to_sync`` whose connection must be used."""
     loops = asgiref.sync.AsyncToSync.loop_thread_executors
     return bool(in_transaction) or asyncio.get_running_loop() in loops
-
-
-def alias_of(
-    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> str | None:
-    """Return the alias that a synchronous twin will use, by Django's own rules; None: any."""
-    subject: Any = getattr(function, "__self__", None)
-    alias: Any = None
-    if len(connections.settings) == 1:
-        alias = DEFAULT_DB_ALIAS
-    elif isinstance(subject, BaseDatabaseCache):
-        alias = router.db_for_write(subject.cache_model_class)
-    elif kwargs.get("using"):
-        alias = kwargs["using"]
-    elif isinstance(subject, Model):
-        alias = subject._state.db or router.db_for_write(type(subject), instance=subject)
-    elif hasattr(subject, "db"):
-        # A queryset, a raw queryset or a related manager.
-        alias = subject.db
-    elif args and isinstance(args[0], Sequence) and args[0] and isinstance(args[0][0], Model):
-        # prefetch_related_objects(instances, ...)
-        alias = args[0][0]._state.db
-    return None if alias is None else str(alias)

@@ -16,8 +16,9 @@ from typing import Any
 import psycopg
 from django.db import DatabaseError, InterfaceError
 
+from . import aliases
 from .cursor import collect_opened
-from .routing import run_for_alias
+from .routing import all_run_bridged, run_for_aliases
 
 logger = logging.getLogger("pgbackend.connection")
 
@@ -25,12 +26,19 @@ logger = logging.getLogger("pgbackend.connection")
 async def chunks(self: Any) -> AsyncGenerator[Any, None]:
     """Yield an iterable's rows, a chunk of them for each call into the bridge."""
     rows = iter(self)
-    alias = self.queryset.db
+    used: set[str | None] = set()
     cursors: list[Any] = []
 
     def next_slice() -> list[Any]:
         with collect_opened(cursors):
             return list(islice(rows, self.chunk_size))
+
+    async def call(function: Callable[[], Any]) -> Any:
+        if used:
+            return await run_for_aliases(used, function)
+        with aliases.remembering():
+            used.update({None} if all_run_bridged() else aliases.of_queryset(self.queryset))
+            return await run_for_aliases(used, function)
 
     def close() -> None:
         # By name: closing the outer generator leaves the inner one, and with it the
@@ -41,7 +49,7 @@ async def chunks(self: Any) -> AsyncGenerator[Any, None]:
 
     try:
         while True:
-            chunk = await run_for_alias(alias, next_slice)
+            chunk = await call(next_slice)
             for item in chunk:
                 yield item
             if len(chunk) < self.chunk_size:
@@ -49,7 +57,7 @@ async def chunks(self: Any) -> AsyncGenerator[Any, None]:
     finally:
         ended_by = sys.exception()
         try:
-            await run_for_alias(alias, close)
+            await call(close)
         except (psycopg.Error, DatabaseError, InterfaceError) as error:
             if ended_by is None:
                 raise
