@@ -136,6 +136,8 @@ class DatabaseWrapper(Watched, TransactionControl):
         self.isolation_level = isolation_level(self)
         lease = self.state.borrow(self.async_pool)
         lease.dirty = self.reset == "always"
+        if lease.pooled.execute_wrappers is not None:
+            self.install(lease.pooled.execute_wrappers)
         if not self.settings_dict["AUTOCOMMIT"]:
             self._begin()
 
@@ -163,6 +165,8 @@ class DatabaseWrapper(Watched, TransactionControl):
             if pooled is not None:
                 lease = state.lease = Lease(state, pool, pooled)
                 lease.dirty = self.reset == "always"
+                if pooled.execute_wrappers is not None:
+                    self.install(pooled.execute_wrappers)
         if lease is None:
             lease = self._hold()
             assert lease is not None

@@ -142,6 +142,8 @@ def configure(owner: Any, pooled: PooledConnection, seconds: float) -> None:
             owner.autocommit = True
             owner.init_connection_state()
             connection_created.send(sender=type(owner), connection=owner)
+            # They are for whoever borrows the connection.
+            pooled.execute_wrappers, owner.execute_wrappers = owner.execute_wrappers or None, []
         finally:
             owner.connection = None
         with psycopg.Cursor(face, row_factory=psycopg.rows.tuple_row) as cursor:

@@ -13,6 +13,7 @@ from psycopg.waiting import wait_conn_async
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Callable
 
     from psycopg.abc import PQGen, PQGenConn
     from psycopg.pq.abc import PGcancelConn
@@ -31,6 +32,8 @@ class PooledConnection(psycopg.AsyncConnection[Any]):
     face: Any = None
     # What gives its session back the state after configuring; see `session.reset_message`.
     reset_message = ""
+    # What receivers of connection_created added to ``execute_wrappers`` for it.
+    execute_wrappers: list[Callable[..., Any]] | None = None
     # The task it is on loan to; None in the pool's own hands.
     borrower: asyncio.Task[Any] | None = None
     # When the pool had made it ready, as of `time.monotonic`: psycopg_pool's, set last.

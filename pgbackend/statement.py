@@ -66,7 +66,11 @@ def cursor_for(wrapper: Any, sql: Any) -> Any:
         and wrapper.bridged
     ):
         lease = wrapper.hold_for_statement()
-        if lease.face.cursor_factory is Cursor and lease.face._pipeline is None:
+        if (
+            lease.face.cursor_factory is Cursor
+            and lease.face._pipeline is None
+            and lease.pooled.execute_wrappers is None
+        ):
             return DirectCursor(wrapper, lease)
         try:
             return wrapper.cursor()

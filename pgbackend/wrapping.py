@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableSequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -92,16 +92,24 @@ class Watched:
         self._queries_log = log
 
     @property
-    def execute_wrappers(self) -> list[Callable[..., Any]]:
-        """What is called around each statement of the running task, outermost first."""
+    def execute_wrappers(self) -> MutableSequence[Callable[..., Any]]:
+        """What is called around each statement of the running task, outermost first.
+
+        What is appended to it stays until it is removed, as in Django.
+        """
         added, guest = _added.get({}).get(self._watched), self._guest
-        if guest is not None:
-            return [*self._execute_wrappers, *(added or ()), *guest._execute_wrappers]
-        return [*self._execute_wrappers, *added] if added else self._execute_wrappers
+        if not added and guest is None:
+            return self._execute_wrappers
+        parts = [self._execute_wrappers, _OfContext(self._watched)]
+        return _Joined(parts if guest is None else [*parts, guest._execute_wrappers])
 
     @execute_wrappers.setter
     def execute_wrappers(self, functions: list[Callable[..., Any]]) -> None:
         self._execute_wrappers = functions
+
+    def install(self, functions: list[Callable[..., Any]]) -> None:
+        """Add what receivers of connection_created have added for the connection in hand."""
+        self._execute_wrappers += [each for each in functions if each not in self._execute_wrappers]
 
     @contextmanager
     def execute_wrapper(self, wrapper: Callable[..., Any]) -> Iterator[None]:
@@ -118,14 +126,100 @@ class Watched:
             finally:
                 self._execute_wrappers.pop()
             return
-        added = _added.get({})
-        _added.set({**added, watched: (*added.get(watched, ()), wrapper)})
+        added = _OfContext(watched)
+        added.append(wrapper)
         try:
             yield
         finally:
             # Not by token: a block may end in another copy of the context.
-            added = _added.get({})
-            _added.set({**added, watched: added.get(watched, ())[:-1]})
+            if len(added):
+                added.pop()
+
+
+class _OfContext(MutableSequence[Any]):
+    """The functions that were added in the running context, those of one wrapper."""
+
+    def __init__(self, watched: Any) -> None:
+        self._watched = watched
+
+    def _read(self) -> list[Any]:
+        return list(_added.get({}).get(self._watched, ()))
+
+    def _write(self, functions: list[Any]) -> None:
+        _added.set({**_added.get({}), self._watched: tuple(functions)})
+
+    def __len__(self) -> int:
+        return len(self._read())
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._read()[index]
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        functions = self._read()
+        functions[index] = value
+        self._write(functions)
+
+    def __delitem__(self, index: Any) -> None:
+        functions = self._read()
+        del functions[index]
+        self._write(functions)
+
+    def insert(self, index: int, value: Any) -> None:
+        functions = self._read()
+        functions.insert(index, value)
+        self._write(functions)
+
+
+class _Joined(MutableSequence[Any]):
+    """Several lists as one, which can be changed.
+
+    What is inserted goes into the first: it is the wrapper's own, which outlasts blocks.
+    """
+
+    def __init__(self, parts: list[Any]) -> None:
+        self._parts = parts
+
+    def __repr__(self) -> str:
+        return repr(list(self))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, list | _Joined) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]  # as a list's
+
+    def __len__(self) -> int:
+        return sum(map(len, self._parts))
+
+    def _at(self, index: int) -> tuple[Any, int]:
+        """Return the part that has what is at *index*, and where it is in that."""
+        if index < 0:
+            index += len(self)
+        for part in self._parts:
+            if 0 <= index < len(part):
+                return part, index
+            index -= len(part)
+        raise IndexError("execute_wrappers: index out of range")
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return list(self)[index]
+        part, index = self._at(index)
+        return part[index]
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        part, index = self._at(index)
+        part[index] = value
+
+    def __delitem__(self, index: Any) -> None:
+        if isinstance(index, slice):
+            for each in sorted(range(*index.indices(len(self))), reverse=True):
+                del self[each]
+            return
+        part, index = self._at(index)
+        del part[index]
+
+    def insert(self, index: int, value: Any) -> None:
+        self._parts[0].insert(index, value)
 
 
 class _Logs:
