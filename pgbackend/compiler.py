@@ -22,7 +22,7 @@ from django.db.models.sql.constants import (
     SINGLE,
 )
 
-from . import kept, selects, session
+from . import kept, originals, selects, session
 from .bridge import is_bridged
 from .session import CleanSQL
 from .statement import cursor_for
@@ -62,7 +62,7 @@ class SQLCompiler(postgresql.SQLCompiler):
     def get_select(self, with_col_aliases: bool = False) -> Any:
         """Return what is selected; a model's own columns are compiled once."""
         query = self.query
-        if with_col_aliases or not selects.selects_all(query):
+        if with_col_aliases or not selects.selects_all(query) or not originals.compiles_alone(self):
             return super().get_select(with_col_aliases)
         select = selects.known(query.model)
         if select is None:
@@ -173,6 +173,9 @@ class SQLUpdateCompiler(postgresql.SQLUpdateCompiler, SQLCompiler):
             # What Django's does with the query.
             self.query.get_initial_alias()
         return found
+
+
+originals.compilers |= {SQLCompiler, SQLUpdateCompiler}
 
 
 class SQLDeleteCompiler(postgresql.SQLDeleteCompiler, SQLCompiler):

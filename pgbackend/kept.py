@@ -7,18 +7,20 @@ same holds where it sets columns of its table to values. It is kept with the mod
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from django.core.exceptions import EmptyResultSet, FullResultSet
+from django.db.backends.postgresql.base import DatabaseWrapper
 from django.db.models import lookups
 from django.db.models.expressions import Col
 from django.db.models.fields import related_lookups
 from django.db.models.sql import Query, UpdateQuery
-from django.db.models.sql.compiler import SQLCompiler, SQLUpdateCompiler
 from django.db.models.sql.where import WhereNode
 
 from . import session
 from .fingerprints import unpatched
+from .originals import AS_VENDOR, compiles_alone, is_djangos, orders_alone
 from .selects import Select, known, selects_all
 
 # All that a Query of the supported versions has: `place` looks at what may be in a statement.
@@ -100,10 +102,6 @@ if _UNKNOWN:
         )
     )
 
-# Whoever replaces one of them wants to see each statement.
-_AS_SQL = SQLCompiler.as_sql
-_UPDATE_AS_SQL = SQLUpdateCompiler.as_sql
-
 # How many statements of a model are kept: an offset, for one, is part of a statement.
 _KEPT = 500
 
@@ -134,8 +132,22 @@ _LOOKUPS = frozenset(
     }
 )
 
+_OF_TEXTS = frozenset(
+    {lookups.IExact, *(cls for cls in _LOOKUPS if issubclass(cls, lookups.PatternLookup))}
+)
+
 # The value of these is in the SQL.
 _NULL_LOOKUPS = frozenset({lookups.IsNull, related_lookups.RelatedIsNull})
+
+# What lookups say of their own, and as Django made them; for what they inherit see `originals`.
+_of_lookups = attrgetter("as_sql", "get_rhs_op", "process_lhs", "lookup_name")
+_AS_MADE = {
+    cls: made for cls in _LOOKUPS | _NULL_LOOKUPS if all(map(is_djangos, made := _of_lookups(cls)))
+}
+_AS_SQL = WhereNode.as_sql
+_OPERATORS = dict(DatabaseWrapper.operators)
+
+_NO_COLUMN = (None, None)
 
 
 class Place(NamedTuple):
@@ -210,7 +222,6 @@ def place(compiler: Any) -> Place | None:
     query = compiler.query
     if (
         _UNKNOWN
-        or SQLCompiler.as_sql is not _AS_SQL
         or type(query) is not Query
         or not query.alias_cols
         or not selects_all(query)
@@ -221,21 +232,25 @@ def place(compiler: Any) -> Place | None:
         or query.extra_tables
         or query.extra_order_by
         or query.select_for_update_of
+        or not compiles_alone(compiler)
         or (select := known(query.model)) is None
     ):
         return None
     order = query.order_by
     if not order and query.default_ordering:
         order = query.get_meta().ordering or ()
+    orders = select.orders
     for each in order:
-        if type(each) is not str:
+        if type(each) is not str or each not in orders:
             return None
+    if order and not orders_alone():
+        return None
     found: list[Any] = []
-    where = _structure(query.where, query.get_meta().db_table, found)
+    operators = compiler.connection.operators
+    where = _structure(query.where, select, operators, found)
     if where is None:
         return None
     structure = (
-        type(compiler.connection.ops),
         where,
         tuple(order),
         query.standard_ordering,
@@ -256,12 +271,12 @@ def place_of_update(compiler: Any) -> Place | None:
     query = compiler.query
     if (
         _UNKNOWN
-        or SQLUpdateCompiler.as_sql is not _UPDATE_AS_SQL
         or type(query) is not UpdateQuery
         or not query.values
         or query.related_updates
         # Django 6.1.
         or getattr(compiler, "returning_fields", None)
+        or not compiles_alone(compiler)
         or (select := known(query.model)) is None
         or tuple(query.alias_map) != (query.get_meta().db_table,)
     ):
@@ -277,34 +292,49 @@ def place_of_update(compiler: Any) -> Place | None:
             return None
         columns.append((field.column, value is None))
     found: list[Any] = []
-    where = _structure(query.where, query.get_meta().db_table, found)
+    operators = compiler.connection.operators
+    where = _structure(query.where, select, operators, found)
     if where is None:
         return None
-    structure = (type(compiler.connection.ops), where, tuple(columns))
+    structure = (where, tuple(columns))
     return Place(select, structure, query.values, found)
 
 
-def _structure(where: Any, table: str, found: list[Any]) -> tuple[Any, ...] | None:
+def _structure(
+    where: Any, select: Select, operators: dict[str, str], found: list[Any]
+) -> tuple[Any, ...] | None:
     """Return all of *where* but its parameters; the lookups that have them are added to *found*.
 
     None if there is anything but lookups of the table's own columns.
     """
-    if len(where.children) + len(found) > _WIDEST:
+    if (
+        len(where.children) + len(found) > _WIDEST
+        or type(where) is not WhereNode
+        or getattr(where.as_sql, "__func__", None) is not _AS_SQL
+        or hasattr(where, AS_VENDOR)
+    ):
         return None
     parts = [where.connector, where.negated]
     for child in where.children:
         cls = type(child)
         if cls is WhereNode:
-            parts.append(_structure(child, table, found))
+            parts.append(_structure(child, select, operators, found))
             if parts[-1] is None:
                 return None
             continue
         rhs: Any = getattr(child, "rhs", None)
         lhs: Any = getattr(child, "lhs", None)
-        if type(lhs) is not Col or lhs.alias != table or child.bilateral_transforms:
+        if type(lhs) is not Col or lhs.alias != select.table or child.bilateral_transforms:
             return None
-        target = lhs.target
-        if lhs.output_field is not target and not target.is_relation:
+        number, output_field = select.numbers.get(id(lhs.target), _NO_COLUMN)
+        if (
+            lhs.output_field is not output_field
+            or (made := _AS_MADE.get(cls)) is None
+            or _of_lookups(cls) != made
+            or operators.get(made[-1]) != _OPERATORS.get(made[-1])
+            or getattr(child.as_sql, "__func__", None) is not made[0]
+            or hasattr(child, AS_VENDOR)
+        ):
             return None
         if cls in _LOOKUPS and type(rhs) is not bool and not hasattr(rhs, "as_sql"):
             found.append(child)
@@ -312,5 +342,8 @@ def _structure(where: Any, table: str, found: list[Any]) -> tuple[Any, ...] | No
             parts.append(rhs)
         else:
             return None
-        parts += (cls, target.column)
+        parts += (cls, number)
+        if cls in _OF_TEXTS:
+            # Their column is cast, by what its field says that it is.
+            parts.append(output_field.get_internal_type())
     return tuple(parts)

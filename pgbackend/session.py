@@ -20,15 +20,16 @@ from django.db.models.sql.where import ExtraWhere
 _OPEN = frozenset({Func, Aggregate, RawSQL, ExtraWhere})
 _TEMPLATE = frozenset({"function", "template", "arg_joiner"})
 
-# What a field class may turn into SQL of its own.
-_PLACES = ("select_format", "get_placeholder", "get_placeholder_sql")
+# What a field may put into statements of its own beside ``select_format``. (The last: 6.1.)
+_PLACEHOLDERS = ("get_placeholder", "get_placeholder_sql")
+_SELECT_FORMAT = Field.select_format
 
 # How many nodes were compiled that may do anything. It only tells whether there was one
 # meanwhile: those of other threads make a clean statement count as dirty at worst.
 open_nodes = 0
 
-_clean_types: dict[type, bool] = {}
-_clean_fields: dict[type, bool] = {}
+# Classes of Django's; to remember others would keep them alive.
+_clean_types: set[type] = set()
 
 
 class CleanSQL(str):
@@ -40,36 +41,44 @@ class CleanSQL(str):
 def note(node: Any) -> None:
     """Count *node*, which is being compiled, in `open_nodes` if it may do anything."""
     global open_nodes
-    cls = type(node)
-    clean = _clean_types.get(cls)
-    if clean is None:
-        clean = _clean_types[cls] = cls not in _OPEN and _is_djangos(cls)
     if (
-        not clean
-        or (cls is Col and not is_clean_field(node.target))
+        not _is_clean_type(type(node))
+        or (type(node) is Col and not is_clean_column(node))
         or (isinstance(node, Func) and not _TEMPLATE.isdisjoint(node.extra))
     ):
         open_nodes += 1
 
 
+def is_clean_column(column: Col) -> bool:
+    """Return whether neither the field of *column* nor that of its values has SQL of its own."""
+    field, output_field = column.target, column.output_field
+    return is_clean_field(field) and (output_field is field or is_clean_field(output_field))
+
+
 def is_clean_field(field: Any) -> bool:
     """Return whether a field puts no SQL of the application's into statements."""
-    cls = type(field)
-    clean = _clean_fields.get(cls)
-    if clean is None:
-        clean = _clean_fields[cls] = all(
-            _is_djangos(getattr(cls, place, Field)) for place in _PLACES
-        )
-    return clean
+    if getattr(field.select_format, "__func__", None) is not _SELECT_FORMAT and not _is_djangos(
+        field.select_format
+    ):
+        return False
+    for name in _PLACEHOLDERS:
+        if hasattr(field, name) and not _is_djangos(getattr(field, name)):
+            return False
+    return True
 
 
 def is_clean_query(query: Any) -> bool:
     """Return whether a query's class is Django's, which compiles nothing but its nodes."""
-    cls = type(query)
-    clean = _clean_types.get(cls)
-    if clean is None:
-        clean = _clean_types[cls] = _is_djangos(cls)
-    return clean
+    return _is_clean_type(type(query))
+
+
+def _is_clean_type(cls: type) -> bool:
+    if cls in _clean_types:
+        return True
+    if cls in _OPEN or not _is_djangos(cls):
+        return False
+    _clean_types.add(cls)
+    return True
 
 
 def _is_djangos(thing: Any) -> bool:
