@@ -39,11 +39,13 @@ from .connection import BridgedConnection, BridgedLock
 from .creation import DatabaseCreation
 from .cursor import CursorDebugWrapper, CursorWrapper, LeaseHolder
 from .features import DatabaseFeatures
+from .frames import without_passwords
 from .joining import check_not_outlived, joined_if_open
 from .lease import Lease
 from .opening import FoundPool, find_pool, isolation_level, note_closed
 from .operations import DatabaseOperations
 from .options import NAMES, Options, pool_arguments
+from .options import check as check_options
 from .per_task import States
 from .pool import ConnectionPool
 from .registry import open_pools
@@ -66,7 +68,7 @@ class DatabaseWrapper(Watched, TransactionControl):
     features_class = DatabaseFeatures
 
     def __init__(self, settings_dict: dict[str, Any], alias: str = DEFAULT_DB_ALIAS) -> None:
-        options = Options.of(alias, settings_dict["OPTIONS"])
+        options = Options.of(settings_dict["OPTIONS"])
         self.bridge_enabled = options.bridge
         self.turn_timeout = options.turn_timeout
         self.cancel_timeout = options.cancel_timeout
@@ -86,6 +88,7 @@ class DatabaseWrapper(Watched, TransactionControl):
     # Connecting
 
     @property
+    @without_passwords
     def pool(self) -> Any:
         """Django's own pool for synchronous code; in the bridge the running loop's."""
         if self.bridged:
@@ -93,14 +96,16 @@ class DatabaseWrapper(Watched, TransactionControl):
             return None if self.configures_pool else self.async_pool
         conf = self.settings_dict
         options = conf["OPTIONS"].get("pool")
-        if not isinstance(options, dict) or self.alias in self._connection_pools:
+        if self.alias in self._connection_pools:
+            return super().pool
+        pool_arguments(self.alias, options)
+        if not isinstance(options, dict):
             return super().pool
         # The same options are good on both sides: psycopg_pool would refuse a max_size below
         # its min_size, 4 unless said otherwise, and a min_size of 0 without a max_size.
         sizes = {"min_size": min(4, options.get("max_size") or 4)}
         if options.get("min_size") == 0:
             sizes["max_size"] = 4
-        pool_arguments(self.alias, options)
         self.settings_dict = {**conf, "OPTIONS": {**conf["OPTIONS"], "pool": sizes | options}}
         try:
             return super().pool
@@ -116,9 +121,15 @@ class DatabaseWrapper(Watched, TransactionControl):
         """The running loop's pool for this wrapper's settings, opened on first use."""
         found = self._found_pool
         if found is None or not found.serves(self):
-            found = self._found_pool = find_pool(self)
+            found = self._found_pool = self._find_pool()
         return found.pool
 
+    @without_passwords
+    def _find_pool(self) -> FoundPool:
+        check_options(self.alias, self.settings_dict["OPTIONS"])
+        return find_pool(self)
+
+    @without_passwords
     def get_connection_params(self) -> dict[str, Any]:
         """Return psycopg's connection arguments, as Django does, without our options."""
         params = super().get_connection_params()
@@ -126,6 +137,12 @@ class DatabaseWrapper(Watched, TransactionControl):
             params.pop(option, None)
         return params  # type: ignore[no-any-return]
 
+    def check_settings(self) -> None:
+        """Raise ImproperlyConfigured for settings that are wrong."""
+        super().check_settings()
+        check_options(self.alias, self.settings_dict["OPTIONS"])
+
+    @without_passwords
     def connect(self) -> None:
         """Connect; bridged, lease a connection that the pool has configured."""
         if not self.bridged:

@@ -16,6 +16,10 @@ setting                        default      meaning
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from typing import Any
+
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 
@@ -35,7 +39,11 @@ def blocking_time() -> float | None:
     seconds = getattr(settings, "PGBACKEND_BLOCKING_TIME", 0.1 if settings.DEBUG else None)
     if seconds is None:
         return None
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or seconds <= 0:
+    if (
+        isinstance(seconds, bool)
+        or not isinstance(seconds, int | float)
+        or not 0 < seconds < math.inf
+    ):
         raise ImproperlyConfigured(
             f"PGBACKEND_BLOCKING_TIME is a number of seconds or None, not {seconds!r}"
         )
@@ -52,3 +60,11 @@ def _switch(name: str, default: bool) -> bool:
     if not isinstance(value, bool):
         raise ImproperlyConfigured(f"{name} is True or False, not {value!r}")
     return value
+
+
+# All of them, by the functions that read and check them.
+SETTINGS: dict[str, Callable[[], Any]] = {
+    "PGBACKEND_IMPLICIT_IO": implicit_io,
+    "PGBACKEND_SYNC_ON_LOOP": sync_on_loop,
+    "PGBACKEND_BLOCKING_TIME": blocking_time,
+}

@@ -21,7 +21,7 @@ from django.conf import settings
 from django.core import checks
 from django.db import connections, transaction
 
-from . import aliases, asgi, blocks, decorating, early, guards, streaming, toolbar
+from . import aliases, asgi, blocks, decorating, early, guards, settings_checks, streaming, toolbar
 from .bridge import await_bridged, is_bridged, run_bridged
 from .budget import check_budget
 from .fingerprints import check_unpatched, fingerprint, fingerprint_of_calls, is_known
@@ -55,6 +55,8 @@ def apply() -> None:
     checks.register(check_unpatched, checks.Tags.async_support)
     checks.register(early.check_early, checks.Tags.async_support)
     checks.register(check_budget, checks.Tags.database)
+    checks.register(settings_checks.check_options)
+    checks.register(settings_checks.check_own_settings)
 
 
 # Asynchronous methods: bridged instead of in a thread

@@ -28,6 +28,7 @@ from psycopg_pool.base import AttemptWithBackoff
 from psycopg_pool.pool_async import AddConnection
 
 from .bridge import run_bridged
+from .frames import forget_passwords
 from .options import pool_arguments
 from .pooled import PooledConnection, cancel
 from .queueing import Client, Queue
@@ -461,6 +462,7 @@ class ConnectionPool(AsyncConnectionPool[PooledConnection]):
         try:
             return await super()._connect(timeout)
         except Exception as error:
+            forget_passwords(error)
             if all(conn.closed for conn in self._physical):
                 while self._waiting:
                     await self._waiting.popleft().fail(_copy_of(error))

@@ -133,12 +133,18 @@ async def test_min_size_is_filled() -> None:
     [
         (
             {"maxsize": 5, "min_siez": 1},
-            r"unknown keys: 'maxsize', 'min_siez'; known are .*max_size",
+            r"unknown keys: 'maxsize' \(did you mean 'max_size'\?\),"
+            r" 'min_siez' \(did you mean 'min_size'\?\); known are .*max_size",
         ),
         ({"configure": print}, r"unknown keys: 'configure'"),
         ({"min_size": 5, "max_size": 2}, r"max_size must be greater or equal than min_size"),
-        ({"min_size": -1}, r"min_size cannot be negative"),
-        ({"max_size": "8"}, r"not supported between instances of 'str' and 'int'"),
+        ({"min_size": -1}, r"\['min_size'\] is a whole number of 0 or more, not -1"),
+        ({"max_size": "8"}, r"\['max_size'\] is a whole number of 1 or more, or None, not '8'"),
+        ({"max_size": None}, r"without a max_size, min_size must be greater than 0"),
+        ({"timeout": float("nan")}, r"\['timeout'\] is a number of seconds above 0, not nan"),
+        ({"timeout": float("inf")}, r"\['timeout'\] is a number of seconds above 0, not inf"),
+        ({"max_idle": 0}, r"\['max_idle'\] is a number of seconds above 0, not 0"),
+        ({"check": "yes"}, r"\['check'\] is a function, or None, not 'yes'"),
         ("big", r"is a bool or a dict, not 'big'"),
         (5, r"is a bool or a dict, not 5"),
     ],

@@ -212,7 +212,7 @@ async def test_04_frozen_health_checks(server: Server) -> None:
 def test_04_cancel_timeout_is_a_number(value: Any) -> None:
     """A cancel_timeout that is no number of seconds is ImproperlyConfigured that names it."""
     with pytest.raises(ImproperlyConfigured, match=f"'cancel_timeout'.*not {value!r}"):
-        make_wrapper(options={"cancel_timeout": value})
+        make_wrapper(options={"cancel_timeout": value}).ensure_connection()
 
 
 async def test_04_slow_and_sliced(server: Server) -> None:
