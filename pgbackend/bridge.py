@@ -21,6 +21,7 @@ import sys
 import threading
 from asyncio import (
     AbstractEventLoop,
+    BaseEventLoop,
     Future,
     SelectorEventLoop,
     _get_running_loop,
@@ -128,6 +129,15 @@ def may_touch_loop(loop: AbstractEventLoop) -> bool:
     if calls_from_python(loop) or not isinstance(getcurrent(), _Bridge):
         return True
     return _get_running_loop() is not loop or _in_step()
+
+
+def may_run_nested(loop: AbstractEventLoop) -> bool:
+    """Return whether *loop* was changed so that it may be run while it runs, as in notebooks.
+
+    Who does that, nest_asyncio for one, replaces the method that calls the ready callbacks.
+    """
+    turn = getattr(type(loop), "_run_once", None)
+    return turn is not None and turn.__module__ != BaseEventLoop.__module__
 
 
 def is_bridged() -> bool:

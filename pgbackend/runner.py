@@ -181,16 +181,18 @@ def _changed_for_tests(task: asyncio.Task[Any]) -> Iterator[None]:
     """Let the tests of *task* find a running loop as if it were none, as far as that goes."""
     global _main_task
     outer, _main_task = _main_task, task
+    changes: list[tuple[Any, str, Callable[..., Any]]] = [
+        (asyncio, "run", _stepping_outside()),
+        (asyncio.runners, "run", _stepping_outside()),
+        (asyncio.Runner, "run", _stepping_outside(asyncio.Runner.get_loop)),
+        (asyncio.Runner, "close", _stepping_outside()),
+        (unittest.TestCase, "_callTestMethod", no_tasks_left()),
+    ]
+    for cls in _classes_of_loops(task.get_loop()):
+        for name in ("run_until_complete", "run_forever"):
+            changes.append((cls, name, _stepping_outside(lambda loop: loop)))
     with ExitStack() as stack:
-        for owner, name, change in (
-            (asyncio, "run", _stepping_outside()),
-            (asyncio.runners, "run", _stepping_outside()),
-            (asyncio.Runner, "run", _stepping_outside(asyncio.Runner.get_loop)),
-            (asyncio.Runner, "close", _stepping_outside()),
-            (asyncio.BaseEventLoop, "run_until_complete", _stepping_outside(lambda loop: loop)),
-            (asyncio.BaseEventLoop, "run_forever", _stepping_outside(lambda loop: loop)),
-            (unittest.TestCase, "_callTestMethod", no_tasks_left()),
-        ):
+        for owner, name, change in changes:
             function = getattr(owner, name)
             stack.callback(setattr, owner, name, function)
             setattr(owner, name, change(function))
@@ -198,6 +200,11 @@ def _changed_for_tests(task: asyncio.Task[Any]) -> Iterator[None]:
             yield
         finally:
             _main_task = outer
+
+
+def _classes_of_loops(loop: Any) -> list[Any]:
+    """Return the classes of the loops that tests may run: asyncio's, and that of *loop*."""
+    return [asyncio.BaseEventLoop] + [type(loop)] * (not isinstance(loop, asyncio.BaseEventLoop))
 
 
 def _stepping_outside(loop_of: Callable[[Any], Any] | None = None) -> Callable[..., Any]:

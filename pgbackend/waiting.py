@@ -20,7 +20,7 @@ import psycopg
 from psycopg.pq import ConnStatus
 from psycopg.waiting import Ready
 
-from .bridge import await_future, calls_from_python, may_touch_loop
+from .bridge import await_future, calls_from_python, may_run_nested, may_touch_loop
 
 if TYPE_CHECKING:
     from psycopg.pq.abc import PGconn
@@ -51,6 +51,10 @@ class SocketWait:
         if reader is None or reader.loop is not loop:
             self._unregister()
             self._reader = _Reader(loop, self)
+        elif reader.is_called and may_run_nested(loop):
+            # The task goes on inside the reader's callback: a run of the loop in there could not
+            # call it again, for its context is entered.
+            reader.listen()
         elif reader.may_have_ended and reader.is_readable():
             # In the loop's next iteration: an answer in many parts holds up nobody.
             loop.call_soon(_wake, future)
@@ -116,6 +120,9 @@ class _Reader:
     another socket as long as the loop listens to it.
     """
 
+    # Whether a task goes on inside the callback just now.
+    is_called = False
+
     def __init__(self, loop: AbstractEventLoop, wait: SocketWait) -> None:
         self.loop = loop
         self._fd = fd = os.dup(wait.socket)
@@ -127,16 +134,31 @@ class _Reader:
         # selector, as asyncio's loops have, tells of such a socket as often as it is asked.
         self.may_have_ended = not at_once
         # The loop keeps what it calls.
-        waiting = ref(wait)
+        waiting, this = ref(wait), ref(self)
 
         def readable() -> None:
-            # Where the task goes on later, it may be called once more after that has read.
-            if (at_once or poll.poll(0)) and (wait := waiting()) is not None:
-                wait.readable(at_once=at_once)
+            wait, reader = waiting(), this()
+            if wait is None or reader is None:
+                return
+            if at_once:
+                reader.is_called = True
+                try:
+                    wait.readable(at_once=True)
+                finally:
+                    reader.is_called = False
+            elif poll.poll(0):
+                # Where the task goes on later, it may be called once more after that has read.
+                wait.readable(at_once=False)
 
-        Context().run(loop.add_reader, fd, readable)
+        self._readable = readable
+        self.listen()
         self._finalizer = finalize(self, _unregister_later, loop, fd)
         self._finalizer.atexit = False
+
+    def listen(self) -> None:
+        """Have the loop call whoever waits, in a context that nobody has entered."""
+        self.is_called = False
+        Context().run(self.loop.add_reader, self._fd, self._readable)
 
     def is_readable(self) -> bool:
         """Return whether a read would not wait: something, the end or an error is there."""

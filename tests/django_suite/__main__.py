@@ -112,6 +112,12 @@ def main() -> int:
         help="bridged: the whole runner in one greenlet on one event loop; plain: as any"
         " synchronous project runs its tests; stock: so, on Django's own backend",
     )
+    parser.add_argument(
+        "--loop",
+        choices=["asyncio", "uvloop"],
+        default=os.environ.get("SUITE_LOOP", "asyncio"),
+        help="whose event loops the runner and the tests get",
+    )
     parser.add_argument("--options", default="{}", help="OPTIONS of both databases, a dict")
     parser.add_argument("--report", type=Path, help="a folder to write outcomes to; no comparison")
     parser.add_argument("--dsn", default=os.environ.get("PGBACKEND_TEST_DSN"))
@@ -134,6 +140,7 @@ def main() -> int:
         os.environ.update(
             PGBACKEND_TEST_DSN=dsn,
             PYTHONPATH=str(ROOT),
+            SUITE_LOOP=options.loop,
             SUITE_MODE=options.mode,
             SUITE_OPTIONS=options.options,
             SUITE_REPORT=str(report),

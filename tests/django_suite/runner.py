@@ -6,6 +6,7 @@ is imported by Django, and by each worker process of a parallel run.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import gc
 import json
@@ -102,6 +103,11 @@ def run_subsuite(args: Any) -> Any:
     finally:
         report()
 
+
+if os.environ.get("SUITE_LOOP") == "uvloop":
+    import uvloop
+
+    asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
 
 BRIDGED = os.environ["SUITE_MODE"] == "bridged"
 Suite: Any = BridgedParallelTestSuite if BRIDGED else runner.ParallelTestSuite

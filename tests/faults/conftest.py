@@ -3,20 +3,12 @@
 import asyncio
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 
+from tests.faults.loops import NAMES, new_loop
 from tests.faults.report import loads, reports
-
-
-def _asyncio() -> asyncio.AbstractEventLoop:
-    return asyncio.new_event_loop()
-
-
-def _uvloop() -> asyncio.AbstractEventLoop:
-    import uvloop
-
-    return uvloop.new_event_loop()
 
 
 def _eager(make: Callable[[], asyncio.AbstractEventLoop]) -> asyncio.AbstractEventLoop:
@@ -29,12 +21,11 @@ def _eager(make: Callable[[], asyncio.AbstractEventLoop]) -> asyncio.AbstractEve
 
 
 # Loops, by name: of asyncio and uvloop, with ordinary and with eager tasks (Python 3.12).
-LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": _asyncio, "uvloop": _uvloop}
+LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
+    name: partial(new_loop, name) for name in NAMES
+}
 if sys.version_info >= (3, 12):
-    LOOPS |= {
-        "asyncio, eager": lambda: _eager(_asyncio),
-        "uvloop, eager": lambda: _eager(_uvloop),
-    }
+    LOOPS |= {f"{name}, eager": partial(_eager, make) for name, make in LOOPS.items()}
 
 
 @pytest.fixture(params=list(LOOPS))

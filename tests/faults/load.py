@@ -22,6 +22,7 @@ from pathlib import Path
 import psycopg
 
 from proj import postgres
+from tests.faults.loops import NAMES
 
 
 def _say(words: str) -> None:
@@ -67,6 +68,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=random.SystemRandom().getrandbits(32))
     parser.add_argument("--operations", type=int, default=20_000)
     parser.add_argument("--faults", type=int, default=200, help="among --operations")
+    parser.add_argument("--loop", choices=NAMES, default=NAMES[0])
     parser.add_argument("--minutes", type=float, help="run so long, whatever --operations says")
     parser.add_argument("--dsn", default=os.environ.get("PGBACKEND_TEST_DSN"))
     given = parser.parse_args()
@@ -80,6 +82,7 @@ def main() -> int:
             given.seed,
             given.operations,
             given.faults,
+            loop=given.loop,
             minutes=given.minutes,
             progress=_say,
         ).run()

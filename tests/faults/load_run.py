@@ -33,6 +33,7 @@ from tests.faults.load_faults import (
     befalls,
 )
 from tests.faults.load_proxy import LoadProxy
+from tests.faults.loops import new_loop
 from tests.requests_client import serving
 from tests.settings import APPLICATION_NAME
 
@@ -71,6 +72,7 @@ class Report:
     """What happened in a run, and which invariants of `faults.md` did not hold."""
 
     seed: int
+    loop: str
     seconds: float = 0.0
     longest: float = 0.0
     operations: Counter[str] = field(default_factory=Counter)
@@ -88,7 +90,7 @@ class Report:
         done = self.operations.total()
         return "\n".join(
             [
-                f"seed {self.seed}: {done} operations in {self.seconds:.1f} s,"
+                f"seed {self.seed}, {self.loop}: {done} operations in {self.seconds:.1f} s,"
                 f" {done / self.seconds:.0f} a second, the longest {self.longest:.1f} s",
                 f"operations: {_listed(self.operations)}",
                 f"faults: {self.faults.total()}: {_listed(self.faults)}",
@@ -115,15 +117,17 @@ class Load:
         operations: int = OPERATIONS,
         faults: int = FAULTS,
         *,
+        loop: str = "asyncio",
         minutes: float | None = None,
         progress: Callable[[str], None] | None = None,
     ) -> None:
         self.seed = seed
+        self.loop = loop
         self.operations = operations
         self.faults = faults
         self.deadline = None if minutes is None else time.monotonic() + 60 * minutes
         self.progress = progress
-        self.report = Report(seed)
+        self.report = Report(seed, loop)
         self.stopped = False
         # Faults, by the number of an operation in its block; and those whose operation had
         # ended before they were due.
@@ -143,7 +147,7 @@ class Load:
             complaints.collected(),
             serving(ROOT_URLCONF="tests.faults.load_bank", MIDDLEWARE=[]) as self.client,
             _bank(self.seed) as self.proxy,
-            asyncio.Runner() as runner,
+            asyncio.Runner(loop_factory=lambda: new_loop(self.loop)) as runner,
         ):
             loop = runner.get_loop()
             loop.set_exception_handler(complaints.of_loop)

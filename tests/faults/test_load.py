@@ -1,4 +1,4 @@
-"""The load test in CI: 20,000 operations with 200 faults among them, twice, by a new seed.
+"""The load test in CI: 20,000 operations with 200 faults among them, by a new seed, on each loop.
 
 PGBACKEND_LOAD_SEED repeats a run whose seed was printed. `python -m tests.faults.load`, or `make
 soak`, runs more of it.
@@ -10,16 +10,17 @@ import random
 import pytest
 
 from tests.faults.load_run import FAULTS, OPERATIONS, Load
+from tests.faults.loops import NAMES
 
 
 @pytest.mark.timeout(900)
 def test_invariants_hold_under_load(capfd: pytest.CaptureFixture[str]) -> None:
-    """After each of two runs in one process nothing is lost, left over or leaked."""
+    """After a run on each loop, in one process, nothing is lost, left over or leaked."""
     seed = int(os.environ.get("PGBACKEND_LOAD_SEED") or random.SystemRandom().getrandbits(32))
-    for each in (seed, seed + 1):
+    for each, loop in enumerate(NAMES, seed):
         with capfd.disabled():
-            print(f"\nload test, seed {each}", flush=True)
-        report = Load(each).run()
+            print(f"\nload test, seed {each}, {loop}", flush=True)
+        report = Load(each, loop=loop).run()
         with capfd.disabled():
             print(report, flush=True)
         assert report.broken == []
