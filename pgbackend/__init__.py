@@ -6,8 +6,16 @@ a-methods; to run a synchronous function that uses the ORM on the event loop, us
 
 from . import base as base  # before routing: at its end it applies patches, which need both
 from .bridge import BridgeError, await_bridged, is_bridged
-from .errors import CommitInDoubt
+from .errors import CommitInDoubt, NotCommitted
 from .routing import bridged
 from .version import __version__
 
-__all__ = ["BridgeError", "CommitInDoubt", "__version__", "await_bridged", "bridged", "is_bridged"]
+__all__ = [
+    "BridgeError",
+    "CommitInDoubt",
+    "NotCommitted",
+    "__version__",
+    "await_bridged",
+    "bridged",
+    "is_bridged",
+]

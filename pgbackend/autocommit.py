@@ -13,17 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 from django.core.exceptions import SynchronousOnlyOperation
-from django.db import OperationalError
+from django.db import DatabaseError, Error
 from django.db.backends.utils import debug_transaction
 from psycopg.pq import TransactionStatus
 
 from .connection import ROLLED_BACK
-from .errors import CommitInDoubt
+from .errors import CommitInDoubt, NotCommitted
 from .hooks import Hook
 from .joining import joined_if_open
 from .per_task import StatePerTask
 from .statement import may_be_short
-from .turns import Frame, innermost_frame
 
 if TYPE_CHECKING:
     from .lease import Lease
@@ -109,17 +108,49 @@ class TransactionControl(StatePerTask):
                 " a transaction of this task: `await pgbackend.transaction.aon_commit(...)`"
             ) from None
 
+    def set_rollback(self, rollback: bool) -> None:
+        """Have the innermost block rolled back at its end, or not; who asks knows of it."""
+        super().set_rollback(rollback)
+        state = self.state
+        state.broken_by, state.rollback_asked = None, rollback
+
+    def _savepoint(self, sid: str) -> None:
+        with self._finishing():
+            super()._savepoint(sid)
+
+    def _savepoint_rollback(self, sid: str) -> None:
+        with self._finishing():
+            super()._savepoint_rollback(sid)
+        self.state.rolled_back_to = sid
+
+    def _savepoint_commit(self, sid: str) -> None:
+        with self._finishing():
+            super()._savepoint_commit(sid)
+
+    def _finishing(self) -> AbstractContextManager[None]:
+        lease = self._own_lease()
+        return nullcontext() if lease is None else lease.face.finishing()
+
     def _commit(self) -> None:
         lease = self._own_lease()
+        if lease is not None and (broken_by := self.state.broken_by) is not None:
+            raise NotCommitted(
+                "the transaction cannot be committed: its connection was lost, or the end of a"
+                " block in it was interrupted, and that was caught. Roll it back"
+            ) from broken_by
         connection = self.connection if lease is None else lease.face
         if connection is not None and connection.info.transaction_status == INERROR:
             # The server would answer COMMIT with ROLLBACK, which psycopg takes for success.
             with self.wrap_database_errors:
                 raise psycopg.errors.InFailedSqlTransaction(ROLLED_BACK)
+        if lease is None:
+            super()._commit()
+            return
+        was_lost = bool(lease.face.closed)
         try:
             self._end_transaction(super()._commit)
-        except OperationalError as error:
-            if lease is not None and lease.face.closed:
+        except Error as error:
+            if not was_lost and lease.face.lacks_answer(error.__cause__):
                 raise CommitInDoubt(*error.args) from error.__cause__
             raise
 
@@ -127,7 +158,7 @@ class TransactionControl(StatePerTask):
         self._end_transaction(super()._rollback)
 
     def _end_transaction(self, end: Callable[[], None]) -> None:
-        """COMMIT or ROLLBACK; interrupted, drop the connection instead of its state.
+        """COMMIT or ROLLBACK; interrupted, drop the connection together with its state.
 
         `Atomic` handles database errors only: after a cancelled COMMIT it would keep a
         state in which the next transaction reports success and commits nothing.
@@ -137,7 +168,7 @@ class TransactionControl(StatePerTask):
         try:
             end()
         except BaseException as error:
-            if self.bridged and not isinstance(error, Exception):
+            if self.bridged and not isinstance(error, DatabaseError):
                 self.connection = None
             raise
         if lease is not None:
@@ -158,40 +189,6 @@ class TransactionControl(StatePerTask):
         Whoever asks for the `connection` instead may change that, so it has to be restored.
         """
         return self.state.lease if self.bridged else None
-
-    def limited(self, *, failed: bool) -> AbstractContextManager[None]:
-        """Bound what the end of a block that has *failed* waits for, by ``cancel_timeout``.
-
-        A task that was cancelled because the server does not answer is not cancelled again.
-        """
-        lease = self.state.lease
-        return lease.face.limited() if failed and lease is not None else nullcontext()
-
-    def frame_to_leave(self, *, failed: bool) -> Frame | None:
-        """Return the running task's innermost frame when it is on top; None if it is gone.
-
-        Raise RuntimeError if the transaction ended meanwhile and the block did not fail: what
-        it did was not committed.
-        """
-        frame = innermost_frame(self)
-        if frame is not None and not frame.left:
-            try:
-                if failed and frame.is_outermost and self.commit_on_exit:
-                    frame.state.end_for_others(frame)
-                frame.state.take_turn_to_leave(frame, self.turn_timeout)
-            except BaseException:
-                # Whoever has the turn never gave it back: end the transaction for all.
-                self.connection = None
-                raise
-        # Asked after the wait: meanwhile the transaction may have ended.
-        if frame is not None and not frame.left:
-            return frame
-        if failed:
-            return None
-        raise RuntimeError(
-            "the transaction of this atomic block has ended already, since the block of the task"
-            " that began it failed, or that task ended: nothing of it was committed"
-        )
 
     def _begin(self) -> None:
         """Turn autocommit off and bind the lease; the server's BEGIN comes with a statement."""

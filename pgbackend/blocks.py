@@ -12,6 +12,7 @@ from typing import Any
 from django.db import DEFAULT_DB_ALIAS, transaction
 
 from .base import DatabaseWrapper
+from .ending import leave_block
 from .routing import run_for_alias, thread_transactions
 
 
@@ -30,12 +31,21 @@ def entering(enter: Callable[..., Any]) -> Callable[..., Any]:
             thread_transactions.set(thread_transactions.get() | {wrapper.alias})
             return None
         state = wrapper.state_in_turn(entering=True)
-        frame = state.enter_frame(wrapper)
+        if state.broken_by is not None and not state.in_atomic_block:
+            # By hand, after a block: Django would let another one begin.
+            wrapper.validate_no_broken_transaction()
+        frame = state.enter_block(wrapper)
         try:
-            return enter(self)
+            enter(self)
         except BaseException:
+            if not frame.left:
+                # Django leaves it half entered where anything but the database interrupts it.
+                state.forget_block(frame)
             state.leave_frame(frame)
             raise
+        if len(state.savepoint_ids) > frame.before.savepoint_ids:
+            frame.savepoint = state.savepoint_ids[-1]
+        return None
 
     return __enter__
 
@@ -63,14 +73,12 @@ def leaving(leave: Callable[..., Any]) -> Callable[..., Any]:
             finally:
                 if not wrapper.in_atomic_block:
                     thread_transactions.set(thread_transactions.get() - {wrapper.alias})
-        frame = wrapper.frame_to_leave(failed=exc_type is not None)
-        if frame is None:
-            return None
-        try:
-            with wrapper.limited(failed=exc_type is not None):
-                return leave(self, exc_type, exc_value, traceback)
-        finally:
-            frame.state.leave_frame(frame)
+        return leave_block(
+            wrapper,
+            lambda: leave(self, exc_type, exc_value, traceback),
+            failed=exc_type is not None,
+            error=exc_value,
+        )
 
     return __exit__
 

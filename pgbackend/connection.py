@@ -29,6 +29,7 @@ from psycopg.pq import Format, TransactionStatus
 from psycopg.waiting import Wait, wait_async
 
 from .bridge import await_bridged, check_bridged
+from .joining import outlived
 from .waiting import SocketWait, continued
 
 if TYPE_CHECKING:
@@ -71,28 +72,62 @@ class BridgedLock:
     """
 
     def __init__(self) -> None:
-        self._held = False
+        self.held = False
         # How often it was taken.
         self.uses = 0
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        # A turn's future says whether the lock was handed over, or refused.
+        self._waiting: deque[asyncio.Future[bool]] = deque()
+        # How often those who waited were refused.
+        self._refusals = 0
 
     def __enter__(self) -> None:
-        if self._held:
+        if self.held:
             await_bridged(self._wait())
-        self._held = True
+        self.held = True
         self.uses += 1
+
+    async def acquire(self) -> None:
+        """Do what ``with`` does at its beginning, in asynchronous code."""
+        if self.held:
+            await self._wait()
+        self.held = True
+        self.uses += 1
+
+    def release(self) -> None:
+        """Do what ``with`` does at its end."""
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done() and _answer(turn, True):
+                return
+        self.held = False
+
+    def refuse_waiting(self) -> None:
+        """Have all who wait raise RuntimeError: what they wait for has ended.
+
+        Also those who were handed the lock and have not gone on yet.
+        """
+        self._refusals += 1
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                _answer(turn, False)
 
     async def _wait(self) -> None:
         """Wait until the lock is handed over."""
+        refusals = self._refusals
         turn = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
         try:
-            await turn
+            handed = await turn
         except BaseException:
-            if not _give_up(turn):
+            if not _give_up(turn) and turn.result():
                 # The lock was handed over together with the cancellation, or the closing.
-                self._release()
+                self.release()
             raise
+        if self._refusals != refusals:
+            if handed:
+                self.release()
+            raise outlived("task")
 
     def __exit__(
         self,
@@ -100,17 +135,28 @@ class BridgedLock:
         exc_value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._release()
-
-    def _release(self) -> None:
-        while self._waiting:
-            turn = self._waiting.popleft()
-            if not turn.done() and _hand_over(turn):
-                return
-        self._held = False
+        self.release()
 
 
-def _give_up(turn: asyncio.Future[None]) -> bool:
+class _AsyncLock:
+    """The lock of a face, as psycopg's asynchronous connection uses its own."""
+
+    def __init__(self, face: BridgedConnection) -> None:
+        self._face = face
+
+    async def __aenter__(self) -> None:
+        await self._face.lock.acquire()
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._face.lock.release()
+
+
+def _give_up(turn: asyncio.Future[bool]) -> bool:
     """Mark *turn* as one that nobody waits for; return False if it was there already.
 
     A closed coroutine leaves its future as it is, unlike a cancelled one.
@@ -123,11 +169,11 @@ def _give_up(turn: asyncio.Future[None]) -> bool:
     return True
 
 
-def _hand_over(turn: asyncio.Future[None]) -> bool:
+def _answer(turn: asyncio.Future[bool], handed: bool) -> bool:
     """Tell who waits for *turn*; return False if its event loop is closed."""
     if turn.get_loop().is_closed():
         return False
-    turn.set_result(None)
+    turn.set_result(handed)
     return True
 
 
@@ -138,6 +184,8 @@ class BridgedConnection(psycopg.Connection[Any]):
     may change on it (row and cursor factories, adapters, handlers, isolation level, ...) is
     restored by `restore` to what `remember` saw.
     """
+
+    lock: BridgedLock  # type: ignore[assignment]  # see there
 
     _REMEMBERED = (
         "cursor_factory",
@@ -154,6 +202,8 @@ class BridgedConnection(psycopg.Connection[Any]):
         self.cancel_timeout = CANCEL_TIMEOUT
         # See `limited`.
         self._limit: float | None = None
+        # See `finishing`.
+        self._finishing = 0
         # Marks it as a pool's for psycopg, which warns of unclosed connections otherwise.
         self._pool = None
         # Whether a cancellation stopped a statement of this borrower's.
@@ -164,7 +214,7 @@ class BridgedConnection(psycopg.Connection[Any]):
         self.has_session = True
         # Whether this borrower had a cursor of psycopg's that is not in a wrapper of Django's.
         self.was_used_directly = False
-        self.lock = BridgedLock()  # type: ignore[assignment]  # see BridgedLock
+        self.lock = BridgedLock()
 
     @classmethod
     def over(cls, pooled: PooledConnection, **arguments: Any) -> BridgedConnection:
@@ -177,6 +227,8 @@ class BridgedConnection(psycopg.Connection[Any]):
             face = cls.connect(autocommit=True, **arguments)
         finally:
             _over.reset(token)
+        # The pool's own rollback waits for who is at work, and keeps others out.
+        pooled.lock = _AsyncLock(face)  # type: ignore[assignment]  # as the face's own
         face.remember()
         return face
 
@@ -247,7 +299,7 @@ class BridgedConnection(psycopg.Connection[Any]):
         if self.is_executing:
             # Not where the pool itself uses it.
             self.was_stopped = self._pooled.borrower is not None
-            await _shielded(self._stop(gen))
+            await shielded(self._stop(gen))
 
     async def _stop(self, gen: PQGen[Any]) -> None:
         """Cancel the running statement in the server; close the connection if that fails."""
@@ -260,9 +312,11 @@ class BridgedConnection(psycopg.Connection[Any]):
             self._give_up(error)
 
     async def _cancel_until_ended(self, gen: PQGen[Any]) -> None:
-        interval = _RESEND_INTERVAL
+        interval, waits = _RESEND_INTERVAL, self._finishing > 0
         while True:
-            await self._pooled.cancel_safe(timeout=self.cancel_timeout)
+            if not waits:
+                await self._pooled.cancel_safe(timeout=self.cancel_timeout)
+            waits = False
             try:
                 await wait_async(gen, self.pgconn.socket, _WAIT_INTERVAL, interval)
             except _WaitTimeout:
@@ -299,6 +353,18 @@ class BridgedConnection(psycopg.Connection[Any]):
             raise psycopg.errors.InFailedSqlTransaction(ROLLED_BACK)
         return result
 
+    @contextmanager
+    def finishing(self) -> Iterator[None]:
+        """Let a statement in the block, if it is interrupted, end by itself when it is short.
+
+        For savepoints: one that is stopped in the server aborts the whole transaction.
+        """
+        self._finishing += 1
+        try:
+            yield
+        finally:
+            self._finishing -= 1
+
     def _set_autocommit(self, value: bool) -> None:
         if self.pgconn.transaction_status == TransactionStatus.IDLE and self._pipeline is None:
             # There is nothing to wait for.
@@ -316,12 +382,24 @@ class BridgedConnection(psycopg.Connection[Any]):
         """Whether a statement is running, some task's."""
         return self.pgconn.transaction_status == TransactionStatus.ACTIVE
 
+    def lacks_answer(self, error: BaseException | None) -> bool:
+        """Return whether *error* is not the server's answer, but came in its place."""
+        if self.closed or not isinstance(error, psycopg.Error):
+            return self.closed
+        # A pooler that loses its server says so, and closes; or psycopg counts two answers.
+        code, severity = error.sqlstate, error.diag.severity_nonlocalized
+        return (
+            severity in ("FATAL", "PANIC")
+            or (code or "").startswith("08")
+            or (code is None and isinstance(error, psycopg.InternalError))
+        )
+
     def stop(self) -> None:
         """Cancel the statement that another task runs; close the connection if that fails."""
         await_bridged(self._stop_shielded())
 
     async def _stop_shielded(self) -> None:
-        await _shielded(self.stop_other())
+        await shielded(self.stop_other())
 
     async def stop_other(self) -> None:
         """Do what `stop` does, and wait until that task has heard of it."""
@@ -415,7 +493,7 @@ def _shares_tables(adapters: AdaptersMap, base: AdaptersMap) -> bool:
     )
 
 
-async def _shielded(coro: Coroutine[Any, Any, None]) -> None:
+async def shielded(coro: Coroutine[Any, Any, None]) -> None:
     """Wait for *coro* whatever cancels the caller meanwhile; it must be bounded in time."""
     task = asyncio.ensure_future(coro)
     while not task.done():

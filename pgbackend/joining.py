@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class Transaction:
     """What tasks started inside a transaction share, and what tells them that it has ended."""
 
-    __slots__ = ("context", "failed", "loop", "owner", "state", "thread", "wrapper")
+    __slots__ = ("context", "ended", "loop", "owner", "state", "thread", "wrapper")
 
     def __init__(self, wrapper: Any, state: ConnectionState, owner: asyncio.Task[Any]) -> None:
         self.wrapper = wrapper
@@ -34,13 +34,13 @@ class Transaction:
         self.loop = owner.get_loop()
         self.thread = threading.get_ident()
         self.context = getcurrent().gr_context
-        # Set when its owner begins to roll it back.
-        self.failed = False
+        # Set from the moment that its end is due: nobody but its owner may use it any more.
+        self.ended = False
 
     @property
     def open(self) -> bool:
         """Whether tasks started in it can be part of it."""
-        return self.state.transaction is self and not self.failed
+        return self.state.transaction is self and not self.ended
 
 
 # The transactions of this context, by wrapper.
@@ -135,7 +135,7 @@ def check_not_outlived(wrapper: Any) -> None:
         and not transaction.open
         and transaction.owner() is not asyncio.current_task()
     ):
-        _refuse("task")
+        raise outlived("task")
 
 
 def joined(alias: str) -> Transaction | None:
@@ -148,7 +148,7 @@ def joined(alias: str) -> Transaction | None:
     """
     transaction = _moved_here(alias)
     if transaction is not None and not transaction.open:
-        _refuse("thread")
+        raise outlived("thread")
     return transaction
 
 
@@ -171,8 +171,9 @@ def _moved_here(alias: str) -> Transaction | None:
     return None
 
 
-def _refuse(what: str) -> None:
-    raise RuntimeError(
+def outlived(what: str) -> RuntimeError:
+    """Return the error for a task or thread whose transaction has ended, *what* it is."""
+    return RuntimeError(
         f"this {what} was started inside a transaction that has ended; its queries can no longer"
         f" be part of it. Await the {what} inside the transaction, or start it from"
         " transaction.on_commit() or inside `with pgbackend.transaction.detached():`"

@@ -77,6 +77,10 @@ class Lease:
         if self.holds <= 0:
             self.give_back()
 
+    def refuse_others(self) -> None:
+        """Refuse the statements that wait for the one that runs: they have come too late."""
+        self.face.lock.refuse_waiting()
+
     def give_back(self) -> None:
         """Return the connection to its pool, whoever holds it; a second call does nothing.
 
@@ -87,6 +91,8 @@ class Lease:
             return
         self.on_loan = False
         self.state.lease = None
+        if self.face.lock.held:
+            self.refuse_others()
         dirty = self.dirty or self.face.was_used_directly
         if self.face.pgconn.transaction_status == TransactionStatus.ACTIVE:
             self.pool.abandon(self.pooled)
@@ -109,6 +115,7 @@ class Lease:
 
         If the loop ends meanwhile, that task is cancelled, stops it, and is the last holder.
         """
+        self.refuse_others()
         if self.holds > 1:
             self.let_go(pinned=True)
         self.pool.spawn(self._stop_and_give_back())

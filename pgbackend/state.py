@@ -15,7 +15,7 @@ from . import joining
 from .bridge import await_bridged, is_bridged, on_exit
 from .joining import Transaction
 from .lease import Lease
-from .turns import Frame, Turns
+from .turns import Before, Frame, Turns
 
 if TYPE_CHECKING:
     from .pool import ConnectionPool
@@ -50,6 +50,12 @@ class ConnectionState(Turns):
         self.atomic_blocks: list[Any] = []
         self.commit_on_exit = True
         self._needs_rollback = False
+        # What broke the innermost block, if its owner may not have noticed; see `ending`.
+        self.broken_by: BaseException | None = None
+        # Whether `transaction.set_rollback` asked for what is to be rolled back.
+        self.rollback_asked = False
+        # The savepoint that was rolled back to last.
+        self.rolled_back_to: str | None = None
         self.rollback_exc: BaseException | None = None
         self.close_at: float | None = None
         self.closed_in_transaction = False
@@ -80,6 +86,13 @@ class ConnectionState(Turns):
             frame.pending_rollback = value
         else:
             self._needs_rollback = value
+            if not value:
+                self.broken_by, self.rollback_asked = None, False
+
+    def break_block(self, error: BaseException) -> None:
+        """Have the innermost block rolled back, and its end say so; *error* is why."""
+        self.needs_rollback = True
+        self.broken_by = self.rollback_exc = error
 
     @property
     def connection(self) -> Any:
@@ -97,7 +110,7 @@ class ConnectionState(Turns):
             # Django's way to forget a connection, with the transaction on it.
             self.drop()
             self.unbind()
-            self.leave_all_frames()
+            self.forget_all_frames()
             self.reset()
 
     def borrow(self, pool: ConnectionPool) -> Lease:
@@ -137,10 +150,13 @@ class ConnectionState(Turns):
     def unbind(self) -> None:
         """Let go of what `bind` pinned; without effect if nothing is."""
         transaction, self.transaction = self.transaction, None
-        # Its traceback leads to the task, which would keep its state, and that the error.
-        self.rollback_exc = None
+        # Their tracebacks lead to the task, which would keep its state, and that the errors.
+        self.rollback_exc = self.broken_by = None
         if transaction is None:
             return
+        transaction.ended = True
+        if self.lease is not None:
+            self.lease.refuse_others()
         if (owner := transaction.owner()) is not None:
             owner.remove_done_callback(self._owner_ended)
         joining.leave(transaction)
@@ -150,14 +166,44 @@ class ConnectionState(Turns):
             # A cursor was left open by a call that ended, or by a thread.
             on_exit(self.call_ended)
 
-    def end_for_others(self, frame: Frame) -> None:
-        """End the transaction for tasks and threads that joined it; its owner rolls it back.
+    def enter_block(self, wrapper: object) -> Frame:
+        """Push a frame, as `enter_frame`, that knows what Django keeps of blocks until now."""
+        before = Before(
+            self.in_atomic_block,
+            self.commit_on_exit,
+            len(self.savepoint_ids),
+            len(self.atomic_blocks),
+        )
+        return self.enter_frame(wrapper, before)
 
-        What they run is stopped in the server, and what they try next is refused.
+    def forget_block(self, frame: Frame) -> None:
+        """Let Django know of no block but those that were there before *frame*."""
+        self.forget_frames_within(frame)
+        before = frame.before
+        self.in_atomic_block = before.in_atomic_block
+        self.commit_on_exit = before.commit_on_exit
+        del self.savepoint_ids[before.savepoint_ids :]
+        del self.atomic_blocks[before.atomic_blocks :]
+
+    def end_for_others(self) -> None:
+        """End the transaction for tasks and threads that joined it: its owner ends it now.
+
+        What they try next is refused, and so is what waits for the connection already.
         """
         if self.transaction is not None:
-            self.transaction.failed = True
-        self.leave_frames_within(frame)
+            self.transaction.ended = True
+        if self.lease is not None:
+            self.lease.refuse_others()
+        self.wake()
+
+    def stop_others(self, frame: Frame) -> None:
+        """Do what `end_for_others` does before a rollback: they need not be waited for.
+
+        Their blocks inside *frame*, the outermost, are taken away, and what they run is stopped
+        in the server.
+        """
+        self.end_for_others()
+        self.forget_frames_within(frame)
         # What Django keeps of their blocks; the owner's own are left already.
         self.savepoint_ids.clear()
         del self.atomic_blocks[1:]
@@ -167,7 +213,7 @@ class ConnectionState(Turns):
     def _owner_ended(self, task: asyncio.Task[Any]) -> None:
         """Roll back a transaction whose task ended without ending it."""
         self.transaction = None
-        self.rollback_exc = None
+        self.rollback_exc = self.broken_by = None
         lease = self.lease
         ending = task.cancelled() or (lease is not None and lease.pool.closed)
         if lease is not None and lease.face.is_executing and not ending:
@@ -175,7 +221,7 @@ class ConnectionState(Turns):
             lease.stop_and_give_back()
         else:
             self.drop()
-        self.leave_all_frames()
+        self.forget_all_frames()
         warnings.warn(
             f"{task.get_name()} ended inside a transaction: it was rolled back."
             " Leave `atomic`, or call commit() or rollback(), in the task that began it",

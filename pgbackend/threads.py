@@ -177,7 +177,7 @@ class _Call(Generic[T]):
 
     def _end_transaction(self) -> None:
         """Close the connection of a transaction that was open when its loop was closed."""
-        self.transaction.failed = True
+        self.transaction.ended = True
         state = self.transaction.state
         if state.lease is not None and state.lease.face.is_executing:
             state.lease.face.cancel()

@@ -98,27 +98,46 @@ def current_actor() -> Actor:
     return Actor() if found is None else found.actor
 
 
+class Before(NamedTuple):
+    """What Django kept of blocks before one was entered; lists by their lengths."""
+
+    in_atomic_block: bool
+    commit_on_exit: bool
+    savepoint_ids: int
+    atomic_blocks: int
+
+
 class Frame:
     """One entered ``atomic``: what decides whose turn it is in a transaction."""
 
     __slots__ = (
         "actor",
+        "before",
+        "forgotten",
         "leaver",
         "leaving",
         "left",
         "line",
         "outer",
         "pending_rollback",
+        "savepoint",
         "state",
         "wrapper",
     )
 
-    def __init__(self, state: ConnectionState, wrapper: object, outer: Frame | None) -> None:
+    def __init__(
+        self, state: ConnectionState, wrapper: object, outer: Frame | None, before: Before
+    ) -> None:
         self.state = state
         self.wrapper = wrapper
         self.outer = outer
+        self.before = before
         self.actor = current_actor()
+        # The one that Django made for the block, if any.
+        self.savepoint: str | None = None
         self.left = False
+        # Whether it was taken away from a task that is still inside the block.
+        self.forgotten = False
         # Who waits until this frame is on top, and until the others have left who entered in it.
         self.line = Line()
         # Whether its task is about to leave, and that one's place while it waits to.
@@ -146,6 +165,14 @@ def innermost_frame(wrapper: object) -> Frame | None:
     return frame
 
 
+def block_has_ended() -> RuntimeError:
+    """Return the error for a task inside a block that ended without it."""
+    return RuntimeError(
+        "the transaction of this atomic block has ended already, since the block of the task"
+        " that began it failed, or that task ended: nothing of it was committed"
+    )
+
+
 class Turns:
     """The frames of one state, outermost first, and those who wait for their turn."""
 
@@ -153,6 +180,8 @@ class Turns:
 
     def __init__(self) -> None:
         self.frames: list[Frame] = []
+        # Whether there may be tasks inside blocks that were forgotten.
+        self._forgotten = False
         # Who waits until there is no frame any more.
         self._line = Line()
         # How many came to wait, ever, and how many wait now.
@@ -172,8 +201,20 @@ class Turns:
         return self._moves
 
     def has_turn(self) -> bool:
-        """Return whether the top frame is the running task's or an ancestor's."""
+        """Return whether the top frame is the running task's or an ancestor's.
+
+        Raise RuntimeError in a task inside a block whose frame was taken away.
+        """
+        if self._forgotten:
+            self._check_not_forgotten()
         return not self.frames or self._is_within(self.frames[-1])
+
+    def _check_not_forgotten(self) -> None:
+        frame = innermost.get()
+        while frame is not None:
+            if frame.forgotten and frame.state is self:
+                raise block_has_ended()
+            frame = frame.outer
 
     def _is_within(self, top: Frame) -> bool:
         task = top.actor.task
@@ -182,6 +223,9 @@ class Turns:
         actor = current_actor()
         if top.actor == actor:
             return True
+        if top.leaving:
+            # What was started in it waits until it is left: it would be part of it or not.
+            return False
         frame = innermost.get()
         while frame is not None and frame is not top:
             frame = frame.outer
@@ -307,10 +351,10 @@ class Turns:
             if frame.leaver is not None:
                 yield frame.leaver
 
-    def enter_frame(self, wrapper: object) -> Frame:
+    def enter_frame(self, wrapper: object, before: Before) -> Frame:
         """Push a frame for an ``atomic`` that the running task enters."""
         # One that enters by turns is never inside another's frame, save an ancestor's.
-        frame = Frame(self, wrapper, innermost.get())  # type: ignore[arg-type]  # see ConnectionState
+        frame = Frame(self, wrapper, innermost.get(), before)  # type: ignore[arg-type]  # see ConnectionState
         self.frames.append(frame)
         self._moves += 1
         innermost.set(frame)
@@ -319,6 +363,7 @@ class Turns:
     def leave_frame(self, frame: Frame) -> None:
         """Remove a frame pushed by `enter_frame` and let the next task have its turn."""
         self._remove(frame)
+        frame.forgotten = False
         if innermost.get() is frame:
             innermost.set(frame.outer)
         if self.frames and self.frames[-1].pending_rollback:
@@ -335,17 +380,21 @@ class Turns:
             frame = frame.outer
         return frame or self.frames[0]
 
-    def leave_frames_within(self, frame: Frame) -> None:
+    def forget_frames_within(self, frame: Frame) -> None:
         """Forget the frames of other tasks inside *frame*, which is going to fail."""
         while self.frames[-1] is not frame:
-            self._remove(self.frames[-1])
+            self._forget(self.frames[-1])
         self.wake()
 
-    def leave_all_frames(self) -> None:
+    def forget_all_frames(self) -> None:
         """Forget all frames: their transaction is gone."""
         while self.frames:
-            self._remove(self.frames[-1])
+            self._forget(self.frames[-1])
         self.wake()
+
+    def _forget(self, frame: Frame) -> None:
+        frame.forgotten = self._forgotten = True
+        self._remove(frame)
 
     def _remove(self, frame: Frame) -> None:
         """Take *frame* away; those in its line wait for the one below."""

@@ -1,0 +1,185 @@
+"""The ends of ``atomic`` blocks, where something comes between.
+
+Django's ``Atomic.__exit__`` does the work, and handles database errors. Whatever else interrupts
+it (a cancellation, a time-out, a turn that does not come) would leave the work of a block that has
+failed to the block around it, which commits it. Here the block is rolled back then; where that is
+not possible, the block around it is broken, and its end says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from django.db import DatabaseError, OperationalError
+from psycopg.pq import TransactionStatus
+
+from .bridge import BridgeError, await_bridged, run_bridged
+from .connection import shielded
+from .errors import NotCommitted
+from .turns import Frame, block_has_ended, innermost, innermost_frame
+
+if TYPE_CHECKING:
+    from .connection import BridgedConnection
+    from .state import ConnectionState
+
+INTRANS = TransactionStatus.INTRANS
+
+
+def leave_block(
+    wrapper: Any, leave: Callable[[], Any], *, failed: bool, error: BaseException | None
+) -> Any:
+    """Leave the running task's innermost block by *leave*, Django's own way; return its result.
+
+    *error* is what the block raised if it *failed*. It is left when it is on top: when the blocks
+    that other tasks entered inside it are left.
+
+    Raise RuntimeError if the transaction ended meanwhile and the block did not fail, and
+    `NotCommitted` if it did not fail, but was broken by something that was caught in it.
+    """
+    frame = innermost_frame(wrapper)
+    if frame is None or frame.left:
+        return _unwind(frame, failed=failed)
+    state = frame.state
+    # Whether the transaction ends with it.
+    ends = frame.is_outermost and state.commit_on_exit
+    try:
+        _begin_to_leave(wrapper, frame, failed=failed, ends=ends)
+    except BaseException as interruption:
+        _undo(wrapper, frame, interruption, ends=ends)
+        state.leave_frame(frame)
+        raise
+    # Asked after the wait: meanwhile the transaction may have ended.
+    if frame.left:
+        return _unwind(frame, failed=failed)
+    broken_by = _what_broke(state)
+    try:
+        with _limited(state, failed=failed):
+            result = leave()
+    except BaseException as interruption:
+        if failed or not isinstance(interruption, DatabaseError):
+            _undo(wrapper, frame, interruption, ends=ends)
+        elif _is_broken(frame):
+            state.break_block(interruption)
+        raise
+    else:
+        if not ends and state.needs_rollback:
+            # Django forgets why: the block around is to be rolled back for the same reason.
+            why = broken_by or (error if _is_broken(frame) or _is_lost(state) else None)
+            if why is not None:
+                state.break_block(why)
+    finally:
+        state.leave_frame(frame)
+    if broken_by is not None and not failed:
+        raise NotCommitted(
+            "the block was rolled back, although no exception left it: its connection was lost, or"
+            " the end of a block inside it was interrupted, and that was caught"
+        ) from broken_by
+    return result
+
+
+def _what_broke(state: ConnectionState) -> BaseException | None:
+    """Return why the innermost block will be rolled back, unless it was asked to be."""
+    if state.rollback_asked or not state.needs_rollback:
+        return None
+    if _is_lost(state):
+        return state.rollback_exc or OperationalError("the connection is closed")
+    return state.broken_by
+
+
+def _unwind(frame: Frame | None, *, failed: bool) -> None:
+    """Leave a block whose frame is gone: its transaction has ended, and the block with it."""
+    if frame is not None:
+        frame.forgotten = False
+        if innermost.get() is frame:
+            innermost.set(frame.outer)
+    if not failed:
+        raise block_has_ended()
+
+
+def _begin_to_leave(wrapper: Any, frame: Frame, *, failed: bool, ends: bool) -> None:
+    """Wait until *frame* is on top; if it ends the transaction, nobody else is in that any more."""
+    state = frame.state
+    frame.leaving = True
+    if failed and ends:
+        state.stop_others(frame)
+    state.take_turn_to_leave(frame, wrapper.turn_timeout)
+    if ends and not frame.left:
+        state.end_for_others()
+
+
+def _limited(state: ConnectionState, *, failed: bool) -> AbstractContextManager[None]:
+    """Bound what the end of a block that has *failed* waits for, by ``cancel_timeout``.
+
+    A task that was cancelled because the server does not answer is not cancelled again.
+    """
+    lease = state.lease
+    return lease.face.limited() if failed and lease is not None else nullcontext()
+
+
+def _is_lost(state: ConnectionState) -> bool:
+    """Return whether the connection of the transaction broke."""
+    return state.lease is not None and bool(state.lease.face.closed)
+
+
+def _is_broken(frame: Frame) -> bool:
+    """Return whether Django could not roll back to the savepoint of the block that it left."""
+    return frame.savepoint is not None and frame.state.needs_rollback
+
+
+def _undo(wrapper: Any, frame: Frame, interruption: BaseException, *, ends: bool) -> None:
+    """Roll back the block of *frame*, whose end was interrupted.
+
+    Where that fails, the block around it is broken.
+    """
+    state = frame.state
+    if ends:
+        if state.transaction is not None:
+            # The pool rolls it back.
+            wrapper.connection = None
+        return
+    if frame.left:
+        return
+    state.forget_block(frame)
+    if frame.savepoint is None or not _roll_back_to(wrapper, state, frame.savepoint):
+        state.break_block(interruption)
+        return
+    state.needs_rollback = False
+    state.run_on_commit = [each for each in state.run_on_commit if frame.savepoint not in each[0]]
+
+
+def _roll_back_to(wrapper: Any, state: ConnectionState, savepoint: str) -> bool:
+    """Roll back to *savepoint*, whatever cancels the task meanwhile; return whether it worked."""
+    lease = state.lease
+    if lease is None or lease.face.closed:
+        return False
+    if state.rolled_back_to == savepoint and lease.face.pgconn.transaction_status == INTRANS:
+        # It was only to be released.
+        return True
+    message = (
+        f"{wrapper.ops.savepoint_rollback_sql(savepoint)};"
+        f" {wrapper.ops.savepoint_commit_sql(savepoint)}"
+    )
+    done: list[None] = []
+    try:
+        await_bridged(shielded(_send(lease.face, message, done)))
+    except BridgeError:
+        # The coroutine of the block was closed: nothing can be awaited any more.
+        return False
+    return bool(done)
+
+
+async def _send(face: BridgedConnection, message: str, done: list[None]) -> None:
+    """Send *message* in place of what other tasks run in the block; note in *done* if it worked."""
+    if face.is_executing:
+        await face.stop_other()
+    try:
+        async with asyncio.timeout(face.cancel_timeout):
+            # The server answers both at once; psycopg's own, which nobody instruments.
+            await run_bridged(psycopg.ClientCursor(face).execute, message)
+    except (psycopg.Error, TimeoutError, RuntimeError):
+        return
+    done.append(None)
