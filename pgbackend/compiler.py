@@ -9,10 +9,13 @@ converted. Chunked reads and callers that want the cursor keep Django's way.
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any
 
 from django.core.exceptions import EmptyResultSet
 from django.db.backends.postgresql import compiler as postgresql
+from django.db.backends.postgresql.operations import DatabaseOperations
+from django.db.models.sql import compiler as djangos
 from django.db.models.sql.constants import (
     CURSOR,
     GET_ITERATOR_CHUNK_SIZE,
@@ -26,6 +29,22 @@ from . import kept, originals, selects, session
 from .bridge import is_bridged
 from .session import CleanSQL
 from .statement import cursor_for
+
+_EXECUTE = djangos.SQLCompiler.execute_sql
+_INSERT = djangos.SQLInsertCompiler.execute_sql
+
+# How operations take what a statement returns, by version. Ways of their own need Django's cursor.
+_FETCHING = frozenset(
+    name
+    for name in (
+        "fetch_returned_insert_columns",
+        "fetch_returned_insert_rows",
+        "fetch_returned_rows",
+    )
+    if hasattr(DatabaseOperations, name)
+)
+_fetch = attrgetter(*sorted(_FETCHING))
+_FETCH = _fetch(DatabaseOperations)
 
 
 class SQLCompiler(postgresql.SQLCompiler):
@@ -99,7 +118,13 @@ class SQLCompiler(postgresql.SQLCompiler):
         chunk_size: int = GET_ITERATOR_CHUNK_SIZE,
     ) -> Any:
         """Run the query and return what *result_type* asks for, as Django documents it."""
-        if chunked_fetch or result_type == CURSOR or not is_bridged():
+        if (
+            chunked_fetch
+            or result_type == CURSOR
+            or not is_bridged()
+            # Whoever replaces it wants to see statements.
+            or djangos.SQLCompiler.execute_sql is not _EXECUTE
+        ):
             return super().execute_sql(result_type, chunked_fetch, chunk_size)
         try:
             sql, params = self.as_sql()
@@ -137,7 +162,13 @@ class SQLInsertCompiler(postgresql.SQLInsertCompiler, SQLCompiler):
         self, returning_fields: Any = None
     ) -> list[Any]:
         """Insert and return the rows of *returning_fields*, converted; [] without them."""
-        if not is_bridged():
+        operations = self.connection.ops
+        if (
+            not is_bridged()
+            or djangos.SQLInsertCompiler.execute_sql is not _INSERT
+            or _fetch(type(operations)) != _FETCH
+            or not _FETCHING.isdisjoint(operations.__dict__)
+        ):
             return super().execute_sql(returning_fields)  # type: ignore[no-any-return]
         self.returning_fields = returning_fields
         statements = self.as_sql()
@@ -146,10 +177,20 @@ class SQLInsertCompiler(postgresql.SQLInsertCompiler, SQLCompiler):
                 cursor.execute(sql, params)
             if not returning_fields:
                 return []
-            rows = cursor.fetchall()
+            rows = self._returned(cursor)
         table = self.query.get_meta().db_table
         converters = self.get_converters([field.get_col(table) for field in returning_fields])
         return list(self.apply_converters(rows, converters) if converters else rows)
+
+    def _returned(self, cursor: Any) -> Any:
+        """Return the rows that an INSERT returned, as this Django asks for them."""
+        operations = self.connection.ops
+        if hasattr(operations, "fetch_returned_rows"):
+            return operations.fetch_returned_rows(cursor, self.returning_params)
+        # Before 6.0.
+        if len(self.query.objs) > 1:
+            return operations.fetch_returned_insert_rows(cursor)
+        return [operations.fetch_returned_insert_columns(cursor, self.returning_params)]
 
 
 class SQLUpdateCompiler(postgresql.SQLUpdateCompiler, SQLCompiler):

@@ -9,20 +9,20 @@ what Django's and psycopg's cursors do together. Where anybody has a hand in tho
 from __future__ import annotations
 
 import functools
-from operator import attrgetter
+from operator import attrgetter, call, itemgetter
 from types import FunctionType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 from django.apps import apps
 from django.db.backends import utils
-from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.postgresql.base import Cursor
 from psycopg import generators
 from psycopg._queries import PostgresClientQuery
 from psycopg.pq import DiagnosticField, ExecStatus, TransactionStatus
 
 from .lease import Lease
+from .positions import error_after
 from .session import CleanSQL
 
 if TYPE_CHECKING:
@@ -35,7 +35,8 @@ TUPLES_OK = ExecStatus.TUPLES_OK
 COMMAND_OK = ExecStatus.COMMAND_OK
 IDLE = TransactionStatus.IDLE
 
-# The ways to the server that are not taken: whoever replaces one of them wants to see statements.
+# The ways to the server that are not taken: whoever replaces one of them, as test cases do to
+# forbid connections, wants to see statements.
 _OF_WRAPPER = (
     "cursor",
     "_cursor",
@@ -45,14 +46,10 @@ _OF_WRAPPER = (
     "ensure_connection",
     "connect",
 )
-# Test cases replace it, to forbid connections.
-_OF_BASE = "ensure_connection"
 _OF_DJANGOS = ("execute", "_execute", "_execute_with_wrappers")
 _OF_PSYCOPGS = ("execute", "fetchone", "fetchall")
 
 _of_wrapper = attrgetter(*_OF_WRAPPER)
-_of_base = attrgetter(_OF_BASE)
-_of_djangos = attrgetter(*_OF_DJANGOS)
 _of_psycopgs = attrgetter(*_OF_PSYCOPGS)
 
 
@@ -83,12 +80,13 @@ def may_be_short(wrapper: Any) -> bool:
     """Return whether the way to the server may be shorter than Django's: nobody has replaced it."""
     if wrapper.configures_pool or not apps.ready:
         return False
-    of_wrapper, of_base, of_djangos, of_psycopgs = _originals()
+    of_wrapper, of_psycopgs, looks, held, of_classes, size = _originals()
     replaced: bool = (
         _of_wrapper(type(wrapper)) != of_wrapper
-        or _of_base(BaseDatabaseWrapper) is not of_base
-        or _of_djangos(utils.CursorWrapper) != of_djangos
         or _of_psycopgs(Cursor) != of_psycopgs
+        or list(map(call, looks, held)) != of_classes
+        # Django's class has none of ``fetchone()`` and its like: they may be added.
+        or len(utils.CursorWrapper.__dict__) != size
         or not wrapper.__dict__.keys().isdisjoint(_OF_WRAPPER)
     )
     return not replaced
@@ -98,15 +96,30 @@ def may_be_short(wrapper: Any) -> bool:
 def _originals() -> tuple[Any, ...]:
     """Return what is there when the first statement is made, if it is Django's, psycopg's or ours.
 
-    What was replaced before that is none's, and `may_be_short` never holds.
+    What was replaced before that is none's, and `may_be_short` never holds. What the backend's own
+    methods call by ``super()`` is looked at in the classes that have it.
     """
     from .base import DatabaseWrapper  # which needs this module
 
+    places: list[tuple[type, tuple[str, ...]]] = [
+        *((cls, _OF_WRAPPER) for cls in DatabaseWrapper.__mro__),
+        (utils.CursorWrapper, _OF_DJANGOS),
+        (psycopg.Connection, ("cursor",)),
+    ]
+    looks, held, of_classes = [], [], []
+    for cls, names in places:
+        if found := [name for name in names if name in vars(cls)]:
+            looks.append(itemgetter(*found))
+            held.append(vars(cls))
+            originals = tuple(_original(vars(cls)[name]) for name in found)
+            of_classes.append(originals if len(found) > 1 else originals[0])
     return (
         tuple(map(_original, _of_wrapper(DatabaseWrapper))),
-        _original(_of_base(BaseDatabaseWrapper)),
-        tuple(map(_original, _of_djangos(utils.CursorWrapper))),
         tuple(map(_original, _of_psycopgs(Cursor))),
+        looks,
+        held,
+        of_classes,
+        len(vars(utils.CursorWrapper)),
     )
 
 
@@ -196,25 +209,38 @@ class DirectCursor:
 
 
 def _exchange(face: BridgedConnection, query: bytes) -> PQGen[PGresult]:
-    """Send *query*, in one message with the BEGIN that may be due, and return its result."""
+    """Send *query*, in one message with the BEGIN that may be due, and return its result.
+
+    Where a rule makes more results, it is the first, as with psycopg's cursors.
+    """
     pgconn = face.pgconn
-    begins = not face._autocommit and pgconn.transaction_status == IDLE
-    # On a line of its own, since errors show the line that they are about.
-    message = b"%b;\n%b" % (face._get_tx_start_command(), query) if begins else query
-    pgconn.send_query(message)
-    results = yield from generators.execute(pgconn)
-    result: PGresult = results[-1]
+    begin = b""
+    if not face._autocommit and pgconn.transaction_status == IDLE:
+        # On a line of its own, since errors show the line that they are about.
+        begin = face._get_tx_start_command() + b";\n"
+    pgconn.send_query(begin + query)
+    results: list[PGresult] = yield from generators.execute(pgconn)
+    failed = _failed(results)
     if (
-        result.status not in (TUPLES_OK, COMMAND_OK)
-        and begins
+        failed is not None
+        and begin
         and pgconn.transaction_status == IDLE
-        and not (result.error_field(DiagnosticField.SQLSTATE) or b"57").startswith(b"57")
+        and not (failed.error_field(DiagnosticField.SQLSTATE) or b"57").startswith(b"57")
     ):
         # What the server cannot parse, it refuses whole: nothing has begun, and no transaction is
         # broken. Unless it was interrupted, it is told one after the other.
         yield from face._start_query()
+        begin = b""
         pgconn.send_query(query)
-        (result,) = yield from generators.execute(pgconn)
-    if result.status not in (TUPLES_OK, COMMAND_OK):
-        raise psycopg.errors.error_from_result(result, encoding=pgconn._encoding)
-    return result
+        results = yield from generators.execute(pgconn)
+        failed = _failed(results)
+    if failed is not None:
+        raise error_after(len(begin), failed, pgconn._encoding)
+    return results[1 if begin else 0]
+
+
+def _failed(results: list[PGresult]) -> PGresult | None:
+    for result in results:
+        if result.status not in (TUPLES_OK, COMMAND_OK):
+            return result
+    return None
