@@ -119,6 +119,9 @@ class TransactionControl(StatePerTask):
             super()._savepoint(sid)
 
     def _savepoint_rollback(self, sid: str) -> None:
+        if (lease := self._own_lease()) is not None:
+            # The server closes the cursors that were opened since.
+            lease.closings += 1
         with self._finishing():
             super()._savepoint_rollback(sid)
         self.state.rolled_back_to = sid
@@ -165,11 +168,12 @@ class TransactionControl(StatePerTask):
         """
         lease = self._own_lease()
         exposed = lease is not None and lease.exposed
+        state = self.state if self.bridged else None
         try:
             end()
         except BaseException as error:
-            if self.bridged and not isinstance(error, DatabaseError):
-                self.connection = None
+            if state is not None and not isinstance(error, DatabaseError):
+                state.connection = None
             raise
         if lease is not None:
             # It was Django that asked for the connection: nothing is changed on it.

@@ -191,7 +191,18 @@ class DatabaseWrapper(Watched, TransactionControl):
             if lease.pins:
                 check_not_outlived(self)
             lease.hold()
+            if lease.left is not None:
+                self._close_left(lease, pinned=False)
         return lease
+
+    def _close_left(self, lease: Lease, *, pinned: bool) -> None:
+        """Close the server-side cursors that were left on a *lease* that is held."""
+        try:
+            with self.wrap_database_errors:
+                lease.close_left()
+        except BaseException:
+            lease.let_go(pinned=pinned)
+            raise
 
     def _hold(self, *, pinned: bool = False) -> Lease | None:
         """Hold the task's lease, taking its turn and borrowing a connection if need be.
@@ -201,6 +212,8 @@ class DatabaseWrapper(Watched, TransactionControl):
         state = self.state_in_turn()
         if state.lease is not None:
             state.lease.hold(pinned=pinned)
+            if state.lease.left is not None:
+                self._close_left(state.lease, pinned=pinned)
         elif state.connection is None:
             state.connecting = True
             try:
@@ -328,7 +341,7 @@ class DatabaseWrapper(Watched, TransactionControl):
             cursor.hold(lease, pinned=pinned)
         else:
             # Somebody's own make_cursor: the lease lasts as long as the object.
-            finalize(cursor, lease.let_go, pinned=pinned)
+            finalize(cursor, lease.let_go_elsewhere, pinned=pinned)
         return cursor
 
     def _cursor_of_thread(self, name: str | None) -> Any:

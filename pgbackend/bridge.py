@@ -24,11 +24,13 @@ from asyncio import (
     BaseEventLoop,
     Future,
     SelectorEventLoop,
+    Task,
     _get_running_loop,
     current_task,
     tasks,
 )
 from collections.abc import Awaitable, Callable, Generator
+from contextvars import Context
 from types import CoroutineType, coroutine
 from typing import Any, NoReturn, ParamSpec, TypeVar
 from weakref import ref
@@ -48,6 +50,10 @@ _ABANDONED = "the bridged call was closed while it waited: nothing is left to aw
 
 class BridgeError(RuntimeError):
     """Something was awaited from synchronous code where that is not possible."""
+
+
+class CallClosedError(BridgeError):
+    """Something was awaited in a bridged call that was closed."""
 
 
 # What a greenlet hands out when a call has ended: the outcome is among its attributes.
@@ -71,6 +77,8 @@ class _Bridge(greenlet):
     exits: dict[Callable[[], None], None] | None = None
     # True once the coroutine driving this greenlet was closed: nobody is left to await.
     abandoned = False
+    # The thread that it belongs to: it cannot be switched to from another.
+    thread = 0
     # Whether it is the bridge of something that has a session of its own; see `last`.
     lasting = False
     # What takes the callbacks of `on_end`; None: they are called when the function has ended.
@@ -169,7 +177,7 @@ def await_bridged(awaitable: Awaitable[T]) -> T:
     # The frame lives in the greenlet: a local that names the greenlet across a switch would
     # be a reference cycle, and keep an abandoned one from being collected.
     if getattr(getcurrent(), "abandoned", False):
-        _refuse(awaitable, _ABANDONED)
+        _refuse(awaitable, _ABANDONED, CallClosedError)
 
     steps: Any = awaitable if type(awaitable) is CoroutineType else _as_coroutine(awaitable)
     try:
@@ -186,12 +194,17 @@ def await_bridged(awaitable: Awaitable[T]) -> T:
         return result
 
 
+def can_wait() -> bool:
+    """Return whether `await_bridged` may be called: bridged, in a call that was not closed."""
+    return is_bridged() and not getattr(getcurrent(), "abandoned", False)
+
+
 def check_bridged() -> None:
     """Raise `BridgeError` where nothing can be awaited, before anything is begun."""
     if not is_bridged():
         raise BridgeError(_OUTSIDE)
     if getattr(getcurrent(), "abandoned", False):
-        raise BridgeError(_ABANDONED)
+        raise CallClosedError(_ABANDONED)
 
 
 def await_future(future: Future[T]) -> T:
@@ -208,16 +221,18 @@ def _suspend(waiting: Any) -> Any:
     """Hand what an awaitable yielded to the event loop and return what it answers."""
     bridge: Any = getcurrent()
     if bridge.abandoned:
-        raise BridgeError(_ABANDONED)
+        raise CallClosedError(_ABANDONED)
     parent = bridge.parent
     del bridge
     return parent.switch(waiting)
 
 
-def _refuse(awaitable: Awaitable[Any], message: str) -> NoReturn:
+def _refuse(
+    awaitable: Awaitable[Any], message: str, error: type[BridgeError] = BridgeError
+) -> NoReturn:
     if inspect.iscoroutine(awaitable):
         awaitable.close()
-    raise BridgeError(message)
+    raise error(message)
 
 
 async def run_bridged(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -249,6 +264,7 @@ def _drive(
         bridge.parent = driver
     else:
         bridge = _Bridge(_serve, driver)
+        bridge.thread = threading.get_ident()
         # Without arguments: it would keep those as long as it lives.
         bridge.switch()
     bridge.owner = current_task()
@@ -264,8 +280,7 @@ def _drive(
             # The coroutine is being closed or collected: the function may unwind, but there
             # is no loop any more to wait in.
             bridge.abandoned = True
-            bridge.parent = getcurrent()
-            bridge.throw(GreenletExit)
+            _unwind(bridge)
             raise
         except BaseException as error:
             bridge.parent = getcurrent()
@@ -299,6 +314,26 @@ def _idle_on(loop: Any) -> list[_Bridge]:
     if _idle.loop() is not loop:
         _idle.loop, _idle.on_loop = ref(loop), []
     return _idle.on_loop
+
+
+def _unwind(bridge: _Bridge) -> None:
+    """Let the function of a closed call unwind, in the thread that the greenlet belongs to.
+
+    The coroutine may have been collected in another one.
+    """
+    if bridge.thread == threading.get_ident():
+        _throw_exit(bridge)
+        return
+    owner: Task[Any] | None = bridge.owner
+    loop = None if owner is None else owner.get_loop()
+    # With its loop closed there is nothing left to hand back.
+    if loop is not None and not loop.is_closed():
+        loop.call_soon_threadsafe(_throw_exit, bridge, context=Context())
+
+
+def _throw_exit(bridge: _Bridge) -> None:
+    bridge.parent = getcurrent()
+    bridge.throw(GreenletExit)
 
 
 def _serve() -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from operator import is_
@@ -21,14 +21,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
 from greenlet import GreenletExit
-from psycopg import abc
+from psycopg import abc, sql
 from psycopg.abc import PQGen, PQGenConn
 from psycopg.adapt import AdaptersMap, Transformer
 from psycopg.errors import _WaitTimeout
 from psycopg.pq import Format, TransactionStatus
 from psycopg.waiting import Wait, wait_async
 
-from .bridge import await_bridged, check_bridged
+from .bridge import CallClosedError, await_bridged, check_bridged
 from .joining import outlived
 from .waiting import SocketWait, continued
 
@@ -61,6 +61,10 @@ ROLLED_BACK = (
 _over: ContextVar[PooledConnection] = ContextVar("pgbackend_over")
 
 logger = logging.getLogger("pgbackend.connection")
+
+
+def _always() -> bool:
+    return True
 
 
 class BridgedLock:
@@ -247,7 +251,11 @@ class BridgedConnection(psycopg.Connection[Any]):
         """
         rest = gen
         if timeout is None and self._limit is None:
-            check_bridged()
+            try:
+                check_bridged()
+            except CallClosedError:
+                self._given_up()
+                raise
             try:
                 state = next(gen)
                 while state == WAIT_R:
@@ -256,7 +264,7 @@ class BridgedConnection(psycopg.Connection[Any]):
                 result: RV = stop.value
                 return result
             except (GeneratorExit, GreenletExit):
-                # The wait is given up: nothing can be awaited any more.
+                self._given_up()
                 raise
             except psycopg.Error as error:
                 self._note(error)
@@ -274,6 +282,7 @@ class BridgedConnection(psycopg.Connection[Any]):
             seconds = seconds if limit is None else limit
             return await wait_async(gen, self.pgconn.socket, interval, seconds)
         except (GeneratorExit, GreenletExit):
+            self._given_up()
             raise
         except _WaitTimeout:
             if limit is None:
@@ -289,6 +298,14 @@ class BridgedConnection(psycopg.Connection[Any]):
         except BaseException:
             await self._interrupted(gen)
             raise
+
+    def _given_up(self) -> None:
+        """Close the connection if nobody will read the answer to what it runs.
+
+        Whoever waited for that was closed, and can await nothing any more.
+        """
+        if self.is_executing:
+            self._pooled.abandon()
 
     def _note(self, error: psycopg.Error) -> None:
         if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
@@ -393,6 +410,40 @@ class BridgedConnection(psycopg.Connection[Any]):
             or (code or "").startswith("08")
             or (code is None and isinstance(error, psycopg.InternalError))
         )
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether the transaction can only be rolled back, since a statement has failed."""
+        return self.pgconn.transaction_status == TransactionStatus.INERROR
+
+    def close_cursors(
+        self, names: Sequence[str], *, sure: bool = False, still: Callable[[], bool] = _always
+    ) -> None:
+        """Close server-side cursors, waiting through the bridge, if they exist.
+
+        A CLOSE of one that does not would abort the transaction, so it is looked first, unless it
+        is *sure*. Nothing is done in a transaction that is broken, nor where *still* returns False
+        when it is the caller's turn on the connection.
+        """
+        with self.lock:
+            if not self.closed and still():
+                self.wait(self._close_cursors(names, sure))
+
+    def _close_cursors(self, names: Sequence[str], sure: bool) -> PQGen[None]:
+        if self.pgconn.transaction_status not in (
+            TransactionStatus.IDLE,
+            TransactionStatus.INTRANS,
+        ):
+            return
+        if not sure:
+            literals = sql.SQL(", ").join(map(sql.Literal, names))
+            query = sql.SQL("SELECT name FROM pg_catalog.pg_cursors WHERE name IN ({})")
+            found = yield from self._exec_command(query.format(literals))
+            assert found is not None
+            rows = (found.get_value(row, 0) or b"" for row in range(found.ntuples))
+            names = [row.decode(self.pgconn._encoding) for row in rows]
+        for name in names:
+            yield from self._exec_command(sql.SQL("CLOSE {}").format(sql.Identifier(name)))
 
     def stop(self) -> None:
         """Cancel the statement that another task runs; close the connection if that fails."""

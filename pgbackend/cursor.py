@@ -13,18 +13,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
-from weakref import ref
+from weakref import WeakSet, ref
 
 import psycopg
 from django.db import ProgrammingError
 from django.db.backends import utils
 from django.db.backends.postgresql import base as postgresql
 
-from .bridge import is_bridged, lasts, on_end
+from .bridge import can_wait, lasts, on_end
 from .joining import check_not_outlived
 from .session import CleanSQL, changes_session
 
 if TYPE_CHECKING:
+    from .joining import Transaction
     from .lease import Lease
 
 
@@ -82,7 +83,12 @@ class LeaseHolder(utils.CursorWrapper):
     lease: Lease | None = None
     # Whether it ever had one.
     leased = False
+    # Whether it is a server-side cursor, which outlasts the bridged call.
     pinned = False
+    # The transaction with which such a cursor ends; None: it ends with the session.
+    _transaction: Transaction | None = None
+    # The lease's count of what may close cursors when this one was opened.
+    _opened_at = 0
 
     def __init__(self, cursor: Any, db: Any) -> None:
         super().__init__(cursor, db)
@@ -100,39 +106,86 @@ class LeaseHolder(utils.CursorWrapper):
         self.leased = True
         self.pinned = pinned
         lease.newest_holder = ref(self)
+        if pinned:
+            self._transaction = None if self.cursor.withhold else lease.state.transaction
+            self._opened_at = lease.closings
+            if lease.named is None:
+                lease.named = WeakSet()
+            lease.named.add(self)
         if pinned and (opened := _opened.get()) is not None:
             opened[:] = [each for each in opened if each.cursor is not self.cursor]
             opened.append(self)
 
     def close(self) -> None:
-        """Close the cursor and let go of the lease; closing again does nothing."""
-        if self._in_server and not is_bridged():
-            # A server-side cursor finalized outside the bridge, by the collector most
-            # likely: the server cannot be told to close it.
-            self._abandon()
+        """Close the cursor and let go of the lease; closing again does nothing.
+
+        A server-side cursor is closed in the server at once if the caller may wait, else before the
+        next statement. A generator that ends early does not wait: the collector may have ended it
+        in the middle of anything, a statement on the same connection included.
+        """
+        if self._in_server:
+            if not can_wait():
+                self._abandon()
+            elif isinstance(sys.exception(), GeneratorExit):
+                self.leave()
+            else:
+                self.close_in_server()
             return
         try:
-            if self._in_server:
-                assert self.lease is not None
-                with self.lease.face.limited(), self.db.wrap_database_errors:
-                    self.cursor.close()
-            elif not self.leased or (self.lease is not None and self.lease.on_loan):
+            if not self.leased or (self.lease is not None and self.lease.on_loan):
                 with self.db.wrap_database_errors:
                     self.cursor.close()
             else:
                 self._forget()
-        except BaseException:
-            # Interrupted, most likely: the server may have it open still.
-            if self._in_server:
-                self._abandon(left_open=False)
-            raise
         finally:
             self._let_go()
+
+    def close_in_server(self) -> None:
+        """Close a server-side cursor that is open, waiting; `leave` it if it is others' turn."""
+        lease = self.lease
+        if lease is None or not self._in_server:
+            return
+        if not self._may_use(lease):
+            self.leave()
+            return
+        # Else it may be closed: an error can do that, raw SQL, or the end of a savepoint.
+        sure = (
+            sys.exception() is None
+            and self.cursor._described
+            and lease.closings == self._opened_at
+            and not lease.face.was_used_directly
+        )
+        try:
+            with lease.face.limited(), self.db.wrap_database_errors:
+                lease.face.close_cursors([self.cursor.name], sure=sure, still=self._may_be_open)
+        except BaseException:
+            # Interrupted, most likely: the server may have it open still.
+            self.leave()
+            raise
+        self._forget()
+        self._let_go()
+
+    def _may_use(self, lease: Lease) -> bool:
+        """Return whether the running task uses *lease*, too, and it is its turn."""
+        try:
+            return self.db.state is lease.state and bool(lease.state.has_turn())
+        except RuntimeError:
+            # The cursor was moved to another event loop.
+            return False
 
     @property
     def _in_server(self) -> bool:
         """Whether the server may have the cursor open after the lease was given back."""
         return self.pinned and self.lease is not None and self.lease.on_loan
+
+    def _may_be_open(self) -> bool:
+        """Return whether the cursor's connection and transaction are those it was opened in."""
+        lease, transaction = self.lease, self._transaction
+        return (
+            lease is not None
+            and lease.on_loan
+            and (transaction is None or lease.state.transaction is transaction)
+        )
 
     def __del__(self) -> None:
         if self._in_server:
@@ -140,33 +193,49 @@ class LeaseHolder(utils.CursorWrapper):
         else:
             self._let_go()
 
-    def _abandon(self, *, left_open: bool = True) -> None:
-        """Let go of a server-side cursor that is still open in the server.
-
-        *left_open* if nobody tried to close it.
-        """
+    def _abandon(self) -> None:
+        """Leave a server-side cursor that nobody closed where it can be waited for."""
         lease = self.lease
         assert lease is not None
-        if lease.state.transaction is None:
-            if left_open:
-                warnings.warn(
-                    "a server-side cursor was left open: its connection is closed. Read an"
-                    " aiterator() to its end or `await aclose()` it",
-                    ResourceWarning,
-                    stacklevel=2,
-                )
-            lease.face.close()
+        # A transaction ends its cursors, and who holds the lease beside this one closes them.
+        alone = self._transaction is None and lease.holds <= 1
+        if alone:
+            warnings.warn(
+                "a server-side cursor was left open: its connection is closed. Read an"
+                " aiterator() to its end or `await aclose()` it",
+                ResourceWarning,
+                stacklevel=2,
+            )
+        self.leave(discard=alone)
+
+    def leave(self, *, discard: bool = False) -> None:
+        """Let go of a server-side cursor that is open in the server, without waiting.
+
+        From any thread. It is closed before the next statement on the connection, or with it at
+        once if *discard*.
+        """
+        lease, self.lease = self.lease, None
+        if lease is None:
+            return
         self._forget()
-        self._let_go()
+        leave = lease.leave_cursor
+        name, transaction = self.cursor.name, self._transaction
+        lease.pool.on_loop(functools.partial(leave, name, transaction, discard=discard))
 
     def _forget(self) -> None:
         """Do what needs no connection in psycopg's close(): its destructor would miss that."""
         self.cursor._close()
 
+    def transaction_ended(self, transaction: Transaction) -> None:
+        """Let go of a server-side cursor that was opened in *transaction*, and ended with it."""
+        if self._transaction is transaction:
+            self._forget()
+            self._let_go()
+
     def _let_go(self) -> None:
         lease, self.lease = self.lease, None
         if lease is not None:
-            lease.let_go(pinned=self.pinned)
+            lease.let_go_elsewhere(pinned=self.pinned)
 
     def _check_lease(self) -> None:
         """Take the task's turn; raise InterfaceError if the connection was given back."""
@@ -196,6 +265,7 @@ class LeaseHolder(utils.CursorWrapper):
         if _is_of_the_cache():
             return
         lease.dirty = True
+        lease.closings += 1
         if lease.pins or not changes_session(str(sql)):
             return
         if _is_being_made(self.db):
@@ -231,6 +301,8 @@ class LeaseHolder(utils.CursorWrapper):
         self._check_lease()
         if type(sql) is not CleanSQL:
             self._soil(sql, params)
+        if self.pinned and self.lease is not None:
+            self._opened_at = self.lease.closings
         return super()._execute(sql, params, *args)
 
     def _executemany(self, sql: Any, param_list: Any, *args: Any) -> Any:

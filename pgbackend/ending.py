@@ -164,6 +164,8 @@ def _roll_back_to(wrapper: Any, state: ConnectionState, savepoint: str) -> bool:
         f" {wrapper.ops.savepoint_commit_sql(savepoint)}"
     )
     done: list[None] = []
+    # The server closes the cursors that were opened since.
+    lease.closings += 1
     try:
         await_bridged(shielded(_send(lease.face, message, done)))
     except BridgeError:

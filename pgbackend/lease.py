@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from psycopg.pq import TransactionStatus
 
 if TYPE_CHECKING:
     from .connection import BridgedConnection
     from .cursor import LeaseHolder
+    from .joining import Transaction
     from .pool import ConnectionPool
     from .pooled import PooledConnection
     from .state import ConnectionState
@@ -29,10 +32,13 @@ class Lease:
     """
 
     __slots__ = (
+        "closings",
         "dirty",
         "exposed",
         "face",
         "holds",
+        "left",
+        "named",
         "newest_holder",
         "on_loan",
         "pins",
@@ -53,8 +59,15 @@ class Lease:
         self.on_loan = True
         # The cursor wrapper that took a hold on it last, by a weak reference.
         self.newest_holder: Callable[[], LeaseHolder | None] = _nobody
+        # The wrappers of open server-side cursors, by weak references; None before the first.
+        self.named: WeakSet[LeaseHolder] | None = None
+        # Server-side cursors that were left and are open still: their names, and the transaction
+        # with which they end, if not with the session. Closed before the next statement.
+        self.left: list[tuple[str, Transaction | None]] | None = None
         # Whether the borrower may have changed something on the connection itself.
         self.exposed = False
+        # How often something was run that may close server-side cursors: raw SQL, a rollback.
+        self.closings = 0
         # Whether the session has to be reset before another borrower gets the connection.
         self.dirty = False
 
@@ -80,6 +93,44 @@ class Lease:
     def refuse_others(self) -> None:
         """Refuse the statements that wait for the one that runs: they have come too late."""
         self.face.lock.refuse_waiting()
+
+    def let_go_elsewhere(self, *, pinned: bool = False) -> None:
+        """Do what `let_go` does, from any thread and loop: the collector may run in each."""
+        self.pool.on_loop(functools.partial(self.let_go, pinned=pinned))
+
+    def leave_cursor(
+        self, name: str, transaction: Transaction | None, *, discard: bool = False
+    ) -> None:
+        """Let go of the server-side cursor *name*, which nobody will read; close it by and by.
+
+        *transaction* is the one that it was opened in. Nothing is to be done if that has ended.
+        With *discard* close the connection instead, unless somebody else holds it.
+        """
+        if self.on_loan and not self.face.closed:
+            if transaction is None and discard and self.holds <= 1:
+                self.face.close()
+            elif transaction is None or self.state.transaction is transaction:
+                # What lives in the session is closed by its reset, if nobody does before.
+                self.dirty = self.dirty or transaction is None
+                self.left = [*(self.left or ()), (name, transaction)]
+        self.let_go(pinned=True)
+
+    def close_left(self) -> None:
+        """Close what `leave_cursor` was told of, waiting through the bridge."""
+        left = self.left or []
+        if left and self.face.is_broken:
+            # It can be told nothing before it is rolled back; then it is looked which are left.
+            return
+        self.left = None
+        self.face.close_cursors([name for name, _ in left])
+
+    def transaction_ended(self, transaction: Transaction) -> None:
+        """Forget the server-side cursors of *transaction*, which ended with it."""
+        self.closings += 1
+        if self.left is not None:
+            self.left = [each for each in self.left if each[1] is not transaction] or None
+        for holder in list(self.named or ()):
+            holder.transaction_ended(transaction)
 
     def give_back(self) -> None:
         """Return the connection to its pool, whoever holds it; a second call does nothing.

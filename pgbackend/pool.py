@@ -11,6 +11,7 @@ import asyncio
 import functools
 import inspect
 import logging
+from asyncio import _get_running_loop
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context
 from operator import itemgetter
@@ -326,14 +327,12 @@ class ConnectionPool(AsyncConnectionPool[PooledConnection]):
 
         What cannot be done at once (a rollback, a contended lock) is left to a task of the
         pool, so that neither cancelling the borrower nor closing its coroutine loses the
-        connection. With no running loop the connection is closed.
+        connection. Elsewhere than on its loop see `_give_back_elsewhere`.
         """
-        conn.borrower = None
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            conn.finish()
+        if _get_running_loop() is not self.loop:
+            self._give_back_elsewhere(conn, dirty)
             return
+        conn.borrower = None
         if dirty and not conn.closed and not self.closed:
             # Not begun here, in the middle of the borrower's bridge.
             self._resetting += 1
@@ -341,15 +340,35 @@ class ConnectionPool(AsyncConnectionPool[PooledConnection]):
         elif not self._put(conn):
             self._detach(self._return(conn), conn)
 
+    def _give_back_elsewhere(self, conn: PooledConnection, dirty: bool) -> None:
+        """Do what `give_back` does where the pool's loop does not run, or runs in another thread.
+
+        If it does not run, nobody can say whether it will again: the connection is closed at once,
+        and its place is free when the loop runs again.
+        """
+        assert self.loop is not None
+        if not self.loop.is_running():
+            conn.borrower = None
+            conn.finish()
+        if not self.loop.is_closed():
+            back = functools.partial(self.give_back, conn, dirty=dirty)
+            self.loop.call_soon_threadsafe(back, context=Context())
+
+    def on_loop(self, callback: Callable[[], None]) -> None:
+        """Call *callback* where connections are given back: soon, on the pool's loop.
+
+        At once if that is the running one, or does not run at all.
+        """
+        loop = self.loop
+        if loop is None or loop is _get_running_loop() or not loop.is_running():
+            callback()
+        else:
+            loop.call_soon_threadsafe(callback, context=Context())
+
     def abandon(self, conn: PooledConnection) -> None:
         """Close *conn* at once, in the middle of a statement, and have the server stop that."""
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            pass
-        else:
-            if capabilities.has_cancel_safe():
-                self.spawn(cancel(conn.pgconn.cancel_conn(), conn.face.cancel_timeout))
+        if _get_running_loop() is self.loop and capabilities.has_cancel_safe():
+            self.spawn(cancel(conn.pgconn.cancel_conn(), conn.face.cancel_timeout))
         conn.finish()
 
     async def _return(self, conn: PooledConnection) -> None:

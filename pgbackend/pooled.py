@@ -45,6 +45,14 @@ class PooledConnection(psycopg.AsyncConnection[Any]):
             self.face.stop_listening()
         self.pgconn.finish()
 
+    def abandon(self) -> None:
+        """Close the connection at once, in the middle of a statement of its borrower's."""
+        pool = cast("ConnectionPool | None", self._pool)
+        if pool is None:
+            self.finish()
+        else:
+            pool.abandon(self)
+
     async def close(self) -> None:
         """Close the connection, as psycopg's ``close``."""
         if self.face is not None:

@@ -161,6 +161,8 @@ class ConnectionState(Turns):
             owner.remove_done_callback(self._owner_ended)
         joining.leave(transaction)
         if self.lease is not None:
+            self.lease.transaction_ended(transaction)
+        if self.lease is not None:
             self.lease.let_go(pinned=True)
         if self.lease is not None and is_bridged():
             # A cursor was left open by a call that ended, or by a thread.

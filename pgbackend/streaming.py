@@ -9,28 +9,65 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import AsyncGenerator, Callable
+from asyncio import _get_running_loop
+from collections.abc import AsyncGenerator, Callable, Generator
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 import psycopg
 from django.db import DatabaseError, InterfaceError
 
 from . import aliases
 from .cursor import collect_opened
-from .routing import all_run_bridged, run_for_aliases
+from .routing import all_run_bridged, run_for_aliases, runs_bridged
+
+if TYPE_CHECKING:
+    from .cursor import LeaseHolder
 
 logger = logging.getLogger("pgbackend.connection")
+
+
+class Reading:
+    """One iteration by ``aiterator()``: the generators in it, and the cursors they have opened."""
+
+    def __init__(self) -> None:
+        self.generators: list[AsyncGenerator[Any, None]] = []
+        # Server-side ones.
+        self.cursors: list[LeaseHolder] = []
+
+    def close(self) -> None:
+        """Close the cursors in the server, waiting through the bridge."""
+        for cursor in self.cursors:
+            cursor.close_in_server()
+
+    def leave(self) -> None:
+        """Have the cursors closed by and by, without waiting; from any thread."""
+        for cursor in self.cursors:
+            cursor.leave()
+
+
+# The readings of the generators that `closing` has made, by weak references to these.
+_readings: dict[ref[AsyncGenerator[Any, None]], Reading] = {}
+
+
+def _left(generator: ref[AsyncGenerator[Any, None]]) -> None:
+    """Leave the cursors of a generator to which nobody refers any more.
+
+    The loop will close it, but in a task of its own, and later: by then the reader may be in
+    another transaction, or have rolled back to a savepoint.
+    """
+    _readings.pop(generator).leave()
 
 
 async def chunks(self: Any) -> AsyncGenerator[Any, None]:
     """Yield an iterable's rows, a chunk of them for each call into the bridge."""
     rows = iter(self)
     used: set[str | None] = set()
-    cursors: list[Any] = []
+    reading = getattr(self.queryset, "_pgbackend_reading", None) or Reading()
 
     def next_slice() -> list[Any]:
-        with collect_opened(cursors):
+        with collect_opened(reading.cursors):
             return list(islice(rows, self.chunk_size))
 
     async def call(function: Callable[[], Any]) -> Any:
@@ -43,9 +80,9 @@ async def chunks(self: Any) -> AsyncGenerator[Any, None]:
     def close() -> None:
         # By name: closing the outer generator leaves the inner one, and with it the
         # cursor, to a destructor, where errors and cancellations are lost.
-        for cursor in cursors:
-            cursor.close()
-        rows.close()
+        reading.close()
+        if isinstance(rows, Generator):
+            rows.close()
 
     try:
         while True:
@@ -56,8 +93,13 @@ async def chunks(self: Any) -> AsyncGenerator[Any, None]:
                 break
     finally:
         ended_by = sys.exception()
+        closed = isinstance(ended_by, GeneratorExit)
         try:
-            await call(close)
+            if closed and (_get_running_loop() is None or all(map(runs_bridged, used))):
+                # Nothing can be awaited if it is the reader's coroutine that was closed.
+                reading.leave()
+            else:
+                await call(close)
         except (psycopg.Error, DatabaseError, InterfaceError) as error:
             if ended_by is None:
                 raise
@@ -71,8 +113,9 @@ async def chunks(self: Any) -> AsyncGenerator[Any, None]:
 def rows(self: Any) -> AsyncGenerator[Any, None]:
     """Return what `chunks` yields, and let the queryset's ``aiterator()`` know of it."""
     found: AsyncGenerator[Any, None] = self._async_generator()
-    if hasattr(self.queryset, "_pgbackend_rows"):
-        self.queryset._pgbackend_rows.append(found)
+    reading = getattr(self.queryset, "_pgbackend_reading", None)
+    if reading is not None:
+        reading.generators.append(found)
     return found
 
 
@@ -81,17 +124,22 @@ def closing(
 ) -> Callable[..., AsyncGenerator[Any, None]]:
     """Return *aiterator* with an end that closes what it opened."""
 
-    async def patched(self: Any, *args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
+    def patched(self: Any, *args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
         # A copy, to learn of no other iteration's rows.
         queryset = self._chain()
-        queryset._pgbackend_rows = []
-        items = aiterator(queryset, *args, **kwargs)
-        try:
-            async for item in items:
-                yield item
-        finally:
-            await items.aclose()
-            for each in queryset._pgbackend_rows:
-                await each.aclose()
+        reading = queryset._pgbackend_reading = Reading()
+        generator = _read(aiterator(queryset, *args, **kwargs), reading)
+        _readings[ref(generator, _left)] = reading
+        return generator
 
     return patched
+
+
+async def _read(items: AsyncGenerator[Any, None], reading: Reading) -> AsyncGenerator[Any, None]:
+    try:
+        async for item in items:
+            yield item
+    finally:
+        await items.aclose()
+        for each in reading.generators:
+            await each.aclose()

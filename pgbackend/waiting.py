@@ -196,7 +196,9 @@ def _wake(future: Future[Ready]) -> None:
 
 
 def _unregister(loop: AbstractEventLoop, fd: int) -> None:
-    loop.remove_reader(fd)
+    # A closed loop listens to nothing; uvloop's refuses to be told so.
+    if not loop.is_closed():
+        loop.remove_reader(fd)
     os.close(fd)
 
 
