@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from operator import attrgetter
+from types import FunctionType
 from typing import Any
 
 from django.core.exceptions import EmptyResultSet
 from django.db.backends.postgresql import compiler as postgresql
 from django.db.backends.postgresql.operations import DatabaseOperations
-from django.db.models.sql import compiler as djangos
 from django.db.models.sql.constants import (
     CURSOR,
     GET_ITERATOR_CHUNK_SIZE,
@@ -30,8 +30,16 @@ from .bridge import is_bridged
 from .session import CleanSQL
 from .statement import cursor_for
 
-_EXECUTE = djangos.SQLCompiler.execute_sql
-_INSERT = djangos.SQLInsertCompiler.execute_sql
+
+def _djangos(execute_sql: Any) -> Any:
+    """Return *execute_sql* if it is Django's own: it may have been replaced before."""
+    if type(execute_sql) is FunctionType:
+        return execute_sql if execute_sql.__globals__["__name__"].startswith("django.") else None
+    return None
+
+
+_EXECUTE = _djangos(postgresql.SQLCompiler.execute_sql)
+_INSERT = _djangos(postgresql.SQLInsertCompiler.execute_sql)
 
 # How operations take what a statement returns, by version. Ways of their own need Django's cursor.
 _FETCHING = frozenset(
@@ -123,7 +131,7 @@ class SQLCompiler(postgresql.SQLCompiler):
             or result_type == CURSOR
             or not is_bridged()
             # Whoever replaces it wants to see statements.
-            or djangos.SQLCompiler.execute_sql is not _EXECUTE
+            or postgresql.SQLCompiler.execute_sql is not _EXECUTE
         ):
             return super().execute_sql(result_type, chunked_fetch, chunk_size)
         try:
@@ -165,7 +173,7 @@ class SQLInsertCompiler(postgresql.SQLInsertCompiler, SQLCompiler):
         operations = self.connection.ops
         if (
             not is_bridged()
-            or djangos.SQLInsertCompiler.execute_sql is not _INSERT
+            or postgresql.SQLInsertCompiler.execute_sql is not _INSERT
             or _fetch(type(operations)) != _FETCH
             or not _FETCHING.isdisjoint(operations.__dict__)
         ):

@@ -21,13 +21,24 @@ from django.conf import settings
 from django.core import checks
 from django.db import connections, transaction
 
-from . import aliases, asgi, blocks, decorating, early, guards, settings_checks, streaming, toolbar
+from . import (
+    aliases,
+    asgi,
+    blocks,
+    context_locals,
+    decorating,
+    early,
+    guards,
+    settings_checks,
+    streaming,
+    toolbar,
+)
 from .bridge import await_bridged, is_bridged, run_bridged
 from .budget import check_budget
 from .fingerprints import check_unpatched, fingerprint, fingerprint_of_calls, is_known
 from .importing import after_import
 from .places import RULES
-from .routing import is_enabled, sync_to_async_in
+from .routing import bridged, is_enabled, sync_to_async_in
 
 _applied = False
 
@@ -51,6 +62,9 @@ def apply() -> None:
     after_import("django.test.client", _patch_client)
     after_import("django.utils.log", _patch_error_mails)
     after_import("debug_toolbar.panels.sql.panel", toolbar.patch)
+    for name in context_locals.MODULES:
+        after_import(name, context_locals.replace)
+    after_import("pghistory.runtime", _patch_history)
     _patch_asgiref()
     checks.register(check_unpatched, checks.Tags.async_support)
     checks.register(early.check_early, checks.Tags.async_support)
@@ -282,6 +296,16 @@ def _patch_error_mails(module: ModuleType) -> None:
         return await_bridged(asgiref.sync.sync_to_async(send, thread_sensitive=False)())
 
     handler.handle = patched
+
+
+def _patch_history(module: ModuleType) -> None:
+    """Let django-pghistory's ``async with context()`` do on the loop what concerns the loop.
+
+    It adds an ``execute_wrapper`` in a thread of ``sync_to_async``, whose wrapper is another one:
+    outside requests what the loop executes had no context. (3.)
+    """
+    if hasattr(module, "sync_to_async"):
+        module.sync_to_async = bridged  # type: ignore[attr-defined]  # the patch
 
 
 # asgiref

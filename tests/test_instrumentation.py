@@ -9,15 +9,18 @@ import json
 import re
 import textwrap
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from django.contrib.contenttypes.models import ContentType
 
 from tests import settings as tests_settings
 from tests.conftest import Server
 from tests.instrumentation_site import expected, make_library
 from tests.instrumentation_tenants import site as tenants
-from tests.script import run_script
+from tests.models import Author, Book
+from tests.script import ROOT, run_script
 
 # The site's settings. In the server's own time zone no statement has to set it.
 SITE = """\
@@ -34,10 +37,13 @@ for each in conf["DATABASES"].values():
 ON_LOOP = pytest.mark.parametrize("sync_on_loop", [False, True], ids=["threads", "on the loop"])
 
 
-def run(script: str, **changes: Any) -> Any:
-    """Run *script* with the site's settings, changed by *changes*, and return what it prints."""
+def run(script: str, *, path: Path | None = None, **changes: Any) -> Any:
+    """Run *script* with the site's settings, changed by *changes*, and return what it prints.
+
+    *path* goes before everything else on sys.path.
+    """
     more = "".join(f"conf[{name!r}] = {value!r}\n" for name, value in changes.items())
-    return json.loads(run_script(SITE + more + textwrap.dedent(script)))
+    return json.loads(run_script(SITE + more + textwrap.dedent(script), path=path))
 
 
 def middleware(name: str) -> str:
@@ -237,6 +243,203 @@ def test_sentry(sync_on_loop: bool) -> None:
     # Asked for by db_transaction_spans.
     assert spans == expected(without=("BEGIN",))
     assert crumbs == expected(without=("BEGIN", "COMMIT"))
+
+
+# Packages that keep a request's state in a threading.local
+
+# Short forms of django-pghistory, django-pgtrigger and django-silk, under their names.
+LOCALS = ROOT / "tests" / "instrumentation_locals"
+
+
+@ON_LOOP
+def test_pghistory(sync_on_loop: bool) -> None:
+    """What synchronous middleware keeps for a request in its thread is there for its statements.
+
+    They all are seen, those of tasks and threads too, each by the state of its own request.
+    """
+    make_library()
+    seen = run(
+        WATCHED,
+        path=LOCALS,
+        MIDDLEWARE=["pghistory.runtime.middleware"],
+        PGBACKEND_SYNC_ON_LOOP=sync_on_loop,
+    )
+    assert seen == expected(without=("BEGIN", "COMMIT"))
+
+
+HISTORY_IN_SCRIPT = """
+conf["DATABASES"].pop("other")
+conf["DATABASE_ROUTERS"] = []
+settings.configure(**conf)
+import django
+django.setup()
+import uvloop
+from asgiref.sync import sync_to_async
+from django.db import connection
+from pgbackend import bridged
+from pghistory.runtime import _tracker, context
+from tests.instrumentation_site import text
+from tests.models import Author
+
+
+async def work(name):
+    async with context() as outer:
+        await Author.objects.filter(name=name).acount()
+        async with context() as inner:
+            assert inner is outer
+            await asyncio.gather(*(Author.objects.filter(name=name).aexists() for _ in range(2)))
+        await bridged(Author.objects.filter(name=name).count)()
+    await Author.objects.filter(name=name).acount()
+    assert not hasattr(_tracker, "value")
+    assert connection.execute_wrappers == []
+    return [each for each in outer.statements if f"'{name}'" in each] == outer.statements, len(
+        outer.statements
+    )
+
+
+async def main():
+    names = [f"a{number}" for number in range(9)]
+    done = await asyncio.gather(*map(work, names))
+    done += await asyncio.gather(*map(bridged(work), names))
+    return done
+
+for factory in (asyncio.new_event_loop, uvloop.new_event_loop):
+    with asyncio.Runner(loop_factory=factory) as runner:
+        assert runner.run(main()) == [(True, 4)] * 18
+print("[]")
+"""
+
+
+def test_pghistory_outside_requests() -> None:
+    """Its asynchronous context manager is for the statements of its block, on the loop as well."""
+    assert run(HISTORY_IN_SCRIPT, path=LOCALS) == []
+
+
+TRIGGERS = """
+settings.configure(**conf)
+import django
+django.setup()
+import uvloop
+from asgiref.sync import sync_to_async
+from pgbackend import bridged
+from pgtrigger.runtime import _ignore, ignore, noted
+from tests.models import Author
+
+
+async def child(name, barrier):
+    with ignore(name):
+        await barrier.wait()
+        await Author.objects.filter(name=name).acount()
+        await sync_to_async(in_thread)(name)
+        await barrier.wait()
+    await Author.objects.filter(name=name).acount()
+    assert _ignore.value == {"all"}
+
+
+def in_thread(name):
+    with ignore(f"{name} in a thread"):
+        pass
+    assert _ignore.value == {"all", name}
+
+
+async def main():
+    with ignore("all"):
+        barrier = asyncio.Barrier(3)
+        await asyncio.gather(*(child(name, barrier) for name in ("a", "b", "c")))
+        await Author.objects.filter(name="none").acount()
+    assert _ignore.value == set()
+
+for main in (main, bridged(main)):
+    for factory in (asyncio.new_event_loop, uvloop.new_event_loop):
+        with asyncio.Runner(loop_factory=factory) as runner:
+            runner.run(main())
+assert not hasattr(_ignore, "value")
+print(json.dumps(sorted([names for sql, names in noted])))
+"""
+
+
+def test_pgtrigger() -> None:
+    """What one task ignores, it alone ignores: not its siblings, and not who began it."""
+    ignored = run(TRIGGERS, path=LOCALS)
+    once = [["a", "all"], ["all"], ["all"], ["all"], ["all"], ["all", "b"], ["all", "c"]]
+    assert ignored == sorted(once * 4)
+
+
+@ON_LOOP
+def test_silk(sync_on_loop: bool) -> None:
+    """What replaces SQLCompiler.execute_sql sees the statements that come by it, in their request.
+
+    Django's INSERTs have an execute_sql of their own.
+    """
+    make_library()
+    seen = run(
+        WATCHED,
+        path=LOCALS,
+        MIDDLEWARE=["silk.collector.middleware"],
+        PGBACKEND_SYNC_ON_LOOP=sync_on_loop,
+    )
+    assert seen == {
+        name: [each for each in sent if re.match("SELECT .* FROM|UPDATE", each)]
+        for name, sent in expected().items()
+    }
+
+
+REPLACED_BEFORE = """
+if own:
+    for each in conf["DATABASES"].values():
+        each["ENGINE"] = "django.db.backends.postgresql"
+        del each["OPTIONS"]["pool"]
+settings.configure(**conf)
+import functools
+from django.db.models.sql import compiler
+seen = []
+
+
+def replace(cls):
+    original = cls.execute_sql
+
+    @functools.wraps(original)
+    def execute_sql(self, *args, **kwargs):
+        seen.append([cls.__name__, "" if "Insert" in cls.__name__ else self.as_sql()[0]])
+        return original(self, *args, **kwargs)
+
+    cls.execute_sql = execute_sql
+
+replace(compiler.SQLCompiler)
+replace(compiler.SQLInsertCompiler)
+import django
+django.setup()
+from asgiref.sync import sync_to_async
+from django.db import connections
+from tests.models import Author, Book
+
+
+async def main():
+    author = await Author.objects.acreate(name="Ada")
+    await Author.objects.abulk_create([Author(name="Eve")])
+    assert await Author.objects.aget(name="Ada") == author
+    await Author.objects.filter(name="Ada").aupdate(name="Ida")
+    assert [each.name async for each in Author.objects.order_by("name")] == ["Eve", "Ida"]
+    async for each in Author.objects.order_by("name").aiterator(chunk_size=1):
+        pass
+    assert await Author.objects.acount() == 2
+    await Book.objects.acreate(title="a", author=author, price=1, data={})
+    await author.adelete()
+    await Author.objects.all().adelete()
+    await sync_to_async(connections.close_all)()
+
+asyncio.run(main())
+print(json.dumps(seen))
+"""
+
+
+def test_execute_sql_replaced_before_loading() -> None:
+    """Whoever replaced execute_sql before the backend was loaded sees what it does on Django's."""
+    # The first of them would have to make them.
+    ContentType.objects.get_for_models(Author, Book)
+    own, ours = (run(f"own = {own}\n{REPLACED_BEFORE}") for own in (True, False))
+    assert ours == own
+    assert len(own) > 10
 
 
 # State that a request keeps on the wrapper
