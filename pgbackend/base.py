@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 from weakref import finalize
 
@@ -35,7 +36,7 @@ if tuple(map(int, psycopg.__version__.split(".")[:2])) < (3, 3):
 
 from .autocommit import TransactionControl
 from .bridge import await_bridged
-from .connection import BridgedConnection, BridgedLock
+from .connection import BridgedLock
 from .creation import DatabaseCreation
 from .cursor import CursorDebugWrapper, CursorWrapper, LeaseHolder
 from .features import DatabaseFeatures
@@ -49,6 +50,7 @@ from .options import check as check_options
 from .per_task import States
 from .pool import ConnectionPool
 from .registry import open_pools
+from .session_guard import Guarded, for_one_use, guard
 from .threads import Handed
 from .wrapping import Watched
 
@@ -79,8 +81,6 @@ class DatabaseWrapper(Watched, TransactionControl):
         self._maker: asyncio.Task[Any] | None = None
         # True for the wrapper by which a pool configures its connections.
         self.configures_pool = False
-        # What receivers of connection_created execute meanwhile, with parameters.
-        self.configured: list[tuple[str, Any]] = []
         self._states = States(autocommit=settings_dict["AUTOCOMMIT"])
         super().__init__(settings_dict, alias)
         self._states.open()
@@ -158,6 +158,11 @@ class DatabaseWrapper(Watched, TransactionControl):
         if not self.settings_dict["AUTOCOMMIT"]:
             self._begin()
 
+    def _configure_timezone(self, connection: Any) -> bool:
+        # Django's, also where a test changes settings: another time zone has another pool.
+        with for_one_use() if self.bridged else nullcontext():
+            return bool(super()._configure_timezone(connection))
+
     def ensure_connection(self) -> None:
         """Connect if need be; bridged, borrow a connection and give it back."""
         if not self.bridged or self.state.connecting:
@@ -229,6 +234,7 @@ class DatabaseWrapper(Watched, TransactionControl):
         """Hold the task's lease beyond the bridged call; its session is reset in the end."""
         lease = self._hold(pinned=True)
         if lease is not None:
+            lease.keepers += 1
             lease.dirty = True
             task = asyncio.current_task()
             assert task is not None
@@ -240,8 +246,7 @@ class DatabaseWrapper(Watched, TransactionControl):
         task = asyncio.current_task()
         assert task is not None
         task.remove_done_callback(lease.owner_ended)
-        if lease.on_loan:
-            lease.let_go(pinned=True)
+        lease.keep_no_longer()
 
     def is_usable(self) -> bool:
         """Return whether the connection works, by a round trip."""
@@ -316,7 +321,8 @@ class DatabaseWrapper(Watched, TransactionControl):
                     continue
                 self._maker = task
                 try:
-                    return make()
+                    with for_one_use():
+                        return make()
                 finally:
                     self._maker = None
 
@@ -355,14 +361,8 @@ class DatabaseWrapper(Watched, TransactionControl):
 
     def create_cursor(self, name: str | None = None) -> Any:
         """Return a psycopg cursor, for a wrapper of Django's."""
-        connection = self.connection
-        if not isinstance(connection, BridgedConnection):
-            return super().create_cursor(name)
-        directly = connection.was_used_directly
-        try:
-            return super().create_cursor(name)
-        finally:
-            connection.was_used_directly = directly
+        cursor = super().create_cursor(name)
+        return guard(cursor, wrapped=True) if isinstance(cursor, Guarded) else cursor
 
     def make_cursor(self, cursor: Any) -> CursorWrapper:
         """Wrap a psycopg cursor."""

@@ -16,6 +16,7 @@ psycopg.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import sys
 import threading
@@ -420,3 +421,23 @@ def on_end(callback: Callable[[], None]) -> None:
 def lasts() -> bool:
     """Return whether `last` marked the outermost bridged call around the caller."""
     return bool(getattr(getcurrent(), "lasting", False))
+
+
+def ending() -> Callable[[Callable[[], None]], None] | None:
+    """Return what does as `on_end` for what `last` marked around the caller, also called elsewhere.
+
+    None if nothing was marked. After that end it does nothing.
+    """
+    bridge: Any = getcurrent()
+    if not getattr(bridge, "lasting", False):
+        return None
+    keep: Callable[[Callable[[], None]], None] | None = bridge.keep
+    return functools.partial(_on_exit_of, ref(bridge)) if keep is None else keep
+
+
+def _on_exit_of(bridge: Callable[[], _Bridge | None], callback: Callable[[], None]) -> None:
+    found = bridge()
+    if found is not None and found.lasting:
+        if found.exits is None:
+            found.exits = {}
+        found.exits[callback] = None

@@ -30,12 +30,15 @@ from psycopg.waiting import Wait, wait_async
 
 from .bridge import CallClosedError, await_bridged, check_bridged
 from .joining import outlived
+from .session_guard import guard
 from .waiting import SocketWait, continued
 
 if TYPE_CHECKING:
     from psycopg.pq.abc import PGresult
 
+    from .lease import Lease
     from .pooled import PooledConnection
+    from .session_sql import Effect
 
 RV = TypeVar("RV")
 
@@ -56,6 +59,9 @@ ROLLED_BACK = (
     " cancellation or a time-out. Let that leave the atomic block, or put the statement into a"
     " nested one"
 )
+
+# The settings that loaders and dumpers read, by names that the server reports them under.
+_ADAPTED_TO = (b"TimeZone", b"DateStyle", b"IntervalStyle", b"client_encoding")
 
 # The connection whose face is being made.
 _over: ContextVar[PooledConnection] = ContextVar("pgbackend_over")
@@ -212,12 +218,23 @@ class BridgedConnection(psycopg.Connection[Any]):
         self._pool = None
         # Whether a cancellation stopped a statement of this borrower's.
         self.was_stopped = False
-        self._transformer: abc.Transformer | None = None
+        # See `take_transformer`.
+        self.transformer: abc.Transformer | None = None
+        self.asked = False
+        self._adapted_to: tuple[bytes | None, ...] = ()
         self._socket_wait = SocketWait(pooled.pgconn)
         # False behind a pooler, which may send each transaction to another session.
         self.has_session = True
-        # Whether this borrower had a cursor of psycopg's that is not in a wrapper of Django's.
-        self.was_used_directly = False
+        # To whom it is on loan; None in the pool's own hands.
+        self.lease: Lease | None = None
+        # While it is configured: what is executed, each text with its effect on the session.
+        self.made: list[tuple[str, Effect]] | None = None
+        # How many statements psycopg's cursors have started for this borrower, and how many of them
+        # were looked at; see `session_guard`. They differ after one by a cursor of its own making.
+        self.started = 0
+        self.looked_at = 0
+        # Whether the session has to be reset though all were.
+        self.unseen = False
         self.lock = BridgedLock()
 
     @classmethod
@@ -390,9 +407,12 @@ class BridgedConnection(psycopg.Connection[Any]):
             super()._set_autocommit(value)
 
     def cursor(self, *args: Any, **kwargs: Any) -> Any:
-        """Return a cursor; see psycopg. What it executes, nobody looks at."""
-        self.was_used_directly = True
-        return super().cursor(*args, **kwargs)
+        """Return a cursor; see psycopg. What it executes is looked at."""
+        return guard(super().cursor(*args, **kwargs))
+
+    def _start_query(self) -> PQGen[None]:
+        self.started += 1
+        return super()._start_query()
 
     @property
     def is_executing(self) -> bool:
@@ -492,24 +512,41 @@ class BridgedConnection(psycopg.Connection[Any]):
         self._base_prepare = (self.prepare_threshold, self.prepared_max)
         self._base_handlers = (tuple(self._notice_handlers), tuple(self._notify_handlers))
         self._base_adapters = super().adapters
-        self.was_used_directly = False
+        self._forget_statements()
         # A map made from the base one: changes to it leave the base as it is.
         self._adapters = AdaptersMap(self._base_adapters)
-        self._transformer = None
+        self.transformer = None
+
+    @property
+    def has_unseen(self) -> bool:
+        """Whether this borrower has executed what was not looked at."""
+        return self.unseen or self.started != self.looked_at
+
+    def _forget_statements(self) -> None:
+        self.started = self.looked_at = 0
+        self.unseen = False
 
     @property
     def adapters(self) -> AdaptersMap:
         """The map of adapters; see psycopg. Who asks may be about to change it."""
-        self._transformer = None
+        self.transformer = None
+        self.asked = True
         return super().adapters
 
-    @property
-    def transformer(self) -> abc.Transformer:
-        """What adapts parameters and rows of statements that need no cursor."""
-        transformer = self._transformer
-        if transformer is None:
+    def take_transformer(self) -> abc.Transformer:
+        """Return what adapts parameters or rows of a statement that needs no cursor, for one use.
+
+        To use it again, put it back: unless somebody has `asked` for the adapters, set
+        `transformer` to it. A statement that runs meanwhile, a loader's own say, gets another.
+        """
+        # What psycopg's adapters have read from these when they were made may be wrong by now: of a
+        # transaction that was rolled back, or before the server's configuration was reloaded.
+        settings = tuple(map(self.pgconn.parameter_status, _ADAPTED_TO))
+        transformer, self.transformer = self.transformer, None
+        if transformer is None or settings != self._adapted_to:
             transformer = Transformer(self)
-            self._transformer = transformer
+            self._adapted_to = settings
+        self.asked = False
         return transformer
 
     def restore(self) -> None:
@@ -517,7 +554,7 @@ class BridgedConnection(psycopg.Connection[Any]):
         for name, value in self._base:
             setattr(self, name, value)
         self.was_stopped = False
-        self.was_used_directly = False
+        self._forget_statements()
         self._begin_statement = b""
         self._autocommit = True
         self.prepare_threshold, self.prepared_max = self._base_prepare
@@ -528,7 +565,7 @@ class BridgedConnection(psycopg.Connection[Any]):
             self._notifies_backlog.clear()
         if not _shares_tables(super().adapters, self._base_adapters):
             self._adapters = AdaptersMap(self._base_adapters)
-            self._transformer = None
+            self.transformer = None
 
 
 def _shares_tables(adapters: AdaptersMap, base: AdaptersMap) -> bool:

@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet, ref
 
 import psycopg
-from django.db import ProgrammingError
 from django.db.backends import utils
 from django.db.backends.postgresql import base as postgresql
 
-from .bridge import can_wait, lasts, on_end
+from .bridge import can_wait
 from .joining import check_not_outlived
-from .session import CleanSQL, changes_session
+from .session import CleanSQL
 
 if TYPE_CHECKING:
     from .joining import Transaction
@@ -46,30 +45,12 @@ def collect_opened(cursors: list[LeaseHolder]) -> Iterator[None]:
         _opened.reset(token)
 
 
-def _unpin(lease: Lease) -> None:
-    if lease.on_loan:
-        lease.let_go(pinned=True)
-
-
 def _is_of_the_cache() -> bool:
     """Return whether the database's cache runs a statement: Django's own, though raw SQL."""
     frame = sys._getframe(2)
     while frame.f_globals.get("__name__") in _BETWEEN and frame.f_back is not None:
         frame = frame.f_back
     return frame.f_globals.get("__name__") == "django.core.cache.backends.db"
-
-
-def _is_being_made(db: Any) -> bool:
-    """Return whether a statement is part of the making of a cursor, by ``_cursor`` of a subclass.
-
-    Made for each cursor anew, its effect is for what that executes: django-tenants sets the
-    search path so.
-    """
-    own = getattr(type(db)._cursor, "__code__", None)
-    frame: Any = sys._getframe(2)
-    while frame is not None and frame.f_code is not own:
-        frame = frame.f_back
-    return frame is not None
 
 
 class LeaseHolder(utils.CursorWrapper):
@@ -153,7 +134,7 @@ class LeaseHolder(utils.CursorWrapper):
             sys.exception() is None
             and self.cursor._described
             and lease.closings == self._opened_at
-            and not lease.face.was_used_directly
+            and not lease.face.has_unseen
         )
         try:
             with lease.face.limited(), self.db.wrap_database_errors:
@@ -251,63 +232,31 @@ class LeaseHolder(utils.CursorWrapper):
                     " it ended: open, use and close a cursor in one bridged function"
                 )
 
-    def _soil(self, sql: Any, params: Any = None) -> None:
-        """Have the session reset after this borrower; refuse what would be lost with that.
-
-        Raise ProgrammingError for a statement whose effect lives in the session where nothing
-        keeps the connection: no transaction, no pin and no request; nor is it for one cursor.
-        """
-        lease = self.lease
-        if lease is None:
-            if self.db.configures_pool:
-                self.db.configured.append((str(sql), params))
-            return
-        if _is_of_the_cache():
-            return
-        lease.dirty = True
-        lease.closings += 1
-        if lease.pins or not changes_session(str(sql)):
-            return
-        if _is_being_made(self.db):
-            return
-        if not lasts():
-            raise ProgrammingError(
-                "the effect of this statement lives in the session, which is reset when the"
-                " connection goes back to the pool, right after the statement. Use it inside"
-                f" `with pgbackend.transaction.pinned({self.db.alias!r}):` or inside atomic()"
-            )
-        # As long as Django would have kept the connection.
-        lease.hold(pinned=True)
-        on_end(functools.partial(_unpin, lease))
-
     def callproc(self, *args: Any, **kwargs: Any) -> Any:
         self._check_lease()
-        self._soil("")
         return super().callproc(*args, **kwargs)
 
     def copy(self, *args: Any, **kwargs: Any) -> Any:
         """Start a COPY, as psycopg's ``Cursor.copy``."""
         self._check_lease()
-        self._soil("")
         return getattr(super(), "copy", self.cursor.copy)(*args, **kwargs)
 
     def stream(self, *args: Any, **kwargs: Any) -> Any:
         """Iterate over rows as they come, as psycopg's ``Cursor.stream``."""
         self._check_lease()
-        self._soil("")
         return self.cursor.stream(*args, **kwargs)
 
     def _execute(self, sql: Any, params: Any, *args: Any) -> Any:
         self._check_lease()
-        if type(sql) is not CleanSQL:
-            self._soil(sql, params)
+        if type(sql) is str and self.lease is not None and _is_of_the_cache():
+            sql = CleanSQL(sql)
+        result = super()._execute(sql, params, *args)
         if self.pinned and self.lease is not None:
             self._opened_at = self.lease.closings
-        return super()._execute(sql, params, *args)
+        return result
 
     def _executemany(self, sql: Any, param_list: Any, *args: Any) -> Any:
         self._check_lease()
-        self._soil(sql)
         return super()._executemany(sql, param_list, *args)
 
 

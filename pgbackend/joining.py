@@ -16,6 +16,7 @@ from weakref import ref
 
 from greenlet import getcurrent
 
+from .bridge import ending
 from .turns import innermost
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 class Transaction:
     """What tasks started inside a transaction share, and what tells them that it has ended."""
 
-    __slots__ = ("context", "ended", "loop", "owner", "state", "thread", "wrapper")
+    __slots__ = ("context", "ended", "ending", "loop", "owner", "state", "thread", "wrapper")
 
     def __init__(self, wrapper: Any, state: ConnectionState, owner: asyncio.Task[Any]) -> None:
         self.wrapper = wrapper
@@ -36,6 +37,8 @@ class Transaction:
         self.context = getcurrent().gr_context
         # Set from the moment that its end is due: nobody but its owner may use it any more.
         self.ended = False
+        # What its owner's request, or whatever lasts around it, calls at the end; see `ending`.
+        self.ending = ending()
 
     @property
     def open(self) -> bool:

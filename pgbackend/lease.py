@@ -37,6 +37,7 @@ class Lease:
         "exposed",
         "face",
         "holds",
+        "keepers",
         "left",
         "named",
         "newest_holder",
@@ -54,8 +55,11 @@ class Lease:
         self.pool = pool
         self.pooled = pooled
         self.face: BridgedConnection = pooled.face
+        self.face.lease = self
         self.holds = 0
         self.pins = 0
+        # How many of these pins are for the session: its settings, locks, ... are to last.
+        self.keepers = 0
         self.on_loan = True
         # The cursor wrapper that took a hold on it last, by a weak reference.
         self.newest_holder: Callable[[], LeaseHolder | None] = _nobody
@@ -132,6 +136,17 @@ class Lease:
         for holder in list(self.named or ()):
             holder.transaction_ended(transaction)
 
+    def keep(self) -> None:
+        """Keep the connection on loan, for what lives in its session, until `keep_no_longer`."""
+        self.keepers += 1
+        self.hold(pinned=True)
+
+    def keep_no_longer(self) -> None:
+        """Undo one `keep`; without effect once the connection was given back."""
+        if self.on_loan:
+            self.keepers -= 1
+            self.let_go(pinned=True)
+
     def give_back(self) -> None:
         """Return the connection to its pool, whoever holds it; a second call does nothing.
 
@@ -144,7 +159,10 @@ class Lease:
         self.state.lease = None
         if self.face.lock.held:
             self.refuse_others()
-        dirty = self.dirty or self.face.was_used_directly
+        self.face.lease = None
+        face = self.face
+        # Not by a property: this is done for each statement.
+        dirty = self.dirty or face.unseen or face.started != face.looked_at
         if self.face.pgconn.transaction_status == TransactionStatus.ACTIVE:
             self.pool.abandon(self.pooled)
         elif self.exposed or self.face.was_stopped or not self.face.autocommit:

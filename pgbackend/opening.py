@@ -137,7 +137,7 @@ def configure(owner: Any, pooled: PooledConnection, seconds: float) -> None:
         face.isolation_level = owner.isolation_level
     with face.limited(seconds):
         owner.connection = face
-        owner.configured.clear()
+        made = face.made = []
         try:
             owner.autocommit = True
             owner.init_connection_state()
@@ -145,14 +145,17 @@ def configure(owner: Any, pooled: PooledConnection, seconds: float) -> None:
             # They are for whoever borrows the connection.
             pooled.execute_wrappers, owner.execute_wrappers = owner.execute_wrappers or None, []
         finally:
-            owner.connection = None
+            owner.connection = face.made = None
         with psycopg.Cursor(face, row_factory=psycopg.rows.tuple_row) as cursor:
-            cursor.execute(session.SNAPSHOT, [session.own_settings(owner.configured)])
+            cursor.execute(session.SNAPSHOT, [session.own_settings(made)])
             *settings, (_, pid) = cursor.fetchall()
             # A pooler such as PgBouncer tells its clients numbers of its own.
             face.has_session = int(pid) == face.pgconn.backend_pid
             pooled.reset_message = session.reset_message(
-                settings, lambda text: psycopg.sql.Literal(text).as_string(face)
+                settings,
+                made,
+                user=face.info.user,
+                quote=lambda text: psycopg.sql.Literal(text).as_string(face),
             )
     face.remember()
 

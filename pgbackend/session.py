@@ -8,13 +8,15 @@ makes the lease dirty, and its session is reset, in one message, before the next
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from django.db.models import Field
 from django.db.models.aggregates import Aggregate
 from django.db.models.expressions import Col, Func, RawSQL
 from django.db.models.sql.where import ExtraWhere
+
+from .session_sql import Effect, look_at
 
 # Django's expressions that take SQL of the application's.
 _OPEN = frozenset({Func, Aggregate, RawSQL, ExtraWhere})
@@ -85,25 +87,13 @@ def _is_djangos(thing: Any) -> bool:
     return str(thing.__module__).startswith("django.")
 
 
-# What outlives its statement in the session, and is lost when the session is reset.
-_SESSION_SQL = re.compile(
-    r"""
-    ^\s*(?: SET \s+ (?! (?:LOCAL|TRANSACTION|CONSTRAINTS) \b )
-          | LISTEN \b
-          | PREPARE \s+ (?! TRANSACTION \b)
-          | DECLARE \b .* \b WITH \s+ HOLD \b
-          | CREATE \s+ (?:(?:GLOBAL|LOCAL)\s+)? TEMP )
-    | \b SELECT \b .* \b INTO \s+ (?:(?:GLOBAL|LOCAL)\s+)? TEMP
-    | \b pg_(?:try_)?advisory_lock(?:_shared)? \s* \(
-    | \b set_config \s* \( .* , \s* (?: false | 'f(?:alse)?' | 'off' | '0' | 'no?' ) \s* \)
-    """,
-    re.IGNORECASE | re.VERBOSE | re.DOTALL,
-)
-
-
 def changes_session(sql: str) -> bool:
-    """Return whether *sql* makes something that lives in the session: a setting, a lock, ..."""
-    return _SESSION_SQL.search(sql) is not None
+    """Return whether *sql* makes something that lives in the session: a setting, a lock, ...
+
+    Where that depends on parameters, it does.
+    """
+    effect = look_at(sql)
+    return effect.lasts or effect.depends
 
 
 # What DISCARD ALL does, but for its own rule: it must be alone in a message.
@@ -118,6 +108,7 @@ SNAPSHOT = (
     "SELECT name, setting FROM pg_catalog.pg_settings WHERE source = 'session'"
     " UNION ALL SELECT name, current_setting(name, true) FROM unnest(%s::text[]) AS own (name)"
     " WHERE current_setting(name, true) IS NOT NULL"
+    " UNION ALL SELECT 'session_authorization', session_user"
     " UNION ALL SELECT 'role', current_setting('role')"
     " UNION ALL SELECT 'pg_backend_pid()', pg_catalog.pg_backend_pid()::text"
 )
@@ -127,24 +118,55 @@ _OWN_SETTING = re.compile(
 )
 
 
-def own_settings(statements: Iterable[tuple[str, Any]]) -> list[str]:
-    """Return what may be names of the application's own settings in statements and parameters."""
-    names = []
-    for sql, params in statements:
-        names += [first or second for first, second in _OWN_SETTING.findall(sql)]
-        values = params.values() if isinstance(params, dict) else params or ()
-        names += [each for each in values if isinstance(each, str) and _is_name(each)]
-    return sorted(set(names))
+def own_settings(made: Iterable[tuple[str, Effect]]) -> list[str]:
+    """Return what may be names of the application's own settings in the text of statements."""
+    found = [names for sql, _ in made for names in _OWN_SETTING.findall(sql)]
+    return sorted({first or second for first, second in found})
 
 
-def _is_name(value: str) -> bool:
-    return re.fullmatch(r"[A-Za-z_]\w*(?:\.\w+)+", value) is not None
+_TEMPORARY = re.compile(
+    r"""\btemp(?:orary)?\s+(?:recursive\s+)?(?:(?:table|view|sequence)\s+)?
+        (?:if\s+not\s+exists\s+)?"?(\w+)
+      | \bpg_temp"?\s*\.\s*"?(\w+)""",
+    re.IGNORECASE | re.VERBOSE,
+)
 
 
-def reset_message(settings: Iterable[tuple[str, str]], quote: Callable[[str], str]) -> str:
-    """Return the message that resets a session to *settings*, (name, value) as of `SNAPSHOT`."""
-    message = _RESET
-    for name, value in settings:
-        if (name, value) != ("role", "none"):
-            message += f"; SELECT pg_catalog.set_config({quote(name)}, {quote(value)}, false)"
-    return message
+def to_be_made_again(made: Iterable[tuple[str, Effect]]) -> Iterator[str]:
+    """Yield those of the statements executed on a new session that a reset undoes.
+
+    They make something in it, or name a temporary table that one of them has made: its rows.
+    """
+    temporary: set[str] = set()
+    for sql, effect in made:
+        if effect.lasts:
+            temporary.update(first or second for first, second in _TEMPORARY.findall(sql))
+            yield sql
+        elif not temporary.isdisjoint(re.findall(r"\w+", sql)):
+            yield sql
+
+
+def reset_message(
+    settings: Iterable[tuple[str, str]],
+    made: Iterable[tuple[str, Effect]],
+    *,
+    user: str,
+    quote: Callable[[str], str],
+) -> str:
+    """Return the message that resets a session to what it was after it was configured.
+
+    *settings* are (name, value) as of `SNAPSHOT`, *made* what was executed meanwhile and *user* who
+    has logged in. Whose session it is and its role come last: the others may need more rights.
+    """
+
+    def setting(name: str, value: str) -> str:
+        return f"SELECT pg_catalog.set_config({quote(name)}, {quote(value)}, false)"
+
+    *others, (_, owner), (_, role) = settings
+    parts = [_RESET, *(setting(name, value) for name, value in others), *to_be_made_again(made)]
+    if owner != user:
+        parts.append(setting("session_authorization", owner))
+    if role != "none":
+        parts.append(setting("role", role))
+    # On lines of their own: one may end with a comment.
+    return "\n;".join(parts)

@@ -26,7 +26,7 @@ from .positions import error_after
 from .session import CleanSQL
 
 if TYPE_CHECKING:
-    from psycopg.abc import PQGen, Transformer
+    from psycopg.abc import PQGen
     from psycopg.pq.abc import PGresult
 
     from .connection import BridgedConnection
@@ -161,8 +161,11 @@ class DirectCursor:
         if wrapper.needs_rollback:
             wrapper.validate_no_broken_transaction()
         try:
-            query = PostgresClientQuery(face.transformer)
+            transformer = face.take_transformer()
+            query = PostgresClientQuery(transformer)
             query.convert(sql, params)
+            if not face.asked:
+                face.transformer = transformer
             with face.lock:
                 self._result = face.wait(_exchange(face, query.query))
         except psycopg.Error:
@@ -184,28 +187,33 @@ class DirectCursor:
         result = self._result
         if result is None or not result.ntuples:
             return None
+        face = self._lease.face
+        transformer = face.take_transformer()
         try:
-            return self._transformer(result).load_row(0, tuple)
+            transformer.set_pgresult(result)
+            row = transformer.load_row(0, tuple)
         except psycopg.Error:
             with self._wrapper.wrap_database_errors:
                 raise
+        if not face.asked:
+            face.transformer = transformer
+        return row
 
     def fetchall(self) -> list[Any]:
         """Return all rows, with the errors of Django's cursors."""
         result = self._result
         assert result is not None
+        face = self._lease.face
+        transformer = face.take_transformer()
         try:
-            rows: list[Any] = self._transformer(result).load_rows(0, result.ntuples, tuple)
+            transformer.set_pgresult(result)
+            rows: list[Any] = transformer.load_rows(0, result.ntuples, tuple)
         except psycopg.Error:
             with self._wrapper.wrap_database_errors:
                 raise
+        if not face.asked:
+            face.transformer = transformer
         return rows
-
-    def _transformer(self, result: PGresult) -> Transformer:
-        # It is the connection's: there must be no wait from here to the rows.
-        transformer = self._lease.face.transformer
-        transformer.set_pgresult(result)
-        return transformer
 
 
 def _exchange(face: BridgedConnection, query: bytes) -> PQGen[PGresult]:

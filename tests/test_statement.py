@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import psycopg
 import pytest
 from django.conf import settings
-from django.db import DatabaseError, IntegrityError, connection, transaction
+from django.db import DatabaseError, DataError, IntegrityError, connection, transaction
 from django.db.backends.utils import CursorWrapper
+from django.db.models import Avg, Count
+from django.db.models.functions import TruncDate
 from django.db.transaction import TransactionManagementError
-from psycopg.types.string import StrDumper
+from psycopg.types.string import StrDumper, TextLoader
 
 from pgbackend import bridged
 from pgbackend.base import DatabaseWrapper
 from pgbackend.session import CleanSQL
 from pgbackend.statement import DirectCursor, cursor_for
+from pgbackend.transaction import pinned
 from tests.conftest import Server
-from tests.models import Author
-from tests.wrapper import AddAlias, until
+from tests.models import Author, Book
+from tests.wrapper import AddAlias, small_pool, until
 
 
 def is_short() -> bool:
@@ -241,3 +246,122 @@ async def test_adapters_of_a_borrower() -> None:
 
     await register()
     assert await bridged(found)()
+
+
+# What the server reports
+
+
+NOON = datetime.datetime(2024, 3, 4, 12, tzinfo=datetime.UTC)
+
+
+def published() -> datetime.datetime:
+    """Return when the only book was published, as the short way reads it."""
+    assert is_short()
+    at: datetime.datetime = Book.objects.get().published
+    return at
+
+
+def day() -> datetime.date:
+    """Return the day of that as a date of the server's."""
+    found: datetime.date = Book.objects.values_list(TruncDate("published"), flat=True).get()
+    return found
+
+
+LOCAL: dict[str, tuple[str, Callable[[], Any], Any]] = {
+    "time zone": ("SET LOCAL TIME ZONE 'Asia/Tokyo'", published, NOON),
+    "encoding": ("SET LOCAL client_encoding = 'LATIN1'", lambda: Book.objects.get().title, "café"),
+    "date style": ("SET LOCAL datestyle = 'SQL, DMY'", day, NOON.date()),
+    "by a function": ("SELECT set_config('timezone', 'Asia/Tokyo', true)", published, NOON),
+}
+
+
+def change(statement: str) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(statement)
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback", "savepoint"])
+@pytest.mark.parametrize("name", LOCAL)
+@bridged
+def test_a_setting_of_a_transaction(name: str, end: str) -> None:
+    """After a transaction with another time zone, encoding or date style, values are right."""
+    statement, read, expected = LOCAL[name]
+    Book.objects.create(title="café", published=NOON)
+    with pinned():
+        if end == "savepoint":
+            with transaction.atomic():
+                with suppress(DataError), transaction.atomic():
+                    change(statement)
+                    read()
+                    raise DataError
+                assert read() == expected
+        else:
+            with transaction.atomic():
+                change(statement)
+                read()
+                transaction.set_rollback(end == "rollback")
+        assert read() == expected
+
+
+@bridged
+def test_a_setting_while_it_holds() -> None:
+    """Values are read and written by the encoding and the date style that hold."""
+    Book.objects.create(title="café", published=NOON)
+    Book.objects.get()
+    with transaction.atomic():
+        change("SET LOCAL client_encoding = 'LATIN1'")
+        assert Book.objects.get(title="café").title == "café"
+        Book.objects.update(title="thé")
+        for style in ("SQL, DMY", "SQL, MDY", "German", "ISO"):
+            change(f"SET LOCAL datestyle = '{style}'")
+            assert day() == NOON.date()
+    assert Book.objects.get().title == "thé"
+
+
+async def test_a_reload_of_the_servers_configuration(server: Server) -> None:
+    """A setting that changes in the server's configuration, under a warm pool, is followed."""
+    await Book.objects.acreate(title="a", published=NOON)
+    alias = small_pool().alias
+    read = Book.objects.using(alias).values_list(TruncDate("published"), flat=True)
+    assert await read.aget() == NOON.date()
+    before = server.one("SHOW datestyle")
+    try:
+        for style in ("SQL, DMY", "SQL, MDY", "German"):
+            server.all(f"ALTER SYSTEM SET datestyle = '{style}'")
+            server.all("SELECT pg_reload_conf()")
+            await until(lambda style=style: server.one("SHOW datestyle").startswith(style))
+            assert await read.aget() == NOON.date()
+    finally:
+        server.all("ALTER SYSTEM RESET datestyle")
+        server.all("SELECT pg_reload_conf()")
+        await until(lambda: server.one("SHOW datestyle") == before)
+
+
+@pytest.mark.parametrize("by", ["a loader", "a finalizer"])
+@bridged
+def test_a_statement_while_rows_are_loaded(by: str) -> None:
+    """A statement that runs on the connection while rows are loaded does not touch these."""
+    names = [f"author {number}" for number in range(5)]
+    Author.objects.bulk_create([Author(name=name) for name in names])
+    counts = []
+
+    class Finalized:
+        def __del__(self) -> None:
+            counts.append(Author.objects.aggregate(count=Count("pk"), mean=Avg("pk")))
+
+    class Loader(TextLoader):
+        def load(self, data: Any) -> str:
+            if by == "a loader":
+                counts.append(Author.objects.aggregate(count=Count("pk"), mean=Avg("pk")))
+            else:
+                Finalized()
+            return super().load(data)
+
+    with transaction.atomic():
+        connection.ensure_connection()
+        connection.connection.adapters.register_loader("varchar", Loader)
+        rows = list(Author.objects.order_by("pk").values_list("name", "pk", "name"))
+        assert [name for name, _, _ in rows] == names
+        assert [type(pk) for _, pk, _ in rows] == [int] * 5
+        assert [each["count"] for each in counts] == [5] * 10
+        assert Author.objects.filter(name="author 1").get().name == "author 1"

@@ -16,6 +16,7 @@ from psycopg import sql
 
 from pgbackend import bridged
 from pgbackend.base import DatabaseWrapper
+from pgbackend.routing import in_bridge
 from pgbackend.transaction import pinned
 from tests.conftest import NAME, Server
 from tests.requests_client import Client, serving
@@ -58,7 +59,12 @@ async def test_28_each_borrower_has_a_fresh_session(server: Server, add_alias: A
     seen: list[dict[str, Any]] = []
 
     async def borrow(number: int) -> None:
-        keep = pinned(alias) if number % 2 else transaction.atomic(alias)
+        if number % 2:
+            await work(number, pinned(alias))
+        else:
+            await in_bridge(work, number, transaction.atomic(alias))
+
+    async def work(number: int, keep: Any) -> None:
         async with keep:
             seen.append(await bridged(look)(alias))
             await bridged(spoil)(alias)
