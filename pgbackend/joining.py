@@ -91,6 +91,15 @@ def in_any() -> bool:
     return bool(transactions.get(None))
 
 
+def joinable() -> Transaction | None:
+    """Return an open transaction that threads started here join, of the running event loop's."""
+    loop = asyncio.get_running_loop()
+    for transaction in transactions.get({}).values():
+        if transaction.open and transaction.loop is loop:
+            return transaction
+    return None
+
+
 def in_transaction(wrapper: object) -> bool:
     """Return whether this context is inside a transaction of *wrapper*'s that is still open."""
     transaction = transactions.get({}).get(wrapper)

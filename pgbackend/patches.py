@@ -9,8 +9,10 @@ A changed function of Django is fingerprinted; see `fingerprints` for an unknown
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import logging
+import sys
 from collections.abc import Callable
 from contextvars import ContextVar
 from types import ModuleType
@@ -31,6 +33,7 @@ from . import (
     guards,
     settings_checks,
     streaming,
+    thread_calls,
     toolbar,
 )
 from .bridge import await_bridged, is_bridged, run_bridged
@@ -66,6 +69,7 @@ def apply() -> None:
         after_import(name, context_locals.replace)
     after_import("pghistory.runtime", _patch_history)
     _patch_asgiref()
+    _patch_threads()
     checks.register(check_unpatched, checks.Tags.async_support)
     checks.register(early.check_early, checks.Tags.async_support)
     checks.register(check_budget, checks.Tags.database)
@@ -347,7 +351,29 @@ def _patch_asgiref() -> None:
         caller = _caller.get()
         if self._thread_sensitive and caller is not None and caller.waits:
             return await run_bridged(self.func, *args, **kwargs)
-        return await call_async(self, *args, **kwargs)
+        return await thread_calls.sync_to_async(call_async, self, args, kwargs)
 
     asgiref.sync.AsyncToSync.__call__ = __call__  # type: ignore[method-assign]  # the patch
     asgiref.sync.SyncToAsync.__call__ = __acall__  # type: ignore[method-assign]  # the patch
+
+
+def _patch_threads() -> None:
+    """Let no thread be taken by a call that waits for its turn; see `thread_calls`.
+
+    (asgiref 3.8 and later, CPython 3.11 and later.)
+    """
+    sync: Any = asgiref.sync
+    sync.CurrentThreadExecutor = thread_calls.current_thread_executor
+    leave = asgiref.sync.ThreadSensitiveContext.__aexit__
+
+    @functools.wraps(leave)
+    async def __aexit__(self: Any, *exc_info: Any) -> Any:
+        return await thread_calls.context_ends(leave, self, *exc_info)
+
+    sync.ThreadSensitiveContext.__aexit__ = __aexit__
+    original: Any = asyncio.to_thread
+    replacement: Any = functools.wraps(original)(thread_calls.to_thread)
+    for module in list(sys.modules.values()):
+        # Also where it was imported by name before.
+        if getattr(module, "__dict__", {}).get("to_thread") is original:
+            module.to_thread = replacement  # type: ignore[attr-defined]  # see the condition

@@ -15,6 +15,7 @@ from . import joining
 from .bridge import await_bridged, is_bridged, on_exit
 from .joining import Transaction
 from .lease import Lease
+from .thread_calls import Threads
 from .turns import Before, Frame, Turns
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ class ConnectionState(Turns):
         self.connecting = False
         # Pins the lease while autocommit is off.
         self.transaction: Transaction | None = None
+        # Of the transaction; made by `own_threads`.
+        self._threads: Threads | None = None
         super().__init__()
         self.reset()
 
@@ -147,9 +150,17 @@ class ConnectionState(Turns):
         task.add_done_callback(self._owner_ended)
         joining.enter(self.transaction)
 
+    def own_threads(self) -> Threads:
+        """Return the threads of the transaction's own."""
+        if self._threads is None:
+            self._threads = Threads(self)
+        return self._threads
+
     def unbind(self) -> None:
         """Let go of what `bind` pinned; without effect if nothing is."""
         transaction, self.transaction = self.transaction, None
+        # They end when what they run has ended.
+        self._threads = None
         # Their tracebacks lead to the task, which would keep its state, and that the errors.
         self.rollback_exc = self.broken_by = None
         if transaction is None:

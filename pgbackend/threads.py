@@ -18,6 +18,7 @@ from django.db import connections
 
 from .bridge import run_bridged
 from .joining import Transaction, transactions
+from .thread_calls import Threads, leave_thread
 from .turns import current_actor, innermost, work_for
 
 T = TypeVar("T")
@@ -50,8 +51,12 @@ def hand_over(
         # What a thread left to the loop, such as an iterator.
         return function(*args)
     call = _Call(wrapper, transaction, seconds, lambda: function(*args))
-    while not wait([call.done], call.interval).done:
-        call.check()
+    while not call.done.done():
+        if call.waits.done() and leave_thread(call.done):
+            break
+        news: Future[Any] = call.done if call.waits.done() else call.waits
+        if not wait([news], call.interval).done:
+            call.check()
     return call.end()
 
 
@@ -91,6 +96,9 @@ class _Call(Generic[T]):
         # What the function leaves behind in these variables.
         self.frame, self.entered = innermost.get(), transactions.get({})
         self.done: Future[T] = Future()
+        # Done when it has to wait for its turn, and in the end.
+        self.waits: Future[None] = Future()
+        self._threads = Threads.here()
         # Taken by the loop when it begins, or by who waits to give up.
         self._begin = threading.Lock()
         self._task: asyncio.Task[T] | None = None
@@ -115,7 +123,7 @@ class _Call(Generic[T]):
             if each.thread == threading.get_ident():
                 connections[each.wrapper.alias] = each.wrapper
         try:
-            with work_for(self.actor, self.wrapper):
+            with work_for(self.actor, self.wrapper, self._waits):
                 return await run_bridged(self.function)
         finally:
             self.frame, self.entered = innermost.get(), transactions.get({})
@@ -128,6 +136,14 @@ class _Call(Generic[T]):
             self.done.set_exception(error)
         else:
             self.done.set_result(task.result())
+        if not self.waits.done():
+            self.waits.set_result(None)
+
+    def _waits(self, begins: bool) -> None:
+        if begins and not self.waits.done():
+            self.waits.set_result(None)
+        if self._threads is not None:
+            self._threads.waits(begins=begins)
 
     # Elsewhere
 

@@ -71,15 +71,17 @@ class Deputy(NamedTuple):
     actor: Actor
     # The actor's wrapper, for its query log and execute_wrappers.
     wrapper: Any
+    # Called with True when the task begins to wait for a turn, and with False when it has waited.
+    waits: Callable[[bool], None]
 
 
 _deputy: ContextVar[Deputy | None] = ContextVar("pgbackend_deputy", default=None)
 
 
 @contextmanager
-def work_for(actor: Actor, wrapper: Any) -> Iterator[None]:
-    """Let what the running task does in the block count as done by *actor*."""
-    token = _deputy.set(Deputy(asyncio.current_task(), actor, wrapper))
+def work_for(actor: Actor, wrapper: Any, waits: Callable[[bool], None]) -> Iterator[None]:
+    """Let what the running task does in the block count as done by *actor*; see `Deputy`."""
+    token = _deputy.set(Deputy(asyncio.current_task(), actor, wrapper, waits))
     try:
         yield
     finally:
@@ -165,6 +167,10 @@ def innermost_frame(wrapper: object) -> Frame | None:
     return frame
 
 
+# Added to the number of a place that is behind all others without it.
+_BEHIND = 2**62
+
+
 def block_has_ended() -> RuntimeError:
     """Return the error for a task inside a block that ended without it."""
     return RuntimeError(
@@ -247,6 +253,10 @@ class Turns:
         """
         await_bridged(self._wait(self._join_line, self.has_turn, timeout))
 
+    async def wait_for_turn_to_begin(self, timeout: float) -> None:  # noqa: ASYNC109  # a turn's
+        """Wait as `take_turn` does, but behind all who have something to do already."""
+        await self._wait(self._join_line, self.has_turn, timeout, begun=False)
+
     def _join_line(self, place: Place) -> None:
         if not self.frames or self.has_turn():
             self._top_line.add(place)
@@ -275,17 +285,27 @@ class Turns:
             await_bridged(self._wait(join_line, on_top, timeout))
 
     async def _wait(
-        self, join_line: Callable[[Place], None], ready: Callable[[], bool], seconds: float
+        self,
+        join_line: Callable[[Place], None],
+        ready: Callable[[], bool],
+        seconds: float,
+        *,
+        begun: bool = True,
     ) -> None:
         self._came += 1
         self._waiting += 1
         if self._timer is None:
             self._start_timer(seconds)
+        working = deputy()
+        if working is not None:
+            working.waits(True)
         try:
-            place = Place(self._came, seconds)
+            place = Place(self._came if begun else self._came + _BEHIND, seconds)
             while not await self._called_to(place, join_line, ready):
                 place = place.again()
         finally:
+            if working is not None:
+                working.waits(False)
             self._waiting -= 1
             if not self._waiting and self._timer is not None:
                 self._timer.cancel()

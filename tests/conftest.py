@@ -21,7 +21,7 @@ import pytest
 
 from proj import postgres
 
-pytest_plugins = ("tests.fix_uvicorn", "tests.faults.fix_servers")
+pytest_plugins = ("tests.fix_loops", "tests.fix_uvicorn", "tests.faults.fix_servers")
 
 DATABASES = ("pgbackend_tests", "pgbackend_tests_other")
 

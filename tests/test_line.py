@@ -4,40 +4,20 @@ import asyncio
 import functools
 import gc
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine
 from copy import deepcopy
 from typing import Any
 
 import pytest
-import uvloop
 from django.db import connections, transaction
 
 from pgbackend import bridged
 from pgbackend.base import DatabaseWrapper
 from tests.conftest import Server
+from tests.fix_loops import Main
 from tests.models import Author
 from tests.test_state import asleep, committed
 from tests.wrapper import AddAlias
-
-Main = Callable[[Coroutine[Any, Any, Any]], Any]
-
-
-def eager_loop() -> asyncio.AbstractEventLoop:
-    loop = asyncio.SelectorEventLoop()
-    loop.set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined]  # 3.12
-    return loop
-
-
-LOOPS = {"asyncio": asyncio.SelectorEventLoop, "uvloop": uvloop.new_event_loop}
-if sys.version_info >= (3, 12):
-    LOOPS["eager"] = eager_loop
-
-
-@pytest.fixture(params=LOOPS)
-def run(request: pytest.FixtureRequest) -> Iterator[Main]:
-    """A function that runs a coroutine to its end: on asyncio's loop, uvloop, with eager tasks."""
-    with asyncio.Runner(loop_factory=LOOPS[request.param]) as runner:
-        yield runner.run
 
 
 async def settle() -> None:
@@ -88,7 +68,7 @@ class Holder:
 # The order
 
 
-def test_first_come_first_served(run: Main, server: Server) -> None:
+def test_first_come_first_served(run_main: Main, server: Server) -> None:
     """Blocks and statements that wait for a turn have it in the order in which they came."""
     order: list[str] = []
 
@@ -102,7 +82,7 @@ def test_first_come_first_served(run: Main, server: Server) -> None:
                     await settle()
             await asyncio.gather(*tasks)
 
-    run(main())
+    run_main(main())
     blocks = [name for name in order if int(name) % 3 != 2]
     assert blocks == sorted(blocks)
     # A statement is sent in its turn; the answer comes when the next one may have begun.
@@ -111,7 +91,7 @@ def test_first_come_first_served(run: Main, server: Server) -> None:
     assert committed(server) == sorted(blocks)
 
 
-def test_no_entry_past_those_who_wait(run: Main) -> None:
+def test_no_entry_past_those_who_wait(run_main: Main) -> None:
     """Who asks for a block again and again goes behind those who wait for one already."""
     order: list[str] = []
 
@@ -126,11 +106,11 @@ def test_no_entry_past_those_who_wait(run: Main) -> None:
             others = [asyncio.create_task(enter(f"other {n}", order)) for n in range(3)]
             await asyncio.gather(task, *others)
 
-    run(main())
+    run_main(main())
     assert order[:4] == ["again 0", "other 0", "other 1", "other 2"]
 
 
-def test_children_of_the_holder_go_before_its_siblings(run: Main, server: Server) -> None:
+def test_children_of_the_holder_go_before_its_siblings(run_main: Main, server: Server) -> None:
     """Who may go on inside the block on top is called, although others came before."""
     order: list[str] = []
 
@@ -146,7 +126,7 @@ def test_children_of_the_holder_go_before_its_siblings(run: Main, server: Server
                 await settle()
             await asyncio.gather(*tasks)
 
-    run(main())
+    run_main(main())
     assert order == [f"{who} {n}" for who in ("child", "sibling") for n in range(5)]
     assert len(committed(server)) == 10
 
@@ -154,7 +134,7 @@ def test_children_of_the_holder_go_before_its_siblings(run: Main, server: Server
 # One at a time
 
 
-def calls_per_child(run: Main, count: int) -> float:
+def calls_per_child(run_main: Main, count: int) -> float:
     """Return the Python calls that one of *count* waiting children costs, all told."""
     calls = 0
 
@@ -175,17 +155,17 @@ def calls_per_child(run: Main, count: int) -> float:
             finally:
                 sys.setprofile(None)
 
-    run(main())
+    run_main(main())
     return calls / count
 
 
-def test_a_child_costs_the_same_among_many(run: Main) -> None:
+def test_a_child_costs_the_same_among_many(run_main: Main) -> None:
     """With twenty times as many children in one transaction, each costs what it did."""
-    few, many = calls_per_child(run, 20), calls_per_child(run, 400)
+    few, many = calls_per_child(run_main, 20), calls_per_child(run_main, 400)
     assert many < 1.1 * few
 
 
-def test_a_child_that_is_refused_costs_the_same_among_many(run: Main) -> None:
+def test_a_child_that_is_refused_costs_the_same_among_many(run_main: Main) -> None:
     """So does each of those whose owner fails while they wait."""
 
     def refused(count: int) -> float:
@@ -214,7 +194,7 @@ def test_a_child_that_is_refused_costs_the_same_among_many(run: Main) -> None:
                 sys.setprofile(None)
             assert {type(each) for each in results} == {RuntimeError}
 
-        run(main())
+        run_main(main())
         return calls / count
 
     few, many = refused(50), refused(500)
@@ -226,7 +206,7 @@ def test_a_child_that_is_refused_costs_the_same_among_many(run: Main) -> None:
 
 @pytest.mark.parametrize("called", [False, True])
 @pytest.mark.parametrize("how", ["cancelled", "closed", "collected"])
-def test_giving_up(run: Main, server: Server, how: str, called: bool) -> None:
+def test_giving_up(run_main: Main, server: Server, how: str, called: bool) -> None:
     """One that gives up, also at the very moment of its turn, leaves the turn to the next."""
     order: list[str] = []
     go = asyncio.Event()
@@ -272,12 +252,12 @@ def test_giving_up(run: Main, server: Server, how: str, called: bool) -> None:
                 await enter("last", order)
 
     first: asyncio.Task[None]
-    run(main())
+    run_main(main())
     assert order == ["other 0", "other 1", "other 2", "last"]
     assert committed(server) == sorted(order)
 
 
-def test_all_give_up_but_one(run: Main, server: Server) -> None:
+def test_all_give_up_but_one(run_main: Main, server: Server) -> None:
     """Hundreds that are cancelled at once keep nobody from a turn."""
     order: list[str] = []
 
@@ -291,12 +271,12 @@ def test_all_give_up_but_one(run: Main, server: Server) -> None:
             async with asyncio.timeout(30):
                 await asyncio.wait(tasks)
 
-    run(main())
+    run_main(main())
     assert order == ["299"]
     assert committed(server) == ["299"]
 
 
-def test_a_failing_block_leaves_the_turn(run: Main, server: Server) -> None:
+def test_a_failing_block_leaves_the_turn(run_main: Main, server: Server) -> None:
     """Blocks that fail, each third one of many, leave the turn to the next."""
     order: list[str] = []
 
@@ -308,14 +288,14 @@ def test_a_failing_block_leaves_the_turn(run: Main, server: Server) -> None:
             )
             assert sum(isinstance(each, KeyError) for each in results) == 10
 
-    run(main())
+    run_main(main())
     assert committed(server) == sorted(str(n) for n in range(30) if n % 3)
 
 
 # Time
 
 
-def test_a_queue_that_moves_ends_nobodys_wait(run: Main, add_alias: AddAlias) -> None:
+def test_a_queue_that_moves_ends_nobodys_wait(run_main: Main, add_alias: AddAlias) -> None:
     """Whoever waits longer than turn_timeout because many are before it, has its turn."""
     alias = add_alias({"turn_timeout": 1.0})
 
@@ -328,10 +308,10 @@ def test_a_queue_that_moves_ends_nobodys_wait(run: Main, add_alias: AddAlias) ->
             async with asyncio.timeout(60):
                 await asyncio.gather(*(child() for _ in range(10)))
 
-    run(main())
+    run_main(main())
 
 
-def test_a_holder_that_moves_ends_nobodys_wait(run: Main, add_alias: AddAlias) -> None:
+def test_a_holder_that_moves_ends_nobodys_wait(run_main: Main, add_alias: AddAlias) -> None:
     """A block that goes on with statements may last longer than others' turn_timeout."""
     alias = add_alias({"turn_timeout": 1.0})
     entered = asyncio.Event()
@@ -349,10 +329,10 @@ def test_a_holder_that_moves_ends_nobodys_wait(run: Main, add_alias: AddAlias) -
             assert not await Author.objects.using(alias).aexists()
             assert holder.done()
 
-    run(main())
+    run_main(main())
 
 
-def test_who_waits_for_one_that_does_not_move(run: Main, add_alias: AddAlias) -> None:
+def test_who_waits_for_one_that_does_not_move(run_main: Main, add_alias: AddAlias) -> None:
     """All who wait for a holder that does nothing get the error; who comes later waits anew."""
     alias = add_alias({"turn_timeout": 0.2})
 
@@ -369,10 +349,10 @@ def test_who_waits_for_one_that_does_not_move(run: Main, add_alias: AddAlias) ->
                     assert "the-holder is inside an atomic()" in messages.pop()
             assert not await Author.objects.using(alias).aexists()
 
-    run(main())
+    run_main(main())
 
 
-def test_bridged_functions_wait_in_line(run: Main, server: Server) -> None:
+def test_bridged_functions_wait_in_line(run_main: Main, server: Server) -> None:
     """Synchronous blocks in the bridge stand in the same line."""
     order: list[str] = []
 
@@ -391,7 +371,7 @@ def test_bridged_functions_wait_in_line(run: Main, server: Server) -> None:
                 await settle()
             await asyncio.gather(*tasks)
 
-    run(main())
+    run_main(main())
     assert committed(server) == order == [str(n) for n in range(8)]
 
 
@@ -402,7 +382,7 @@ class OwnCursor(DatabaseWrapper):
         return super()._cursor(name)
 
 
-def test_making_a_cursor_waits_for_its_turn_first(run: Main) -> None:
+def test_making_a_cursor_waits_for_its_turn_first(run_main: Main) -> None:
     """Who waits for a turn does not keep its holder from making a cursor."""
 
     async def main() -> None:
@@ -417,4 +397,4 @@ def test_making_a_cursor_waits_for_its_turn_first(run: Main) -> None:
                 holder.then = functools.partial(asleep, 0)
             await asyncio.gather(*others)
 
-    run(main())
+    run_main(main())

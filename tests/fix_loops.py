@@ -1,0 +1,29 @@
+"""Event loops of each kind that tests run on."""
+
+import asyncio
+import sys
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
+
+import pytest
+import uvloop
+
+Main = Callable[[Coroutine[Any, Any, Any]], Any]
+
+
+def eager_loop() -> asyncio.AbstractEventLoop:
+    loop = asyncio.SelectorEventLoop()
+    loop.set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined]  # 3.12
+    return loop
+
+
+LOOPS = {"asyncio": asyncio.SelectorEventLoop, "uvloop": uvloop.new_event_loop}
+if sys.version_info >= (3, 12):
+    LOOPS["eager"] = eager_loop
+
+
+@pytest.fixture(params=LOOPS)
+def run_main(request: pytest.FixtureRequest) -> Iterator[Main]:
+    """A function that runs a coroutine to its end: on asyncio's loop, uvloop, with eager tasks."""
+    with asyncio.Runner(loop_factory=LOOPS[request.param]) as runner:
+        yield runner.run
