@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType, FunctionType
 from typing import Any
 
@@ -22,6 +23,23 @@ from .base import DatabaseWrapper
 from .bridge import is_bridged
 
 _GUARDS = "django.utils.asyncio"
+
+# Whether aliases that are not bridged, of other engines for one, may be used in bridged code.
+_others_in_place = False
+
+
+@contextmanager
+def others_in_place() -> Iterator[None]:
+    """Let bridged code of the block use such aliases as synchronous code does, blocking the loop.
+
+    In a test run there is nobody else to block, and tests use them as if no loop ran.
+    """
+    global _others_in_place
+    outer, _others_in_place = _others_in_place, True
+    try:
+        yield
+    finally:
+        _others_in_place = outer
 
 
 def get_running_loop() -> asyncio.AbstractEventLoop:
@@ -35,8 +53,13 @@ def get_running_loop() -> asyncio.AbstractEventLoop:
         if subject.bridge_enabled:
             subject.check_not_on_loop()
             raise RuntimeError("the call may wait for the database here")
-    elif getattr(subject, "vendor", None) == "unknown" and is_bridged():
-        raise RuntimeError("Django's dummy backend has an error of its own, which says more")
+        if _others_in_place and is_bridged():
+            raise RuntimeError("an alias that is switched off is used in place")
+    elif isinstance(subject, BaseDatabaseWrapper) and is_bridged():
+        if _others_in_place:
+            raise RuntimeError("the alias of another engine is used in place")
+        if subject.vendor == "unknown":
+            raise RuntimeError("Django's dummy backend has an error of its own, which says more")
     return asyncio.get_running_loop()
 
 

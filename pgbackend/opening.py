@@ -19,6 +19,7 @@ from django.db.backends.signals import connection_created
 
 from . import session
 from .connection import BridgedConnection
+from .joining import transactions
 from .pool import ConnectionPool
 from .pooled import PooledConnection
 from .registry import get_pool
@@ -111,11 +112,18 @@ def make_pool(wrapper: Any) -> ConnectionPool:
         kwargs=connect_arguments,
         configure=lambda pooled: configure(owner, pooled, pool.timeout),
         reset_session=reset_session,
-        context_setup=lambda: connections.__setitem__(wrapper.alias, owner),
+        context_setup=lambda: _set_up_context(owner),
         check=conf["CONN_HEALTH_CHECKS"],
     )
     _with_pool.add(wrapper.alias)
     return pool
+
+
+def _set_up_context(owner: Any) -> None:
+    """Set the context up that a pool's own tasks run in."""
+    connections[owner.alias] = owner
+    # They are in no transaction, whoever starts them.
+    transactions.set({})
 
 
 def note_closed(alias: str) -> None:

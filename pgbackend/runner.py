@@ -21,6 +21,8 @@ from contextvars import copy_context
 from types import FrameType, TracebackType, coroutine
 from typing import Any, ParamSpec, TypeVar
 
+from . import guards
+from .adopting import adopt_on, adopting
 from .bridge import await_bridged, is_bridged, last, run_bridged
 from .connection import BridgedLock
 from .joining import Transaction, transactions
@@ -74,10 +76,13 @@ class Runner:
             )
         self._error = None
         loop = self._runner.get_loop()
-        task = loop.create_task(
-            self._main(run_bridged(_lasting, function, args, kwargs)), context=self._context
-        )
-        with self._handling_sigint(task), _changed_for_tests(task):
+        with ExitStack() as stack:
+            stack.enter_context(adopting(loop, self._context))
+            task = loop.create_task(
+                self._main(run_bridged(_lasting, function, args, kwargs)), context=self._context
+            )
+            stack.enter_context(self._handling_sigint(task))
+            stack.enter_context(_changed_for_tests(task))
             while True:
                 try:
                     return loop.run_until_complete(task)
@@ -191,7 +196,7 @@ def _changed_for_tests(task: asyncio.Task[Any]) -> Iterator[None]:
     for cls in _classes_of_loops(task.get_loop()):
         for name in ("run_until_complete", "run_forever"):
             changes.append((cls, name, _stepping_outside(lambda loop: loop)))
-    with ExitStack() as stack:
+    with ExitStack() as stack, guards.others_in_place():
         for owner, name, change in changes:
             function = getattr(owner, name)
             stack.callback(setattr, owner, name, function)
@@ -218,9 +223,11 @@ def _stepping_outside(loop_of: Callable[[Any], Any] | None = None) -> Callable[.
         def call(*args: P.args, **kwargs: P.kwargs) -> T:
             with outside_loop() if _in_synchronous_test_code() else nullcontext():
                 if loop_of is not None:
+                    loop = loop_of(args[0])
+                    adopt_on(loop)
                     for transaction in _lent:
                         if transaction.thread == threading.get_ident():
-                            transaction.loop = loop_of(args[0])
+                            transaction.loop = loop
                 _raise_interruption()
                 return function(*args, **kwargs)
 

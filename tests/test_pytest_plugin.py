@@ -57,6 +57,14 @@ def test_functions() -> None:
     check_passed(run_pytest("in_pytest"), 20)
 
 
+def test_an_alias_of_another_engine(tmp_path: Path) -> None:
+    """A run with an alias of another engine starts, and that alias works in place."""
+    status, output = run(
+        *arguments("lite"), **VARIABLES, SAMPLE_LITE=str(tmp_path / "lite.sqlite3")
+    )
+    check_passed((status, output), 8)
+
+
 def test_django_classes() -> None:
     """Django's test cases run in the bridge as with Django's runner."""
     check_passed(run_pytest("common", "bridged", "isolated"), 8 + 24 + 2)

@@ -34,12 +34,21 @@ def check_passed(ended: tuple[int, str], count: int) -> None:
         assert complaint not in output, output
 
 
+LITE = "sample.cases.lite"
 COMMON, BRIDGED, ISOLATED = "sample.cases.common", "sample.cases.bridged", "sample.cases.isolated"
 
 
 def test_bridged() -> None:
     """Tests of every kind run on one loop, in one transaction where Django has one."""
     check_passed(run_tests(COMMON, BRIDGED, ISOLATED), 8 + 24 + 2)
+
+
+@pytest.mark.parametrize("name", [":memory:", "lite.sqlite3"])
+@pytest.mark.parametrize("arguments", [[], ["--reverse"], ["--parallel", "2"]])
+def test_an_alias_of_another_engine(tmp_path: Path, name: str, arguments: list[str]) -> None:
+    """A run with an alias of another engine starts, and that alias works in place."""
+    database = name if name == ":memory:" else str(tmp_path / name)
+    check_passed(run_tests(*arguments, LITE, SAMPLE_LITE=database), 8)
 
 
 @pytest.mark.parametrize("order", [["--reverse"], ["--shuffle", "1"]])

@@ -10,4 +10,4 @@ class Router:
     db_for_read = db_for_write = _alias
 
     def allow_migrate(self, db: str, app_label: str, model_name: str = "", **hints: Any) -> bool:
-        return (model_name == "visit") == (db == "other")
+        return db == "lite" or (model_name == "visit") == (db == "other")

@@ -25,6 +25,11 @@ DATABASES = {
     "default": _database("pgbackend_sample"),
     "other": _database("pgbackend_sample_other"),
 }
+if os.environ.get("SAMPLE_LITE"):
+    DATABASES["lite"] = {
+        "ENGINE": "django.db.backends.sqlite3",
+        "NAME": os.environ["SAMPLE_LITE"],
+    }
 DATABASE_ROUTERS = ["sample.router.Router"]
 TEST_RUNNER = "pgbackend.test.DiscoverRunner"
 

@@ -22,6 +22,14 @@ def dishes_synchronously(request: HttpRequest) -> JsonResponse:
     )
 
 
+async def dishes_in(request: HttpRequest, alias: str) -> JsonResponse:
+    return JsonResponse({"names": [dish.name async for dish in Dish.objects.using(alias)]})
+
+
+def dishes_in_synchronously(request: HttpRequest, alias: str) -> JsonResponse:
+    return JsonResponse({"names": [dish.name for dish in Dish.objects.using(alias)]})
+
+
 async def review(request: HttpRequest, name: str) -> JsonResponse:
     """Write two reviews of a dish at once and tell the receivers of `reviewed`."""
     async with transaction.atomic():
