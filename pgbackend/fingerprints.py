@@ -137,9 +137,34 @@ KNOWN: dict[str, frozenset[str]] = {
             "57fdfb06f61f",  # 5.2 to 5.2.19, 6.0 to 6.0.10, 6.1 to 6.1.3
         }
     ),
+    "django.db.models.query.QuerySet._fetch_all": frozenset(
+        {
+            "17d4d58f9723",  # 5.2 to 5.2.19, 6.0 to 6.0.10, 6.1 to 6.1.3
+        }
+    ),
+    "django.db.models.query.QuerySet._prefetch_related_objects": frozenset(
+        {
+            "a9bb2ffdee23",  # 5.2 to 5.2.19, 6.0 to 6.0.10, 6.1 to 6.1.3
+        }
+    ),
     "django.db.models.query.QuerySet.aiterator": frozenset(
         {
             "cbd61ed6dda3",  # 5.2 to 5.2.19, 6.0 to 6.0.10, 6.1 to 6.1.3
+        }
+    ),
+    "django.db.models.query.RawQuerySet._fetch_all": frozenset(
+        {
+            "4a59cbf3b810",  # 5.2 to 5.2.19, 6.0 to 6.0.10, 6.1 to 6.1.3
+        }
+    ),
+    "django.db.models.query.RawQuerySet._prefetch_related_objects": frozenset(
+        {
+            "1dda6d38cb17",  # 5.2 to 5.2.19, 6.0 to 6.0.10, 6.1 to 6.1.3
+        }
+    ),
+    "django.db.models.query.RawQuerySet.iterator": frozenset(
+        {
+            "a98ea6a762e9",  # 5.2 to 5.2.19, 6.0 to 6.0.10, 6.1 to 6.1.3
         }
     ),
     "django.db.models.query:sync_to_async": frozenset(

@@ -58,6 +58,7 @@ def apply() -> None:
     after_import("django.db.utils", _patch_router)
     after_import("django.db.transaction", _patch_atomic)
     after_import("django.db.models.query", _patch_aiterator)
+    after_import("django.db.models.query", _patch_fetch_all)
     after_import("django.core.handlers.asgi", _patch_handler)
     after_import("django.core.handlers.base", _patch_atomic_requests)
     after_import("django.core.handlers.base", _patch_adaption)
@@ -104,6 +105,32 @@ def _patch_aiterator(module: ModuleType) -> None:
     iterable._async_generator = streaming.chunks
     iterable.__aiter__ = streaming.rows
     queryset.aiterator = functools.wraps(aiterator)(streaming.closing(aiterator))
+
+
+def _patch_fetch_all(module: ModuleType) -> None:
+    """Let tasks that evaluate one queryset at once not disturb each other; see `evaluation`.
+
+    (5.2 to 6.1.)
+    """
+    plain, raw = module.QuerySet, module.RawQuerySet
+    for function in (
+        plain._fetch_all,
+        plain._prefetch_related_objects,
+        raw._fetch_all,
+        raw._prefetch_related_objects,
+        raw.iterator,
+    ):
+        if not is_known(
+            f"{module.__name__}.{function.__qualname__}",
+            fingerprint(function),
+            "tasks that evaluate one queryset at once may see it without what it prefetches",
+        ):
+            return
+    from . import evaluation  # which needs that module
+
+    plain._fetch_all = functools.wraps(plain._fetch_all)(evaluation.fetch_all)
+    raw._fetch_all = functools.wraps(raw._fetch_all)(evaluation.fetch_all_raw)
+    raw.iterator = evaluation.iterating(raw.iterator)
 
 
 # Synchronous methods: allowed in the bridge

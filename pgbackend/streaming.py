@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import sys
 from asyncio import _get_running_loop
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 from weakref import ref
@@ -62,12 +62,16 @@ def _left(generator: ref[AsyncGenerator[Any, None]]) -> None:
 
 async def chunks(self: Any) -> AsyncGenerator[Any, None]:
     """Yield an iterable's rows, a chunk of them for each call into the bridge."""
-    rows = iter(self)
+    # Made in the bridge: for values_list() that is when the statement is executed.
+    rows: Iterator[Any] | None = None
     used: set[str | None] = set()
     reading = getattr(self.queryset, "_pgbackend_reading", None) or Reading()
 
     def next_slice() -> list[Any]:
+        nonlocal rows
         with collect_opened(reading.cursors):
+            if rows is None:
+                rows = iter(self)
             return list(islice(rows, self.chunk_size))
 
     async def call(function: Callable[[], Any]) -> Any:

@@ -30,7 +30,12 @@ def test_every_place_has_a_fingerprint() -> None:
     assert others == {
         "django.core.handlers.base.BaseHandler.make_view_atomic",
         "django.db.models.query.BaseIterable._async_generator",
+        "django.db.models.query.QuerySet._fetch_all",
+        "django.db.models.query.QuerySet._prefetch_related_objects",
         "django.db.models.query.QuerySet.aiterator",
+        "django.db.models.query.RawQuerySet._fetch_all",
+        "django.db.models.query.RawQuerySet._prefetch_related_objects",
+        "django.db.models.query.RawQuerySet.iterator",
         "django.db.transaction.Atomic.__enter__",
         "django.db.transaction.Atomic.__exit__",
         "django.utils.asyncio.async_unsafe",

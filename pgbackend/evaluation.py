@@ -1,0 +1,79 @@
+"""The evaluation of a queryset, when several tasks evaluate the same object at once.
+
+In stock Django one thread does it for all of them, one after the other. Here each waits for the
+database by itself: none waits for another, who may need a turn or a connection that it has. What
+one found becomes the queryset's when it is whole, prefetched objects included, and that of the
+first stays. These functions are methods of querysets; see `patches`.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from django.db.models.query import QuerySet, RawQuerySet
+
+_PREFETCH = (QuerySet._prefetch_related_objects, RawQuerySet._prefetch_related_objects)
+
+
+def fetch_all(self: Any) -> None:
+    """Do what ``QuerySet._fetch_all`` does."""
+    if self._result_cache is None:
+        found = list(self._iterable_class(self))
+        if self._prefetch_related_lookups:
+            _prefetch(self, found)
+        if self._result_cache is None:
+            self._result_cache = found
+    if self._prefetch_related_lookups and not self._prefetch_done:
+        self._prefetch_related_objects()
+
+
+def fetch_all_raw(self: Any) -> None:
+    """Do what ``RawQuerySet._fetch_all`` does."""
+    if self._result_cache is None:
+        found = list(self.iterator())
+        if self._prefetch_related_lookups:
+            _prefetch(self, found)
+        if self._result_cache is None:
+            self._result_cache = found
+    if self._prefetch_related_lookups and not self._prefetch_done:
+        self._prefetch_related_objects()
+
+
+def iterating(iterator: Callable[[Any], Iterator[Any]]) -> Callable[[Any], Iterator[Any]]:
+    """Return ``RawQuerySet.iterator``, each call of it with a cursor of its own.
+
+    Django keeps that on the query, where another task would put its own meanwhile.
+    """
+
+    @functools.wraps(iterator)
+    def patched(self: Any) -> Iterator[Any]:
+        alone = _copy(self)
+        alone.query = copy.copy(self.query)
+        try:
+            yield from iterator(alone)
+        finally:
+            self.query.cursor = alone.query.cursor
+
+    return patched
+
+
+def _copy(queryset: Any) -> Any:
+    """Return a shallow copy; `copy.copy` would evaluate the queryset."""
+    twin = object.__new__(type(queryset))
+    twin.__dict__.update(queryset.__dict__)
+    return twin
+
+
+def _prefetch(queryset: Any, found: list[Any]) -> None:
+    """Give *queryset* what was *found* with what it prefetches, unless another was first."""
+    if queryset._prefetch_done or type(queryset)._prefetch_related_objects not in _PREFETCH:
+        return
+    # On a copy, which nobody else sees: Django's method works on the cache of its queryset.
+    alone = _copy(queryset)
+    alone._result_cache = found
+    alone._prefetch_related_objects()
+    if queryset._result_cache is None:
+        queryset._result_cache, queryset._prefetch_done = found, True
