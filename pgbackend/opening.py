@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from asyncio import get_running_loop
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 import psycopg
@@ -16,6 +16,8 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 from django.db.backends.base.base import NO_DB_ALIAS
 from django.db.backends.signals import connection_created
+from psycopg import generators
+from psycopg.pq import ExecStatus
 
 from . import session
 from .connection import BridgedConnection
@@ -23,6 +25,10 @@ from .joining import transactions
 from .pool import ConnectionPool
 from .pooled import PooledConnection
 from .registry import get_pool
+
+if TYPE_CHECKING:
+    from psycopg.abc import PQGen
+    from psycopg.pq.abc import PGconn
 
 # What of Django's connection arguments is the face's, not the asynchronous connection's.
 _FACE_ARGUMENTS = ("cursor_factory", "prepare_threshold", "context")
@@ -169,13 +175,24 @@ def configure(owner: Any, pooled: PooledConnection, seconds: float) -> None:
 
 
 def reset_session(pooled: PooledConnection) -> None:
-    """Give a connection's session back the state that `configure` left, in one message."""
+    """Give a connection's session back the state that `configure` left, in one message.
+
+    Raise psycopg's error if any of it fails.
+    """
     face = pooled.face
     face.restore()
-    with psycopg.ClientCursor(face) as cursor:
-        cursor.execute(pooled.reset_message, prepare=False)
+    # Without a cursor: a reset comes after each statement that may have done anything.
+    with face.lock:
+        face.wait(_execute(face.pgconn, pooled.reset_message.encode(face.info.encoding)))
     # The server has forgotten them.
     face._prepared.clear()
+
+
+def _execute(pgconn: PGconn, message: bytes) -> PQGen[None]:
+    pgconn.send_query(message)
+    for result in (yield from generators.execute(pgconn)):
+        if result.status not in (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK):
+            raise psycopg.errors.error_from_result(result, encoding=pgconn._encoding)
 
 
 def isolation_level(wrapper: Any) -> psycopg.IsolationLevel:

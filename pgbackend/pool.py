@@ -395,7 +395,8 @@ class ConnectionPool(AsyncConnectionPool[PooledConnection]):
             logger.warning("closed %s, whose session could not be reset: %s", conn, error)
         finally:
             self._resetting -= 1
-            await self._return(conn)
+            if not self._put(conn):
+                await self._return(conn)
 
     def drain_now(self) -> None:
         """Do what `drain` does before the next checkout, from any code on the loop's thread."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from .lease import Lease
 
 # The server's answers to statements whose effect lives in the session, and to SET LOCAL.
-_SILENT_TAGS = frozenset({"SET", "LISTEN"})
-_TAGS = _SILENT_TAGS | {"RESET", "PREPARE", "LOAD", "DISCARD ALL"}
+_SILENT_TAGS = frozenset({b"SET", b"LISTEN"})
+_TAGS = _SILENT_TAGS | {b"RESET", b"PREPARE", b"LOAD", b"DISCARD ALL"}
 
 _LISTEN = re.compile(r'\s*listen\s+(?:"[^"]*"|\w+)\s*;?\s*', re.IGNORECASE)
 
@@ -66,15 +66,15 @@ class Guarded:
         if kwargs.get("prepare"):
             # It would find the statement prepared, whoever comes next.
             self._conn.unseen = True
-        with _looked_at(self, query, lambda: [params]):
-            return super().execute(query, params, **kwargs)  # type: ignore[misc]  # psycopg's
+        execute = super().execute  # type: ignore[misc]  # psycopg's
+        return _execute(self, query, lambda: [params], execute, query, params, **kwargs)
 
     def executemany(self, query: Any, params_seq: Iterable[Any], **kwargs: Any) -> None:
         """Execute a statement for each of many parameters, as psycopg's ``Cursor.executemany``."""
         if not isinstance(params_seq, list | tuple):
             params_seq = list(params_seq)
-        with _looked_at(self, query, lambda: params_seq):
-            super().executemany(query, params_seq, **kwargs)  # type: ignore[misc]  # psycopg's
+        execute = super().executemany  # type: ignore[misc]  # psycopg's
+        _execute(self, query, lambda: params_seq, execute, query, params_seq, **kwargs)
 
     def stream(self, query: Any, params: Any = None, **kwargs: Any) -> Any:
         """Iterate over rows as they come, as psycopg's ``Cursor.stream``."""
@@ -115,28 +115,30 @@ def guard(cursor: Any, *, wrapped: bool = False) -> Any:
     return cursor
 
 
-@contextmanager
-def _looked_at(cursor: Any, query: Any, parameters: Any) -> Iterator[None]:
-    """Look at a statement, and at the answers to what the block executes."""
+def _execute(
+    cursor: Any, query: Any, parameters: Any, execute: Callable[..., Any], *args: Any, **kwargs: Any
+) -> Any:
+    """Call ``execute(...)`` for a statement that is looked at, and look at the answers to it."""
     face: BridgedConnection = cursor._conn
     if face.made is not None:
         made = _effect(face, query, parameters)
-        yield
+        result = execute(*args, **kwargs)
         # Not what has failed: it would again.
         face.made.append(made)
-        return
-    effect = _NOTHING if type(query) is CleanSQL else _look(cursor, query, parameters)
+        return result
+    clean = type(query) is CleanSQL
+    effect = _NOTHING if clean else _look(cursor, query, parameters)
     if face.lease is None:
-        yield
-        return
+        return execute(*args, **kwargs)
     started = face.started
     try:
-        yield
+        result = execute(*args, **kwargs)
     finally:
         # What starts without being looked at makes the two differ.
         face.looked_at += face.started - started
-    if type(query) is not CleanSQL and not effect.lasts and face.lease is not None:
+    if not clean and not effect.lasts and face.lease is not None:
         _look_at_answers(face, query, cursor)
+    return result
 
 
 def _look(cursor: Any, query: Any, parameters: Any) -> Effect:
@@ -196,17 +198,15 @@ def _text(face: BridgedConnection, query: Any) -> str | None:
 
 def _look_at_answers(face: BridgedConnection, query: Any, cursor: Any) -> None:
     """Keep the session, or raise, if the server says that something was made in it after all."""
-    tags = [tag for result in cursor._results if (tag := _tag(result)) in _TAGS]
-    if not tags or (set(tags) == {"SET"} and len(tags) <= local_settings(_text(face, query) or "")):
+    tags = [result.command_status for result in cursor._results]
+    if _TAGS.isdisjoint(tags):
+        return
+    found = [tag for tag in tags if tag in _TAGS]
+    if set(found) == {b"SET"} and len(found) <= local_settings(_text(face, query) or ""):
         return
     assert face.lease is not None
     face.lease.dirty = True
-    _keep(face.lease, silent=not _SILENT_TAGS.isdisjoint(tags), late=True)
-
-
-def _tag(result: Any) -> str:
-    tag: bytes = result.command_status or b""
-    return tag.decode("ascii", "replace")
+    _keep(face.lease, silent=not _SILENT_TAGS.isdisjoint(found), late=True)
 
 
 def _keep(lease: Lease, *, silent: bool, late: bool = False) -> None:
