@@ -10,6 +10,7 @@ https://asgi.readthedocs.io/en/latest/specs/
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, MutableMapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -23,16 +24,17 @@ from .bridge import is_bridged, last
 from .joining import in_transaction
 from .registry import open_pools
 from .routing import in_bridge, runs_bridged
+from .stalled import ClientStalledError, Message, Send, bounded, give_back_what_is_left
 from .wrapping import serving_with
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+logger = logging.getLogger("pgbackend.asgi")
 
 # How long shutdown waits for connections that are on loan, seconds.
 SHUTDOWN_TIMEOUT = 30.0
@@ -102,6 +104,39 @@ async def work(
     return await in_request(_part, task, handle, args, kwargs)
 
 
+async def respond(
+    send_response: Callable[..., Coroutine[Any, Any, None]], handler: Any, response: Any, send: Send
+) -> None:
+    """Await ``send_response(...)``, of the request that `serve` began; see `stalled`."""
+    try:
+        with bounded(send, streaming=response.streaming) as sending:
+            await work(_send_and_close, send_response, handler, response, sending)
+    except ClientStalledError as error:
+        # Django goes on as after any response. It was not sent whole: the server closes.
+        logger.warning("ended the response to a client: %s", str(error))
+        give_back_what_is_left()
+
+
+async def _send_and_close(
+    send_response: Callable[..., Coroutine[Any, Any, None]], handler: Any, response: Any, send: Send
+) -> None:
+    """Await ``send_response(...)``, and close the body if it is not read to its end.
+
+    Django leaves that to the collector, and with it the cursor that the body reads from.
+    """
+    try:
+        await send_response(handler, response, send)
+    except BaseException:
+        aclose = getattr(getattr(response, "_iterator", None), "aclose", None)
+        if aclose is not None:
+            try:
+                await aclose()
+            except Exception as error:
+                # Not in place of what ended the reading, a cancellation perhaps.
+                logger.warning("the body of a response failed as it was closed: %r", error)
+        raise
+
+
 async def _part(
     task: asyncio.Task[Any],
     handle: Callable[..., Coroutine[Any, Any, T]],
@@ -122,7 +157,9 @@ async def in_request(
 ) -> T:
     """Await ``handle(...)`` in a bridge, unless ``PGBACKEND_IMPLICIT_IO`` is off."""
     # All of them, so that a wrong one is refused before anything of the request has run.
-    seconds, implicit, _ = conf.blocking_time(), conf.implicit_io(), conf.sync_on_loop()
+    seconds, implicit = conf.blocking_time(), conf.implicit_io()
+    conf.sync_on_loop()
+    conf.client_timeout()
     if seconds is not None and runs_bridged(None):
         # Imported by those who want it.
         from . import detector
@@ -181,7 +218,12 @@ class BridgedApplication:
             await serve(self._call, scope, receive, send)
 
     async def _call(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self.application(scope, receive, send)
+        try:
+            with bounded(send) as sending:
+                await self.application(scope, receive, sending)
+        except ClientStalledError as error:
+            logger.warning("ended the connection of a client: %s", str(error))
+            give_back_what_is_left()
 
 
 class LifespanApplication:

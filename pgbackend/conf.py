@@ -11,6 +11,8 @@ setting                        default      meaning
                                             False: in threads, as in stock Django
 ``PGBACKEND_BLOCKING_TIME``    0.1 or None  seconds after which code that holds the event loop is
                                             named in the log; None: never. 0.1 where DEBUG is on
+``PGBACKEND_CLIENT_TIMEOUT``   30           seconds that a client may read nothing of its response
+                                            while that has a connection on loan; None: for ever
 =============================  ===========  ======================================================
 """
 
@@ -36,7 +38,17 @@ def sync_on_loop() -> bool:
 
 def blocking_time() -> float | None:
     """Return ``PGBACKEND_BLOCKING_TIME``, in seconds."""
-    seconds = getattr(settings, "PGBACKEND_BLOCKING_TIME", 0.1 if settings.DEBUG else None)
+    name = "PGBACKEND_BLOCKING_TIME"
+    return _seconds(name, getattr(settings, name, 0.1 if settings.DEBUG else None))
+
+
+def client_timeout() -> float | None:
+    """Return ``PGBACKEND_CLIENT_TIMEOUT``, in seconds."""
+    name = "PGBACKEND_CLIENT_TIMEOUT"
+    return _seconds(name, _read(name, 30.0))
+
+
+def _seconds(name: str, seconds: Any) -> float | None:
     if seconds is None:
         return None
     if (
@@ -44,22 +56,25 @@ def blocking_time() -> float | None:
         or not isinstance(seconds, int | float)
         or not 0 < seconds < math.inf
     ):
-        raise ImproperlyConfigured(
-            f"PGBACKEND_BLOCKING_TIME is a number of seconds or None, not {seconds!r}"
-        )
+        raise ImproperlyConfigured(f"{name} is a number of seconds or None, not {seconds!r}")
     return float(seconds)
 
 
 def _switch(name: str, default: bool) -> bool:
-    try:
-        value = getattr(settings, name)
-    except AttributeError:
-        # Where Django keeps what it has found, until a setting or all of them are replaced: these
-        # are read many times in a request, and a miss costs ten times as much.
-        value = settings.__dict__[name] = default
+    value = _read(name, default)
     if not isinstance(value, bool):
         raise ImproperlyConfigured(f"{name} is True or False, not {value!r}")
     return value
+
+
+def _read(name: str, default: Any) -> Any:
+    try:
+        return getattr(settings, name)
+    except AttributeError:
+        # Where Django keeps what it has found, until a setting or all of them are replaced: these
+        # are read many times in a request, and a miss costs ten times as much.
+        settings.__dict__[name] = default
+        return default
 
 
 # All of them, by the functions that read and check them.
@@ -67,4 +82,5 @@ SETTINGS: dict[str, Callable[[], Any]] = {
     "PGBACKEND_IMPLICIT_IO": implicit_io,
     "PGBACKEND_SYNC_ON_LOOP": sync_on_loop,
     "PGBACKEND_BLOCKING_TIME": blocking_time,
+    "PGBACKEND_CLIENT_TIMEOUT": client_timeout,
 }

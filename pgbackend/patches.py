@@ -279,7 +279,7 @@ def _patch_handler(module: ModuleType) -> None:
         ("read_body", asgi.read),
         ("listen_for_disconnect", asgi.work),
         ("run_get_response", asgi.work),
-        ("send_response", asgi.work),
+        ("send_response", asgi.respond),
     ):
         setattr(handler, name, _within(where, getattr(handler, name)))
 

@@ -11,7 +11,7 @@ import os
 from asyncio import _get_running_loop, current_task
 from collections.abc import Callable
 from threading import get_ident
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, ref
 
 from django.core.exceptions import SynchronousOnlyOperation
@@ -22,6 +22,9 @@ from .bridge import is_bridged
 from .joining import Transaction, joined
 from .state import ConnectionState
 from .threads import ahand_over, hand_over
+
+if TYPE_CHECKING:
+    from .lease import Lease
 
 
 def state_attribute(name: str) -> Any:
@@ -95,6 +98,10 @@ class StatePerTask(PostgresDatabaseWrapper):
             return None
         return joined(self.alias) if _get_running_loop() is None else None
 
+    def leases(self) -> list[Lease]:
+        """Return what tasks have on loan by this wrapper, the running one and others."""
+        return self._states.leases()
+
     def hand_over(self, transaction: Transaction, function: Callable[..., Any], *args: Any) -> Any:
         """Run *function*, of a joined *transaction*, on the loop and return its result."""
         return hand_over(self, transaction, self.turn_timeout, function, *args)
@@ -145,6 +152,11 @@ class States:
         that thread's, also when it is used by a task here.
         """
         return self._thread == get_ident()
+
+    def leases(self) -> list[Lease]:
+        """Return what is on loan to the tasks."""
+        states = [self._last[1], *(self._of_tasks or {}).values()]
+        return [state.lease for state in states if state.lease is not None]
 
     def close_shared(self) -> None:
         """Close the connection of a thread with which the wrapper was shared, if there is one."""

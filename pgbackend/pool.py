@@ -204,6 +204,11 @@ class ConnectionPool(AsyncConnectionPool[PooledConnection]):
         """Whether all connections that it may have are open: who finds none idle has to wait."""
         return self._nconns >= self._max_size
 
+    @property
+    def is_wanted(self) -> bool:
+        """Whether somebody waits for a connection, and no more can be opened."""
+        return bool(self._waiting) and self.is_full
+
     def take(self) -> PooledConnection | None:
         """Borrow an idle connection without waiting; None: `checkout` may know of one.
 

@@ -221,12 +221,13 @@ async def test_switch_of_a_wrong_type(name: str, value: Any) -> None:
         await client.get("/me/")
 
 
+@pytest.mark.parametrize("name", ["PGBACKEND_BLOCKING_TIME", "PGBACKEND_CLIENT_TIMEOUT"])
 @pytest.mark.parametrize("value", ["0.1", 0, -1.0, True, [0.1]])
-async def test_blocking_time_of_a_wrong_type(value: Any) -> None:
-    """A PGBACKEND_BLOCKING_TIME that is no time is refused with its name and value."""
+async def test_time_of_a_wrong_type(name: str, value: Any) -> None:
+    """A setting that is a time and is none is refused with its name and value."""
     with (
-        serving(PGBACKEND_BLOCKING_TIME=value) as client,
-        pytest.raises(ImproperlyConfigured, match=r"^PGBACKEND_BLOCKING_TIME is a number") as told,
+        serving(**{name: value}) as client,
+        pytest.raises(ImproperlyConfigured, match=rf"^{name} is a number") as told,
     ):
         await client.get("/me/")
     assert repr(value) in str(told.value)

@@ -136,6 +136,8 @@ def test_synchronous_use_with_wrong_options(add_alias: AddAlias) -> None:
         ("PGBACKEND_BLOCKING_TIME", INF),
         ("PGBACKEND_BLOCKING_TIME", -1),
         ("PGBACKEND_BLOCKING_TIME", "0.1"),
+        ("PGBACKEND_CLIENT_TIMEOUT", 0),
+        ("PGBACKEND_CLIENT_TIMEOUT", "30"),
     ],
 )
 def test_wrong_settings(name: str, value: Any) -> None:
