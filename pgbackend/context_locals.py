@@ -3,7 +3,8 @@
 On the event loop one thread serves all requests, and one request is served by several threads: what
 a package keeps in a ``threading.local`` for the request that it works for is there for others, or
 is not there. Replaced by a `ContextLocal`, it belongs to the context, as Django's own state does:
-tasks and threads of a request inherit it, and what asgiref moves between them comes back.
+tasks and threads of a request inherit it, and what asgiref moves between them comes back. Replaced
+by a `RequestLocal`, it is the same for all that work for a request.
 """
 
 from __future__ import annotations
@@ -16,14 +17,7 @@ from contextvars import ContextVar
 from types import ModuleType
 from typing import Any
 
-# The modules, and whether what they keep is changed in place for the running code alone: the
-# triggers that django-pgtrigger ignores are, and so each context has to have its own. What
-# django-pghistory and django-silk note about a request, its tasks and threads add to.
-MODULES = {
-    "pghistory.runtime": False,
-    "pgtrigger.runtime": True,
-    "silk.collector": False,
-}
+from .wrapping import running_request
 
 
 class ContextLocal:
@@ -63,20 +57,68 @@ class ContextLocal:
         self._values.set(values)
 
 
+class RequestLocal:
+    """Attributes of the request that the running context works for, whichever task or thread.
+
+    Outside of requests, of the context in which the first one was set and those begun from there.
+    """
+
+    _values: ContextVar[tuple[object, dict[str, Any]]]
+
+    def __init__(self) -> None:
+        self.__dict__["_values"] = ContextVar("pgbackend_request_local")
+
+    def _of_request(self) -> dict[str, Any]:
+        owner, values = self._values.get((self, {}))
+        request = running_request()
+        if owner is not request:
+            values = {}
+            self._values.set((request, values))
+        return values
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self._of_request()[name]
+        except KeyError:
+            raise AttributeError(
+                f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self
+            ) from None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._of_request()[name] = value
+
+    def __delattr__(self, name: str) -> None:
+        if name not in (values := self._of_request()):
+            raise AttributeError(name, name=name, obj=self)
+        del values[name]
+
+
+Local = ContextLocal | RequestLocal
+
+# What takes the place of each in these modules. The triggers that django-pgtrigger ignores are a
+# set that is changed in place. The collector of django-silk counts and gathers what a request
+# executes.
+MODULES: dict[str, Callable[[], Local]] = {
+    "pghistory.runtime": ContextLocal,
+    "pgtrigger.runtime": functools.partial(ContextLocal, copied=True),
+    "silk.collector": RequestLocal,
+}
+
+
 def replace(module: ModuleType) -> None:
     """Replace each ``threading.local`` in the globals of *module*, and the class itself there.
 
     One that an object among the globals has is replaced, too. What the calling thread has in it is
     taken over.
     """
-    make = functools.partial(ContextLocal, copied=MODULES[module.__name__])
+    make = MODULES[module.__name__]
     _replace(module, make)
     for value in list(vars(module).values()):
         if type(value).__module__ == module.__name__ and hasattr(value, "__dict__"):
             _replace(value, make)
 
 
-def _replace(owner: Any, make: Callable[[], ContextLocal]) -> None:
+def _replace(owner: Any, make: Callable[[], Local]) -> None:
     for name, value in list(vars(owner).items()):
         if value is threading.local:
             setattr(owner, name, make)

@@ -42,6 +42,11 @@ def request_wrappers() -> list[Any]:
     return list(_of_request.get({}).values())
 
 
+def running_request() -> object:
+    """Return what stands for the request of this context, its tasks and threads; None without."""
+    return _of_request.get(None)
+
+
 class Watched:
     """The part of a `DatabaseWrapper` that Django's query log and ``execute_wrapper`` are about."""
 

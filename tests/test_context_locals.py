@@ -13,7 +13,8 @@ import uvloop
 from asgiref.sync import async_to_sync, sync_to_async
 
 from pgbackend import bridged, context_locals
-from pgbackend.context_locals import ContextLocal
+from pgbackend.context_locals import ContextLocal, RequestLocal
+from pgbackend.wrapping import serving_with
 
 LOOPS = pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
 
@@ -135,6 +136,41 @@ def test_other_values_are_shared() -> None:
     assert copy_context().run(lambda: local.value) is value
 
 
+@LOOPS
+def test_of_each_request(new_loop: Any) -> None:
+    """What is kept for a request is the same in its tasks and threads, and no other request's."""
+    local = RequestLocal()
+    local.count = -1
+
+    async def add() -> None:
+        local.count += 1
+
+    def add_in_thread() -> None:
+        local.count += 1
+        async_to_sync(add)()
+
+    async def serve(number: int, barrier: asyncio.Barrier) -> int:
+        with serving_with({}):
+            assert not hasattr(local, "count")
+            local.count = number
+            await barrier.wait()
+            await asyncio.gather(add(), add(), bridged(add)(), sync_to_async(add_in_thread)())
+            await barrier.wait()
+            return int(local.count)
+
+    async def main() -> None:
+        barrier = asyncio.Barrier(4)
+        counts = await asyncio.gather(*(serve(number, barrier) for number in (0, 100, 200, 300)))
+        assert counts == [5, 105, 205, 305]
+        assert local.count == -1
+        del local.count
+        with pytest.raises(AttributeError, match="count"):
+            del local.count
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(main())
+
+
 class Owner:
     def __init__(self) -> None:
         self.local = threading.local()
@@ -143,7 +179,7 @@ class Owner:
 def test_replace(monkeypatch: pytest.MonkeyPatch) -> None:
     """All of a module's are replaced, with what the thread has in them; nothing else is."""
     module: Any = ModuleType("some.package")
-    monkeypatch.setitem(context_locals.MODULES, "some.package", True)
+    monkeypatch.setitem(context_locals.MODULES, "some.package", ContextLocal)
     monkeypatch.setattr(Owner, "__module__", "some.package")
     module.threading, module.local, module.other = threading, threading.local, object()
     module.first, module.second, module.owner = threading.local(), threading.local(), Owner()

@@ -29,10 +29,12 @@ class DataCollector:
         self.local = local()
 
     def configure(self) -> None:
-        self.local.queries = []
+        self.local.queries = {}
+        self.local.count = 0
 
     def register(self, query: str) -> None:
-        self.local.queries.append(query)
+        self.local.count += 1
+        self.local.queries[self.local.count] = query
 
 
 def execute_sql(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -55,7 +57,7 @@ def middleware(get_response: Callable[[HttpRequest], HttpResponse]) -> Any:
             SQLCompiler.execute_sql = execute_sql
         DataCollector.get().configure()
         response = get_response(request)
-        site.seen[request.path.split("/")[2]] = DataCollector.get().local.queries
+        site.seen[request.path.split("/")[2]] = list(DataCollector.get().local.queries.values())
         return response
 
     return call
