@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+from .thread_wrappers import ThreadWrapper
 from .turns import deputy
 
 # By alias, the wrappers that the request of this context has on the loop; see `request_wrappers`.
@@ -132,10 +133,13 @@ class Watched:
                 self._execute_wrappers.pop()
             return
         added = _OfContext(watched)
-        added.append(wrapper)
+        of_thread = None if _on_loop() else ThreadWrapper(wrapper)
+        added.append(of_thread or wrapper)
         try:
             yield
         finally:
+            if of_thread is not None:
+                of_thread.left = True
             # Not by token: a block may end in another copy of the context.
             if len(added):
                 added.pop()

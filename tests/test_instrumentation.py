@@ -267,6 +267,23 @@ def test_pghistory(sync_on_loop: bool) -> None:
     assert seen == expected(without=("BEGIN", "COMMIT"))
 
 
+def test_unknown_threading_local() -> None:
+    """What an unknown package's function looks for in its own thread, it finds there.
+
+    Inside transactions of the loop it is not called: the thread may wait for them. That is logged.
+    """
+    make_library()
+    quiet = "import logging\nlogging.basicConfig(filename='/dev/null')\n"
+    seen = run(quiet + WATCHED, path=LOCALS, MIDDLEWARE=["unknown.diary.middleware"])
+    sent = expected()
+    for name, statements in sent.items():
+        if "BEGIN" in statements and not name.startswith("synchronous"):
+            begin, commit = statements.index("BEGIN"), statements.index("COMMIT")
+            del statements[begin : commit + 1]
+        sent[name] = [each for each in statements if each not in ("BEGIN", "COMMIT")]
+    assert seen == sent
+
+
 HISTORY_IN_SCRIPT = """
 conf["DATABASES"].pop("other")
 conf["DATABASE_ROUTERS"] = []
