@@ -59,8 +59,12 @@ def is_clean_column(column: Col) -> bool:
 
 def is_clean_field(field: Any) -> bool:
     """Return whether a field puts no SQL of the application's into statements."""
-    if getattr(field.select_format, "__func__", None) is not _SELECT_FORMAT and not _is_djangos(
-        field.select_format
+    # The far end of a relation, which a comparison may have in a field's place, has none.
+    select_format = getattr(field, "select_format", None)
+    if (
+        select_format is not None
+        and getattr(select_format, "__func__", None) is not _SELECT_FORMAT
+        and not _is_djangos(select_format)
     ):
         return False
     for name in _PLACEHOLDERS:

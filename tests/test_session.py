@@ -20,7 +20,7 @@ from pgbackend.routing import in_bridge
 from pgbackend.session import CleanSQL, changes_session, is_clean_field
 from pgbackend.transaction import pinned
 from tests.conftest import Server
-from tests.models import Author
+from tests.models import Author, Book
 from tests.wrapper import until
 
 AddAlias = Callable[..., str]
@@ -663,3 +663,22 @@ def test_changes_session() -> None:
     assert all(changes_session(change) for change, _, _ in PROBES.values())
     assert changes_session("\n  set session work_mem to 1")
     assert changes_session("create local temporary table t ()")
+
+
+async def test_reverse_relations() -> None:
+    """A comparison with the far end of a relation is Django's own: it works, and it is clean."""
+    author = await Author.objects.acreate(name="Ada")
+    book = await Book.objects.acreate(title="A", author=author)
+    await book.readers.aadd(author)
+    for filters in (
+        {"books": book},
+        {"books": book.pk},
+        {"books__in": [book]},
+        {"reads": book},
+        {"reads__in": Book.objects.all()},
+        {"books__isnull": False},
+    ):
+        queryset = Author.objects.filter(**filters)
+        assert [each async for each in queryset] == [author], filters
+        sql, _ = queryset.query.get_compiler("default").as_sql()
+        assert type(sql) is CleanSQL, filters
