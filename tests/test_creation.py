@@ -90,6 +90,22 @@ async def test_in_the_bridge(server: Server, alias: str) -> None:
     assert await Author.objects.using(alias).acount() == 0
 
 
+async def test_two_aliases_of_one_database(
+    server: Server, alias: str, add_alias: Callable[..., str]
+) -> None:
+    """A test database is removed although another alias of the same has idle connections."""
+    other = add_alias({"pool": {"min_size": 2, "max_size": 4}})
+    old_name = connections[alias].settings_dict["NAME"]
+    await bridged(create)(alias)
+    connections[other].settings_dict["NAME"] = TEST_NAME
+    for each in (alias, other):
+        await asyncio.gather(*(Author.objects.using(each).acount() for _ in range(10)))
+    await bridged(connections[alias].creation.destroy_test_db)(old_name, verbosity=0)
+    assert databases(server) == []
+    connections[other].settings_dict["NAME"] = old_name
+    assert await Author.objects.using(other).acount() == 0
+
+
 def test_without_a_loop(server: Server, alias: str) -> None:
     """Without a loop the same works as with Django's backend."""
     old_name = connections[alias].settings_dict["NAME"]
