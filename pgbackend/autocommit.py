@@ -7,6 +7,7 @@ joined a transaction of the loop's, all of it happens there.
 from __future__ import annotations
 
 import asyncio
+from asyncio import _get_running_loop
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -20,9 +21,10 @@ from psycopg.pq import TransactionStatus
 from .connection import ROLLED_BACK
 from .errors import CommitInDoubt, NotCommitted
 from .hooks import Hook
-from .joining import joined_if_open
+from .joining import check_not_outlived, joined_if_open
 from .per_task import StatePerTask
 from .statement import may_be_short
+from .turns import check_inside
 
 if TYPE_CHECKING:
     from .lease import Lease
@@ -99,7 +101,15 @@ class TransactionControl(StatePerTask):
         super().rollback()
 
     def on_commit(self, func: Callable[[], Any], robust: bool = False) -> None:
-        """Call *func* after the commit, and wait for a coroutine that it returns."""
+        """Call *func* after the commit, and wait for a coroutine that it returns.
+
+        Raise RuntimeError where the transaction that it would belong to has ended.
+        """
+        if _get_running_loop() is None:
+            _ = self.joined
+        else:
+            check_inside(self)
+            check_not_outlived(self)
         try:
             super().on_commit(Hook(func) if callable(func) else func, robust)
         except SynchronousOnlyOperation:

@@ -14,6 +14,7 @@ from django.db import DEFAULT_DB_ALIAS, transaction
 from .base import DatabaseWrapper
 from .ending import leave_block
 from .routing import run_for_alias, thread_transactions
+from .turns import block_has_ended
 
 
 def entering(enter: Callable[..., Any]) -> Callable[..., Any]:
@@ -37,6 +38,10 @@ def entering(enter: Callable[..., Any]) -> Callable[..., Any]:
         frame = state.enter_block(wrapper)
         try:
             enter(self)
+            if frame.left:
+                # The block around it was rolled back while SAVEPOINT was waited for.
+                _take_back(wrapper, self)
+                raise block_has_ended()
         except BaseException:
             if not frame.left:
                 # Django leaves it half entered where anything but the database interrupts it.
@@ -48,6 +53,13 @@ def entering(enter: Callable[..., Any]) -> Callable[..., Any]:
         return None
 
     return __enter__
+
+
+def _take_back(wrapper: DatabaseWrapper, atomic: Any) -> None:
+    """Undo what ``Atomic.__enter__`` has just noted of *atomic*, a nested block."""
+    wrapper.savepoint_ids.pop()
+    if wrapper.atomic_blocks[-1:] == [atomic]:
+        wrapper.atomic_blocks.pop()
 
 
 def leaving(leave: Callable[..., Any]) -> Callable[..., Any]:

@@ -423,13 +423,9 @@ class BridgedConnection(psycopg.Connection[Any]):
         """Return whether *error* is not the server's answer, but came in its place."""
         if self.closed or not isinstance(error, psycopg.Error):
             return self.closed
-        # A pooler that loses its server says so, and closes; or psycopg counts two answers.
-        code, severity = error.sqlstate, error.diag.severity_nonlocalized
-        return (
-            severity in ("FATAL", "PANIC")
-            or (code or "").startswith("08")
-            or (code is None and isinstance(error, psycopg.InternalError))
-        )
+        # A pooler that loses its server says so, and may keep the client's connection.
+        code, severity = error.sqlstate or "", error.diag.severity_nonlocalized
+        return severity in ("FATAL", "PANIC") or code.startswith("08")
 
     @property
     def is_broken(self) -> bool:

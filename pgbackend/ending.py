@@ -60,7 +60,7 @@ def leave_block(
         with _limited(state, failed=failed):
             result = leave()
     except BaseException as interruption:
-        if failed or not isinstance(interruption, DatabaseError):
+        if ends or failed or not isinstance(interruption, DatabaseError):
             _undo(wrapper, frame, interruption, ends=ends)
         elif _is_broken(frame):
             state.break_block(interruption)
@@ -68,7 +68,7 @@ def leave_block(
     else:
         if not ends and state.needs_rollback:
             # Django forgets why: the block around is to be rolled back for the same reason.
-            why = broken_by or (error if _is_broken(frame) or _is_lost(state) else None)
+            why = broken_by or (error if _is_broken(frame) or state.is_lost else None)
             if why is not None:
                 state.break_block(why)
     finally:
@@ -85,7 +85,7 @@ def _what_broke(state: ConnectionState) -> BaseException | None:
     """Return why the innermost block will be rolled back, unless it was asked to be."""
     if state.rollback_asked or not state.needs_rollback:
         return None
-    if _is_lost(state):
+    if state.is_lost:
         return state.rollback_exc or OperationalError("the connection is closed")
     return state.broken_by
 
@@ -118,11 +118,6 @@ def _limited(state: ConnectionState, *, failed: bool) -> AbstractContextManager[
     """
     lease = state.lease
     return lease.face.limited() if failed and lease is not None else nullcontext()
-
-
-def _is_lost(state: ConnectionState) -> bool:
-    """Return whether the connection of the transaction broke."""
-    return state.lease is not None and bool(state.lease.face.closed)
 
 
 def _is_broken(frame: Frame) -> bool:

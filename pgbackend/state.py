@@ -128,6 +128,11 @@ class ConnectionState(Turns):
         on_exit(self.call_ended)
         return self.lease
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether the connection in hand broke."""
+        return self.lease is not None and bool(self.lease.face.closed)
+
     def call_ended(self) -> None:
         """Give back what only cursors left open in the ended bridged call still hold."""
         if self.lease is not None and not self.lease.pins:

@@ -179,6 +179,13 @@ def block_has_ended() -> RuntimeError:
     )
 
 
+def check_inside(wrapper: object) -> None:
+    """Raise RuntimeError in a task whose block on *wrapper* was taken away."""
+    frame = innermost_frame(wrapper)
+    if frame is not None and frame.forgotten:
+        raise block_has_ended()
+
+
 class Turns:
     """The frames of one state, outermost first, and those who wait for their turn."""
 

@@ -1,7 +1,10 @@
 """Ends of blocks where something comes between: what raised is not committed, and the rest is."""
 
 import asyncio
+import gc
 import itertools
+import threading
+import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -687,7 +690,95 @@ async def test_owner_ends_while_a_child_waits_for_the_connection(
     assert committed(server) == []
 
 
+def test_on_commit_when_the_transaction_has_ended(run: Callable[..., Any], server: Server) -> None:
+    """on_commit() in a task or thread that outlived its transaction raises, and calls nothing."""
+    ended_by_now = asyncio.Event()
+
+    async def child() -> None:
+        await ended_by_now.wait()
+        with pytest.raises(RuntimeError, match="has ended"):
+            transaction.on_commit(pytest.fail)
+
+    async def inside() -> None:
+        async with transaction.atomic():
+            entered.set()
+            await ended_by_now.wait()
+            with pytest.raises(RuntimeError, match="has ended"):
+                transaction.on_commit(pytest.fail)
+
+    def in_thread() -> None:
+        go.wait()
+        with pytest.raises(RuntimeError, match="has ended"):
+            transaction.on_commit(pytest.fail)
+
+    go, entered = threading.Event(), asyncio.Event()
+
+    async def main() -> None:
+        with suppress(Failed):
+            async with transaction.atomic():
+                tasks = [asyncio.create_task(each()) for each in (child, inside)]
+                tasks.append(asyncio.create_task(asyncio.to_thread(in_thread)))
+                await entered.wait()
+                raise Failed
+        ended_by_now.set()
+        go.set()
+        outcomes = await ended(*tasks)
+        assert [type(each) for each in outcomes] == [type(None), RuntimeError, type(None)]
+        # One of the owner's is outside of any transaction.
+        called: list[int] = []
+        await bridged(transaction.on_commit)(lambda: called.append(1))
+        assert called == [1]
+
+    run(main())
+
+
 # Entering
+
+
+def test_entering_while_the_block_around_is_rolled_back(
+    run: Callable[..., Any], server: Server, gate: Callable[[], None]
+) -> None:
+    """A child that waits for its SAVEPOINT meanwhile learns of it, and leaves nothing behind."""
+    children: list[asyncio.Task[Any]] = []
+    leaving = asyncio.Event()
+
+    async def child() -> None:
+        async with transaction.atomic():
+            await write("child")
+
+    async def owner() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        async with transaction.atomic():
+            await write("outer")
+            with pytest.raises(asyncio.CancelledError):
+                async with transaction.atomic():
+                    await write("inner")
+                    children.append(asyncio.create_task(execute(WAITS)))
+                    await until_running(server.all, "%advisory%")
+                    children.append(asyncio.create_task(child()))
+                    await turns()
+                    leaving.set()
+            task.uncancel()
+            first, second = await ended(*children)
+            assert isinstance(first, OperationalError), first
+            assert isinstance(second, (RuntimeError, DatabaseError)), second
+            assert connection.savepoint_ids == []
+            assert len(connection.atomic_blocks) == 1
+            await write("outer 2")
+        async with transaction.atomic(durable=True):
+            await write("next")
+
+    async def main() -> None:
+        task = asyncio.create_task(owner())
+        await leaving.wait()
+        await turns()
+        task.cancel()
+        await task
+        await settled()
+
+    run(main())
+    assert committed(server) == ["next", "outer", "outer 2"]
 
 
 @pytest.mark.parametrize("late", [False, True], ids=["early", "late"])
@@ -783,3 +874,37 @@ async def test_on_commit_of_bridged_code(server: Server) -> None:
     with pytest.raises(NotCommitted):
         await work()
     assert committed(server) == []
+
+
+# Cursors that outlast their transaction
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["commit", "rollback"])
+@pytest.mark.parametrize("leave", ["closed", "dropped", "exhausted", "left open"])
+async def test_cursor_with_hold(add_alias: AddAlias, fails: bool, leave: str) -> None:
+    """A server-side cursor opened before a transaction does not reach the next borrower."""
+    alias = add_alias({"pool": {"max_size": 1}})
+    await Author.objects.using(alias).abulk_create(Author(name=f"{each}") for each in range(9))
+    authors = Author.objects.using(alias).order_by("name")
+
+    async def borrow() -> None:
+        rows = authors.aiterator(2)
+        await anext(rows)
+        with suppress(Failed):
+            async with transaction.atomic(alias):
+                await Author.objects.using(alias).acreate(name="other")
+                if leave == "closed":
+                    await rows.aclose()
+                elif leave == "dropped":
+                    del rows
+                elif leave == "exhausted":
+                    assert [each.name async for each in rows]
+                if fails:
+                    raise Failed
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        await asyncio.create_task(borrow())
+        gc.collect()
+        await settled(connections[alias])
+    assert await execute("SELECT count(*) FROM pg_cursors", alias=alias) == 0

@@ -25,12 +25,12 @@ from proj import postgres
 from tests.faults.loops import NAMES
 
 
-def _say(words: str) -> None:
+def say(words: str) -> None:
     print(words, flush=True)
 
 
 @contextmanager
-def _server() -> Iterator[str]:
+def server_of_its_own() -> Iterator[str]:
     """Start a server and return its URL; stop it when the block ends."""
     folder = Path(tempfile.mkdtemp(prefix="pgbackend-load-"))
     try:
@@ -46,7 +46,7 @@ def _server() -> Iterator[str]:
         shutil.rmtree(folder)
 
 
-def _set_up(dsn: str) -> None:
+def set_up(dsn: str) -> None:
     """Make the database anew and set Django up for it."""
     from tests.conftest import DATABASES
 
@@ -72,9 +72,9 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, help="run so long, whatever --operations says")
     parser.add_argument("--dsn", default=os.environ.get("PGBACKEND_TEST_DSN"))
     given = parser.parse_args()
-    _say(f"seed {given.seed}")
-    with nullcontext(given.dsn) if given.dsn else _server() as dsn:
-        _set_up(dsn)
+    say(f"seed {given.seed}")
+    with nullcontext(given.dsn) if given.dsn else server_of_its_own() as dsn:
+        set_up(dsn)
         # Its models need the applications.
         from tests.faults.load_run import Load
 
@@ -84,9 +84,9 @@ def main() -> int:
             given.faults,
             loop=given.loop,
             minutes=given.minutes,
-            progress=_say,
+            progress=say,
         ).run()
-    _say(str(report))
+    say(str(report))
     return bool(report.broken)
 
 

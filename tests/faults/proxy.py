@@ -31,6 +31,8 @@ class Link:
         self.cancels = cancels
         # Whether replies are no longer passed on.
         self.mute = False
+        # What is passed on in place of the next reply.
+        self.instead = b""
 
     def reset(self) -> None:
         """Send RST to the client, as after a crash of the machine, and drop the server's side."""
@@ -119,6 +121,13 @@ class Proxy:
         """Let the server get *message*, and reset the connection instead of its reply."""
         self.on(message, lambda link: setattr(link, "mute", True))
 
+    def fail(self, message: Trigger, severity: str, code: str) -> None:
+        """Let the server get *message*, and tell the client of an error in place of its reply."""
+        fields = f"S{severity}\0V{severity}\0C{code}\0Mthe server is gone\0\0".encode()
+        error = b"E" + struct.pack("!i", len(fields) + 4) + fields
+        idle = b"Z" + struct.pack("!ic", 5, b"I")
+        self.on(message, lambda link: setattr(link, "instead", error + idle))
+
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
@@ -168,6 +177,8 @@ class Proxy:
             if link.mute:
                 link.reset()
                 return
+            if link.instead:
+                data, link.instead = link.instead, b""
             size = self.slices or len(data)
             for start in range(0, len(data), size):
                 if self.delay:

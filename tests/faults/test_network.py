@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from django.core.exceptions import ImproperlyConfigured
-from django.db import OperationalError, connection, transaction
+from django.db import DatabaseError, OperationalError, connection, transaction
 
 from pgbackend import CommitInDoubt
 from tests.conftest import Server
@@ -303,6 +303,32 @@ async def test_14_reply_to_commit_is_lost(server: Server) -> None:
         assert await execute(status, [xid]) == "committed"
         await check_well(proxy)
         assert await names() == ["in doubt", "next"]
+    assert hooks == []
+
+
+@pytest.mark.parametrize(
+    ("severity", "code", "doubt"),
+    [
+        ("ERROR", "08006", True),
+        ("ERROR", "08P01", True),
+        ("FATAL", "57P01", True),
+        ("ERROR", "40001", False),
+        ("ERROR", "23503", False),
+    ],
+)
+async def test_14_pooler_answers_in_the_servers_place(
+    server: Server, severity: str, code: str, doubt: bool
+) -> None:
+    """An error about the connection, in reply to COMMIT, is CommitInDoubt; others are not."""
+    hooks: list[str] = []
+    async with proxied(server) as proxy:
+        proxy.fail(b"COMMIT", severity, code)
+        with pytest.raises(DatabaseError) as caught:
+            async with transaction.atomic():
+                await Author.objects.acreate(name="in doubt")
+                transaction.on_commit(lambda: hooks.append("ran"))
+        assert isinstance(caught.value, CommitInDoubt) == doubt
+        await check_well(proxy)
     assert hooks == []
 
 

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 from django.db import DataError, IntegrityError, InternalError, connections, transaction
 
-from pgbackend import bridged
+from pgbackend import CommitInDoubt, bridged
 from tests.conftest import Server
+from tests.faults.conftest import LOOPS
 from tests.faults.fix_servers import PgBouncer
+from tests.faults.work import until_running
 from tests.models import Author
 from tests.wrapper import PID, AddAlias, avalue, until, value
 
@@ -158,3 +160,43 @@ async def test_50_commit_answered_by_rollback(alias: str, server: Server) -> Non
     async with transaction.atomic(alias):
         await Author.objects.using(alias).acreate(name="next")
     assert server.one("SELECT count(*) FROM tests_author") == 1
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_29_connection_lost_at_commit(alias: str, server: Server, loop: str) -> None:
+    """A COMMIT whose server connection is lost behind PgBouncer is CommitInDoubt; no hook runs."""
+    hooks: list[str] = []
+    server.all("SELECT pg_advisory_lock(4711)")
+    server.all(
+        "CREATE FUNCTION wait_at_commit() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN PERFORM pg_advisory_xact_lock(4711); RETURN NULL; END $$"
+    )
+    server.all(
+        "CREATE CONSTRAINT TRIGGER at_commit AFTER INSERT ON tests_author DEFERRABLE"
+        " INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION wait_at_commit()"
+    )
+
+    async def kill() -> None:
+        pid = await until_running(server.all, "COMMIT")
+        server.all("SELECT pg_terminate_backend(%s, 10000)", pid)
+
+    async def main() -> None:
+        with pytest.raises(CommitInDoubt):
+            async with transaction.atomic(alias):
+                await Author.objects.using(alias).acreate(name="in doubt")
+                transaction.on_commit(lambda: hooks.append("ran"), using=alias)
+                killing = asyncio.create_task(kill())
+        await killing
+        server.all("SELECT pg_advisory_unlock_all()")
+        async with transaction.atomic(alias):
+            await Author.objects.using(alias).acreate(name="next")
+
+    try:
+        with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
+            runner.run(main())
+    finally:
+        server.all("SELECT pg_advisory_unlock_all()")
+        server.all("DROP TRIGGER at_commit ON tests_author")
+        server.all("DROP FUNCTION wait_at_commit")
+    assert server.all("SELECT name FROM tests_author") == [("next",)]
+    assert hooks == []
