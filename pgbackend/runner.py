@@ -191,6 +191,7 @@ def _changed_for_tests(task: asyncio.Task[Any]) -> Iterator[None]:
         (asyncio.runners, "run", _stepping_outside()),
         (asyncio.Runner, "run", _stepping_outside(asyncio.Runner.get_loop)),
         (asyncio.Runner, "close", _stepping_outside()),
+        (asyncio, "get_running_loop", _hidden_from_libraries),
         (unittest.TestCase, "_callTestMethod", no_tasks_left()),
     ]
     for cls in _classes_of_loops(task.get_loop()):
@@ -236,17 +237,55 @@ def _stepping_outside(loop_of: Callable[[Any], Any] | None = None) -> Callable[.
     return decorate
 
 
+_ASYNCHRONOUS = inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR | inspect.CO_ITERABLE_COROUTINE
+
+
 def _in_synchronous_test_code() -> bool:
     """Return whether the caller runs bridged in the tests' task, without a coroutine around."""
     if not is_bridged() or asyncio.current_task() is not _main_task:
         return False
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and not frame.f_code.co_flags & (
-        inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR | inspect.CO_ITERABLE_COROUTINE
-    ):
+    while frame is not None and not frame.f_code.co_flags & _ASYNCHRONOUS:
         frame = frame.f_back
     # The stack ends where the bridged call begins: what awaits that is not on it.
     return frame is None
+
+
+# Where third-party code is installed, and which of it works on the run's loop.
+_INSTALLED = ("site-packages", "dist-packages")
+_OF_THE_LOOP = ("anyio", "asgiref", "django", "psycopg", "psycopg_pool", "uvloop", __package__)
+
+
+def _hidden_from_libraries(get_running_loop: Callable[[], Any]) -> Callable[[], Any]:
+    """Return ``asyncio.get_running_loop`` as synchronous code of a plain run has it, for libraries.
+
+    Some ask it to learn whether they are called by asynchronous code, and then hand out a coroutine
+    instead of a result (GraphQL), or refuse to work.
+    """
+
+    @functools.wraps(get_running_loop)
+    def call() -> Any:
+        caller = sys._getframe(1)
+        name = caller.f_globals.get("__name__", "").partition(".")[0]
+        if (
+            name not in _OF_THE_LOOP
+            and any(folder in caller.f_code.co_filename for folder in _INSTALLED)
+            and _in_synchronous_code(caller)
+        ):
+            raise RuntimeError("no running event loop")
+        return get_running_loop()
+
+    return call
+
+
+def _in_synchronous_code(frame: FrameType | None) -> bool:
+    """Return whether *frame* would run in a thread without a loop if the tests were not bridged."""
+    if not is_bridged() or asyncio.current_task() is not _main_task:
+        return False
+    while frame is not None and not frame.f_code.co_flags & _ASYNCHRONOUS:
+        frame = frame.f_back
+    # A synchronous view, for one, of a request that a test makes in a coroutine.
+    return frame is None or frame.f_code is run_bridged.__code__
 
 
 # The open transactions that belong, meanwhile, to a loop run by a test.

@@ -1,13 +1,16 @@
 """The runner of synchronous functions: one loop, loops inside it, signals, tasks left."""
 
 import asyncio
+import importlib
 import signal
+import sys
 from collections.abc import Callable, Coroutine, Iterator
 from contextvars import Context, ContextVar
+from pathlib import Path
 from typing import Any
 
 import pytest
-from asgiref.sync import sync_to_async
+from asgiref.sync import async_to_sync, sync_to_async
 from asgiref.testing import ApplicationCommunicator
 from django.db import connection, connections, transaction
 
@@ -539,3 +542,69 @@ def test_own_task_factory(runner: Runner) -> None:
 
     runner.run(run)
     assert "work" in made
+
+
+# Libraries that ask whether a loop runs
+
+
+ASKING = """
+import asyncio
+
+def in_async_context():
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+async def in_a_coroutine():
+    return in_async_context()
+"""
+
+
+@pytest.fixture
+def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """An installed module that asks, as GraphQL's do, whether its caller is asynchronous."""
+    folder = tmp_path / "site-packages"
+    folder.mkdir()
+    (folder / "asking_library.py").write_text(ASKING)
+    monkeypatch.syspath_prepend(folder)
+    module = importlib.import_module("asking_library")
+    yield module
+    del sys.modules["asking_library"]
+
+
+def test_libraries_in_synchronous_code(runner: Runner, library: Any) -> None:
+    """A library finds no running loop in synchronous test code, and what it calls, as in a plain
+    run; in coroutines, tasks and loops inside it does."""
+    asked = library.in_async_context
+
+    async def work() -> list[bool]:
+        in_thread = await sync_to_async(asked, thread_sensitive=False)()
+        in_task = await asyncio.create_task(library.in_a_coroutine())
+        # A synchronous view of a request that a coroutine makes, for one.
+        return [asked(), await library.in_a_coroutine(), in_task, in_thread, await later()]
+
+    async def later() -> bool:
+        return await sync_to_async(asked)()
+
+    def run() -> None:
+        assert not asked()
+        with transaction.atomic():
+            assert Author.objects.count() == 0
+            assert not asked()
+        assert async_to_sync(work)() == [True, True, True, False, False]
+        assert asyncio.run(library.in_a_coroutine())
+        assert not asked()
+        # The tests themselves see the loop that they are on.
+        assert asyncio.get_running_loop() is loop
+
+    loop = runner.run(asyncio.get_running_loop)
+    runner.run(run)
+    assert not asked()
+
+
+async def test_libraries_without_a_runner(library: Any) -> None:
+    """Outside a test run a library finds the loop that runs, in bridged code as well."""
+    assert library.in_async_context()
+    assert await bridged(library.in_async_context)()
