@@ -3,6 +3,7 @@
 import asyncio
 import importlib
 import threading
+from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
 from typing import Any
 
@@ -14,6 +15,7 @@ from django.db.models.query import BaseIterable
 from django.test import SimpleTestCase
 
 from pgbackend import bridged, is_bridged, patches
+from tests.conftest import Server
 from tests.models import Author
 from tests.script import run_script
 
@@ -134,6 +136,98 @@ async def test_context_variables_propagate() -> None:
         return async_to_sync(coroutine)(), VAR.get()
 
     assert await work() == ("outer", "inner")
+
+
+@bridged
+def on_new_loop(coroutine: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+    """Run a coroutine function as synchronous code does that wants a loop of its own for it."""
+    return async_to_sync(coroutine, force_new_loop=True)()
+
+
+async def test_force_new_loop() -> None:
+    """With force_new_loop the coroutine has a loop and a thread of its own, as in a plain thread.
+
+    The caller's loop runs on meanwhile: the coroutine may wait for what happens there.
+    """
+    loop, thread = asyncio.get_running_loop(), threading.get_ident()
+    happened = threading.Event()
+
+    async def coroutine() -> tuple[Any, int]:
+        loop.call_soon_threadsafe(happened.set)
+        await asyncio.to_thread(happened.wait)
+        return asyncio.get_running_loop(), threading.get_ident()
+
+    theirs, their_thread = await on_new_loop(coroutine)
+    assert theirs is not loop
+    assert theirs.is_closed()
+    assert their_thread != thread
+
+
+async def test_force_new_loop_shares_the_transaction(server: Server) -> None:
+    """What runs on a new loop sees its caller's uncommitted rows, and writes into its block."""
+
+    async def coroutine() -> tuple[int, int]:
+        await Author.objects.acreate(name="theirs")
+        return await Author.objects.acount(), await sync_to_async(Author.objects.count)()
+
+    def block() -> Any:
+        with transaction.atomic():
+            Author.objects.create(name="ours")
+            found = async_to_sync(coroutine, force_new_loop=True)()
+            assert Author.objects.count() == 2
+            transaction.set_rollback(True)
+        return found
+
+    assert await bridged(block)() == (2, 2)
+    assert server.one("SELECT count(*) FROM tests_author") == 0
+
+
+async def test_force_new_loop_outside_a_transaction(server: Server) -> None:
+    """Outside a transaction it works as in a thread, and leaves no connection open there."""
+
+    async def coroutine() -> int:
+        await Author.objects.acreate(name="theirs")
+        async with transaction.atomic():
+            return await Author.objects.acount()
+
+    before = server.backends()
+    assert await on_new_loop(coroutine) == 1
+    # Django's own pool, which closes what is not on loan.
+    await asyncio.to_thread(connection.close_pool)
+    await asyncio.to_thread(server.wait_for_backends, before)
+    assert await Author.objects.acount() == 1
+
+
+async def test_force_new_loop_below_a_call_that_waits_in_place() -> None:
+    """Thread-sensitive functions on the new loop run where its caller's thread is, not bridged."""
+
+    async def inner() -> tuple[bool, int]:
+        return await sync_to_async(is_bridged)(), await Author.objects.acount()
+
+    async def outer() -> tuple[bool, int]:
+        return await on_new_loop(inner)
+
+    assert await bridged(lambda: async_to_sync(outer)())() == (False, 0)
+
+
+async def test_context_and_errors_with_force_new_loop() -> None:
+    """What either side sets, the other one sees; and an exception leaves it as it is."""
+    VAR.set("ours")
+
+    async def coroutine() -> None:
+        assert VAR.get() == "ours"
+        VAR.set("theirs")
+
+    async def failing() -> None:
+        raise LookupError("not found")
+
+    def both() -> str:
+        async_to_sync(coroutine, force_new_loop=True)()
+        return VAR.get()
+
+    assert await bridged(both)() == "theirs"
+    with pytest.raises(LookupError, match="not found"):
+        await on_new_loop(failing)
 
 
 async def test_errors_pass_async_to_sync() -> None:
