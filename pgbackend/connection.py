@@ -212,6 +212,7 @@ class BridgedConnection(psycopg.Connection[Any]):
         self.cancel_timeout = CANCEL_TIMEOUT
         # See `limited`.
         self._limit: float | None = None
+        self._limits: list[float] = []
         # See `finishing`.
         self._finishing = 0
         # Marks it as a pool's for psycopg, which warns of unclosed connections otherwise.
@@ -333,7 +334,9 @@ class BridgedConnection(psycopg.Connection[Any]):
         if self.is_executing:
             # Not where the pool itself uses it.
             self.was_stopped = self._pooled.borrower is not None
-            await shielded(self._stop(gen))
+            # The caller raises what has interrupted it first.
+            with suppress(asyncio.CancelledError):
+                await shielded(self._stop(gen))
 
     async def _stop(self, gen: PQGen[Any]) -> None:
         """Cancel the running statement in the server; close the connection if that fails."""
@@ -371,11 +374,15 @@ class BridgedConnection(psycopg.Connection[Any]):
         `cancel_timeout` unless given. For what cleans up: to wait for a server that does not
         answer would be of no use, and no second cancellation may come.
         """
-        outer, self._limit = self._limit, self.cancel_timeout if seconds is None else seconds
+        limit = self.cancel_timeout if seconds is None else seconds
+        self._limits.append(limit)
+        self._limit = limit
         try:
             yield
         finally:
-            self._limit = outer
+            # Blocks of several tasks end in any order.
+            self._limits.remove(limit)
+            self._limit = self._limits[-1] if self._limits else None
 
     def _exec_command(
         self, command: Any, result_format: Format = Format.TEXT
@@ -578,11 +585,16 @@ def _shares_tables(adapters: AdaptersMap, base: AdaptersMap) -> bool:
 
 
 async def shielded(coro: Coroutine[Any, Any, None]) -> None:
-    """Wait for *coro* whatever cancels the caller meanwhile; it must be bounded in time."""
+    """Wait for *coro* whatever cancels the caller meanwhile; it must be bounded in time.
+
+    Raise CancelledError, afterwards, if something did.
+    """
     task = asyncio.ensure_future(coro)
+    cancelled: asyncio.CancelledError | None = None
     while not task.done():
         try:
             await asyncio.shield(task)
-        except asyncio.CancelledError:
-            # The caller raises the first one when this is over.
-            continue
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled

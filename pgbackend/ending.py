@@ -17,7 +17,7 @@ import psycopg
 from django.db import DatabaseError, OperationalError
 from psycopg.pq import TransactionStatus
 
-from .bridge import BridgeError, await_bridged, run_bridged
+from .bridge import await_bridged, can_wait, run_bridged
 from .connection import shielded
 from .errors import NotCommitted
 from .turns import Frame, block_has_ended, innermost, innermost_frame
@@ -49,8 +49,10 @@ def leave_block(
     try:
         _begin_to_leave(wrapper, frame, failed=failed, ends=ends)
     except BaseException as interruption:
-        _undo(wrapper, frame, interruption, ends=ends)
-        state.leave_frame(frame)
+        try:
+            _undo(wrapper, frame, interruption, ends=ends)
+        finally:
+            state.leave_frame(frame)
         raise
     # Asked after the wait: meanwhile the transaction may have ended.
     if frame.left:
@@ -128,7 +130,8 @@ def _is_broken(frame: Frame) -> bool:
 def _undo(wrapper: Any, frame: Frame, interruption: BaseException, *, ends: bool) -> None:
     """Roll back the block of *frame*, whose end was interrupted.
 
-    Where that fails, the block around it is broken.
+    Where that fails, the block around it is broken. Raise CancelledError, afterwards, if the task
+    is cancelled meanwhile.
     """
     state = frame.state
     if ends:
@@ -139,34 +142,39 @@ def _undo(wrapper: Any, frame: Frame, interruption: BaseException, *, ends: bool
     if frame.left:
         return
     state.forget_block(frame)
-    if frame.savepoint is None or not _roll_back_to(wrapper, state, frame.savepoint):
-        state.break_block(interruption)
-        return
-    state.needs_rollback = False
-    state.run_on_commit = [each for each in state.run_on_commit if frame.savepoint not in each[0]]
+    done: list[None] = []
+    try:
+        if frame.savepoint is not None and can_wait():
+            _roll_back_to(wrapper, state, frame.savepoint, done)
+    finally:
+        if done:
+            state.needs_rollback = False
+            state.run_on_commit = [
+                each for each in state.run_on_commit if frame.savepoint not in each[0]
+            ]
+        else:
+            state.break_block(interruption)
 
 
-def _roll_back_to(wrapper: Any, state: ConnectionState, savepoint: str) -> bool:
-    """Roll back to *savepoint*, whatever cancels the task meanwhile; return whether it worked."""
+def _roll_back_to(wrapper: Any, state: ConnectionState, savepoint: str, done: list[None]) -> None:
+    """Roll back to *savepoint*, whatever cancels the task meanwhile; note in *done* if it worked.
+
+    Raise CancelledError afterwards.
+    """
     lease = state.lease
     if lease is None or lease.face.closed:
-        return False
+        return
     if state.rolled_back_to == savepoint and lease.face.pgconn.transaction_status == INTRANS:
         # It was only to be released.
-        return True
+        done.append(None)
+        return
     message = (
         f"{wrapper.ops.savepoint_rollback_sql(savepoint)};"
         f" {wrapper.ops.savepoint_commit_sql(savepoint)}"
     )
-    done: list[None] = []
     # The server closes the cursors that were opened since.
     lease.closings += 1
-    try:
-        await_bridged(shielded(_send(lease.face, message, done)))
-    except BridgeError:
-        # The coroutine of the block was closed: nothing can be awaited any more.
-        return False
-    return bool(done)
+    await_bridged(shielded(_send(lease.face, message, done)))
 
 
 async def _send(face: BridgedConnection, message: str, done: list[None]) -> None:

@@ -275,6 +275,23 @@ async def test_wait_has_a_timeout(wrapper: DatabaseWrapper) -> None:
     assert ticker.ticks >= 5
 
 
+async def test_limits_end_in_any_order() -> None:
+    """What limits one task's statements does not outlast it where another's began meanwhile."""
+    wrapper = use_wrapper(options={"pool": {"max_size": 1}, "cancel_timeout": 0.1})
+
+    def work() -> None:
+        with wrapper.cursor() as cursor:
+            face = cursor.connection
+            first, second = face.limited(), face.limited()
+            first.__enter__()
+            second.__enter__()
+            first.__exit__(None, None, None)
+            second.__exit__(None, None, None)
+            cursor.execute("SELECT pg_sleep(0.3)")
+
+    await run_bridged(work)
+
+
 async def test_type_info(server: Server, wrapper: DatabaseWrapper) -> None:
     """TypeInfo.fetch() takes the face, and what it finds can be registered on it."""
     server.all("CREATE TYPE tests_state AS ENUM ('placed', 'ready')")

@@ -286,6 +286,55 @@ async def test_end_that_an_execute_wrapper_fails(server: Server, end: str) -> No
     assert committed(server) == ["outer", "outer 2"]
 
 
+@pytest.mark.parametrize("nested", [True, False], ids=["nested", "outermost"])
+def test_cancelled_while_a_block_is_rolled_back(
+    run: Callable[..., Any], server: Server, gate: Callable[[], None], nested: bool
+) -> None:
+    """A cancellation that comes while a block that failed is cleaned up is raised afterwards."""
+    failing = asyncio.Event()
+    children: list[asyncio.Task[Any]] = []
+
+    def fail(execute: Any, sql: str, *args: Any) -> Any:
+        if sql.startswith("RELEASE"):
+            failing.set()
+            raise ZeroDivisionError
+        return execute(sql, *args)
+
+    async def block() -> None:
+        async with transaction.atomic():
+            await write("inner")
+            children.append(asyncio.create_task(execute(WAITS)))
+            await until_running(server.all, "%advisory%")
+            if not nested:
+                failing.set()
+                raise Failed
+
+    async def owner() -> None:
+        if not nested:
+            await block()
+            return
+        task = asyncio.current_task()
+        assert task is not None
+        async with transaction.atomic():
+            await write("outer")
+            with pytest.raises(asyncio.CancelledError), connection.execute_wrapper(fail):
+                await block()
+            task.uncancel()
+            await write("outer 2")
+
+    async def main() -> None:
+        task = asyncio.create_task(owner())
+        await failing.wait()
+        task.cancel()
+        (error,) = await ended(task)
+        assert isinstance(error, type(None) if nested else asyncio.CancelledError), error
+        await ended(*children)
+        await settled()
+
+    run(main())
+    assert committed(server) == (["outer", "outer 2"] if nested else [])
+
+
 async def test_hooks_of_an_interrupted_block(server: Server, gate: Callable[[], None]) -> None:
     """on_commit hooks of a nested block whose end was interrupted do not run; others do."""
     ran: list[str] = []
