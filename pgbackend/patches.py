@@ -336,8 +336,12 @@ def _patch_history(module: ModuleType) -> None:
     It adds an ``execute_wrapper`` in a thread of ``sync_to_async``, whose wrapper is another one:
     outside requests what the loop executes had no context. (3.)
     """
+
+    def sync_to_async(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+        return bridged(function)
+
     if hasattr(module, "sync_to_async"):
-        module.sync_to_async = bridged  # type: ignore[attr-defined]  # the patch
+        module.sync_to_async = sync_to_async  # type: ignore[attr-defined]  # the patch
 
 
 # asgiref

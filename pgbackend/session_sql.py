@@ -146,6 +146,7 @@ _ARGUMENT = r"(?:[^(),]++|\([^()]*+\))*+,"
 _SET_CONFIG = _compiled(rf"set_config@\((?!{_ARGUMENT}{_ARGUMENT}@{_TRUE}\))")
 _IS_TRUE = _compiled(rf"@(?:{_TRUE}|1@::@bool(?:ean)?@)")
 _IS_LITERAL = _compiled(r"\s*+(?:bool(?:ean)?\s*+)?'+\s*+(?:::\s*+bool(?:ean)?\s*+)?")
+_IS_NULL = _compiled(r"@null@(?:::@text@)?")
 _IS_PARAMETER = _compiled(r"@(?:%[sbt]|%\(\w+\)[sbt]|\$\d+)@(?:::@bool(?:ean)?@)?")
 _IS_LOCAL = _compiled(r"@is_local@(?:=>|:=)")
 _WORDS_FOR_TRUE = frozenset({"t", "tr", "tru", "true", "y", "ye", "yes", "on", "1"})
@@ -275,26 +276,30 @@ class _Text:
         if _DEFINITIONS.search(code):
             # As many quotes as before: they are counted.
             code = _DEFINITIONS.sub(lambda found: ";" + "'" * found.group().count("'"), code)
-        silent, depends = self._settings(code) if settings else (False, False)
+        silent, depends, resets = self._settings(code) if settings else (False, False, False)
         return (
             silent
             or (locks and _LOCKS.search(code) is not None)
             or (updates and _UPDATE_SETTINGS.search(code) is not None)
             or (others and _SET_OTHERS.search(code) is not None),
             depends,
-            connects and _CONNECT.search(code) is not None,
+            resets or (connects and _CONNECT.search(code) is not None),
         )
 
-    def _settings(self, code: str) -> tuple[bool, bool]:
-        """Return whether set_config() sets what lasts, and whether parameters decide about that."""
+    def _settings(self, code: str) -> tuple[bool, bool, bool]:
+        """Return whether set_config() sets what lasts, if parameters decide that, if it resets.
+
+        NULL sets the default again, as RESET does.
+        """
         # Calls in each other's arguments are read again and again.
         budget = 4 * len(code) + 10_000
         literals: list[tuple[int, int]] = []
+        resets = False
         for found in _SET_CONFIG.finditer(code):
             arguments, end = _arguments(code, found.end(), budget)
             budget -= end - found.end()
             if len(arguments) != 3:  # name, value, is_local
-                return True, False
+                return True, False, False
             begin, end = next(
                 (span for span in arguments if _IS_LOCAL.match(code, *span)), arguments[2]
             )
@@ -304,11 +309,14 @@ class _Text:
                 continue
             if _IS_PARAMETER.fullmatch(code, begin, end):
                 # With the parameters in it, all of the text is looked at again.
-                return False, True
-            if not _IS_LITERAL.fullmatch(code, begin, end):
-                return True, False
-            literals.append((begin, end))
-        return not self._all_say_true(code, literals), False
+                return False, True, resets
+            if _IS_LITERAL.fullmatch(code, begin, end):
+                literals.append((begin, end))
+            elif _IS_NULL.fullmatch(code, *arguments[1]):
+                resets = True
+            else:
+                return True, False, False
+        return not self._all_say_true(code, literals), False, resets
 
     def _all_say_true(self, code: str, spans: list[tuple[int, int]]) -> bool:
         """Return whether the literals at *spans*, in their order, are such as 'true'."""

@@ -124,6 +124,22 @@ async def test_in_a_transaction_of_a_request(name: str, add_alias: AddAlias) -> 
         assert await bridged(run)(alias, ask) == fresh
 
 
+async def test_setting_to_null_in_a_transaction(add_alias: AddAlias) -> None:
+    """A setting may be given its default again by set_config() inside a transaction.
+
+    django-pgtrigger does so when its ``ignore()`` ends; a value of NULL is what RESET is.
+    """
+    alias = add_alias({"pool": {"max_size": 1}})
+    execute = bridged(run)
+    async with transaction.atomic(using=alias):
+        await execute(alias, "SELECT set_config('app.one', 'a', true)")
+        await execute(alias, "SELECT set_config('app.one', NULL, false)")
+        assert await execute(alias, "SELECT current_setting('app.one')") == ""
+    assert await execute(alias, "SELECT current_setting('app.one', true)") in (None, "")
+    with pytest.raises(ProgrammingError, match="lives in the session"):
+        await execute(alias, "SELECT set_config('app.one', NULL, false)")
+
+
 async def test_with_autocommit_off(add_alias: AddAlias) -> None:
     """With autocommit off a session lasts from one transaction to the next, until it is on."""
     alias = add_alias({"pool": {"max_size": 1}})

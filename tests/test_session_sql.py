@@ -298,6 +298,25 @@ def test_what_depends_on_parameters() -> None:
     assert look_at("SELECT set_config(%s, %s, false)") == Effect(silent=True)
 
 
+def test_setting_to_null() -> None:
+    """set_config() of NULL is what RESET is: it may be at the end of a transaction."""
+    reset = look_at("RESET app.one")
+    for text in (
+        "SELECT set_config('app.one', NULL, false)",
+        "SELECT set_config('app.one', null :: text, false); SELECT 1",
+        "SELECT set_config('app.one', /* none */ NULL, is_local => false)",
+        "SELECT set_config('app.one', NULL, false), set_config('app.two', 'a', true)",
+    ):
+        assert look_at(text) == reset, text
+    for text in (
+        "SELECT set_config('app.one', NULL, false), set_config('app.two', 'a', false)",
+        "SELECT set_config('app.one', 'NULL', false)",
+        "SELECT set_config('app.one', coalesce(NULL, 'a'), false)",
+        "SELECT set_config('app.one', nullif('a', 'b'), false)",
+    ):
+        assert look_at(text).silent, text
+
+
 def test_local_settings() -> None:
     """Statements for a transaction that the server answers by SET are counted."""
     text = "SET LOCAL a.b = ';SET LOCAL'; SET /**/ TRANSACTION READ ONLY; SET c.d = 1"
