@@ -16,6 +16,9 @@ from types import CodeType, FunctionType
 from typing import Any
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
+from django.db import DEFAULT_DB_ALIAS
+
+from .routing import is_enabled
 
 Function = Callable[..., Any]
 
@@ -36,7 +39,7 @@ def decorating(decorate: Function) -> Function:
             raise _refusal_of_generator(function)
         if iscoroutinefunction(function):
             return _awaiting(self, function)
-        return decorate(self, _returning_no_coroutine(function))  # type: ignore[no-any-return]  # Django is untyped
+        return decorate(self, _returning_no_coroutine(self, function))  # type: ignore[no-any-return]  # Django is untyped
 
     return __call__
 
@@ -55,7 +58,7 @@ def recreating(recreate: Function) -> Function:
         if code is not _DECORATED and not code.co_flags & _ASYNCHRONOUS:
             for name in code.co_freevars:
                 function = caller.f_locals.get(name)
-                if iscoroutinefunction(function):
+                if iscoroutinefunction(function) and _is_ours(self):
                     raise _refusal_of_coroutine(function)
         return recreate(self)
 
@@ -71,7 +74,7 @@ def _awaiting(block: Any, function: Function) -> Function:
     return call
 
 
-def _returning_no_coroutine(function: Function) -> Function:
+def _returning_no_coroutine(block: Any, function: Function) -> Function:
     """Return *function* with a TypeError, still in the block, if it returns a coroutine.
 
     The dispatch() of a class with asynchronous views does, a callable object may, and so does a
@@ -81,14 +84,19 @@ def _returning_no_coroutine(function: Function) -> Function:
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         result = function(*args, **kwargs)
-        if inspect.iscoroutine(result) and not result.cr_running and result.cr_frame is not None:
+        if inspect.iscoroutine(result) and _is_ours(block):
             result.close()
             raise _refusal_of_coroutine(function)
-        if inspect.isasyncgen(result):
+        if inspect.isasyncgen(result) and _is_ours(block):
             raise _refusal_of_generator(function)
         return result
 
     return call
+
+
+def _is_ours(block: Any) -> bool:
+    """Return whether the block's database is in the bridge, where it may be entered on the loop."""
+    return is_enabled(block.using or DEFAULT_DB_ALIAS)
 
 
 def _refusal_of_coroutine(function: Any) -> TypeError:
@@ -146,7 +154,7 @@ def adopt_decorated(atomic: type) -> list[str]:
             markcoroutinefunction(wrapper)
             adopted.append(_name(function))
         else:
-            cells["func"].cell_contents = _returning_no_coroutine(function)
+            cells["func"].cell_contents = _returning_no_coroutine(block, function)
 
     while decorated:
         adopt(decorated.popitem()[1])

@@ -141,6 +141,16 @@ async def test_synchronous_function() -> None:
     assert function.__name__ == "add"
 
 
+@pytest.mark.parametrize("options", [{"bridge": False}, {}])
+def test_database_of_others(options: dict[str, Any], add_alias: Callable[..., str]) -> None:
+    """Where Django's own way is taken, a function may return a coroutine, as it always could."""
+    alias = add_alias(options, **({} if options else {"ENGINE": "django.db.backends.postgresql"}))
+    coroutine = transaction.atomic(using=alias)(lambda: fail_after_writing())()
+    coroutine.close()
+    coroutine = Retrying(alias, True, False)(fail_after_writing)()
+    coroutine.close()
+
+
 class Retrying(transaction.Atomic):
     """Django's class with a decorator of its own, as packages have that retry transactions."""
 
