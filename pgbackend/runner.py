@@ -200,8 +200,10 @@ def _changed_for_tests(task: asyncio.Task[Any]) -> Iterator[None]:
     with ExitStack() as stack, guards.others_in_place():
         for owner, name, change in changes:
             function = getattr(owner, name)
-            stack.callback(setattr, owner, name, function)
-            setattr(owner, name, change(function))
+            changed = change(function)
+            for each in [owner, *_importers(name, function)]:
+                stack.callback(setattr, each, name, function)
+                setattr(each, name, changed)
         try:
             yield
         finally:
@@ -266,16 +268,25 @@ def _hidden_from_libraries(get_running_loop: Callable[[], Any]) -> Callable[[], 
     @functools.wraps(get_running_loop)
     def call() -> Any:
         caller = sys._getframe(1)
-        name = caller.f_globals.get("__name__", "").partition(".")[0]
-        if (
-            name not in _OF_THE_LOOP
-            and any(folder in caller.f_code.co_filename for folder in _INSTALLED)
-            and _in_synchronous_code(caller)
-        ):
+        if _is_library(caller.f_globals) and _in_synchronous_code(caller):
             raise RuntimeError("no running event loop")
         return get_running_loop()
 
     return call
+
+
+def _importers(name: str, function: Any) -> list[Any]:
+    """Return the installed modules that have imported a function of asyncio's by its name."""
+    return [
+        module
+        for module in list(sys.modules.values())
+        if getattr(module, "__dict__", {}).get(name) is function and _is_library(module.__dict__)
+    ]
+
+
+def _is_library(names: dict[str, Any]) -> bool:
+    top, path = str(names.get("__name__", "")).partition(".")[0], str(names.get("__file__", ""))
+    return top not in _OF_THE_LOOP and any(folder in path for folder in _INSTALLED)
 
 
 def _in_synchronous_code(frame: FrameType | None) -> bool:

@@ -549,13 +549,19 @@ def test_own_task_factory(runner: Runner) -> None:
 
 ASKING = """
 import asyncio
+from asyncio import get_running_loop
 
-def in_async_context():
+def asks(function):
     try:
-        asyncio.get_running_loop()
+        function()
     except RuntimeError:
         return False
     return True
+
+def in_async_context():
+    by_name, by_module = asks(lambda: get_running_loop()), asks(lambda: asyncio.get_running_loop())
+    assert by_name == by_module
+    return by_name
 
 async def in_a_coroutine():
     return in_async_context()
