@@ -154,6 +154,8 @@ class ThreadCall:
         finally:
             assert self.context is not None
             asgiref.sync._restore_context(self.context)
+            # As asgiref does: the thread is free for the next call of this task.
+            SyncToAsync.deadlock_context.set(False)
 
 
 def _run(function: Callable[[], Any], error: BaseException | None) -> Any:

@@ -404,3 +404,26 @@ def test_the_owner_fails_while_it_waits(run_main: Main, server: Server, move: Mo
 def test_to_thread_imported_by_name() -> None:
     """A module that imported the function before this backend was loaded has the same one."""
     assert asyncio.threads.to_thread is asyncio.to_thread
+
+
+@MOVES
+def test_one_call_after_the_other(run_main: Main, move: Move) -> None:
+    """A task may move one function after the other, whether or not one of them left its thread."""
+
+    async def main() -> None:
+        async with transaction.atomic():
+            for number in range(3):
+                task = asyncio.create_task(several(str(number)))
+                async with transaction.atomic():
+                    # The child waits for this block, which began after it.
+                    await Author.objects.acreate(name=f"the owner's {number}")
+                    await settle()
+                await task
+
+    async def several(name: str) -> None:
+        for number in range(3):
+            await move(create, f"{name} {number}")
+            await move(by_coroutine, f"{name} {number}, by a coroutine")
+
+    run_main(main())
+    assert Author.objects.count() == 21
