@@ -30,7 +30,7 @@ from asyncio import (
     current_task,
     tasks,
 )
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Collection, Generator
 from contextvars import Context
 from types import CoroutineType, coroutine
 from typing import Any, NoReturn, ParamSpec, TypeVar
@@ -218,8 +218,24 @@ async def _as_coroutine(awaitable: Awaitable[T]) -> T:
     return await awaitable
 
 
+# Containers, and what is called before a wait while one of them is not empty; see `before_waits`.
+_suspects: tuple[Collection[Any], ...] = ()
+
+
+def _look() -> None:
+    """Do nothing, unless `before_waits` said what."""
+
+
+def before_waits(suspects: tuple[Collection[Any], ...], look: Callable[[], None]) -> None:
+    """Call *look* before each wait that leaves a greenlet while one of *suspects* is not empty."""
+    global _suspects, _look
+    _suspects, _look = suspects, look
+
+
 def _suspend(waiting: Any) -> Any:
     """Hand what an awaitable yielded to the event loop and return what it answers."""
+    if any(_suspects):
+        _look()
     bridge: Any = getcurrent()
     if bridge.abandoned:
         raise CallClosedError(_ABANDONED)

@@ -4,8 +4,9 @@ What an application calls on the loop's own thread, bridged or in a coroutine, s
 other request if it blocks there: `time.sleep`, a synchronous client of some service, long
 computing. `watch` starts a heartbeat on the running loop and a thread beside it. When the
 heartbeat is overdue, and the loop is not just waiting for something to do, the thread reads
-the stack of the loop's thread and logs a warning to ``pgbackend.detector``, while the loop is
-still held.
+the stack of the loop's thread. When the loop goes on, a warning to ``pgbackend.detector`` says how
+long that was, to half the time between two heartbeats; if it does not go on for `STILL_SECONDS`,
+the thread says so meanwhile.
 
 What it does not see, or not well:
 
@@ -13,6 +14,8 @@ What it does not see, or not well:
   cannot run before. Of C code that releases it, the line that calls it is named. C code that
   uvloop calls back with no Python between is not told from an idle loop.
 - What blocks for less than 1.5 times the bound may fall between two heartbeats.
+- Imports are not named, which end with the first request for good: those of the URLconf, mostly.
+  Nor is the event loop's own code where it calls nobody else's.
 - Many short callbacks in a row hold the loop together, but none of them is to blame: no
   warning.
 - The stack of a bridged function ends where the bridge begins: who awaited it is not seen.
@@ -25,10 +28,13 @@ It is a thread: where there is one, Python 3.12 and later warn of ``os.fork()``.
 from __future__ import annotations
 
 import asyncio
+import functools
+import importlib
 import logging
 import os
 import sys
 from asyncio import AbstractEventLoop
+from collections import Counter
 from contextvars import Context
 from queue import Empty, SimpleQueue
 from threading import Thread, get_ident
@@ -42,6 +48,9 @@ logger = logging.getLogger(__name__)
 # Seconds in which a line is named only once on one loop.
 REPEAT_SECONDS = 60.0
 
+# After how many seconds it is told that the loop is held, although it still is.
+STILL_SECONDS = 2.0
+
 # Top-level modules whose functions are not the application's, wherever they are installed.
 _LIBRARIES = sys.stdlib_module_names | {
     "asgiref",
@@ -52,6 +61,10 @@ _LIBRARIES = sys.stdlib_module_names | {
     "psycopg_pool",
 }
 _INSTALLED = tuple(f"{os.sep}{name}{os.sep}" for name in ("site-packages", "dist-packages"))
+
+
+# Top-level modules of event loops.
+_LOOPS = frozenset({"asyncio", "_asyncio", "selectors", "uvloop"})
 
 
 def watch(seconds: float) -> None:
@@ -92,6 +105,7 @@ def _run(watched: _Watched, ended: SimpleQueue[Any]) -> None:
         except Empty:
             pause = watched.look()
         else:
+            watched.ended(monotonic())
             return
 
 
@@ -112,6 +126,7 @@ class _Heartbeat:
         if _watched_loops.get(loop) is not watched:
             # In a child process that runs its parent's loop: the thread is the parent's.
             return
+        watched.ended(monotonic())
         watched.thread = get_ident()
         watched.caller = sys._getframe(1).f_code
         watched.due = monotonic() + watched.interval
@@ -124,6 +139,7 @@ class _Heartbeat:
 _BEAT = _Heartbeat.__call__.__code__
 _HANDLE = asyncio.Handle._run.__code__
 _TURN: CodeType = asyncio.BaseEventLoop._run_once.__code__  # type: ignore[attr-defined]  # private
+_IMPORT: CodeType = importlib._bootstrap._find_and_load.__code__  # type: ignore[attr-defined]  # private
 
 
 class _Place(NamedTuple):
@@ -138,7 +154,22 @@ class _Place(NamedTuple):
         function = f"{frame.f_globals.get('__name__')}.{frame.f_code.co_qualname}"
         return cls(function, frame.f_code.co_filename, frame.f_lineno)
 
+    @classmethod
+    def called_back(cls, frame: FrameType) -> _Place | None:
+        """Return the function in C that a handle of asyncio's calls; None for one of asyncio's."""
+        handle = frame.f_locals.get("self")
+        function = getattr(handle, "_callback", None)
+        while isinstance(function, functools.partial):
+            function = function.func
+        module = getattr(function, "__module__", None)
+        if not module or module.partition(".")[0] in _LOOPS:
+            return None
+        name = getattr(function, "__qualname__", repr(function))
+        return cls(f"{module}.{name}, called by the event loop,", "", 0)
+
     def __str__(self) -> str:
+        if not self.filename:
+            return self.function
         folders = [os.path.join(str(folder), "") for folder in sys.path if folder]
         longest = max(
             (each for each in folders if self.filename.startswith(each)), key=len, default=""
@@ -154,6 +185,10 @@ class _Sample(NamedTuple):
     innermost: _Place
     # The innermost one of the application's, if there is any.
     named: _Place
+
+
+# Where a holder was: the application's place and the innermost one.
+_Seen = tuple[_Place, _Place]
 
 
 class _Watched:
@@ -176,14 +211,19 @@ class _Watched:
         # What the last look saw: the holder, the heartbeat it kept from coming, and when.
         self._holder: object = None
         self._missed = self._looked = self.due
-        # Since when that holder is known to hold the loop, and whether that was told.
+        # Since when that holder is known to hold the loop.
         self._since = self.due
+        # How often it was seen where.
+        self._seen: Counter[_Seen] = Counter()
+        # The same when it has held the loop too long, at most one; taken by whoever, the thread or
+        # the heartbeat, sees first that it has ended. And whether it was told.
+        self._over: list[Counter[_Seen]] = []
         self._told = False
         # The lines named: when, and how often since.
         self._named: dict[tuple[str, int], tuple[float, int]] = {}
 
     def look(self) -> float:
-        """Warn if the loop is held too long; return the seconds until the next look."""
+        """See who holds the loop, and whether too long; return the seconds until the next look."""
         now, due = monotonic(), self.due
         half = self.seconds / 2
         if now - due < half:
@@ -195,22 +235,39 @@ class _Watched:
         last, self._looked = self._looked, now
         if sample is None:
             self._holder = None
+            self.ended(last)
             return half
         if sample.holder is not self._holder or due != self._missed:
+            self.ended(last)
             # It cannot have begun before the last look, which saw another, or none. The stack
             # is read twice for that reason; once, if the thread itself came too late.
             self._holder, self._missed = sample.holder, due
             self._since, self._told = max(due, last), False
+            self._seen = Counter()
+        self._seen[sample.named, sample.innermost] += 1
         held = now - self._since
         if held < self.seconds:
             return self.seconds - held
-        if not self._told:
+        if not self._over and not self._told:
+            self._over.append(self._seen)
+        if held >= STILL_SECONDS and not self._told:
             self._told = True
-            self._warn(held, sample)
+            self._warn(held, self._seen, "has held the event loop for {} s and still does")
         return half
 
+    def ended(self, when: float) -> None:
+        """Warn if the last holder, which has ended, held the loop too long."""
+        try:
+            seen = self._over.pop()
+        except IndexError:
+            return
+        told, self._told = self._told, False
+        # It began at some time between two heartbeats.
+        held = when - self._since + self.interval / 2
+        self._warn(held, seen, "has held the event loop for {} s", told=told)
+
     def _sample(self) -> _Sample | None:
-        """Return what runs on the loop, None if nothing does.
+        """Return what runs on the loop, None if nothing does that is to be named.
 
         Loop, task and frames must be let go at once, before anything that may wait: whoever
         has the last reference runs the finalizers, and these belong on the loop's thread.
@@ -224,43 +281,50 @@ class _Watched:
         innermost = named = None
         while frame is not None:
             code = frame.f_code
-            if code is _BEAT or code is _TURN:
+            if code is _BEAT or code is _TURN or code is _IMPORT:
                 return None
             if code is _HANDLE or code is self.caller:
                 break
-            if innermost is None:
+            if innermost is None and _package(frame) not in _LOOPS:
                 innermost = _Place.of(frame)
             if named is None and _is_application(frame):
                 named = _Place.of(frame)
             outermost = code
             frame = frame.f_back
         if innermost is None:
-            if frame is None or frame.f_code is not _HANDLE:
+            if outermost is not None or frame is None or frame.f_code is not _HANDLE:
                 return None
-            outermost, innermost = _HANDLE, _Place.of(frame)
+            outermost, innermost = _HANDLE, _Place.called_back(frame)
+            if innermost is None:
+                return None
         return _Sample(outermost if task is None else ref(task), innermost, named or innermost)
 
-    def _warn(self, held: float, sample: _Sample) -> None:
-        place = sample.named
+    def _warn(self, held: float, seen: Counter[_Seen], words: str, *, told: bool = False) -> None:
+        # Where it mostly was.
+        ((place, innermost), _), *_ = seen.most_common(1)
         now = monotonic()
         last, repeats = self._named.get((place.filename, place.line), (-REPEAT_SECONDS, 0))
-        if now - last < REPEAT_SECONDS:
+        if now - last < REPEAT_SECONDS and not told:
             self._named[place.filename, place.line] = (last, repeats + 1)
             return
         self._named[place.filename, place.line] = (now, 0)
         logger.warning(
-            "%s has held the event loop for %.2f s%s%s: it blocks every other request. Await"
+            "%s %s%s%s: it blocks every other request. Await"
             " an asynchronous form, or run it in a thread by sync_to_async; the setting"
             " PGBACKEND_BLOCKING_TIME changes or ends this warning",
             place,
-            held,
-            f", in {sample.innermost}" if sample.innermost != place else "",
+            words.format(f"{held:.2f}"),
+            f", in {innermost}" if innermost != place else "",
             f", and {repeats} times more since it was last named" if repeats else "",
         )
 
 
+def _package(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__")).partition(".")[0]
+
+
 def _is_application(frame: FrameType) -> bool:
-    package = str(frame.f_globals.get("__name__")).partition(".")[0]
+    package = _package(frame)
     filename = frame.f_code.co_filename
     return package not in _LIBRARIES and not any(folder in filename for folder in _INSTALLED)
 

@@ -32,6 +32,7 @@ from . import (
     decorating,
     early,
     guards,
+    locks,
     settings_checks,
     streaming,
     thread_calls,
@@ -72,6 +73,7 @@ def apply() -> None:
     after_import("pghistory.runtime", _patch_history)
     _patch_asgiref()
     _patch_threads()
+    _patch_logging()
     checks.register(check_unpatched, checks.Tags.async_support)
     checks.register(early.check_early, checks.Tags.async_support)
     checks.register(check_budget, checks.Tags.database)
@@ -437,3 +439,14 @@ def _patch_threads() -> None:
         # Also where it was imported by name before.
         if getattr(module, "__dict__", {}).get("to_thread") is original:
             module.to_thread = replacement  # type: ignore[attr-defined]  # see the condition
+
+
+# logging
+
+
+def _patch_logging() -> None:
+    """Let it be told when a logging handler waits in the bridge, with its lock held; see `locks`.
+
+    (CPython 3.11 and later.)
+    """
+    locks.patch()

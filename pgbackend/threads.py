@@ -18,6 +18,7 @@ from django.db import connections
 
 from .bridge import run_bridged
 from .joining import Transaction, transactions
+from .locks import name_held
 from .thread_calls import Threads, leave_thread
 from .turns import current_actor, innermost, work_for
 
@@ -50,6 +51,7 @@ def hand_over(
     if transaction.thread == threading.get_ident():
         # What a thread left to the loop, such as an iterator.
         return function(*args)
+    name_held()
     call = _Call(wrapper, transaction, seconds, lambda: function(*args))
     while not call.done.done():
         if call.waits.done() and leave_thread(call.done):

@@ -14,6 +14,8 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -221,11 +223,136 @@ def test_library_only(runner: asyncio.Runner, warnings: Warnings) -> None:
 
 
 async def test_callback_in_c(warnings: Warnings) -> None:
-    """Where asyncio calls back a function in C, its handle is named."""
+    """Where asyncio calls back a function in C, that is named."""
     detector.watch(BOUND)
     asyncio.get_running_loop().call_later(0.01, time.sleep, HELD)
     await warnings.wait_for(1)
-    assert warnings.texts[0].startswith("asyncio.events.Handle._run (asyncio/events.py, line ")
+    assert warnings.texts[0].startswith("time.sleep, called by the event loop, has held the")
+
+
+def test_import(
+    runner: asyncio.Runner, warnings: Warnings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a first request imports, its URLconf for one, is not named."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "slow_urls.py").write_text(f"import time\ntime.sleep({LONG})\n")
+
+    def resolve() -> None:
+        import_module("slow_urls")
+
+    async def main() -> None:
+        detector.watch(BOUND)
+        await bridged(resolve)()
+        await asyncio.sleep(BOUND)
+        await warnings.check_none_before(mark)
+
+    runner.run(main())
+    del sys.modules["slow_urls"]
+
+
+@pytest.mark.parametrize("how", ["called back", "in a task"])
+def test_internals_of_the_loop(runner: asyncio.Runner, warnings: Warnings, how: str) -> None:
+    """The event loop's own code, where it calls nobody else's, is not named."""
+    scope: dict[str, Any] = {"__name__": "asyncio.internal", "time": time}
+    exec(f"def hold(): time.sleep({LONG})\nasync def run(): hold()", scope)
+
+    async def main() -> None:
+        detector.watch(BOUND)
+        if how == "called back":
+            asyncio.get_running_loop().call_later(0.01, scope["hold"])
+        else:
+            await asyncio.create_task(scope["run"]())
+        await asyncio.sleep(LONG + BOUND)
+        await warnings.check_none_before(mark)
+
+    runner.run(main())
+
+
+def test_internals_called_by_the_application(runner: asyncio.Runner, warnings: Warnings) -> None:
+    """An application's function is named without the internals that it calls."""
+    scope: dict[str, Any] = {"__name__": "asyncio.internal", "time": time}
+    exec(f"def hold(): time.sleep({HELD})", scope)
+
+    def call() -> None:
+        scope["hold"]()
+
+    async def main() -> None:
+        detector.watch(BOUND)
+        await bridged(call)()
+        await warnings.wait_for(1)
+
+    runner.run(main())
+    assert warnings.texts[0].startswith(f"{place(call)} has held the event loop for ")
+    assert "asyncio.internal" not in warnings.texts[0]
+
+
+def seconds(text: str) -> float:
+    """Return how long a warning says that the loop was held."""
+    return float(text.partition(" for ")[2].partition(" s")[0])
+
+
+@pytest.mark.parametrize("held", [HELD, LONG])
+def test_duration(runner: asyncio.Runner, warnings: Warnings, held: float) -> None:
+    """A warning says how long the loop was held, not how long it takes to notice that."""
+    took = 0.0
+
+    def block() -> None:
+        nonlocal took
+        before = time.monotonic()
+        time.sleep(held)
+        took = time.monotonic() - before
+
+    async def main() -> None:
+        detector.watch(BOUND)
+        await asyncio.sleep(BOUND)
+        await bridged(block)()
+        await warnings.wait_for(1)
+
+    runner.run(main())
+    assert abs(seconds(warnings.texts[0]) - took) < 0.3
+
+
+def test_held_for_very_long(
+    runner: asyncio.Runner, warnings: Warnings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What holds the loop for very long is named while it does, and again with the whole time."""
+    monkeypatch.setattr(detector, "STILL_SECONDS", HELD)
+
+    def block() -> None:
+        until = time.monotonic() + 10
+        while not warnings.texts and time.monotonic() < until:
+            time.sleep(0.01)
+        time.sleep(HELD)
+
+    async def main() -> None:
+        detector.watch(BOUND)
+        await bridged(block)()
+        await warnings.wait_for(2)
+
+    runner.run(main())
+    first, second = warnings.texts
+    assert " s and still does" in first
+    assert "still does" not in second
+    assert seconds(second) > seconds(first) + HELD / 2
+
+
+def test_where_it_mostly_was(runner: asyncio.Runner, warnings: Warnings) -> None:
+    """Of what holds the loop in several places one after the other, the longest is named."""
+
+    def first() -> None:
+        time.sleep(2 * BOUND)
+
+    def both() -> None:
+        first()
+        report()
+
+    async def main() -> None:
+        detector.watch(BOUND)
+        await bridged(both)()
+        await warnings.wait_for(1)
+
+    runner.run(main())
+    assert warnings.texts[0].startswith(place(report))
 
 
 def test_holding_the_gil(runner: asyncio.Runner, warnings: Warnings) -> None:
