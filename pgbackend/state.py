@@ -161,11 +161,16 @@ class ConnectionState(Turns):
             self._threads = Threads(self)
         return self._threads
 
+    def _end_threads(self) -> None:
+        """Let the threads of the transaction's own end as soon as what they run has ended."""
+        threads, self._threads = self._threads, None
+        if threads is not None:
+            threads.shutdown(wait=False)
+
     def unbind(self) -> None:
         """Let go of what `bind` pinned; without effect if nothing is."""
         transaction, self.transaction = self.transaction, None
-        # They end when what they run has ended.
-        self._threads = None
+        self._end_threads()
         # Their tracebacks lead to the task, which would keep its state, and that the errors.
         self.rollback_exc = self.broken_by = None
         if transaction is None:
@@ -230,6 +235,7 @@ class ConnectionState(Turns):
 
     def _owner_ended(self, task: asyncio.Task[Any]) -> None:
         """Roll back a transaction whose task ended without ending it."""
+        self._end_threads()
         self.transaction = None
         self.rollback_exc = self.broken_by = None
         lease = self.lease

@@ -384,7 +384,7 @@ async def _own_threads() -> Threads | None:
         return None
     threads: Threads = transaction.state.own_threads()
     await threads.may_begin(transaction.wrapper.turn_timeout)
-    return threads
+    return threads if transaction.open else None
 
 
 async def to_thread(func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:

@@ -3,6 +3,7 @@
 import asyncio
 import sys
 import threading
+import warnings
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
@@ -212,15 +213,44 @@ def test_many_need_few_threads(run_main: Main, server: Server, move: Move, use: 
 
 
 @MOVES
-def test_threads_end_with_their_transaction(run_main: Main, move: Move) -> None:
-    """When a transaction has ended, no thread of its own is left."""
+@pytest.mark.parametrize("end", ["committed", "failed", "cancelled", "abandoned"])
+def test_threads_end_with_their_transaction(run_main: Main, move: Move, end: str) -> None:
+    """However a transaction ends, no thread of its own is left when what they run has ended."""
+    waiting = threading.Event()
+
+    async def own() -> None:
+        block = transaction.atomic()
+        await block.__aenter__()
+        calls = [move(create_in_block, f"{n}") for n in range(5)]
+        try:
+            await asyncio.gather(*calls)
+            if end == "abandoned":
+                return
+            asyncio.create_task(late())  # noqa: RUF006  # waits on
+            if end == "failed":
+                raise KeyError
+            if end == "cancelled":
+                asyncio.current_task().cancel()  # type: ignore[union-attr]  # there is one
+                await asyncio.sleep(0)
+        except BaseException as error:
+            await block.__aexit__(type(error), error, error.__traceback__)
+            raise
+        await block.__aexit__(None, None, None)
+
+    async def late() -> None:
+        await asyncio.sleep(0.1)
+        await move(waiting.set)
 
     async def main() -> None:
-        async with transaction.atomic():
-            await asyncio.gather(*(move(create_in_block, f"{n}") for n in range(5)))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            await asyncio.wait([asyncio.create_task(own())])
         await until(
             lambda: not [t for t in threading.enumerate() if t.name.startswith("pgbackend_")]
         )
+        if end != "abandoned":
+            # What comes too late has a thread all the same.
+            await until(waiting.is_set)
 
     run_main(main())
 
