@@ -18,6 +18,7 @@ from django.db import DatabaseError, Error
 from django.db.backends.utils import debug_transaction
 from psycopg.pq import TransactionStatus
 
+from . import joining
 from .connection import ROLLED_BACK
 from .errors import CommitInDoubt, NotCommitted
 from .hooks import Hook
@@ -110,6 +111,9 @@ class TransactionControl(StatePerTask):
         else:
             check_inside(self)
             check_not_outlived(self)
+        if joining.sessions.get(joining.NO_SESSIONS) and self.bridged:
+            # Another task on this session may be in a transaction, for which *func* is not.
+            self.state_in_turn()
         try:
             super().on_commit(Hook(func) if callable(func) else func, robust)
         except SynchronousOnlyOperation:

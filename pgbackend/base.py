@@ -34,6 +34,7 @@ if tuple(map(int, psycopg.__version__.split(".")[:2])) < (3, 3):
         f"pgbackend needs psycopg 3.3 or later, this is {psycopg.__version__}"
     )
 
+from . import joining
 from .autocommit import TransactionControl
 from .bridge import await_bridged
 from .connection import BridgedLock
@@ -262,6 +263,9 @@ class DatabaseWrapper(Watched, TransactionControl):
         if not self.bridged and joined_if_open(self.alias) is not None:
             self._states.close_shared()
             return
+        if self.bridged and self._states.are_of_a_session():
+            # The request's: with it, its session would be gone.
+            return
         super().close()
         if self.bridged:
             self._states.close_shared()
@@ -331,10 +335,13 @@ class DatabaseWrapper(Watched, TransactionControl):
             return self._cursor_of_thread(name)
         pinned = name is not None
         lease = self._hold(pinned=pinned)
-        if pinned and lease is not None and lease.face.autocommit and not lease.face.has_session:
-            # WITH HOLD, it would live in a session that the next FETCH may not reach.
-            name, pinned = None, False
-            lease.pins -= 1
+        if pinned and lease is not None and lease.face.autocommit:
+            face = lease.face
+            # WITH HOLD, it would live in a session that the next FETCH may not reach; or whose
+            # other users may have a transaction open by then.
+            if not face.has_session or joining.sessions.get(joining.NO_SESSIONS):
+                name, pinned = None, False
+                lease.pins -= 1
         try:
             cursor = super()._cursor(name)
         except BaseException:

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
-from greenlet import GreenletExit
+from greenlet import GreenletExit, getcurrent
 from psycopg import abc, sql
 from psycopg.abc import PQGen, PQGenConn
 from psycopg.adapt import AdaptersMap, Transformer
@@ -230,12 +230,10 @@ class BridgedConnection(psycopg.Connection[Any]):
         self.lease: Lease | None = None
         # While it is configured: what is executed, each text with its effect on the session.
         self.made: list[tuple[str, Effect]] | None = None
-        # How many statements psycopg's cursors have started for this borrower, and how many of them
-        # were looked at; see `session_guard`. They differ after one by a cursor of its own making.
-        self.started = 0
-        self.looked_at = 0
-        # Whether the session has to be reset though all were.
+        # Whether this borrower has executed what was not looked at, by a cursor of its own making,
+        # and in which greenlets what they execute is looked at; see `session_guard`.
         self.unseen = False
+        self.looked_at: set[int] = set()
         self.lock = BridgedLock()
 
     @classmethod
@@ -407,7 +405,11 @@ class BridgedConnection(psycopg.Connection[Any]):
             self._finishing -= 1
 
     def _set_autocommit(self, value: bool) -> None:
-        if self.pgconn.transaction_status == TransactionStatus.IDLE and self._pipeline is None:
+        if (
+            self.pgconn.transaction_status == TransactionStatus.IDLE
+            and self._pipeline is None
+            and not self.lock.held
+        ):
             # There is nothing to wait for.
             self._autocommit = bool(value)
         else:
@@ -418,7 +420,8 @@ class BridgedConnection(psycopg.Connection[Any]):
         return guard(super().cursor(*args, **kwargs))
 
     def _start_query(self) -> PQGen[None]:
-        self.started += 1
+        if id(getcurrent()) not in self.looked_at:
+            self.unseen = True
         return super()._start_query()
 
     @property
@@ -515,19 +518,10 @@ class BridgedConnection(psycopg.Connection[Any]):
         self._base_prepare = (self.prepare_threshold, self.prepared_max)
         self._base_handlers = (tuple(self._notice_handlers), tuple(self._notify_handlers))
         self._base_adapters = super().adapters
-        self._forget_statements()
+        self.unseen = False
         # A map made from the base one: changes to it leave the base as it is.
         self._adapters = AdaptersMap(self._base_adapters)
         self.transformer = None
-
-    @property
-    def has_unseen(self) -> bool:
-        """Whether this borrower has executed what was not looked at."""
-        return self.unseen or self.started != self.looked_at
-
-    def _forget_statements(self) -> None:
-        self.started = self.looked_at = 0
-        self.unseen = False
 
     @property
     def adapters(self) -> AdaptersMap:
@@ -557,7 +551,7 @@ class BridgedConnection(psycopg.Connection[Any]):
         for name, value in self._base:
             setattr(self, name, value)
         self.was_stopped = False
-        self._forget_statements()
+        self.unseen = False
         self._begin_statement = b""
         self._autocommit = True
         self.prepare_threshold, self.prepared_max = self._base_prepare

@@ -134,7 +134,7 @@ class LeaseHolder(utils.CursorWrapper):
             sys.exception() is None
             and self.cursor._described
             and lease.closings == self._opened_at
-            and not lease.face.has_unseen
+            and not lease.face.unseen
         )
         try:
             with lease.face.limited(), self.db.wrap_database_errors:

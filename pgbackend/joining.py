@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 from weakref import ref
@@ -20,6 +20,8 @@ from .bridge import ending
 from .turns import innermost
 
 if TYPE_CHECKING:
+    from .lease import Lease
+    from .per_task import States
     from .state import ConnectionState
 
 
@@ -64,9 +66,95 @@ def leave(transaction: Transaction) -> None:
         )
 
 
+class KeptSession:
+    """A connection that a request keeps for its session: tasks started since then use it, too."""
+
+    __slots__ = ("_context", "_lease", "_loop", "owner", "state")
+
+    def __init__(self, lease: Lease, owner: asyncio.Task[Any] | None, context: Any) -> None:
+        self.owner = ref(owner) if owner is not None else _nobody
+        self.state = lease.state
+        self._lease = lease
+        self._loop = asyncio.get_running_loop()
+        self._context = context
+
+    @property
+    def open(self) -> bool:
+        """Whether the session is kept."""
+        return self._lease.on_loan and self._lease.keepers > 0
+
+    def is_of(self, lease: Lease) -> bool:
+        """Return whether *lease* is what it keeps."""
+        return self._lease is lease
+
+    @property
+    def was_joined(self) -> bool:
+        """Whether the running task was started in it: by its owner, or by who was."""
+        owner, context = self.owner(), self._context
+        return owner is not asyncio.current_task() and context is not getcurrent().gr_context
+
+    def check_loop(self) -> None:
+        """Raise RuntimeError on another event loop, whose tasks cannot wait for the connection."""
+        if self._loop is not asyncio.get_running_loop():
+            raise RuntimeError(
+                "this task runs on another event loop than the request it was started in, which"
+                " keeps a connection for its session; start that loop inside `with"
+                " pgbackend.transaction.detached():`"
+            )
+
+
+def _nobody() -> None:
+    return None
+
+
+# The kept sessions of this context, by the states of their wrappers.
+sessions: ContextVar[dict[States, KeptSession]] = ContextVar("pgbackend_sessions")
+NO_SESSIONS: dict[States, KeptSession] = {}
+
+
+def enter_session(lease: Lease, transaction: Transaction | None) -> None:
+    """Let what is started from now on by the lease's owner use the session that it keeps.
+
+    *transaction* is the one in which the running task, maybe a child, has made it be kept.
+    """
+    states = lease.state.states
+    if states is None:
+        return
+    here = getcurrent().gr_context
+    if transaction is None or transaction.context is here:
+        session = KeptSession(lease, asyncio.current_task(), here)
+        sessions.set({**sessions.get({}), states: session})
+        return
+    session = KeptSession(lease, transaction.owner(), transaction.context)
+    sessions.set({**sessions.get({}), states: session})
+    if transaction.context is not None:
+        # For what the owner starts later, too. It cannot be where this task was started eagerly, in
+        # the middle of the owner's step.
+        with suppress(RuntimeError):
+            transaction.context.run(lambda: sessions.set({**sessions.get({}), states: session}))
+
+
+def leave_session(lease: Lease) -> None:
+    """Undo `enter_session`, as far as this context goes."""
+    entered = sessions.get(None)
+    if entered:
+        sessions.set({key: each for key, each in entered.items() if not each.is_of(lease)})
+
+
+def kept_session(states: States) -> KeptSession | None:
+    """Return the session that the running task was started in, if it is kept still."""
+    session = sessions.get({}).get(states)
+    if session is None or not session.open or not session.was_joined:
+        return None
+    session.check_loop()
+    return session
+
+
 @contextmanager
 def detached() -> Iterator[None]:
     """Let tasks that the block starts not join the transactions that are open around it.
+
+    Nor do they use the connection that a request keeps for its session.
 
     They have connections and transactions of their own, and may outlive the open ones:
 
@@ -78,10 +166,11 @@ def detached() -> Iterator[None]:
     The block is for starting tasks. In it the queries of the transaction's owner stay in it; those
     of a task or thread that joined it do not.
     """
-    entered, frame = transactions.set({}), innermost.set(None)
+    entered, frame, kept = transactions.set({}), innermost.set(None), sessions.set({})
     try:
         yield
     finally:
+        sessions.reset(kept)
         innermost.reset(frame)
         transactions.reset(entered)
 
@@ -148,6 +237,13 @@ def check_not_outlived(wrapper: Any) -> None:
         and transaction.owner() is not asyncio.current_task()
     ):
         raise outlived("task")
+    session = sessions.get({}).get(wrapper.states)
+    if session is not None and not session.open and session.was_joined:
+        raise RuntimeError(
+            "this task was started in a request that has made something in its session: a setting,"
+            " a role, a lock. The request has ended, and that with it. Await the task in the"
+            " request, or start it inside `with pgbackend.transaction.detached():`"
+        )
 
 
 def joined(alias: str) -> Transaction | None:

@@ -11,6 +11,8 @@ from weakref import WeakSet
 
 from psycopg.pq import TransactionStatus
 
+from . import joining
+
 if TYPE_CHECKING:
     from .connection import BridgedConnection
     from .cursor import LeaseHolder
@@ -145,6 +147,7 @@ class Lease:
         """Undo one `keep`; without effect once the connection was given back."""
         if self.on_loan:
             self.keepers -= 1
+            joining.leave_session(self)
             self.let_go(pinned=True)
 
     def give_back(self) -> None:
@@ -157,12 +160,12 @@ class Lease:
             return
         self.on_loan = False
         self.state.lease = None
+        if self.keepers:
+            joining.leave_session(self)
         if self.face.lock.held:
             self.refuse_others()
         self.face.lease = None
-        face = self.face
-        # Not by a property: this is done for each statement.
-        dirty = self.dirty or face.unseen or face.started != face.looked_at
+        dirty = self.dirty or self.face.unseen
         if self.face.pgconn.transaction_status == TransactionStatus.ACTIVE:
             self.pool.abandon(self.pooled)
         elif self.exposed or self.face.was_stopped or not self.face.autocommit:

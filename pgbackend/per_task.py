@@ -68,6 +68,11 @@ class StatePerTask(PostgresDatabaseWrapper):
     run_commit_hooks_on_set_autocommit_on = state_attribute("run_commit_hooks_on_set_autocommit_on")
 
     @property
+    def states(self) -> States:
+        """The states of all tasks."""
+        return self._states
+
+    @property
     def state(self) -> ConnectionState:
         """The state of the running task, or of the thread."""
         return self._states.current(self)
@@ -184,7 +189,15 @@ class States:
             transaction = joining.inherited(wrapper)
             if transaction is not None:
                 return transaction.state
+        if state.lease is None and joining.sessions.get(joining.NO_SESSIONS):
+            session = joining.kept_session(self)
+            if session is not None:
+                return session.state
         return state
+
+    def are_of_a_session(self) -> bool:
+        """Return whether the running task uses the connection of the request it was started in."""
+        return joining.kept_session(self) is not None
 
     def _of(self, task: asyncio.Task[Any]) -> ConnectionState:
         # A task asks often in a row; most wrappers are one task's only.
@@ -199,6 +212,7 @@ class States:
         found = self._of_tasks.get(task)
         if found is None:
             found = ConnectionState(autocommit=self._autocommit)
+            found.states = self
         self._last = (ref(task), found)
         return found
 

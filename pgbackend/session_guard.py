@@ -15,8 +15,10 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import psycopg
+from greenlet import getcurrent
 from psycopg import sql
 
+from . import joining
 from .bridge import ending
 from .session import CleanSQL
 from .session_sql import Effect, local_settings, look_at
@@ -130,12 +132,12 @@ def _execute(
     effect = _NOTHING if clean else _look(cursor, query, parameters)
     if face.lease is None:
         return execute(*args, **kwargs)
-    started = face.started
+    here = id(getcurrent())
+    face.looked_at.add(here)
     try:
         result = execute(*args, **kwargs)
     finally:
-        # What starts without being looked at makes the two differ.
-        face.looked_at += face.started - started
+        face.looked_at.discard(here)
     if not clean and not effect.lasts and face.lease is not None:
         _look_at_answers(face, query, cursor)
     return result
@@ -226,6 +228,7 @@ def _keep(lease: Lease, *, silent: bool, late: bool = False) -> None:
     if register is not None:
         lease.keep()
         register(lease.keep_no_longer)
+        joining.enter_session(lease, transaction)
     elif silent or transaction is None:
         raise psycopg.ProgrammingError(_refusal(lease, in_block=transaction is not None, late=late))
 

@@ -19,6 +19,7 @@ from .thread_calls import Threads
 from .turns import Before, Frame, Turns
 
 if TYPE_CHECKING:
+    from .per_task import States
     from .pool import ConnectionPool
 
 
@@ -34,6 +35,8 @@ class ConnectionState(Turns):
         self._initial_autocommit = autocommit
         # The synchronous path's own psycopg connection; see the property `connection`.
         self._own_connection: Any = None
+        # Whose it is, if it is a task's.
+        self.states: States | None = None
         self.lease: Lease | None = None
         # True while a holder waits for Django's `ensure_connection` to make the lease.
         self.connecting = False
