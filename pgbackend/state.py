@@ -15,7 +15,7 @@ from . import joining
 from .bridge import await_bridged, is_bridged, on_exit
 from .joining import Transaction
 from .lease import Lease
-from .thread_calls import Threads
+from .own_threads import Threads
 from .turns import Before, Frame, Turns
 
 if TYPE_CHECKING:

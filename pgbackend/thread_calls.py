@@ -5,9 +5,8 @@ must wait for its turn leaves it (`leave_thread`): it runs in a greenlet of the 
 on, in the same thread, when the turn has come. Meanwhile the thread serves others, the holder of
 the turn for one.
 
-`asyncio.to_thread`, and ``sync_to_async`` without *thread_sensitive*, use the event loop's default
-executor, which may be full of such calls, and which resolves host names for the holder. Inside a
-transaction they have threads of the transaction's own (`Threads`).
+`asyncio.to_thread`, and ``sync_to_async`` without *thread_sensitive*, have threads of the
+transaction's own: see `own_threads`.
 """
 
 from __future__ import annotations
@@ -19,8 +18,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from concurrent.futures import Executor, Future
 from contextvars import Context, copy_context
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -31,12 +29,7 @@ from asgiref.sync import AsyncToSync, SyncToAsync
 from greenlet import getcurrent, greenlet
 
 from . import joining
-from .line import Line, Place
-
-# How many calls of one transaction run in threads of its own at a time. Those that wait for a turn
-# do not count. As many as the default executor has on a large machine.
-_RUNNING = 32
-
+from .own_threads import Threads
 
 # One thread for all
 
@@ -180,15 +173,15 @@ def _executor(loop: asyncio.AbstractEventLoop) -> Any:
     return SyncToAsync.single_thread_executor if executor is None else executor
 
 
-class SharedThread(CurrentThreadExecutor):
+class SharedThread(Executor):
     """A thread that waits in ``async_to_sync``, inside a transaction: it runs what is submitted.
 
-    asgiref's own, but for calls that leave the thread: one that runs this executor may itself, and
-    it does not end while others are expected back.
+    Does what asgiref's ``CurrentThreadExecutor`` does, with calls that leave the thread: one that
+    runs this executor may itself, and it does not end while others are expected back.
     """
 
-    def __init__(self, older: CurrentThreadExecutor | None) -> None:
-        super().__init__(older)
+    def __init__(self, older: Executor | None) -> None:
+        # That of an async_to_sync around this one.
         self._older = older
         self._lock = threading.Lock()
         self._items: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
@@ -254,92 +247,6 @@ def _run_item(future: Future[Any], call: Callable[[], Any]) -> None:
         future.set_result(result)
 
 
-# Threads of a transaction's own
-
-
-class _Here(threading.local):
-    """Whose thread the calling one is."""
-
-    threads: Threads | None = None
-
-
-_here = _Here()
-
-
-class Threads(ThreadPoolExecutor):
-    """The threads that a transaction has of its own; used on its event loop.
-
-    There are as many as wait for a turn, and `_RUNNING` more.
-    """
-
-    def __init__(self, state: Any) -> None:
-        super().__init__(2**16, "pgbackend")
-        self._state = state
-        self._loop = asyncio.get_running_loop()
-        self._begun = self._waiting = self._came = 0
-        self._line = Line()
-
-    @staticmethod
-    def here() -> Threads | None:
-        """Return those that the calling thread is one of, while it runs a call."""
-        return _here.threads
-
-    def waits(self, *, begins: bool) -> None:
-        """Note that a call waits for its turn from now on, or no longer."""
-        self._waiting += 1 if begins else -1
-        self._line.call_next()
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Have ``fn(...)`` run in a thread, after `may_begin`."""
-        self._begun += 1
-        future = super().submit(self._run, functools.partial(fn, *args, **kwargs))
-        future.add_done_callback(self._ended)
-        return future
-
-    def _run(self, function: Callable[[], Any]) -> Any:
-        _here.threads = self
-        try:
-            return function()
-        finally:
-            _here.threads = None
-
-    def _ended(self, _: Future[Any]) -> None:
-        with suppress(RuntimeError):
-            # The loop may have ended before the thread.
-            self._loop.call_soon_threadsafe(self._end)
-
-    def _end(self) -> None:
-        self._begun -= 1
-        self._line.call_next()
-
-    async def may_begin(self, timeout: float) -> None:  # noqa: ASYNC109  # of a turn
-        """Wait until there is a thread for the running task.
-
-        One that is not in its turn has one as long as there are few: it may never use the
-        transaction. RuntimeError as when waiting for a turn, which takes *timeout* seconds.
-        """
-        while True:
-            if self._begun - self._waiting >= _RUNNING:
-                await self._until_one_ends()
-            elif self._begun >= _RUNNING and not self._state.has_turn():
-                self._line.call_next()
-                await self._state.wait_for_turn_to_begin(timeout)
-            else:
-                return
-
-    async def _until_one_ends(self) -> None:
-        self._came += 1
-        place = Place(self._came, 0)
-        self._line.add(place)
-        try:
-            await place.wait()
-        except BaseException:
-            place.gone = True
-            if place.called:
-                self._line.call_next()
-            raise
-
-
 # What asgiref and asyncio do
 
 
@@ -398,6 +305,8 @@ async def to_thread(func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> A
 _to_thread = asyncio.to_thread
 
 
-def current_thread_executor(older: CurrentThreadExecutor | None) -> CurrentThreadExecutor:
-    """Return what asgiref's ``async_to_sync`` runs while it waits."""
-    return SharedThread(older) if joining.in_any() else CurrentThreadExecutor(older)
+def current_thread_executor(*args: Any) -> Any:
+    """Return what asgiref's ``async_to_sync`` runs while it waits; *args* differ by its version."""
+    if joining.in_any():
+        return SharedThread(getattr(AsyncToSync.executors, "current", None))
+    return CurrentThreadExecutor(*args)

@@ -16,11 +16,13 @@ from typing import Any, Generic, TypeVar
 
 from django.db import connections
 
+from .actors import current_actor, work_for
 from .bridge import run_bridged
 from .joining import Transaction, transactions
 from .locks import name_held
-from .thread_calls import Threads, leave_thread
-from .turns import current_actor, innermost, work_for
+from .own_threads import Threads
+from .thread_calls import leave_thread
+from .turns import innermost
 
 T = TypeVar("T")
 

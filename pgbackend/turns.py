@@ -12,92 +12,16 @@ is woken at a time, and none in vain.
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from contextvars import Context, ContextVar
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from greenlet import getcurrent
-
+from .actors import current_actor, deputies, deputy, running_task
 from .bridge import await_bridged
 from .line import Line, Place
 
 if TYPE_CHECKING:
     from .state import ConnectionState
-
-
-class Actor:
-    """Whose turn it may be: a task, or a call that was moved to a thread with its context.
-
-    Such a call has a context of its own; a task may share one with others.
-    """
-
-    __slots__ = ("_thread", "context", "task")
-
-    def __init__(self) -> None:
-        self.task = task = _running_task()
-        self.context = getcurrent().gr_context
-        self._thread = threading.current_thread() if task is None else None
-
-    @property
-    def name(self) -> str:
-        """The task's name, or the thread's."""
-        if self.task is not None:
-            return self.task.get_name()
-        assert self._thread is not None
-        return self._thread.name
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Actor) or self.task is not other.task:
-            return False
-        return self.task is not None or self.context is other.context
-
-    __hash__ = None  # type: ignore[assignment]  # nothing looks actors up
-
-
-def _running_task() -> asyncio.Task[Any] | None:
-    try:
-        return asyncio.current_task()
-    except RuntimeError:
-        return None
-
-
-class Deputy(NamedTuple):
-    """A task that works for an actor elsewhere, who waits for it."""
-
-    # Tasks that it starts inherit the variable.
-    task: asyncio.Task[Any] | None
-    actor: Actor
-    # The actor's wrapper, for its query log and execute_wrappers.
-    wrapper: Any
-    # Called with True when the task begins to wait for a turn, and with False when it has waited.
-    waits: Callable[[bool], None]
-
-
-_deputy: ContextVar[Deputy | None] = ContextVar("pgbackend_deputy", default=None)
-
-
-@contextmanager
-def work_for(actor: Actor, wrapper: Any, waits: Callable[[bool], None]) -> Iterator[None]:
-    """Let what the running task does in the block count as done by *actor*; see `Deputy`."""
-    token = _deputy.set(Deputy(asyncio.current_task(), actor, wrapper, waits))
-    try:
-        yield
-    finally:
-        _deputy.reset(token)
-
-
-def deputy() -> Deputy | None:
-    """Return what the running task is in a `work_for` block of its own."""
-    found = _deputy.get()
-    return found if found is not None and found.task is _running_task() else None
-
-
-def current_actor() -> Actor:
-    """Return whose turn it would be."""
-    found = deputy()
-    return Actor() if found is None else found.actor
 
 
 class Before(NamedTuple):
@@ -231,7 +155,7 @@ class Turns:
 
     def _is_within(self, top: Frame) -> bool:
         task = top.actor.task
-        if task is not None and task is _running_task() and _deputy.get() is None:
+        if task is not None and task is running_task() and deputies.get() is None:
             return True
         actor = current_actor()
         if top.actor == actor:

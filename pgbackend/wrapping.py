@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+from .actors import deputy
 from .thread_wrappers import ThreadWrapper
-from .turns import deputy
 
 # By alias, the wrappers that the request of this context has on the loop; see `request_wrappers`.
 _of_request: ContextVar[dict[str, Any]] = ContextVar("pgbackend_request_wrappers")

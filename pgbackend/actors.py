@@ -1,0 +1,86 @@
+"""Actors: who uses a transaction, a task or a call in a thread, and who works for whom."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+from greenlet import getcurrent
+
+
+class Actor:
+    """Whose turn it may be: a task, or a call that was moved to a thread with its context.
+
+    Such a call has a context of its own; a task may share one with others.
+    """
+
+    __slots__ = ("_thread", "context", "task")
+
+    def __init__(self) -> None:
+        self.task = task = running_task()
+        self.context = getcurrent().gr_context
+        self._thread = threading.current_thread() if task is None else None
+
+    @property
+    def name(self) -> str:
+        """The task's name, or the thread's."""
+        if self.task is not None:
+            return self.task.get_name()
+        assert self._thread is not None
+        return self._thread.name
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Actor) or self.task is not other.task:
+            return False
+        return self.task is not None or self.context is other.context
+
+    __hash__ = None  # type: ignore[assignment]  # nothing looks actors up
+
+
+def running_task() -> asyncio.Task[Any] | None:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        return None
+
+
+class Deputy(NamedTuple):
+    """A task that works for an actor elsewhere, who waits for it."""
+
+    # Tasks that it starts inherit the variable.
+    task: asyncio.Task[Any] | None
+    actor: Actor
+    # The actor's wrapper, for its query log and execute_wrappers.
+    wrapper: Any
+    # Called with True when the task begins to wait for a turn, and with False when it has waited.
+    waits: Callable[[bool], None]
+
+
+# Who the tasks of this context work for; see `deputy`.
+deputies: ContextVar[Deputy | None] = ContextVar("pgbackend_deputy", default=None)
+
+
+@contextmanager
+def work_for(actor: Actor, wrapper: Any, waits: Callable[[bool], None]) -> Iterator[None]:
+    """Let what the running task does in the block count as done by *actor*; see `Deputy`."""
+    token = deputies.set(Deputy(asyncio.current_task(), actor, wrapper, waits))
+    try:
+        yield
+    finally:
+        deputies.reset(token)
+
+
+def deputy() -> Deputy | None:
+    """Return what the running task is in a `work_for` block of its own."""
+    found = deputies.get()
+    return found if found is not None and found.task is running_task() else None
+
+
+def current_actor() -> Actor:
+    """Return whose turn it would be."""
+    found = deputy()
+    return Actor() if found is None else found.actor

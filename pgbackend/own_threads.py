@@ -1,0 +1,104 @@
+"""Threads of a transaction's own, for what would use the event loop's default executor.
+
+That may be full of calls that wait for their turn in a transaction, and it resolves host names for
+the turn's holder.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
+
+from .line import Line, Place
+
+# How many calls of one transaction run in threads of its own at a time. Those that wait for a turn
+# do not count. As many as the default executor has on a large machine.
+_RUNNING = 32
+
+
+class _Here(threading.local):
+    """Whose thread the calling one is."""
+
+    threads: Threads | None = None
+
+
+_here = _Here()
+
+
+class Threads(ThreadPoolExecutor):
+    """The threads that a transaction has of its own; used on its event loop.
+
+    There are as many as wait for a turn, and `_RUNNING` more.
+    """
+
+    def __init__(self, state: Any) -> None:
+        super().__init__(2**16, "pgbackend")
+        self._state = state
+        self._loop = asyncio.get_running_loop()
+        self._begun = self._waiting = self._came = 0
+        self._line = Line()
+
+    @staticmethod
+    def here() -> Threads | None:
+        """Return those that the calling thread is one of, while it runs a call."""
+        return _here.threads
+
+    def waits(self, *, begins: bool) -> None:
+        """Note that a call waits for its turn from now on, or no longer."""
+        self._waiting += 1 if begins else -1
+        self._line.call_next()
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Have ``fn(...)`` run in a thread, after `may_begin`."""
+        self._begun += 1
+        future = super().submit(self._run, functools.partial(fn, *args, **kwargs))
+        future.add_done_callback(self._ended)
+        return future
+
+    def _run(self, function: Callable[[], Any]) -> Any:
+        _here.threads = self
+        try:
+            return function()
+        finally:
+            _here.threads = None
+
+    def _ended(self, _: Future[Any]) -> None:
+        with suppress(RuntimeError):
+            # The loop may have ended before the thread.
+            self._loop.call_soon_threadsafe(self._end)
+
+    def _end(self) -> None:
+        self._begun -= 1
+        self._line.call_next()
+
+    async def may_begin(self, timeout: float) -> None:  # noqa: ASYNC109  # of a turn
+        """Wait until there is a thread for the running task.
+
+        One that is not in its turn has one as long as there are few: it may never use the
+        transaction. RuntimeError as when waiting for a turn, which takes *timeout* seconds.
+        """
+        while True:
+            if self._begun - self._waiting >= _RUNNING:
+                await self._until_one_ends()
+            elif self._begun >= _RUNNING and not self._state.has_turn():
+                self._line.call_next()
+                await self._state.wait_for_turn_to_begin(timeout)
+            else:
+                return
+
+    async def _until_one_ends(self) -> None:
+        self._came += 1
+        place = Place(self._came, 0)
+        self._line.add(place)
+        try:
+            await place.wait()
+        except BaseException:
+            place.gone = True
+            if place.called:
+                self._line.call_next()
+            raise
