@@ -142,7 +142,9 @@ _CONNECT = _compiled(r"\bdblink_connect(?:_u)?@\(")
 
 _TRUE = r"true@(?:::@bool(?:ean)?@)?"
 _ARGUMENT = r"(?:[^(),]++|\([^()]*+\))*+,"
-# A call of set_config() that is not for the transaction only, as far as can be seen here.
+# A call of set_config() that is not for the transaction only, as far as can be seen here. The
+# first is faster, the second knows of calls in arguments.
+_NOT_SIMPLE = _compiled(rf"set_config@\((?![^(),]*+,[^(),]*+,@{_TRUE}\))")
 _SET_CONFIG = _compiled(rf"set_config@\((?!{_ARGUMENT}{_ARGUMENT}@{_TRUE}\))")
 _IS_TRUE = _compiled(rf"@(?:{_TRUE}|1@::@bool(?:ean)?@)")
 _IS_LITERAL = _compiled(r"\s*+(?:bool(?:ean)?\s*+)?'+\s*+(?:::\s*+bool(?:ean)?\s*+)?")
@@ -198,6 +200,10 @@ class _Text:
         self._pattern = _MASKED[dollars, escapes]
         if dollars:
             code = self._pattern.sub("'", lowered)
+        elif not escapes and not any(each in lowered for each in ('"', "--", "/*")):
+            # Literals alone: what is between them is each second part.
+            parts = lowered.split("'")
+            code = "'".join([*parts[::2], ""] if len(parts) % 2 == 0 else parts[::2])
         else:
             code = "'".join(self._pattern.split(lowered))
         self._deep = "/*" in code
@@ -276,7 +282,9 @@ class _Text:
         if _DEFINITIONS.search(code):
             # As many quotes as before: they are counted.
             code = _DEFINITIONS.sub(lambda found: ";" + "'" * found.group().count("'"), code)
-        silent, depends, resets = self._settings(code) if settings else (False, False, False)
+        silent = depends = resets = False
+        if settings and _NOT_SIMPLE.search(code):
+            silent, depends, resets = self._settings(code)
         return (
             silent
             or (locks and _LOCKS.search(code) is not None)
