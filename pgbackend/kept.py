@@ -20,7 +20,7 @@ from django.db.models.sql.where import WhereNode
 
 from . import session
 from .fingerprints import unpatched
-from .originals import AS_VENDOR, compiles_alone, is_djangos, orders_alone
+from .originals import AS_VENDOR, compiles_alone, is_djangos, orders_alone, updates_alone
 from .selects import Select, known, selects_all
 
 # All that a Query of the supported versions has: `place` looks at what may be in a statement.
@@ -277,6 +277,7 @@ def place_of_update(compiler: Any) -> Place | None:
         # Django 6.1.
         or getattr(compiler, "returning_fields", None)
         or not compiles_alone(compiler)
+        or not updates_alone()
         or (select := known(query.model)) is None
         or tuple(query.alias_map) != (query.get_meta().db_table,)
     ):

@@ -9,7 +9,7 @@ Django made it, and that is looked at each time: few names, since each costs a l
 
 from __future__ import annotations
 
-from operator import attrgetter, call, itemgetter
+from operator import attrgetter, itemgetter
 from types import FunctionType
 from typing import Any
 
@@ -36,62 +36,83 @@ def is_djangos(value: Any) -> bool:
     return str(value.__globals__["__name__"]).startswith(("django.", f"{__package__}."))
 
 
-def _made_by_django(*functions: Any) -> tuple[Any, ...] | None:
-    """Return *functions* if all are Django's or ours, else None."""
-    return functions if all(map(is_djangos, functions)) else None
+def _made_by_django(values: Any) -> Any:
+    """Return *values*, one or a tuple, if all are Django's or ours; else what equals none."""
+    return values if all(map(is_djangos, values if type(values) is tuple else (values,))) else ()
 
 
-# Of each class, what compiles statements that may be kept. Not every version has all of them.
-_COMPILING: list[tuple[type, str]] = [
-    (
+def _present(cls: type, *names: str) -> list[str]:
+    """Return those of *names* that this Django's *cls* has."""
+    return [name for name in names if hasattr(cls, name)]
+
+
+# What the classes themselves hold: looked up there it costs half of an attribute.
+_base_expression = vars(BaseExpression)
+_built_in = vars(lookups.BuiltinLookup)
+_column = vars(Col)
+_compiler = vars(SQLCompiler)
+_compiler_of_postgresql = vars(PostgresSQLCompiler)
+_condition = vars(WhereNode)
+_exact = vars(lookups.Exact)
+_lookup = vars(lookups.Lookup)
+_order = vars(OrderBy)
+_query = vars(Query)
+_table = vars(BaseTable)
+_update = vars(SQLUpdateCompiler)
+
+_of_compiler = itemgetter(
+    *_present(
         SQLCompiler,
-        "_order_by_pairs _setup_joins as_sql compile find_ordering_name get_converters"
-        " get_default_columns get_distinct get_extra_select get_from_clause get_group_by"
-        " get_order_by get_select pre_sql_setup quote_name quote_name_unless_alias setup_query",
-    ),
-    (PostgresSQLCompiler, "quote_name_unless_alias"),
-    (SQLUpdateCompiler, "as_sql pre_sql_setup"),
-    (Query, "count_active_tables extra_select get_initial_alias get_meta join setup_joins"),
-    (Col, "as_sql get_db_converters"),
-    (BaseExpression, "resolve_expression select_format"),
-    (WhereNode, "as_sql split_having_qualify"),
-    (BaseTable, "as_sql"),
-    # What lookups inherit; their own is looked at in `kept`.
-    (lookups.Lookup, "process_lhs rhs_is_direct_value"),
-    (lookups.BuiltinLookup, "as_sql get_rhs_op process_lhs"),
-    (lookups.Exact, "as_sql"),
-]
-
-# Looked up in what the classes themselves hold: faster than their attributes.
-_looks = []
-_held = []
-for _cls, _names in _COMPILING:
-    if _found := [name for name in _names.split() if name in vars(_cls)]:
-        _looks.append(itemgetter(*_found))
-        _held.append(vars(_cls))
-_compiling = list(map(call, _looks, _held))
-_AS_MADE = (
-    _made_by_django(
-        *(
-            vars(cls)[name]
-            for cls, names in _COMPILING
-            for name in names.split()
-            if name in vars(cls)
-        )
+        "_order_by_pairs",
+        "_setup_joins",
+        "as_sql",
+        "compile",
+        "find_ordering_name",
+        "get_converters",
+        "get_default_columns",
+        "get_distinct",
+        "get_extra_select",
+        "get_from_clause",
+        "get_group_by",
+        "get_order_by",
+        "get_select",
+        "pre_sql_setup",
+        "quote_name",
+        "quote_name_unless_alias",
+        "setup_query",
     )
-    and _compiling
 )
+_of_query = itemgetter(
+    "count_active_tables", "extra_select", "get_initial_alias", "get_meta", "join", "setup_joins"
+)
+_of_built_in = itemgetter("as_sql", "get_rhs_op", "process_lhs")
+# Before 6.1.
+_QUOTE = "quote_name_unless_alias"
 
-# What operations say about these statements; about parts that few have, in tuples of their own.
-_OF_OPERATIONS = ("get_db_converters", "lookup_cast", "quote_name", "field_cast_sql")  # last: 5.2
-_OF_SLICES = ("_get_limit_offset_params", "limit_offset_sql", "no_limit_value")
-_OF_LOCKS = ("for_update_sql", "check_expression_support")
-_names_of_operations = frozenset({*_OF_OPERATIONS, *_OF_SLICES, *_OF_LOCKS})
+_COMPILER = _made_by_django(_of_compiler(_compiler))
+_COMPILER_OF_POSTGRESQL = _made_by_django(_compiler_of_postgresql.get(_QUOTE))
+_QUERY = _made_by_django(_of_query(_query))
+_BUILT_IN = _made_by_django(_of_built_in(_built_in))
+_COLUMN_SQL = _made_by_django(_column["as_sql"])
+_COLUMN_CONVERTERS = _made_by_django(_column["get_db_converters"])
+_RESOLVE = _made_by_django(_base_expression["resolve_expression"])
+_SELECT_FORMAT = _made_by_django(_base_expression["select_format"])
+_CONDITION = _made_by_django(_condition["as_sql"])
+_SPLIT = _made_by_django(_condition["split_having_qualify"])
+_TABLE = _made_by_django(_table["as_sql"])
+_EXACT = _made_by_django(_exact["as_sql"])
+_LOOKUP = _made_by_django(_lookup["process_lhs"])
+_UPDATE = _made_by_django(_update["as_sql"])
+_UPDATE_SETUP = _made_by_django(_update["pre_sql_setup"])
+_ORDER = _made_by_django(_order["as_sql"])
 
-_operations = attrgetter(*(each for each in _OF_OPERATIONS if hasattr(DatabaseOperations, each)))
-_slices = attrgetter(*_OF_SLICES)
-_locks = attrgetter(*_OF_LOCKS)
-_features = attrgetter(
+# What operations say: of all statements, of those with limits, and of those that lock rows.
+_of_operations = attrgetter(
+    *_present(DatabaseOperations, "field_cast_sql", "get_db_converters", "lookup_cast")
+)
+_of_limits = attrgetter("_get_limit_offset_params", "limit_offset_sql", "no_limit_value")
+_of_locks = attrgetter("for_update_sql", "check_expression_support")
+_of_features = attrgetter(
     "for_update_after_from",
     "has_select_for_no_key_update",
     "has_select_for_update",
@@ -99,13 +120,20 @@ _features = attrgetter(
     "has_select_for_update_skip_locked",
     "supports_select_for_update_with_limit",
 )
-_orders = attrgetter("as_sql", "resolve_expression")
+_OPERATIONS = _made_by_django(_of_operations(DatabaseOperations))
+_QUOTE_NAME = _made_by_django(DatabaseOperations.quote_name)
+_LIMITS = _made_by_django(_of_limits(DatabaseOperations))
+_LOCKS = _made_by_django(_of_locks(DatabaseOperations))
+_FEATURES = _of_features(DatabaseFeatures)
 
-_OPERATIONS = _made_by_django(*_operations(DatabaseOperations))
-_SLICES = _made_by_django(*_slices(DatabaseOperations))
-_LOCKS = _made_by_django(*_locks(DatabaseOperations))
-_FEATURES = _features(DatabaseFeatures)
-_ORDERS = _made_by_django(*_orders(OrderBy))
+# An instance of operations has none of these of its own.
+_NAMES = frozenset(
+    {
+        *("_get_limit_offset_params", "check_expression_support", "field_cast_sql"),
+        *("for_update_sql", "get_db_converters", "limit_offset_sql", "lookup_cast"),
+        *("no_limit_value", "quote_name"),
+    }
+)
 
 # The classes of compilers that may keep statements: the backend's own, which add themselves.
 compilers: set[type] = set()
@@ -120,20 +148,38 @@ def compiles_alone(compiler: Any) -> bool:
     operations = connection.ops
     cls = type(operations)
     return (
-        type(compiler) in compilers
-        and list(map(call, _looks, _held)) == _AS_MADE
-        and AS_VENDOR not in BaseTable.__dict__
+        cls.quote_name is _QUOTE_NAME
+        and _of_operations(cls) == _OPERATIONS
+        and _NAMES.isdisjoint(operations.__dict__)
         and connection.vendor == "postgresql"
-        and _operations(cls) == _OPERATIONS
-        and _names_of_operations.isdisjoint(operations.__dict__)
-        and ((not query.low_mark and query.high_mark is None) or _slices(cls) == _SLICES)
+        and type(compiler) in compilers
+        and _of_compiler(_compiler) == _COMPILER
+        and _compiler_of_postgresql.get(_QUOTE) is _COMPILER_OF_POSTGRESQL
+        and _of_query(_query) == _QUERY
+        and _column["as_sql"] is _COLUMN_SQL
+        and _column["get_db_converters"] is _COLUMN_CONVERTERS
+        and _base_expression["resolve_expression"] is _RESOLVE
+        and _base_expression["select_format"] is _SELECT_FORMAT
+        and _condition["as_sql"] is _CONDITION
+        and _condition["split_having_qualify"] is _SPLIT
+        and _table["as_sql"] is _TABLE
+        and AS_VENDOR not in _table
+        and _exact["as_sql"] is _EXACT
+        and _lookup["process_lhs"] is _LOOKUP
+        and _of_built_in(_built_in) == _BUILT_IN
+        and ((query.high_mark is None and not query.low_mark) or _of_limits(cls) == _LIMITS)
         and (
             not query.select_for_update
-            or (_locks(cls) == _LOCKS and _features(connection.features) == _FEATURES)
+            or (_of_locks(cls) == _LOCKS and _of_features(connection.features) == _FEATURES)
         )
     )
 
 
+def updates_alone() -> bool:
+    """Return whether nobody but Django has a hand in UPDATE beside that."""
+    return _update["as_sql"] is _UPDATE and _update["pre_sql_setup"] is _UPDATE_SETUP
+
+
 def orders_alone() -> bool:
     """Return whether nobody but Django has a hand in ORDER BY; what it inherits, columns do."""
-    return _orders(OrderBy) == _ORDERS and AS_VENDOR not in OrderBy.__dict__
+    return _order["as_sql"] is _ORDER and AS_VENDOR not in _order

@@ -10,8 +10,7 @@ keeps a model alive.
 
 from __future__ import annotations
 
-from itertools import repeat
-from operator import attrgetter, is_
+from operator import attrgetter, call, is_
 from typing import Any
 
 from django.db.models import Field, ForeignKey
@@ -26,32 +25,26 @@ _PLACE = "_pgbackend_select"
 # These depend on the field alone; others' may be bound to the connection that asks first.
 _CONVERTERS = (Field.get_db_converters, ForeignKey.get_db_converters)
 
-# What the class of a field says about its column.
-_OF_FIELDS = ("get_col", "get_db_converters", "select_format")
-_of_fields = attrgetter(*_OF_FIELDS)
-_NAMES = frozenset(_OF_FIELDS)
+# What a field says about its column and the values in it, by its class or of its own.
+_NAMES = frozenset({"from_db_value", "get_col", "get_db_converters", "select_format"})
+_FROM_DB_VALUE = frozenset({"from_db_value"})
 
 _column = attrgetter("column")
-
-# A field has this method or not; some fields have it of their own.
-_from_db_value = repeat("from_db_value")
-_without = repeat(None)
 
 
 class Select:
     """The compiled columns of a model, and the converters of their values."""
 
     __slots__ = (
-        "_asked",
-        "_classes",
         "_columns",
         "_converters",
         "_fields",
-        "_from_db_values",
+        "_gets",
         "_held",
-        "_methods",
         "_names",
+        "_names_said",
         "_range",
+        "_said",
         "_select",
         "_sizes",
         "is_plain",
@@ -77,12 +70,7 @@ class Select:
             for column in self._columns
             if type(column) is Col
         }
-        self._asked = list(asked.values())
-        self._from_db_values = list(map(getattr, self._asked, _from_db_value, _without))
-        self._held = list(map(vars, self._asked))
-        self._sizes = list(map(len, self._held))
-        self._classes = list({type(field) for field in self._asked})
-        self._methods = list(map(_of_fields, self._classes))
+        self._watch(list(asked.values()))
         # Whether it can be used: if not, this object says so for as long as it `holds`.
         self.is_plain = not opts.parents and all(map(_is_plain, select, fields))
         # By the id of a field, its number and the field of its values;
@@ -109,15 +97,27 @@ class Select:
             self._fields is opts.concrete_fields
             and self.table == opts.db_table
             and list(map(_column, self._fields)) == self._names
-            and list(map(_of_fields, self._classes)) == self._methods
-            and list(map(getattr, self._asked, _from_db_value, _without)) == self._from_db_values
-            and not hasattr(self._columns[0], AS_VENDOR)
             and (list(map(len, self._held)) == self._sizes or self._has_grown())
+            and list(map(call, self._gets, self._names_said)) == self._said
+            and not hasattr(self._columns[0], AS_VENDOR)
         )
 
+    def _watch(self, fields: list[Any]) -> None:
+        """Remember what *fields* and their classes say, and how much they hold beside it."""
+        classes = dict.fromkeys(cls for each in fields for cls in type(each).__mro__[:-1])
+        self._held = [*map(vars, fields), *map(vars, classes)]
+        self._sizes = list(map(len, self._held))
+        places = self._places()
+        self._gets = [held.get for held, _ in places]
+        self._names_said = [name for _, name in places]
+        self._said = list(map(call, self._gets, self._names_said))
+
+    def _places(self) -> list[tuple[Any, str]]:
+        return [(held, name) for held in self._held for name in sorted(_NAMES & held.keys())]
+
     def _has_grown(self) -> bool:
-        """Return whether fields hold other things of their own now, as caches, but no method."""
-        if not self.is_plain or not all(map(_NAMES.isdisjoint, self._held)):
+        """Return whether fields or classes hold other things now, as caches, but say no more."""
+        if not self.is_plain or [name for _, name in self._places()] != self._names_said:
             return False
         self._sizes = list(map(len, self._held))
         return True
@@ -186,5 +186,5 @@ def _says_nothing(field: Any) -> bool:
         session.is_clean_field(field)
         and cls.get_db_converters in _CONVERTERS
         and is_djangos(cls.get_col)
-        and _NAMES.isdisjoint(vars(field))
+        and (_NAMES - _FROM_DB_VALUE).isdisjoint(vars(field))
     )
