@@ -18,7 +18,6 @@ from django.db.backends.postgresql.features import DatabaseFeatures
 from django.db.backends.postgresql.operations import DatabaseOperations
 from django.db.models import lookups
 from django.db.models.expressions import BaseExpression, Col, OrderBy
-from django.db.models.sql import Query
 from django.db.models.sql.compiler import SQLCompiler, SQLUpdateCompiler
 from django.db.models.sql.datastructures import BaseTable
 from django.db.models.sql.where import WhereNode
@@ -46,7 +45,8 @@ def _present(cls: type, *names: str) -> list[str]:
     return [name for name in names if hasattr(cls, name)]
 
 
-# What the classes themselves hold: looked up there it costs half of an attribute.
+# What the classes themselves hold: looked up there it costs half of an attribute. These are the
+# methods that make SQL of what is kept; not what they call among themselves.
 _base_expression = vars(BaseExpression)
 _built_in = vars(lookups.BuiltinLookup)
 _column = vars(Col)
@@ -56,55 +56,41 @@ _condition = vars(WhereNode)
 _exact = vars(lookups.Exact)
 _lookup = vars(lookups.Lookup)
 _order = vars(OrderBy)
-_query = vars(Query)
 _table = vars(BaseTable)
 _update = vars(SQLUpdateCompiler)
 
 _of_compiler = itemgetter(
     *_present(
         SQLCompiler,
-        "_order_by_pairs",
-        "_setup_joins",
         "as_sql",
         "compile",
-        "find_ordering_name",
         "get_converters",
-        "get_default_columns",
-        "get_distinct",
-        "get_extra_select",
         "get_from_clause",
-        "get_group_by",
-        "get_order_by",
         "get_select",
         "pre_sql_setup",
         "quote_name",
         "quote_name_unless_alias",
-        "setup_query",
     )
 )
-_of_query = itemgetter(
-    "count_active_tables", "extra_select", "get_initial_alias", "get_meta", "join", "setup_joins"
-)
-_of_built_in = itemgetter("as_sql", "get_rhs_op", "process_lhs")
 # Before 6.1.
 _QUOTE = "quote_name_unless_alias"
 
 _COMPILER = _made_by_django(_of_compiler(_compiler))
 _COMPILER_OF_POSTGRESQL = _made_by_django(_compiler_of_postgresql.get(_QUOTE))
-_QUERY = _made_by_django(_of_query(_query))
-_BUILT_IN = _made_by_django(_of_built_in(_built_in))
+_BUILT_IN = _made_by_django(_built_in["as_sql"])
+_BUILT_IN_LHS = _made_by_django(_built_in["process_lhs"])
 _COLUMN_SQL = _made_by_django(_column["as_sql"])
 _COLUMN_CONVERTERS = _made_by_django(_column["get_db_converters"])
-_RESOLVE = _made_by_django(_base_expression["resolve_expression"])
 _SELECT_FORMAT = _made_by_django(_base_expression["select_format"])
 _CONDITION = _made_by_django(_condition["as_sql"])
-_SPLIT = _made_by_django(_condition["split_having_qualify"])
 _TABLE = _made_by_django(_table["as_sql"])
 _EXACT = _made_by_django(_exact["as_sql"])
 _LOOKUP = _made_by_django(_lookup["process_lhs"])
 _UPDATE = _made_by_django(_update["as_sql"])
 _UPDATE_SETUP = _made_by_django(_update["pre_sql_setup"])
 _ORDER = _made_by_django(_order["as_sql"])
+_ORDER_BY = _made_by_django(_compiler["get_order_by"])
+_ORDER_NAME = _made_by_django(_compiler["find_ordering_name"])
 
 # What operations say: of all statements, of those with limits, and of those that lock rows.
 _of_operations = attrgetter(
@@ -155,18 +141,16 @@ def compiles_alone(compiler: Any) -> bool:
         and type(compiler) in compilers
         and _of_compiler(_compiler) == _COMPILER
         and _compiler_of_postgresql.get(_QUOTE) is _COMPILER_OF_POSTGRESQL
-        and _of_query(_query) == _QUERY
         and _column["as_sql"] is _COLUMN_SQL
         and _column["get_db_converters"] is _COLUMN_CONVERTERS
-        and _base_expression["resolve_expression"] is _RESOLVE
         and _base_expression["select_format"] is _SELECT_FORMAT
         and _condition["as_sql"] is _CONDITION
-        and _condition["split_having_qualify"] is _SPLIT
         and _table["as_sql"] is _TABLE
         and AS_VENDOR not in _table
         and _exact["as_sql"] is _EXACT
         and _lookup["process_lhs"] is _LOOKUP
-        and _of_built_in(_built_in) == _BUILT_IN
+        and _built_in["as_sql"] is _BUILT_IN
+        and _built_in["process_lhs"] is _BUILT_IN_LHS
         and ((query.high_mark is None and not query.low_mark) or _of_limits(cls) == _LIMITS)
         and (
             not query.select_for_update
@@ -182,4 +166,9 @@ def updates_alone() -> bool:
 
 def orders_alone() -> bool:
     """Return whether nobody but Django has a hand in ORDER BY; what it inherits, columns do."""
-    return _order["as_sql"] is _ORDER and AS_VENDOR not in _order
+    return (
+        _order["as_sql"] is _ORDER
+        and AS_VENDOR not in _order
+        and _compiler["get_order_by"] is _ORDER_BY
+        and _compiler["find_ordering_name"] is _ORDER_NAME
+    )

@@ -101,18 +101,22 @@ def _originals() -> tuple[Any, ...]:
     """
     from .base import DatabaseWrapper  # which needs this module
 
-    places: list[tuple[type, tuple[str, ...]]] = [
-        *((cls, _OF_WRAPPER) for cls in DatabaseWrapper.__mro__),
-        (utils.CursorWrapper, _OF_DJANGOS),
-        (psycopg.Connection, ("cursor",)),
+    places: list[tuple[type, list[str]]] = [
+        (utils.CursorWrapper, list(_OF_DJANGOS)),
+        (psycopg.Connection, ["cursor"]),
     ]
+    seen: set[str] = set()
+    for cls in DatabaseWrapper.__mro__:
+        names = vars(cls).keys() & set(_OF_WRAPPER)
+        if overridden := sorted(names & seen):
+            places.append((cls, overridden))
+        seen |= names
     looks, held, of_classes = [], [], []
-    for cls, names in places:
-        if found := [name for name in names if name in vars(cls)]:
-            looks.append(itemgetter(*found))
-            held.append(vars(cls))
-            originals = tuple(_original(vars(cls)[name]) for name in found)
-            of_classes.append(originals if len(found) > 1 else originals[0])
+    for cls, found in places:
+        looks.append(itemgetter(*found))
+        held.append(vars(cls))
+        originals = tuple(_original(vars(cls)[name]) for name in found)
+        of_classes.append(originals if len(found) > 1 else originals[0])
     return (
         tuple(map(_original, _of_wrapper(DatabaseWrapper))),
         tuple(map(_original, _of_psycopgs(Cursor))),

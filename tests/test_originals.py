@@ -618,7 +618,8 @@ CLASSES: list[type] = [
     },
 ]
 
-# These neither make SQL nor decide which: they copy, hash, or look at the query's own parts.
+# These make no SQL of what is kept themselves: they copy, look at the query's own parts, or are
+# called by what is looked at among the others.
 HARMLESS = {
     "BaseExpression.__getstate__",
     "BaseExpression.__init__",
@@ -627,13 +628,34 @@ HARMLESS = {
     "BaseExpression.resolve_expression",
     "BaseExpression.set_source_expressions",
     "BaseTable.__init__",
+    "BuiltinLookup.get_rhs_op",
     "Col.__init__",
     "Field.__eq__",
     "Field.__hash__",
     "OrderBy.__init__",
     "OrderBy.get_source_expressions",
     "OrderBy.set_source_expressions",
+    "Query.count_active_tables",
+    "Query.extra_select",
+    "Query.get_compiler",
+    "Query.get_initial_alias",
+    "Query.get_select_mask",
+    "Query.join",
+    "Query.names_to_path",
+    "Query.reset_refcounts",
+    "Query.setup_joins",
+    "Query.trim_joins",
+    "Query.unref_alias",
     "SQLCompiler.__init__",
+    "SQLCompiler._order_by_pairs",
+    "SQLCompiler._setup_joins",
+    "SQLCompiler.get_default_columns",
+    "SQLCompiler.get_distinct",
+    "SQLCompiler.get_extra_select",
+    "SQLCompiler.get_group_by",
+    "SQLCompiler.get_select_for_update_of_arguments",
+    "SQLCompiler.setup_query",
+    "WhereNode.split_having_qualify",
 }
 
 

@@ -1,0 +1,1 @@
+"""Programs of random ORM operations, compared on this backend and on Django's own."""
