@@ -16,9 +16,11 @@ import psycopg
 from django.core.exceptions import SynchronousOnlyOperation
 from django.db import DatabaseError, Error
 from django.db.backends.utils import debug_transaction
+from django.db.transaction import TransactionManagementError
 from psycopg.pq import TransactionStatus
 
 from . import joining
+from .bridge import can_wait
 from .connection import ROLLED_BACK
 from .errors import CommitInDoubt, NotCommitted
 from .hooks import Hook
@@ -106,6 +108,7 @@ class TransactionControl(StatePerTask):
 
         Raise RuntimeError where the transaction that it would belong to has ended.
         """
+        self._end_abandoned()
         if _get_running_loop() is None:
             _ = self.joined
         else:
@@ -122,8 +125,24 @@ class TransactionControl(StatePerTask):
                 " a transaction of this task: `await pgbackend.transaction.aon_commit(...)`"
             ) from None
 
+    def _end_abandoned(self) -> None:
+        """End the blocks that the task has abandoned: what it asks for is not for them.
+
+        Raise TransactionManagementError where that cannot be waited for.
+        """
+        state = self.state
+        if not state.frames or not state.frames[-1].abandoned:
+            return
+        if not self.bridged or not can_wait():
+            raise TransactionManagementError(
+                "an atomic block in a generator was left, and has not ended yet: `await"
+                " pgbackend.transaction.aon_commit(...)`, or await a query before"
+            )
+        self.state_in_turn()
+
     def set_rollback(self, rollback: bool) -> None:
         """Have the innermost block rolled back at its end, or not; who asks knows of it."""
+        self._end_abandoned()
         super().set_rollback(rollback)
         state = self.state
         state.broken_by, state.rollback_asked = None, rollback

@@ -6,15 +6,17 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any
 
 from django.db import DEFAULT_DB_ALIAS, transaction
 
+from .abandoning import abandon, abandoned_frame, end_abandoned, watch
 from .base import DatabaseWrapper
 from .ending import leave_block
 from .routing import run_for_alias, thread_transactions
-from .turns import block_has_ended
+from .turns import Frame, block_has_ended
 
 
 def entering(enter: Callable[..., Any]) -> Callable[..., Any]:
@@ -48,6 +50,9 @@ def entering(enter: Callable[..., Any]) -> Callable[..., Any]:
                 state.forget_block(frame)
             state.leave_frame(frame)
             raise
+        frame.atomic = self
+        _frames_of(self).append(frame)
+        watch(frame, sys._getframe(1))
         if len(state.savepoint_ids) > frame.before.savepoint_ids:
             frame.savepoint = state.savepoint_ids[-1]
         return None
@@ -67,6 +72,9 @@ def leaving(leave: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(leave)
     def __exit__(self: Any, exc_type: Any, exc_value: Any, traceback: Any) -> Any:
+        if (frame := abandoned_frame(self, exc_type)) is not None:
+            abandon(frame)
+            return None
         wrapper = transaction.get_connection(self.using)
         if not isinstance(wrapper, DatabaseWrapper):
             return leave(self, exc_type, exc_value, traceback)
@@ -85,20 +93,44 @@ def leaving(leave: Callable[..., Any]) -> Callable[..., Any]:
             finally:
                 if not wrapper.in_atomic_block:
                     thread_transactions.set(thread_transactions.get() - {wrapper.alias})
-        return leave_block(
-            wrapper,
-            lambda: leave(self, exc_type, exc_value, traceback),
-            failed=exc_type is not None,
-            error=exc_value,
-        )
+        state = wrapper.state
+        if state.frames and state.frames[-1].abandoned:
+            end_abandoned(state)
+        try:
+            return leave_block(
+                wrapper,
+                lambda: leave(self, exc_type, exc_value, traceback),
+                failed=exc_type is not None,
+                error=exc_value,
+            )
+        finally:
+            _forget_left(self)
 
     return __exit__
 
 
+def _frames_of(atomic: Any) -> list[Frame]:
+    """Return the frames of the tasks that are inside *atomic*: of one, mostly."""
+    frames: list[Frame] = atomic.__dict__.setdefault("_pgbackend_frames", [])
+    return frames
+
+
+def _forget_left(atomic: Any) -> None:
+    frames = _frames_of(atomic)
+    frames[:] = [frame for frame in frames if not frame.left]
+
+
 async def aenter(self: Any) -> None:
+    caller = sys._getframe(1)
     await run_for_alias(self.using or DEFAULT_DB_ALIAS, self.__enter__)
+    if frames := _frames_of(self):
+        watch(frames[-1], caller)
 
 
-async def aexit(self: Any, *exc_info: Any) -> Any:
+async def aexit(self: Any, exc_type: Any, exc_value: Any, traceback: Any) -> Any:
+    if (frame := abandoned_frame(self, exc_type)) is not None:
+        # Nothing can be awaited in a coroutine that is being closed.
+        abandon(frame)
+        return None
     alias = self.using or DEFAULT_DB_ALIAS
-    return await run_for_alias(alias, self.__exit__, *exc_info)
+    return await run_for_alias(alias, self.__exit__, exc_type, exc_value, traceback)

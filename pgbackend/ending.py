@@ -17,10 +17,11 @@ import psycopg
 from django.db import DatabaseError, OperationalError
 from psycopg.pq import TransactionStatus
 
+from .abandoning import BlockLeftError
 from .bridge import await_bridged, can_wait, run_bridged
 from .connection import shielded
 from .errors import NotCommitted
-from .turns import Frame, block_has_ended, innermost, innermost_frame
+from .turns import Frame, block_has_ended, innermost_frame, step_out
 
 if TYPE_CHECKING:
     from .connection import BridgedConnection
@@ -34,13 +35,15 @@ def leave_block(
 ) -> Any:
     """Leave the running task's innermost block by *leave*, Django's own way; return its result.
 
+    That is, or an abandoned block that *error* names; see `abandoning`.
+
     *error* is what the block raised if it *failed*. It is left when it is on top: when the blocks
     that other tasks entered inside it are left.
 
     Raise RuntimeError if the transaction ended meanwhile and the block did not fail, and
     `NotCommitted` if it did not fail, but was broken by something that was caught in it.
     """
-    frame = innermost_frame(wrapper)
+    frame = error.frame if isinstance(error, BlockLeftError) else innermost_frame(wrapper)
     if frame is None or frame.left:
         return _unwind(frame, failed=failed)
     state = frame.state
@@ -96,8 +99,7 @@ def _unwind(frame: Frame | None, *, failed: bool) -> None:
     """Leave a block whose frame is gone: its transaction has ended, and the block with it."""
     if frame is not None:
         frame.forgotten = False
-        if innermost.get() is frame:
-            innermost.set(frame.outer)
+        step_out(frame)
     if not failed:
         raise block_has_ended()
 

@@ -16,6 +16,7 @@ from weakref import ref
 
 from greenlet import getcurrent
 
+from .actors import running_task
 from .bridge import ending
 from .turns import innermost
 
@@ -46,6 +47,12 @@ class Transaction:
     def open(self) -> bool:
         """Whether tasks started in it can be part of it."""
         return self.state.transaction is self and not self.ended
+
+    @property
+    def ended_here(self) -> bool:
+        """Whether the running task ends it in the place of its owner; see `abandoning`."""
+        frames = self.state.frames
+        return bool(frames) and frames[0].ender is not None and frames[0].ender is running_task()
 
 
 # The transactions of this context, by wrapper.
@@ -201,7 +208,7 @@ def inherited(wrapper: Any) -> Transaction | None:
     Raise RuntimeError on another event loop, whose tasks cannot wait for that connection.
     """
     transaction = _started_in(wrapper)
-    if transaction is None or not transaction.open:
+    if transaction is None or not (transaction.open or transaction.ended_here):
         return None
     if transaction.loop is not asyncio.get_running_loop():
         raise RuntimeError(
@@ -235,6 +242,7 @@ def check_not_outlived(wrapper: Any) -> None:
         transaction is not None
         and not transaction.open
         and transaction.owner() is not asyncio.current_task()
+        and not transaction.ended_here
     ):
         raise outlived("task")
     session = sessions.get({}).get(wrapper.states)

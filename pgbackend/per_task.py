@@ -18,6 +18,7 @@ from django.core.exceptions import SynchronousOnlyOperation
 from django.db.backends.postgresql.base import DatabaseWrapper as PostgresDatabaseWrapper
 
 from . import joining
+from .abandoning import end_abandoned
 from .bridge import is_bridged
 from .joining import Transaction, joined
 from .state import ConnectionState
@@ -85,6 +86,9 @@ class StatePerTask(PostgresDatabaseWrapper):
         waited = None
         while True:
             state = self.state
+            if state.frames and state.frames[-1].abandoned:
+                end_abandoned(state)
+                state = self.state
             if state.has_turn() and (not entering or state is waited or state.is_next()):
                 return state
             # Meanwhile the transaction may end, and the task with a state of its own.

@@ -241,6 +241,8 @@ class ConnectionState(Turns):
         self._end_threads()
         self.transaction = None
         self.rollback_exc = self.broken_by = None
+        # A block that the task has abandoned is left: that it ends with it is nobody's mistake.
+        left = bool(self.frames) and self.frames[0].abandoned
         lease = self.lease
         ending = task.cancelled() or (lease is not None and lease.pool.closed)
         if lease is not None and lease.face.is_executing and not ending:
@@ -249,6 +251,8 @@ class ConnectionState(Turns):
         else:
             self.drop()
         self.forget_all_frames()
+        if left:
+            return
         warnings.warn(
             f"{task.get_name()} ended inside a transaction: it was rolled back."
             " Leave `atomic`, or call commit() or rollback(), in the task that began it",

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from contextvars import Context, ContextVar
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .actors import current_actor, deputies, deputy, running_task
 from .bridge import await_bridged
@@ -37,9 +37,13 @@ class Frame:
     """One entered ``atomic``: what decides whose turn it is in a transaction."""
 
     __slots__ = (
+        "abandoned",
         "actor",
+        "atomic",
         "before",
+        "ender",
         "forgotten",
+        "generators",
         "leaver",
         "leaving",
         "left",
@@ -48,6 +52,7 @@ class Frame:
         "pending_rollback",
         "savepoint",
         "state",
+        "when_on_top",
         "wrapper",
     )
 
@@ -62,6 +67,15 @@ class Frame:
         # The one that Django made for the block, if any.
         self.savepoint: str | None = None
         self.left = False
+        # The block, an `Atomic` of Django's.
+        self.atomic: Any = None
+        # Whether it was left where its end could not be waited for, and who ends it now; see
+        # `abandoning`. Called when it is on top. The asynchronous generators that it is in, by weak
+        # references.
+        self.abandoned = False
+        self.when_on_top: Callable[[], None] | None = None
+        self.ender: asyncio.Task[Any] | None = None
+        self.generators: list[Any] = []
         # Whether it was taken away from a task that is still inside the block.
         self.forgotten = False
         # Who waits until this frame is on top, and until the others have left who entered in it.
@@ -83,16 +97,38 @@ innermost: ContextVar[Frame | None] = ContextVar("pgbackend_frame", default=None
 
 
 def innermost_frame(wrapper: object) -> Frame | None:
-    """Return the running task's innermost frame on *wrapper*, also one that is gone."""
+    """Return the running task's innermost frame on *wrapper*, also one that is gone.
+
+    The task is no longer inside those that it has abandoned.
+    """
     actor = current_actor()
     frame = innermost.get()
-    while frame is not None and (frame.actor != actor or frame.wrapper is not wrapper):
+    while frame is not None and (
+        frame.actor != actor or frame.wrapper is not wrapper or frame.abandoned
+    ):
         frame = frame.outer
     return frame
 
 
 # Added to the number of a place that is behind all others without it.
 _BEHIND = 2**62
+
+
+def _entered(but: Frame | None = None) -> Frame | None:
+    """Return the innermost frame of this context, without abandoned ones that are gone.
+
+    Of these, *but* is returned.
+    """
+    frame = innermost.get()
+    while frame is not None and frame is not but and frame.abandoned and frame.left:
+        frame = frame.outer
+    return frame
+
+
+def step_out(frame: Frame) -> None:
+    """Have this context be outside *frame* if it is the innermost."""
+    if _entered(frame) is frame:
+        innermost.set(frame.outer)
 
 
 def block_has_ended() -> RuntimeError:
@@ -149,18 +185,20 @@ class Turns:
     def _check_not_forgotten(self) -> None:
         frame = innermost.get()
         while frame is not None:
-            if frame.forgotten and frame.state is self:
+            if frame.forgotten and frame.state is self and not frame.abandoned:
                 raise block_has_ended()
             frame = frame.outer
 
     def _is_within(self, top: Frame) -> bool:
+        if top.ender is not None:
+            return top.ender is running_task()
         task = top.actor.task
         if task is not None and task is running_task() and deputies.get() is None:
             return True
         actor = current_actor()
         if top.actor == actor:
             return True
-        if top.leaving:
+        if top.leaving or top.abandoned:
             # What was started in it waits until it is left: it would be part of it or not.
             return False
         frame = innermost.get()
@@ -305,7 +343,7 @@ class Turns:
     def enter_frame(self, wrapper: object, before: Before) -> Frame:
         """Push a frame for an ``atomic`` that the running task enters."""
         # One that enters by turns is never inside another's frame, save an ancestor's.
-        frame = Frame(self, wrapper, innermost.get(), before)  # type: ignore[arg-type]  # see ConnectionState
+        frame = Frame(self, wrapper, _entered(), before)  # type: ignore[arg-type]  # see ConnectionState
         self.frames.append(frame)
         self._moves += 1
         innermost.set(frame)
@@ -315,11 +353,12 @@ class Turns:
         """Remove a frame pushed by `enter_frame` and let the next task have its turn."""
         self._remove(frame)
         frame.forgotten = False
-        if innermost.get() is frame:
-            innermost.set(frame.outer)
+        step_out(frame)
         if self.frames and self.frames[-1].pending_rollback:
             self.frames[-1].pending_rollback = False
             self.needs_rollback = True
+        if self.frames and self.frames[-1].when_on_top is not None:
+            asyncio.get_running_loop().call_soon(self.frames[-1].when_on_top, context=Context())
         self.wake()
 
     def frame_below_top(self) -> Frame | None:
@@ -350,6 +389,7 @@ class Turns:
     def _remove(self, frame: Frame) -> None:
         """Take *frame* away; those in its line wait for the one below."""
         frame.left = True
+        frame.generators.clear()
         self._moves += 1
         if frame.leaver is not None:
             # There is nothing to leave any more.
@@ -365,7 +405,7 @@ class Turns:
         if self._called is not None:
             return
         top = self.frames[-1] if self.frames else None
-        if top is None or not top.leaving:
+        if top is None or not (top.leaving or top.abandoned):
             self._called = self._top_line.call_next()
         elif top.leaver is not None and top.leaver.call():
             # Who was started in a frame that is being left has its turn afterwards.

@@ -652,8 +652,7 @@ async def test_closed_coroutine_in_a_transaction(server: Server) -> None:
             done, _ = await asyncio.wait([waiting], timeout=0.01)
             if done:
                 waiting = coroutine.send(None)
-    with pytest.raises(BridgeError, match="closed while it waited"):
-        coroutine.close()
+    coroutine.close()
     # A coroutine that was never awaited would say so.
     gc.collect()
     await until(lambda: not server.all(active, query))

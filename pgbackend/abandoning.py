@@ -1,0 +1,167 @@
+"""Blocks of ``atomic`` that are left where their end cannot be waited for.
+
+An asynchronous generator to which nobody refers any more is closed by the loop, later, in a task
+of its own; a coroutine may be closed, or be collected in another thread. The block in it belongs to
+the task that entered it: it is ended for that one, by its next use of the transaction, or by a task
+in its place, whichever comes first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import gc
+import inspect
+from asyncio import AbstractEventLoop, _get_running_loop
+from collections.abc import AsyncGenerator
+from contextvars import Context
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet, ref
+
+from django.db import connections
+from greenlet import GreenletExit
+
+from .actors import current_actor, work_for
+from .bridge import can_wait, is_bridged, run_bridged
+from .turns import Frame
+
+if TYPE_CHECKING:
+    from .state import ConnectionState
+
+_ASYNC = inspect.CO_COROUTINE | inspect.CO_ITERABLE_COROUTINE | inspect.CO_ASYNC_GENERATOR
+
+# Tasks that end blocks: an event loop keeps no reference to its own.
+_tasks: set[asyncio.Task[None]] = set()
+
+
+class BlockLeftError(GeneratorExit):
+    """What ends the block of *frame*, in place of what has left it."""
+
+    def __init__(self, frame: Frame) -> None:
+        super().__init__("the block was left where its end could not be waited for")
+        self.frame = frame
+
+
+def abandoned_frame(atomic: Any, exc_type: type[BaseException] | None) -> Frame | None:
+    """Return the frame of *atomic* that the caller leaves, if its end cannot be waited for here.
+
+    A generator that is closed does not wait either: the collector may have closed it in the middle
+    of anything.
+    """
+    frames = [frame for frame in getattr(atomic, "_pgbackend_frames", ()) if not frame.left]
+    if not frames or exc_type is None or issubclass(exc_type, BlockLeftError):
+        return None
+    actor = current_actor()
+    own = [frame for frame in frames if frame.actor == actor]
+    if own:
+        closed = issubclass(exc_type, GeneratorExit | GreenletExit) or _is_closed()
+        return own[-1] if closed else None
+    # Of several tasks' blocks it cannot be known which is meant: their generators are watched.
+    return frames[0] if len(frames) == 1 else None
+
+
+def _is_closed() -> bool:
+    return is_bridged() and not can_wait()
+
+
+def abandon(frame: Frame) -> None:
+    """Have the block of *frame* ended for its task, without waiting; from any thread."""
+    transaction = frame.state.transaction
+    if frame.left or frame.abandoned or transaction is None:
+        return
+    frame.when_on_top = functools.partial(_end_soon, frame)
+    frame.abandoned = True
+    if not transaction.loop.is_closed():
+        # With a closed loop its connections are closed.
+        transaction.loop.call_soon_threadsafe(frame.when_on_top, context=Context())
+
+
+def _end_soon(frame: Frame) -> None:
+    """Start the task that ends the block, in the context of the one that entered it.
+
+    Not while one inside it is to be ended before.
+    """
+    if frame.left or frame.ender is not None:
+        return
+    frames = frame.state.frames
+    if any(each.abandoned for each in frames[frames.index(frame) + 1 :]):
+        return
+    context = frame.actor.context
+    task = asyncio.get_running_loop().create_task(
+        _end(frame), context=Context() if context is None else context.copy()
+    )
+    _tasks.add(task)
+    task.add_done_callback(_tasks.discard)
+
+
+def _nobody_waits(turn: bool) -> None:
+    """Be told whether the task waits for its turn; no thread is held up meanwhile."""
+
+
+async def _end(frame: Frame) -> None:
+    wrapper: Any = frame.wrapper
+    # asgiref hides a thread's wrappers from contexts that were copied.
+    connections[wrapper.alias] = wrapper
+    with work_for(frame.actor, wrapper, _nobody_waits):
+        await run_bridged(end, frame)
+
+
+def end_abandoned(state: ConnectionState) -> None:
+    """End the blocks on top of *state* that the running task has abandoned, innermost first."""
+    while state.frames and state.frames[-1].abandoned:
+        frame = state.frames[-1]
+        if frame.ender is not None or frame.actor != current_actor():
+            # Whose turn it is not waits.
+            return
+        end(frame)
+
+
+def end(frame: Frame) -> None:
+    """End the block of *frame*, which was abandoned, in the place of its task."""
+    if frame.ender is None and not frame.left:
+        frame.ender = asyncio.current_task()
+        frame.atomic.__exit__(BlockLeftError, BlockLeftError(frame), None)
+
+
+# Asynchronous generators
+
+
+def watch(frame: Frame, caller: FrameType | None) -> None:
+    """Abandon *frame* as soon as nobody refers to a generator any more that *caller* runs in.
+
+    The block is in it. The loop tells it later, when other statements of its reader have run.
+    """
+    loop = _get_running_loop()
+    if loop is None:
+        return
+    for generator in _generators(loop, caller):
+        frame.generators.append(ref(generator, lambda _: abandon(frame)))
+
+
+def _generators(loop: AbstractEventLoop, frame: FrameType | None) -> list[AsyncGenerator[Any, Any]]:
+    """Return the asynchronous generators that *frame* runs in, of the running task."""
+    frames: list[FrameType] = []
+    while frame is not None and frame.f_code.co_flags & _ASYNC:
+        if frame.f_code.co_flags & inspect.CO_ASYNC_GENERATOR:
+            frames.append(frame)
+        frame = frame.f_back
+    if not frames:
+        return []
+    return [each for each in _started_on(loop) if each.ag_frame in frames]
+
+
+def _started_on(loop: AbstractEventLoop) -> list[Any]:
+    """Return the asynchronous generators that *loop* has to close at its end.
+
+    A frame does not say whose it is before CPython 3.14. uvloop keeps the set out of sight.
+    """
+    known = getattr(loop, "_asyncgens", None)
+    sets = [known] if known is not None else gc.get_referents(loop)
+    return [
+        each
+        for found in sets
+        if isinstance(found, WeakSet)
+        for each in found
+        if inspect.isasyncgen(each)
+    ]
