@@ -15,17 +15,20 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from functools import partial
 from operator import is_
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import ref
 
 import psycopg
 from greenlet import GreenletExit, getcurrent
 from psycopg import abc, sql
+from psycopg._preparing import PrepareManager
 from psycopg.abc import PQGen, PQGenConn
 from psycopg.adapt import AdaptersMap, Transformer
 from psycopg.errors import _WaitTimeout
-from psycopg.pq import Format, TransactionStatus
+from psycopg.pq import Format, PGconn, TransactionStatus
 from psycopg.waiting import Wait, wait_async
 
 from .bridge import CallClosedError, await_bridged, check_bridged
@@ -149,13 +152,13 @@ class BridgedLock:
 
 
 class _AsyncLock:
-    """The lock of a face, as psycopg's asynchronous connection uses its own."""
+    """The lock of a connection's face, as psycopg's asynchronous connection uses its own."""
 
-    def __init__(self, face: BridgedConnection) -> None:
-        self._face = face
+    def __init__(self, pooled: PooledConnection) -> None:
+        self._pooled = pooled
 
     async def __aenter__(self) -> None:
-        await self._face.lock.acquire()
+        await self._pooled.face.lock.acquire()
 
     async def __aexit__(
         self,
@@ -163,7 +166,7 @@ class _AsyncLock:
         exc_value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._face.lock.release()
+        self._pooled.face.lock.release()
 
 
 def _give_up(turn: asyncio.Future[bool]) -> bool:
@@ -190,9 +193,10 @@ def _answer(turn: asyncio.Future[bool], handed: bool) -> bool:
 class BridgedConnection(psycopg.Connection[Any]):
     """A `psycopg.Connection` whose every wait goes through the bridge.
 
-    One for each physical connection, made by `over` in its pool's ``configure``. What a borrower
-    may change on it (row and cursor factories, adapters, handlers, isolation level, ...) is
-    restored by `restore` to what `remember` saw.
+    One at a time for each physical connection, made by `over` in its pool's ``configure``. What a
+    borrower may change on it (row and cursor factories, adapters, handlers, isolation level, ...)
+    is restored by `restore` to what `remember` saw; and a borrower who may have kept it finds it
+    closed, since the next one gets another, by `succeed`.
     """
 
     lock: BridgedLock  # type: ignore[assignment]  # see there
@@ -248,7 +252,7 @@ class BridgedConnection(psycopg.Connection[Any]):
         finally:
             _over.reset(token)
         # The pool's own rollback waits for who is at work, and keeps others out.
-        pooled.lock = _AsyncLock(face)  # type: ignore[assignment]  # as the face's own
+        pooled.lock = _AsyncLock(pooled)  # type: ignore[assignment]  # as the face's own
         face.remember()
         return face
 
@@ -510,6 +514,8 @@ class BridgedConnection(psycopg.Connection[Any]):
 
     def cancel_safe(self, *, timeout: float = 30.0) -> None:
         """Cancel the current operation, waiting through the bridge; see psycopg."""
+        if self.closed:
+            return
         await_bridged(self._pooled.cancel_safe(timeout=timeout))
 
     def remember(self) -> None:
@@ -563,6 +569,42 @@ class BridgedConnection(psycopg.Connection[Any]):
         if not _shares_tables(super().adapters, self._base_adapters):
             self._adapters = AdaptersMap(self._base_adapters)
             self.transformer = None
+
+    def succeed(self) -> BridgedConnection:
+        """Return another face of the same connection, in the base state, and close this one.
+
+        Only this object is closed, and the cursors that were made from it.
+        """
+        face = object.__new__(type(self))
+        face.__dict__.update(self.__dict__)
+        pgconn = self.pgconn
+        myself: ref[psycopg.BaseConnection[Any]] = ref(face)
+        # As psycopg does: the server's words are for the face that is in use.
+        pgconn.notice_handler = partial(psycopg.BaseConnection._notice_handler, myself)
+        pgconn.notify_handler = partial(psycopg.BaseConnection._notify_handler, myself)
+        face._adapters = AdaptersMap(self._base_adapters)
+        face.transformer = None
+        self._retire()
+        face.restore()
+        return face
+
+    def _retire(self) -> None:
+        """Close this object, which shares nothing with its successor any more."""
+        self.pgconn = PGconn()
+        self._socket_wait = SocketWait(self.pgconn)
+        self._notice_handlers, self._notify_handlers = [], []
+        self._notifies_backlog = deque()
+        self._prepared = PrepareManager()
+        self.lock = BridgedLock()
+        # Of cursors, which have the PGconn themselves.
+        vars(self)["wait"] = _refuse_to_wait
+
+
+def _refuse_to_wait(*args: Any, **kwargs: Any) -> Any:
+    raise psycopg.OperationalError(
+        "the connection is closed: it was given back to its pool. Use `connection.connection`, and"
+        " what is made from it, in the transaction or the bridged call that asked for it"
+    )
 
 
 def _shares_tables(adapters: AdaptersMap, base: AdaptersMap) -> bool:

@@ -168,7 +168,10 @@ class Lease:
         dirty = self.dirty or self.face.unseen
         if self.face.pgconn.transaction_status == TransactionStatus.ACTIVE:
             self.pool.abandon(self.pooled)
-        elif self.exposed or self.face.was_stopped or not self.face.autocommit:
+        elif self.exposed:
+            # Whoever has kept it must not meet the next borrower.
+            self.pooled.face = self.face.succeed()
+        elif self.face.was_stopped or not self.face.autocommit:
             self.face.restore()
         self.pool.give_back(self.pooled, dirty=dirty)
 

@@ -28,7 +28,7 @@ logger = logging.getLogger("pgbackend.pool")
 class PooledConnection(psycopg.AsyncConnection[Any]):
     """A pool's physical connection, with the DB-API face that borrowers see."""
 
-    # A `connection.BridgedConnection` on the same PGconn, made once, before the first use.
+    # A `connection.BridgedConnection` on the same PGconn, made before the first use.
     face: Any = None
     # What gives its session back the state after configuring; see `session.reset_message`.
     reset_message = ""
