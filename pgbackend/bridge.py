@@ -349,8 +349,25 @@ def _unwind(bridge: _Bridge) -> None:
 
 
 def _throw_exit(bridge: _Bridge) -> None:
+    """Unwind the function as if its own task had closed it: what it looks up is that one's."""
+    loop, owner = _get_running_loop(), bridge.owner
     bridge.parent = getcurrent()
-    bridge.throw(GreenletExit)
+    if loop is None or owner is None or owner.get_loop() is not loop:
+        bridge.throw(GreenletExit)
+        return
+    running = current_task()
+    if running is owner:
+        bridge.throw(GreenletExit)
+        return
+    if running is not None:
+        tasks._leave_task(loop, running)
+    tasks._enter_task(loop, owner)
+    try:
+        bridge.throw(GreenletExit)
+    finally:
+        tasks._leave_task(loop, owner)
+        if running is not None:
+            tasks._enter_task(loop, running)
 
 
 def _serve() -> None:

@@ -19,7 +19,7 @@ import psycopg
 from django.db.backends import utils
 from django.db.backends.postgresql import base as postgresql
 
-from .bridge import can_wait
+from .bridge import can_wait, is_bridged
 from .joining import check_not_outlived
 from .session import CleanSQL
 
@@ -105,9 +105,9 @@ class LeaseHolder(utils.CursorWrapper):
         in the middle of anything, a statement on the same connection included.
         """
         if self._in_server:
-            if not can_wait():
+            if not is_bridged():
                 self._abandon()
-            elif isinstance(sys.exception(), GeneratorExit):
+            elif not can_wait() or isinstance(sys.exception(), GeneratorExit):
                 self.leave()
             else:
                 self.close_in_server()

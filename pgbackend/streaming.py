@@ -143,7 +143,12 @@ async def _read(items: AsyncGenerator[Any, None], reading: Reading) -> AsyncGene
     try:
         async for item in items:
             yield item
+    except GeneratorExit:
+        reading.leave()
+        raise
     finally:
-        await items.aclose()
-        for each in reading.generators:
-            await each.aclose()
+        each: Any
+        for each in (items, *reading.generators):
+            # Before CPython 3.13 one that waits does not learn that who waits for it was closed.
+            if not each.ag_running:
+                await each.aclose()

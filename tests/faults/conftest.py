@@ -47,5 +47,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for report in reports:
         terminalreporter.line(str(report))
     cancelled = sum(each.once + each.twice for each in reports)
+    closed = sum(each.closed for each in reports)
     broken = sum(len(each.broken) for each in reports)
-    terminalreporter.line(f"all: cancelled {cancelled} times, {broken} invariants broken")
+    terminalreporter.line(
+        f"all: cancelled {cancelled} times, closed {closed} times, {broken} invariants broken"
+    )

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Report:
-    """How often an operation was cancelled, and the invariants that did not hold then."""
+    """How often an operation was cancelled or closed, and the invariants that did not hold then."""
 
     name: str
     # Its suspension points, when nothing cancels it.
@@ -13,12 +13,15 @@ class Report:
     # How often it was cancelled at one point, and at two.
     once: int = 0
     twice: int = 0
+    # How often it was closed, or dropped, instead; see `sweep.ENDS`.
+    closed: int = 0
     broken: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         return (
             f"{self.name}: {self.points} points, cancelled {self.once} times at one and"
-            f" {self.twice} times at two of them, {len(self.broken)} invariants broken"
+            f" {self.twice} times at two of them, closed {self.closed} times,"
+            f" {len(self.broken)} invariants broken"
         )
 
 

@@ -1,8 +1,9 @@
-"""The cancel sweep: an operation is cancelled at each of its suspension points, then at each pair.
+"""The cancel sweep: an operation is ended at each of its suspension points, then at each pair.
 
 A task is suspended wherever what it runs waits. `sweep` counts how often that is for an operation,
 and repeats it once for each point and each pair of points with a cancellation there: *early*, as it
-begins to wait, and *late*, together with what it waited for. After each the invariants must hold.
+begins to wait, and *late*, together with what it waited for. `sweep_closing` does so for each point
+with its coroutine closed there, in each of the ways of `ENDS`. After each the invariants must hold.
 
 What was found is in `report.reports`, which pytest's terminal summary prints. Two variables of the
 environment make a sweep larger:
@@ -62,15 +63,54 @@ class Operation:
     after: Callable[[], Awaitable[None]] = nothing
 
 
+# What nobody but this list refers to, in the ways of `ENDS`.
+Held = list[Coroutine[Any, Any, Any]]
+
+
+async def _close(held: Held) -> None:
+    held.pop().close()
+
+
+async def _drop(held: Held) -> None:
+    held.clear()
+
+
+async def _drop_in_a_thread(held: Held) -> None:
+    await asyncio.get_running_loop().run_in_executor(None, held.clear)
+
+
+async def _drop_on_another_loop(held: Held) -> None:
+    await asyncio.get_running_loop().run_in_executor(None, asyncio.run, _drop(held))
+
+
+# How a coroutine is ended that is not cancelled. One that is dropped is closed by the interpreter.
+ENDS: dict[str, Callable[[Held], Coroutine[Any, Any, None]]] = {
+    "closed": _close,
+    "dropped": _drop,
+    "dropped in a thread": _drop_in_a_thread,
+    "dropped on another loop": _drop_on_another_loop,
+}
+
+
 class Interrupted:
-    """A coroutine whose task is cancelled at some of its suspension points, counted from 1."""
+    """A coroutine whose task is cancelled at some of its suspension points, counted from 1.
+
+    Or which is ended at the first of them in a way of `ENDS`.
+    """
 
     def __init__(
-        self, work: Coroutine[Any, Any, Any], points: tuple[int, ...] = (), *, late: bool = False
+        self,
+        work: Coroutine[Any, Any, Any],
+        points: tuple[int, ...] = (),
+        *,
+        late: bool = False,
+        end: str | None = None,
     ) -> None:
         self.work = work
         self.points = points
         self.late = late
+        self.end = end
+        self.ended = False
         # How often it was suspended, and cancelled.
         self.count = 0
         self.cancelled = 0
@@ -90,6 +130,12 @@ class Interrupted:
                 return stop.value
             self.count += 1
             here = self.count in self.points
+            if here and self.end is not None:
+                held, step = [self.work], nothing
+                del self.work
+                self.ended = True
+                yield from ENDS[self.end](held).__await__()
+                return None
             late = here and self.late and waiting is not None
             if late:
                 # Called before the task's own callback, which was not added yet.
@@ -167,6 +213,15 @@ async def sweep(name: str, operation: Operation, server: Server) -> Report:
 
     On the running loop, with its task factory. It is not raised if an invariant is broken.
     """
+    return await _sweep(name, operation, server, _sweep_once)
+
+
+async def _sweep(
+    name: str,
+    operation: Operation,
+    server: Server,
+    once: Callable[[Operation, Server, Report], Awaitable[None]],
+) -> Report:
     report = Report(name)
     reports.append(report)
     with listening() as noise:
@@ -181,7 +236,7 @@ async def sweep(name: str, operation: Operation, server: Server) -> Report:
             before = census()
             await Author.objects.aexists()
             for _ in range(ROUNDS):
-                await _sweep_once(operation, server, report)
+                await once(operation, server, report)
             await bridged(connection.close_pool)()
             await until(lambda: not proxy.links)
             after = census()
@@ -198,6 +253,21 @@ def census() -> tuple[int, int, int]:
     """Return how many tasks, suspended greenlets and open files there are."""
     suspended = sum(map(is_busy, gc.get_objects()))
     return len(asyncio.all_tasks()), suspended, open_files()
+
+
+async def sweep_closing(name: str, operation: Operation, server: Server) -> Report:
+    """Do what `sweep` does, with *operation* closed at each suspension point, in each way."""
+    return await _sweep(name, operation, server, _close_once)
+
+
+async def _close_once(operation: Operation, server: Server, report: Report) -> None:
+    report.points = (await _once(operation, server, report)).count
+    for end in ENDS:
+        for point in range(1, report.points + 1):
+            each = await _once(operation, server, report, (point,), end=end)
+            if not each.ended:
+                break
+            report.closed += 1
 
 
 async def _sweep_once(operation: Operation, server: Server, report: Report) -> None:
@@ -224,15 +294,16 @@ async def _once(
     points: tuple[int, ...] = (),
     *,
     late: bool = False,
+    end: str | None = None,
 ) -> Interrupted:
-    """Run the operation, cancelled at *points*, in a task of its own; check the invariants."""
+    """Run the operation, ended at *points*, in a task of its own; check the invariants."""
     server.all("DELETE FROM tests_author")
     server.all("INSERT INTO tests_author (name) SELECT unnest(%s::text[])", KEPT)
 
     async def work() -> None:
         await operation.work()
 
-    each = Interrupted(work(), points, late=late)
+    each = Interrupted(work(), points, late=late, end=end)
     broken: list[str] = []
     outcome: list[str] = []
 
@@ -246,10 +317,12 @@ async def _once(
         except Exception as error:
             outcome.append(repr(error))
         else:
-            outcome.append("ended")
+            outcome.append("closed" if each.ended else "ended")
         while each.task.uncancel():
             pass
         await operation.after()
+        # Blocks that were closed end with the task's next use of the transaction.
+        await Author.objects.aexists()
         if connection.in_atomic_block or connection.run_on_commit:
             broken.append("the state of the transaction was not reset")
         async with transaction.atomic():
@@ -260,17 +333,18 @@ async def _once(
             await asyncio.create_task(run())
     except Exception as error:
         broken.append(f"the next transaction: {error!r}")
-    if outcome != ["cancelled" if each.cancelled else "ended"]:
+    right = "cancelled" if each.cancelled else "closed" if each.ended else "ended"
+    if outcome != [right]:
         broken.append(f"outcome {outcome} after {each.cancelled} cancellations")
     with suppress(TimeoutError):
         await until(lambda: _settled(server), BOUND)
     broken += _left(server)
     names = [name for (name,) in server.all("SELECT name FROM tests_author ORDER BY name")]
-    allowed = operation.written if each.cancelled else operation.written[-1:]
+    allowed = operation.written if each.cancelled or each.ended else operation.written[-1:]
     if names not in [sorted([*KEPT, *written, "next"]) for written in allowed]:
         broken.append(f"rows {names}")
-    how = "late" if late else "early"
-    report.broken += [f"cancelled {how} at {points} of {each.count}: {words}" for words in broken]
+    how = end or ("cancelled late" if late else "cancelled early")
+    report.broken += [f"{how} at {points} of {each.count}: {words}" for words in broken]
     return each
 
 

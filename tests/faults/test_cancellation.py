@@ -1,6 +1,7 @@
 """Cancellation, wherever it comes: rows 9 to 13 and 15 of the faults."""
 
 import asyncio
+import sys
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from pgbackend import await_bridged, bridged
 from pgbackend.bridge import run_bridged
 from tests.conftest import Server
 from tests.faults.proxy import Proxy
-from tests.faults.sweep import KEPT, Operation, sweep
+from tests.faults.sweep import ENDS, KEPT, Operation, sweep, sweep_closing
 from tests.faults.work import BOUND, ended, execute, fill, pid, settled, until_running
 from tests.models import Author
 from tests.test_state import committed, running
@@ -168,6 +169,23 @@ def test_09_to_13_sweep(
     report = runner.run(sweep(f"{name} ({loop})", OPERATIONS[name], server))
     assert report.broken == []
     assert report.once >= 2
+
+
+# They wait inside an asynchronous generator, of Django's or ours.
+OF_GENERATORS = ("list", "aiterator", "aiterator left early")
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_43_sweep_of_closing(
+    name: str, runner: asyncio.Runner, request: pytest.FixtureRequest, server: Server
+) -> None:
+    """Wherever a coroutine is closed, or dropped, in whatever thread, every invariant holds."""
+    if sys.version_info < (3, 13) and name in OF_GENERATORS:
+        pytest.skip("CPython leaves an asynchronous generator suspended whose reader is closed")
+    loop = request.node.callspec.params["runner"]
+    report = runner.run(sweep_closing(f"{name} ({loop})", OPERATIONS[name], server))
+    assert report.broken == []
+    assert report.closed >= len(ENDS)
 
 
 # One by one
