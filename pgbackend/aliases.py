@@ -56,7 +56,9 @@ def remembering() -> Iterator[None]:
     finally:
         # Tasks that were started in the block have the list, too.
         answers.clear()
-        _answers.reset(token)
+        # Not in the context of another thread, where the coroutine of the block was collected.
+        if _answers.get() is answers:
+            _answers.reset(token)
 
 
 def answering(name: str, ask: Callable[..., Any]) -> Callable[..., Any]:
