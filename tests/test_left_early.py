@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from asgiref.sync import sync_to_async
-from django.db import DatabaseError, InterfaceError, connection, transaction
+from django.db import DatabaseError, OperationalError, connection, transaction
 
 from pgbackend import bridged
 from pgbackend.bridge import run_bridged
@@ -456,7 +456,7 @@ async def test_read_after_its_transaction(authors: list[str], server: Server) ->
     assert on_loan(wrapper) == 0
     async with transaction.atomic():
         await Author.objects.acreate(name="written")
-        with pytest.raises(InterfaceError, match="closed"):
+        with pytest.raises(OperationalError, match="the connection is closed"):
             [author async for author in rows]
         await rows.aclose()  # type: ignore[attr-defined]  # a generator
     assert "written" in committed(server)
