@@ -108,6 +108,7 @@ class ThreadCall:
             self._executor.submit(self._go_on)
         except RuntimeError as error:
             # The request is over, and its thread.
+            _left[self._executor].discard(self)
             self.finished.set_exception(error)
 
     def _go_on(self) -> None:
@@ -131,9 +132,10 @@ class ThreadCall:
 
     async def rest(self) -> Any:
         """Wait for the result, of a call that left its thread; cancelled, as asgiref does."""
-        finished = asyncio.wrap_future(self.finished)
+        finished = self.awaitable()
         try:
-            return await asyncio.shield(finished)
+            await asyncio.wait([finished])
+            return finished.result()
         except asyncio.CancelledError:
             if finished.done():
                 raise
@@ -149,6 +151,15 @@ class ThreadCall:
             asgiref.sync._restore_context(self.context)
             # As asgiref does: the thread is free for the next call of this task.
             SyncToAsync.deadlock_context.set(False)
+
+    def awaitable(self) -> asyncio.Future[Any]:
+        """Return `finished`, to be awaited; who is cancelled meanwhile need not ask for its error.
+
+        asyncio would report that: a function that ends since its client has gone, for example.
+        """
+        finished = asyncio.wrap_future(self.finished)
+        finished.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return finished
 
 
 def _run(function: Callable[[], Any], error: BaseException | None) -> Any:
@@ -258,7 +269,8 @@ async def context_ends(leave: Callable[..., Any], context: Any, *exc_info: Any) 
     try:
         executor = SyncToAsync.context_to_thread_executor.get(context)
         while context.token and executor is not None and (left := _left.get(executor)):
-            await asyncio.wait([asyncio.wrap_future(call.finished) for call in left])
+            # Their thread takes away those that end.
+            await asyncio.wait([call.awaitable() for call in tuple(left)])
     finally:
         result = await leave(context, *exc_info)
     return result
