@@ -399,9 +399,9 @@ def test_time_is_linear(name: str) -> None:
         text = LONG[name](size // unit)
         times = []
         for _ in range(5):
-            before = time.perf_counter()
+            before = time.thread_time()
             look_at(text)
-            times.append(time.perf_counter() - before)
+            times.append(time.thread_time() - before)
         return min(times)
 
     assert seconds(400_000) < 128 * seconds(25_000)
