@@ -7,6 +7,8 @@
 # make django-suite-diff   what of them ends worse than on Django's own backend
 # make drf-suite           REST framework's tests, with DJANGO=, MODE= and, for pytest,
 #                          LABELS='tests/test_filters.py -k search'
+# make app-suite NAME=django-filter   a package's own tests, from its sdist, on Django's backend and
+#                          on this one, plain and bridged; see tests/app_suite/README.md
 # make bench       the speed of this backend and of its peers, against the targets;
 #                  ARGS='--peers pgbackend tortoise --works "1 get" --views'
 # make bench-full  the other kinds of work, sweeps and plots; see tests/benchmarks/README.md
@@ -24,9 +26,10 @@ comma = ,
 LABELS =
 ARGS =
 MODE = bridged
+NAME =
 PARALLEL = 2
 
-.PHONY: help run test soak django-suite django-suite-diff drf-suite bench bench-full clean
+.PHONY: help run test soak django-suite django-suite-diff drf-suite app-suite bench bench-full clean
 
 help:
 	@sed -n '/^#/!q; s/^# //p' Makefile
@@ -50,6 +53,12 @@ django-suite-diff: $(VENV)/installed-suite
 drf-suite:
 	@$(MAKE) --no-print-directory VENV=$(VENV)-drf $(VENV)-drf/installed-drf
 	@$(VENV)-drf/bin/python -m tests.drf_suite --mode $(MODE) $(ARGS) $(LABELS)
+
+# In an environment for each package: they need different versions of others.
+app-suite:
+	@[ -n "$(NAME)" ] || { echo "Name a package: make app-suite NAME=django-filter" >&2; exit 1; }
+	@$(MAKE) --no-print-directory VENV=$(VENV)-app-$(NAME) $(VENV)-app-$(NAME)/installed-demo
+	@$(VENV)-app-$(NAME)/bin/python -m tests.app_suite $(NAME) $(ARGS) $(LABELS)
 
 # The versions of all peers are those that Django 6.1 and its Pythons admit.
 bench bench-full:

@@ -34,7 +34,7 @@ def database(alias: str, given: dict[str, Any]) -> dict[str, Any]:
     """Return what takes the place of the suite's own database for *alias*."""
     dsn = urlsplit(os.environ["PGBACKEND_TEST_DSN"])
     changes = {
-        "ENGINE": "django.db.backends.postgresql" if MODE == "stock" else "pgbackend",
+        "ENGINE": "django.db.backends.postgresql" if MODE == "stock" else "pgbackend_postgresql",
         "NAME": f"suite_{MODE}_{alias}",
         "USER": unquote(dsn.username or ""),
         "PASSWORD": unquote(dsn.password or ""),
@@ -123,6 +123,7 @@ def run(suite: dict[str, Any], labels: list[str]) -> int:
         del sys.modules[each]
     # In place of the folder of this file.
     sys.path[0] = os.getcwd()
+    sys.path.append(str(Path(__file__).with_name("engine")))
     if "pytest" in suite:
         # Not as an installed plugin: the stock run is to load nothing of ours.
         arguments = ["-p", "no:pgbackend", "--continue-on-collection-errors"]

@@ -1,0 +1,1 @@
+"""This backend under a name that suites find which look for "postgresql" in an ENGINE."""

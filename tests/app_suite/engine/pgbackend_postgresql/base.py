@@ -1,0 +1,3 @@
+"""Where Django looks for it."""
+
+from pgbackend.base import DatabaseWrapper as DatabaseWrapper
