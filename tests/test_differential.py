@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,6 +20,7 @@ import uvloop
 from tests.differential.comparison import Comparison, Report
 from tests.differential.models import PLAIN, fields, make_models
 from tests.differential.operations import Operation, Place, described, plain
+from tests.script import ROOT
 
 # Seconds for each loop: most of a run is making the tables.
 BUDGET = float(os.environ.get("PGBACKEND_DIFFERENTIAL_SECONDS", "4"))
@@ -93,3 +96,17 @@ def test_kinds_of_fields() -> None:
     kinds = {type(field) for field in fields().values()}
     assert len(kinds) >= 25
     assert set(PLAIN) <= set(fields())
+
+
+def test_command_line() -> None:
+    """The long form runs by its command line, and says what it ran and what differed."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.differential", "--operations", "1", "--uvloop"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "uvloop" in done.stdout
+    assert "0 differences" in done.stdout

@@ -17,7 +17,7 @@ import warnings
 import django
 
 from tests.differential.comparison import Comparison
-from tests.faults.load import _server, _set_up
+from tests.faults.load import server_of_its_own, set_up
 
 
 def main() -> int:
@@ -33,8 +33,8 @@ def main() -> int:
         loop_factory = uvloop.new_event_loop
     # Wrong values are among them, which Django warns of.
     warnings.simplefilter("ignore")
-    with _server() as dsn:
-        _set_up(dsn)
+    with server_of_its_own() as dsn:
+        set_up(dsn)
         with Comparison(dsn) as comparison, asyncio.Runner(loop_factory=loop_factory) as runner:
             report = runner.run(comparison.run(arguments.seed, arguments.operations))
     for difference in report.differences[:50]:
