@@ -1,4 +1,4 @@
-"""Blocks of ``atomic``: on the loop, in turns; with ``async with``.
+"""Blocks of ``atomic``: on the loop, in turns.
 
 ``Atomic`` itself stays Django's and does all the work: here is when, and where.
 """
@@ -10,12 +10,12 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from django.db import DEFAULT_DB_ALIAS, transaction
+from django.db import transaction
 
 from .abandoning import abandon, abandoned_frame, end_abandoned, watch
 from .base import DatabaseWrapper
-from .ending import leave_block
-from .routing import run_for_alias, thread_transactions
+from .ending import leave_block, leave_in_thread
+from .routing import thread_transactions
 from .turns import Frame, block_has_ended
 
 
@@ -51,7 +51,7 @@ def entering(enter: Callable[..., Any]) -> Callable[..., Any]:
             state.leave_frame(frame)
             raise
         frame.atomic = self
-        _frames_of(self).append(frame)
+        frames_of(self).append(frame)
         watch(frame, sys._getframe(1))
         if len(state.savepoint_ids) > frame.before.savepoint_ids:
             frame.savepoint = state.savepoint_ids[-1]
@@ -89,7 +89,11 @@ def leaving(leave: Callable[..., Any]) -> Callable[..., Any]:
             return wrapper.hand_over(joined, self.__exit__, exc_type, exc_value, traceback)
         if not wrapper.bridged:
             try:
-                return leave(self, exc_type, exc_value, traceback)
+                return leave_in_thread(
+                    wrapper.state,
+                    lambda: leave(self, exc_type, exc_value, traceback),
+                    failed=exc_type is not None,
+                )
             finally:
                 if not wrapper.in_atomic_block:
                     thread_transactions.set(thread_transactions.get() - {wrapper.alias})
@@ -109,28 +113,12 @@ def leaving(leave: Callable[..., Any]) -> Callable[..., Any]:
     return __exit__
 
 
-def _frames_of(atomic: Any) -> list[Frame]:
+def frames_of(atomic: Any) -> list[Frame]:
     """Return the frames of the tasks that are inside *atomic*: of one, mostly."""
     frames: list[Frame] = atomic.__dict__.setdefault("_pgbackend_frames", [])
     return frames
 
 
 def _forget_left(atomic: Any) -> None:
-    frames = _frames_of(atomic)
+    frames = frames_of(atomic)
     frames[:] = [frame for frame in frames if not frame.left]
-
-
-async def aenter(self: Any) -> None:
-    caller = sys._getframe(1)
-    await run_for_alias(self.using or DEFAULT_DB_ALIAS, self.__enter__)
-    if frames := _frames_of(self):
-        watch(frames[-1], caller)
-
-
-async def aexit(self: Any, exc_type: Any, exc_value: Any, traceback: Any) -> Any:
-    if (frame := abandoned_frame(self, exc_type)) is not None:
-        # Nothing can be awaited in a coroutine that is being closed.
-        abandon(frame)
-        return None
-    alias = self.using or DEFAULT_DB_ALIAS
-    return await run_for_alias(alias, self.__exit__, exc_type, exc_value, traceback)

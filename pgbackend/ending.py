@@ -79,11 +79,30 @@ def leave_block(
     finally:
         state.leave_frame(frame)
     if broken_by is not None and not failed:
-        raise NotCommitted(
-            "the block was rolled back, although no exception left it: its connection was lost, or"
-            " the end of a block inside it was interrupted, and that was caught"
-        ) from broken_by
+        raise _not_committed() from broken_by
     return result
+
+
+def leave_in_thread(state: ConnectionState, leave: Callable[[], Any], *, failed: bool) -> Any:
+    """Leave a block of a thread's by *leave*, Django's own way; return its result.
+
+    Raise `NotCommitted` if it did not *fail*, but was broken by something that was caught in it.
+    """
+    broken_by = state.broken_by
+    result = leave()
+    if broken_by is not None:
+        if state.needs_rollback:
+            state.break_block(broken_by)
+        if not failed:
+            raise _not_committed() from broken_by
+    return result
+
+
+def _not_committed() -> NotCommitted:
+    return NotCommitted(
+        "the block was rolled back, although no exception left it: its connection was lost, or the"
+        " end of a block inside it was interrupted, and that was caught"
+    )
 
 
 def _what_broke(state: ConnectionState) -> BaseException | None:

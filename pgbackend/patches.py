@@ -27,6 +27,7 @@ from django.db import connections, transaction
 from . import (
     aliases,
     asgi,
+    awaiting,
     blocks,
     context_locals,
     decorating,
@@ -190,8 +191,8 @@ def _patch_atomic(module: ModuleType) -> None:
     for name, changed in (
         ("__enter__", blocks.entering(enter)),
         ("__exit__", blocks.leaving(leave)),
-        ("__aenter__", blocks.aenter),
-        ("__aexit__", blocks.aexit),
+        ("__aenter__", awaiting.aenter),
+        ("__aexit__", awaiting.aexit),
         ("__call__", decorating.decorating(cls.__call__)),
         ("_recreate_cm", decorating.recreating(cls._recreate_cm)),
     ):

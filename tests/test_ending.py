@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
+from asgiref.sync import sync_to_async
 from django.db import (
     DatabaseError,
     IntegrityError,
@@ -957,3 +958,68 @@ async def test_cursor_with_hold(add_alias: AddAlias, fails: bool, leave: str) ->
         gc.collect()
         await settled(connections[alias])
     assert await execute("SELECT count(*) FROM pg_cursors", alias=alias) == 0
+
+
+# Blocks that are entered and left in a thread
+
+
+@pytest.mark.parametrize("nested", [True, False], ids=["nested", "outermost"])
+@pytest.mark.parametrize("late", [True, False], ids=["late", "early"])
+def test_block_in_a_thread_cancelled_anywhere(
+    run: Callable[..., Any], add_alias: AddAlias, server: Server, nested: bool, late: bool
+) -> None:
+    """On an alias that is not on the bridge, too, a block that raised is not kept, nor open."""
+    alias = add_alias({"bridge": False})
+
+    async def block(name: str) -> None:
+        async with transaction.atomic(alias):
+            await Author.objects.using(alias).acreate(name=name)
+
+    async def once(point: int) -> bool:
+        task = asyncio.current_task()
+        assert task is not None
+        each = Interrupted(block("inner"), (point,), late=late)
+        each.start()
+        done: list[str] = []
+
+        async def attempt() -> None:
+            try:
+                await each.run()
+            except asyncio.CancelledError:
+                task.uncancel()
+            else:
+                assert not each.cancelled
+                done.append("inner")
+
+        if nested:
+            try:
+                async with transaction.atomic(alias):
+                    await attempt()
+                    await Author.objects.using(alias).acreate(name="outer")
+                done.append("outer")
+            except DatabaseError:
+                done.clear()
+        else:
+            await attempt()
+        await block("next")
+        found = committed(server)
+        if not nested and each.cancelled:
+            # Its COMMIT may have been sent.
+            found = [name for name in found if name != "inner"]
+        assert found == sorted([*done, "next"])
+        server.all("TRUNCATE tests_author CASCADE")
+        return bool(each.cancelled)
+
+    async def main() -> int:
+        await block("first")
+        server.all("TRUNCATE tests_author CASCADE")
+        try:
+            for point in itertools.count(1):
+                if not await asyncio.create_task(once(point)):
+                    return point
+            raise AssertionError
+        finally:
+            # The thread's own.
+            await sync_to_async(connections.close_all)()
+
+    assert run(main()) > 3
