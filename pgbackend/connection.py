@@ -29,7 +29,7 @@ from psycopg.abc import PQGen, PQGenConn
 from psycopg.adapt import AdaptersMap, Transformer
 from psycopg.errors import _WaitTimeout
 from psycopg.pq import Format, PGconn, TransactionStatus
-from psycopg.waiting import Wait, wait_async
+from psycopg.waiting import Wait
 
 from .bridge import CallClosedError, await_bridged, check_bridged
 from .joining import outlived
@@ -300,7 +300,7 @@ class BridgedConnection(psycopg.Connection[Any]):
         limit = self._limit
         try:
             seconds = seconds if limit is None else limit
-            return await wait_async(gen, self.pgconn.socket, interval, seconds)
+            return await self._socket_wait.elsewhere(gen, interval, seconds)
         except (GeneratorExit, GreenletExit):
             self._given_up()
             raise
@@ -357,7 +357,7 @@ class BridgedConnection(psycopg.Connection[Any]):
                 await self._pooled.cancel_safe(timeout=self.cancel_timeout)
             waits = False
             try:
-                await wait_async(gen, self.pgconn.socket, _WAIT_INTERVAL, interval)
+                await self._socket_wait.elsewhere(gen, _WAIT_INTERVAL, interval)
             except _WaitTimeout:
                 # A server that had not yet read the statement has ignored it.
                 interval *= 2

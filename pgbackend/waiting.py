@@ -18,11 +18,12 @@ from weakref import finalize, ref
 
 import psycopg
 from psycopg.pq import ConnStatus
-from psycopg.waiting import Ready
+from psycopg.waiting import Ready, wait_async
 
 from .bridge import await_future, calls_from_python, may_run_nested, may_touch_loop
 
 if TYPE_CHECKING:
+    from psycopg.abc import PQGen
     from psycopg.pq.abc import PGconn
 
 RV = TypeVar("RV")
@@ -36,6 +37,7 @@ class SocketWait:
 
     def __init__(self, pgconn: PGconn) -> None:
         self._pgconn = pgconn
+        self._closed = False
         self._future: Future[Ready] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._reader: _Reader | None = None
@@ -63,12 +65,44 @@ class SocketWait:
             self._timer = loop.call_later(INTERVAL, self._look, context=Context())
         try:
             ready: Ready = await_future(future)
+            if self._closed:
+                # After it was woken, and before it went on.
+                self._check_open()
             return ready
         finally:
             self._future = None
 
+    async def elsewhere(self, gen: PQGen[RV], interval: float, seconds: float | None) -> RV:
+        """Consume *gen* by psycopg's own ``wait_async``, outside the bridge.
+
+        By a file descriptor of its own, too: if the connection is closed meanwhile, libuv would
+        find the number closed, or another connection's, and abort the process.
+        """
+        fd = os.dup(self.socket)
+        try:
+            return await wait_async(self._while_open(gen), fd, interval, seconds)
+        finally:
+            os.close(fd)
+
+    def _while_open(self, gen: Generator[Any, Any, RV]) -> Generator[Any, Any, RV]:
+        """Consume *gen* as long as the connection is open: psycopg's would read freed memory."""
+        ready = None
+        while True:
+            self._check_open()
+            try:
+                state = gen.send(ready)
+            except StopIteration as stop:
+                result: RV = stop.value
+                return result
+            ready = yield state
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise psycopg.OperationalError("the connection is closed")
+
     def close(self) -> None:
         """Wake whoever waits, with an error: the connection is about to be closed."""
+        self._closed = True
         if self._future is not None:
             _fail(self._future)
         self._unregister()

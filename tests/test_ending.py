@@ -15,6 +15,7 @@ from django.db import (
     DatabaseError,
     IntegrityError,
     OperationalError,
+    ProgrammingError,
     connection,
     connections,
     transaction,
@@ -708,13 +709,21 @@ async def test_child_that_waits_when_autocommit_is_turned_on(
 
     helper = asyncio.create_task(late())
     await acommit()
-    await aset_autocommit(True)
+    try:
+        await aset_autocommit(True)
+    except ProgrammingError:
+        # The child was quicker, and has begun the next transaction.
+        await acommit()
+        await aset_autocommit(True)
     await asyncio.gather(first, commit, helper)
     assert child is not None
-    (error,) = await ended(child)
-    assert isinstance(error, RuntimeError), error
+    (outcome,) = await ended(child)
     await settled()
-    assert committed(server) == ["owner"]
+    if outcome == "child":
+        assert committed(server) == ["child", "owner"]
+    else:
+        assert isinstance(outcome, RuntimeError), outcome
+        assert committed(server) == ["owner"]
 
 
 async def test_owner_ends_while_a_child_waits_for_the_connection(

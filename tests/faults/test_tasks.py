@@ -145,6 +145,46 @@ async def test_34_owner_ends_while_a_child_is_nested(
     await settled()
 
 
+def test_41_connection_is_closed_while_its_statement_is_stopped(runner: asyncio.Runner) -> None:
+    """Nothing of a closed connection is used any more; once that ended in freed memory."""
+
+    async def child() -> None:
+        async with transaction.atomic():
+            await execute("SELECT pg_sleep(0.05)")
+
+    async def once(turns: int) -> None:
+        children = []
+        ready = asyncio.Event()
+
+        async def owner() -> None:
+            async with transaction.atomic():
+                children.append(asyncio.create_task(child()))
+                await asyncio.sleep(0.004)
+                ready.set()
+
+        task = asyncio.create_task(owner())
+        await ready.wait()
+        children[0].cancel()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        # It waits for the child's block, and gives the connection up.
+        task.cancel()
+        await ended(task, *children)
+
+    async def main() -> None:
+        use_wrapper(options={"pool": {"max_size": 6}})
+
+        async def work() -> None:
+            for turns in [*range(12)] * 2:
+                await once(turns)
+
+        await asyncio.gather(*(work() for _ in range(6)))
+        await settled()
+        await bridged(connection.close_pool)()
+
+    runner.run(main())
+
+
 def busy_now(server: Server) -> list[object]:
     return server.all(
         "SELECT 1 FROM pg_stat_activity WHERE application_name = 'pgbackend-tests'"
