@@ -124,6 +124,14 @@ class TransactionControl(StatePerTask):
                 "on_commit() was called on a running event loop, outside the bridge and outside"
                 " a transaction of this task: `await pgbackend.transaction.aon_commit(...)`"
             ) from None
+        state = self.state
+        if state.run_on_commit and (frame := state.frame_below_top()) is not None:
+            # Django notes the savepoints of all blocks: those of another task's are not its own.
+            own = state.frames[: state.frames.index(frame) + 1]
+            state.run_on_commit[-1] = (
+                {each.savepoint for each in own},
+                *state.run_on_commit[-1][1:],
+            )
 
     def _end_abandoned(self) -> None:
         """End the blocks that the task has abandoned: what it asks for is not for them.

@@ -791,6 +791,27 @@ def test_on_commit_when_the_transaction_has_ended(run: Callable[..., Any], serve
     run(main())
 
 
+async def test_on_commit_beside_a_childs_block(server: Server) -> None:
+    """A hook registered while a child's block is open runs although that block is rolled back."""
+    ran: list[str] = []
+    entered, proceed = asyncio.Event(), asyncio.Event()
+
+    async def child() -> None:
+        async with transaction.atomic():
+            transaction.on_commit(lambda: ran.append("child"))
+            entered.set()
+            await proceed.wait()
+            raise Failed
+
+    async with transaction.atomic():
+        task = asyncio.create_task(child())
+        await entered.wait()
+        transaction.on_commit(lambda: ran.append("owner"))
+        proceed.set()
+        await ended(task)
+    assert ran == ["owner"]
+
+
 # Entering
 
 
