@@ -177,7 +177,12 @@ class DatabaseWrapper(Watched, TransactionControl):
         """Hold the task's lease, as `_hold`, by a shorter way if the pool has connections."""
         state = self.state_in_turn()
         lease = state.lease
-        if lease is not None and not lease.pins and lease.face.is_executing:
+        if (
+            lease is not None
+            and not lease.pins
+            and lease.face.is_executing
+            and lease.newest_holder() is None
+        ):
             # The running task's own statement, in a coroutine that was closed: before CPython 3.13
             # an asynchronous generator that it was in does not learn that. Nobody will read it.
             lease.give_back()

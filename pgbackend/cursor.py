@@ -221,6 +221,10 @@ class LeaseHolder(utils.CursorWrapper):
     def _check_lease(self) -> None:
         """Take the task's turn; raise InterfaceError if the connection was given back."""
         if self.lease is None:
+            if self.leased and self.cursor.closed:
+                # psycopg would look at the connection first, which is closed for this cursor.
+                with self.db.wrap_database_errors:
+                    raise psycopg.InterfaceError("the cursor is closed")
             return
         self.db.state_in_turn()
         if self.lease.pins or not self.lease.on_loan:

@@ -155,3 +155,24 @@ async def test_late_close_does_not_touch_the_next_borrower() -> None:
 
     await run_bridged(statements)
     assert on_loan(wrapper) == 0
+
+
+async def test_closed_while_an_asynchronous_generator_waits() -> None:
+    """A closed reader's statement does not keep the task's next one from a connection.
+
+    Before CPython 3.13 the generator that waits for it is not told.
+    """
+    wrapper = small_pool()
+
+    async def read() -> None:
+        async for _ in Author.objects.all():
+            pass
+
+    await Author.objects.acreate(name="Ada")
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
+    for _ in range(3):
+        reader = read()
+        reader.send(None)
+        reader.close()
+        assert await Author.objects.acount() == 1
+    await check_all_back(wrapper)
