@@ -67,7 +67,9 @@ def leave_block(
     except BaseException as interruption:
         if ends or failed or not isinstance(interruption, DatabaseError):
             _undo(wrapper, frame, interruption, ends=ends)
-        elif _is_broken(frame):
+        elif state.is_lost and _is_broken(frame):
+            # An error that the server answers with, Django handles: it has the block around
+            # rolled back, without a word.
             state.break_block(interruption)
         raise
     else:

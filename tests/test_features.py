@@ -17,8 +17,8 @@ def skipped() -> dict[str, set[str]]:
 
 
 def test_skips_without_the_bridge() -> None:
-    """On the synchronous path only a test that refuses what this backend does is skipped."""
-    assert [len(names) for names in skipped().values()] == [1]
+    """On the synchronous path only two tests are skipped: they want what this backend mends."""
+    assert [len(names) for names in skipped().values()] == [1, 1]
 
 
 async def test_skips_in_the_bridge() -> None:
