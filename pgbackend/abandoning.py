@@ -13,7 +13,7 @@ import functools
 import gc
 import inspect
 from asyncio import AbstractEventLoop, _get_running_loop
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from contextvars import Context
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -59,6 +59,35 @@ def abandoned_frame(atomic: Any, exc_type: type[BaseException] | None) -> Frame 
         return own[-1] if closed else None
     # Of several tasks' blocks it cannot be known which is meant: their generators are watched.
     return frames[0] if len(frames) == 1 else None
+
+
+def may_wait(frame: Frame, caller: FrameType | None) -> bool:
+    """Return whether the end of *frame* can be waited for in *caller*, a block's body.
+
+    In an asynchronous generator whose own task has asked for its end and awaits that: not where
+    nobody refers to it any more, nor where the coroutine that does so is itself being closed.
+    """
+    if frame.abandoned or frame.actor != current_actor() or caller is None:
+        return False
+    if not caller.f_code.co_flags & inspect.CO_ASYNC_GENERATOR:
+        return False
+    while caller is not None and caller.f_code.co_flags & _ASYNC:
+        # What `async with` hands to the ends of its blocks.
+        if caller.f_code.co_name == "__aexit__" and _has_exit(caller.f_locals.values()):
+            return False
+        caller = caller.f_back
+    return True
+
+
+def _has_exit(values: Iterable[Any]) -> bool:
+    """Return whether GeneratorExit, or one of its like, is among *values* or in a tuple there."""
+    for value in values:
+        if isinstance(value, tuple):
+            if _has_exit(value):
+                return True
+        elif value is GeneratorExit or isinstance(value, GeneratorExit | GreenletExit):
+            return True
+    return False
 
 
 def _is_closed() -> bool:

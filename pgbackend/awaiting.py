@@ -19,7 +19,7 @@ from typing import Any
 
 from django.db import DEFAULT_DB_ALIAS, DatabaseError, transaction
 
-from .abandoning import abandon, abandoned_frame, watch
+from .abandoning import abandon, abandoned_frame, end, may_wait, watch
 from .base import DatabaseWrapper
 from .blocks import frames_of
 from .bridge import run_bridged
@@ -94,11 +94,13 @@ async def _enter_elsewhere(self: Any, alias: str) -> None:
 
 async def aexit(self: Any, *exc_info: Any) -> Any:
     """Be ``Atomic.__aexit__``: what is cancelled is not kept by the block around it."""
+    alias = self.using or DEFAULT_DB_ALIAS
     if (frame := abandoned_frame(self, exc_info[0])) is not None:
+        if _needs_no_thread(alias) and may_wait(frame, sys._getframe(1)):
+            return await run_bridged(end, frame)
         # Nothing can be awaited in a coroutine that is being closed.
         abandon(frame)
         return None
-    alias = self.using or DEFAULT_DB_ALIAS
     if _needs_no_thread(alias):
         return await run_bridged(self.__exit__, *exc_info)
     step = _Step(functools.partial(self.__exit__, *exc_info))
