@@ -13,7 +13,8 @@ from typing import Any
 
 from django.db.models import Field
 from django.db.models.aggregates import Aggregate
-from django.db.models.expressions import Col, Func, RawSQL
+from django.db.models.expressions import Col, Combinable, CombinedExpression, Func, RawSQL
+from django.db.models.functions import Cast
 from django.db.models.sql.where import ExtraWhere
 
 from .session_sql import Effect, look_at
@@ -21,6 +22,18 @@ from .session_sql import Effect, look_at
 # Django's expressions that take SQL of the application's.
 _OPEN = frozenset({Func, Aggregate, RawSQL, ExtraWhere})
 _TEMPLATE = frozenset({"function", "template", "arg_joiner"})
+
+# What makes an instance of a clean class say something else.
+_OF_INSTANCES = _TEMPLATE | {"as_sql", "as_postgresql"}
+
+# What Django puts between two operands; anything else is SQL of the application's.
+_CONNECTORS = frozenset(
+    value for name, value in vars(Combinable).items() if name.isupper() and isinstance(value, str)
+)
+
+# What a field's class says about the type of its column, and the numbers that go into that.
+_OF_TYPES = ("cast_db_type", "db_parameters", "db_type", "db_type_suffix", "rel_db_type")
+_NUMBERS = ("decimal_places", "max_digits", "max_length", "size")
 
 # What a field may put into statements of its own beside ``select_format``. (The last: 6.1.)
 _PLACEHOLDERS = ("get_placeholder", "get_placeholder_sql")
@@ -46,9 +59,39 @@ def note(node: Any) -> None:
     if (
         not _is_clean_type(type(node))
         or (type(node) is Col and not is_clean_column(node))
-        or (isinstance(node, Func) and not _TEMPLATE.isdisjoint(node.extra))
+        or has_sql_of_its_own(node)
     ):
         open_nodes += 1
+
+
+def has_sql_of_its_own(node: Any) -> bool:
+    """Return whether *node*, of a class of Django's, was given SQL: a template, a type, ..."""
+    own = getattr(node, "__dict__", None)
+    if own is None:
+        return False
+    return (
+        not _OF_INSTANCES.isdisjoint(own)
+        or (bool(extra := own.get("extra")) and not _TEMPLATE.isdisjoint(extra))
+        or (isinstance(node, CombinedExpression) and node.connector not in _CONNECTORS)
+        or (isinstance(node, Cast) and not is_clean_type(node.output_field))
+    )
+
+
+def is_clean_type(field: Any) -> bool:
+    """Return whether the type of a field's column, as in a CAST, is Django's own SQL."""
+    while field is not None:
+        own, cls = field.__dict__, type(field)
+        if not _is_clean_type(cls) and not all(
+            _is_djangos(method) for name in _OF_TYPES if (method := getattr(cls, name, None))
+        ):
+            return False
+        if not own.keys().isdisjoint(_OF_TYPES) or not all(
+            value is None or type(value) is int for value in map(own.get, _NUMBERS)
+        ):
+            return False
+        # Of an array.
+        field = own.get("base_field")
+    return True
 
 
 def is_clean_column(column: Col) -> bool:
@@ -70,7 +113,9 @@ def is_clean_field(field: Any) -> bool:
     for name in _PLACEHOLDERS:
         if hasattr(field, name) and not _is_djangos(getattr(field, name)):
             return False
-    return True
+    # Comparisons cast to the type of an array; a quoted name is taken as it is.
+    base, column = getattr(field, "base_field", None), getattr(field, "column", None)
+    return (base is None or is_clean_type(base)) and not (column and '"' in column)
 
 
 def is_clean_query(query: Any) -> bool:

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import psycopg
 import pytest
-from django.db import DataError, ProgrammingError, connection, connections, models, transaction
+from django.contrib.postgres.fields import ArrayField
+from django.db import (
+    DatabaseError,
+    DataError,
+    ProgrammingError,
+    connection,
+    connections,
+    models,
+    transaction,
+)
 from django.db.backends.signals import connection_created
-from django.db.models import Count, F, Func, Q, Value
-from django.db.models.expressions import RawSQL
-from django.db.models.functions import Coalesce, Lower
+from django.db.models import Case, Count, Exists, F, Func, OuterRef, Q, Subquery, Value
+from django.db.models.expressions import CombinedExpression, RawSQL
+from django.db.models.functions import Cast, Coalesce, Lower
 from psycopg import sql
 
 from pgbackend import bridged
@@ -597,6 +607,22 @@ class Shout(Func):
     function = "upper"
 
 
+class Marked(models.TextField):
+    """A field of the application's whose type is SQL of its own."""
+
+    def cast_db_type(self, connection: Any) -> str:
+        return f"text || {CHANGING}"
+
+
+CHANGING = "set_config('role', 'pg_monitor', false)"
+
+
+def changed(node: Any, name: str, value: Any) -> Any:
+    """Return *node* with an attribute of its own."""
+    setattr(node, name, value)
+    return node
+
+
 CLEAN = {
     "all": lambda: Author.objects.all(),
     "filter": lambda: Author.objects.filter(name__icontains="a").exclude(pk__in=[1, 2]),
@@ -605,6 +631,12 @@ CLEAN = {
     "subquery": lambda: Author.objects.filter(pk__in=Author.objects.values("pk")),
     "q": lambda: Author.objects.filter(Q(name="a") | ~Q(pk=F("pk"))),
     "union": lambda: Author.objects.all().union(Author.objects.all()),
+    "arithmetic": lambda: Author.objects.annotate(n=F("pk") + 1, m=F("pk").bitand(1), k=-F("pk")),
+    "cast": lambda: Author.objects.annotate(n=Cast("name", models.CharField(max_length=3))),
+    "cast to an array": lambda: Author.objects.annotate(
+        n=Cast("name", ArrayField(models.DecimalField(max_digits=3, decimal_places=1)))
+    ),
+    "exists": lambda: Author.objects.filter(Exists(Author.objects.filter(pk=OuterRef("pk")))),
 }
 DIRTY = {
     "raw sql": lambda: Author.objects.annotate(n=RawSQL("1", ())),
@@ -616,12 +648,42 @@ DIRTY = {
         pk__in=Author.objects.annotate(n=RawSQL("1", ())).values("n")
     ),
 }
+# The same, by parts of Django's that were given SQL.
+GIVEN_SQL = {
+    "template of a subquery": lambda: Author.objects.annotate(
+        n=Subquery(Author.objects.values("name")[:1], template=f"(SELECT {CHANGING})")
+    ),
+    "template of exists": lambda: Author.objects.annotate(
+        n=Exists(Author.objects.all(), template=f"({CHANGING} IS NULL OR EXISTS(%(subquery)s))")
+    ),
+    "connector": lambda: Author.objects.annotate(
+        n=CombinedExpression(
+            F("name"), f"|| {CHANGING} ||", F("name"), output_field=models.TextField()
+        )
+    ),
+    "cast to an own type": lambda: Author.objects.annotate(n=Cast("name", Marked())),
+    "cast to an array of an own type": lambda: Author.objects.annotate(
+        n=Cast("name", ArrayField(Marked()))
+    ),
+    "cast to a length": lambda: Author.objects.annotate(
+        n=Cast("name", models.CharField(max_length=f"20) || {CHANGING} || ''::varchar(20"))
+    ),
+    "function of an instance": lambda: Author.objects.annotate(
+        n=changed(Lower("name"), "function", f"{CHANGING} || lower")
+    ),
+    "template of an instance": lambda: Author.objects.annotate(
+        n=changed(Case(default=Value(1)), "template", f"length({CHANGING})")
+    ),
+    "SQL of an instance": lambda: Author.objects.annotate(
+        n=changed(Value("x"), "as_sql", lambda *args: (CHANGING, []))
+    ),
+}
 
 
-@pytest.mark.parametrize("name", [*CLEAN, *DIRTY])
+@pytest.mark.parametrize("name", [*CLEAN, *DIRTY, *GIVEN_SQL])
 def test_what_is_clean(name: str) -> None:
     """A statement of Django's own parts alone is clean; one with an application's is not."""
-    query = (CLEAN | DIRTY)[name]().query
+    query = (CLEAN | DIRTY | GIVEN_SQL)[name]().query
     sql, _ = query.get_compiler("default").as_sql()
     assert isinstance(sql, CleanSQL) is (name in CLEAN)
 
@@ -636,6 +698,23 @@ def test_fields_with_sql_of_their_own() -> None:
     assert is_clean_field(models.JSONField())
     assert is_clean_field(Plain())
     assert not is_clean_field(Doubled())
+    assert is_clean_field(ArrayField(Plain()))
+    assert not is_clean_field(ArrayField(Marked()))
+    named = models.IntegerField(db_column=f'"name" || {CHANGING} || "name"')
+    named.set_attributes_from_name("named")
+    assert not is_clean_field(named)
+
+
+@pytest.mark.parametrize("name", GIVEN_SQL)
+async def test_expressions_with_sql_of_their_own(add_alias: AddAlias, name: str) -> None:
+    """What the SQL in an expression makes in the session is refused, or not the next borrower's."""
+    alias = add_alias({"pool": {"max_size": 1}})
+    await Author.objects.acreate(name="a")
+    role = "SELECT current_user, current_setting('role')"
+    before = await bridged(run)(alias, role)
+    with suppress(DatabaseError):
+        await bridged(list)(GIVEN_SQL[name]().using(alias))
+    assert await bridged(run)(alias, role) == before
 
 
 async def test_clean_statements_cost_no_reset() -> None:
