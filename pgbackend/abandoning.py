@@ -49,16 +49,34 @@ def abandoned_frame(atomic: Any, exc_type: type[BaseException] | None) -> Frame 
     A generator that is closed does not wait either: the collector may have closed it in the middle
     of anything.
     """
-    frames = [frame for frame in getattr(atomic, "_pgbackend_frames", ()) if not frame.left]
-    if not frames or exc_type is None or issubclass(exc_type, BlockLeftError):
+    entered = getattr(atomic, "_pgbackend_frames", ())
+    frames = [frame for frame in entered if not frame.left]
+    if not frames or (exc_type is not None and issubclass(exc_type, BlockLeftError)):
         return None
     actor = current_actor()
     own = [frame for frame in frames if frame.actor == actor]
     if own:
-        closed = issubclass(exc_type, GeneratorExit | GreenletExit) or _is_closed()
+        closed = exc_type is not None and (
+            issubclass(exc_type, GeneratorExit | GreenletExit) or _is_closed()
+        )
         return own[-1] if closed else None
-    # Of several tasks' blocks it cannot be known which is meant: their generators are watched.
-    return frames[0] if len(frames) == 1 else None
+    # Of several tasks' blocks it cannot be known which is meant: their generators are watched. Nor
+    # where the caller's own block was taken away before.
+    if len(frames) > 1 or any(frame.actor == actor for frame in entered):
+        return None
+    return frames[0]
+
+
+def left_elsewhere(frame: Frame) -> RuntimeError:
+    """Return the error for who leaves the block of *frame* as if nothing were wrong: not its task.
+
+    Without it rows that will be rolled back would count as committed.
+    """
+    return RuntimeError(
+        f"this atomic block was entered by {frame.actor.name} and is left by another task: it is"
+        " rolled back. Enter and leave a block in one task: where asyncio.wait_for() or"
+        " create_task() runs only a part of it, that part is another task's"
+    )
 
 
 def may_wait(frame: Frame, caller: FrameType | None) -> bool:

@@ -19,7 +19,7 @@ from typing import Any
 
 from django.db import DEFAULT_DB_ALIAS, DatabaseError, transaction
 
-from .abandoning import abandon, abandoned_frame, end, may_wait, watch
+from .abandoning import abandon, abandoned_frame, end, left_elsewhere, may_wait, watch
 from .base import DatabaseWrapper
 from .blocks import frames_of
 from .bridge import run_bridged
@@ -100,6 +100,8 @@ async def aexit(self: Any, *exc_info: Any) -> Any:
             return await run_bridged(end, frame)
         # Nothing can be awaited in a coroutine that is being closed.
         abandon(frame)
+        if exc_info[0] is None:
+            raise left_elsewhere(frame)
         return None
     if _needs_no_thread(alias):
         return await run_bridged(self.__exit__, *exc_info)

@@ -12,7 +12,7 @@ from typing import Any
 
 from django.db import transaction
 
-from .abandoning import abandon, abandoned_frame, end_abandoned, watch
+from .abandoning import abandon, abandoned_frame, end_abandoned, left_elsewhere, watch
 from .base import DatabaseWrapper
 from .ending import leave_block, leave_in_thread
 from .routing import thread_transactions
@@ -74,6 +74,8 @@ def leaving(leave: Callable[..., Any]) -> Callable[..., Any]:
     def __exit__(self: Any, exc_type: Any, exc_value: Any, traceback: Any) -> Any:
         if (frame := abandoned_frame(self, exc_type)) is not None:
             abandon(frame)
+            if exc_type is None:
+                raise left_elsewhere(frame)
             return None
         wrapper = transaction.get_connection(self.using)
         if not isinstance(wrapper, DatabaseWrapper):

@@ -570,3 +570,66 @@ async def test_decorated_by_one_block(server: Server) -> None:
     await settled()
     assert committed(server) == sorted([f"{n}" for n in range(5)] + [f"{n} too" for n in range(5)])
     assert await run(connection, "SELECT 1") == 1
+
+
+# Blocks that another task leaves as if nothing were wrong
+
+
+async def by_a_stack() -> None:
+    stack = AsyncExitStack()
+    await stack.enter_async_context(transaction.atomic())
+    await Author.objects.acreate(name="lost")
+    await asyncio.create_task(stack.aclose())
+
+
+async def by_a_context_manager() -> None:
+    block = _block()
+    await block.__aenter__()
+    await Author.objects.acreate(name="lost")
+    await asyncio.create_task(block.__aexit__(None, None, None))
+
+
+async def by_the_rest_of_a_generator() -> None:
+    generator = rows()
+    await anext(generator)
+
+    async def read() -> None:
+        async for _ in generator:
+            pass
+
+    await asyncio.create_task(read())
+
+
+@pytest.mark.parametrize("reader", [False, True], ids=["plain", "bridged"])
+@pytest.mark.parametrize("outer", [False, True], ids=["outermost", "nested"])
+@pytest.mark.parametrize(
+    "leave",
+    [by_a_stack, by_a_context_manager, by_the_rest_of_a_generator],
+    ids=lambda f: f.__name__,
+)
+def test_left_by_another_task(
+    leave: Leave, outer: bool, reader: bool, runner: asyncio.Runner, server: Server
+) -> None:
+    """It is rolled back for who entered it, whose later writes stay; who leaves it is told."""
+
+    async def work() -> None:
+        with pytest.raises(RuntimeError, match=r"entered by .* and is left by another task"):
+            await leave()
+        await Author.objects.acreate(name="kept")
+        async with transaction.atomic():
+            await Author.objects.acreate(name="kept in a block")
+
+    async def main() -> None:
+        use_wrapper(options={"pool": {"max_size": SIZE}})
+        await fill(SIZE)
+        call = bridged(work) if reader else work
+        if outer:
+            async with transaction.atomic():
+                await call()
+        else:
+            await call()
+        assert not connection.in_atomic_block
+        await settled()
+
+    runner.run(main())
+    assert committed(server) == ["kept", "kept in a block"]
