@@ -11,10 +11,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from django.core import checks
-from django.db import connections
+from django.core.exceptions import ImproperlyConfigured
+from django.db import Error, connections
 
 from .base import DatabaseWrapper
+from .bridge import is_bridged
 from .options import pool_arguments
+from .settings_checks import of_alias
 
 
 def check_budget(
@@ -24,13 +27,24 @@ def check_budget(
 
     A process may open each alias's pool for the event loop and, if ``OPTIONS["pool"]`` is set,
     Django's own for threads. How many processes there are is told by the environment variable
-    ``WEB_CONCURRENCY``, as servers use it; without it, one.
+    ``WEB_CONCURRENCY``, as servers use it; without it, one. A server that does not answer is told
+    of, too; aliases whose options are wrong are left to the check of those.
     """
     messages: list[checks.CheckMessage] = []
-    for aliases in _by_server(databases or ()).values():
+    for aliases in _by_server(filter(_is_right, databases or ())).values():
         wanted = sum(map(_wanted, aliases))
         processes = _processes()
-        left = _left(aliases[0])
+        try:
+            left = _left(aliases[0])
+        except (Error, ImproperlyConfigured) as error:
+            messages.append(
+                checks.Warning(
+                    f"The server of {', '.join(map(repr, aliases))} could not be asked how many"
+                    f" connections it admits: {str(error).strip()}",
+                    id="pgbackend.W005",
+                )
+            )
+            continue
         if wanted * processes > left:
             messages.append(
                 checks.Warning(
@@ -41,6 +55,10 @@ def check_budget(
                 )
             )
     return messages
+
+
+def _is_right(alias: str) -> bool:
+    return not any(message.is_serious() for message in of_alias(alias))
 
 
 def _by_server(databases: Iterable[str]) -> dict[tuple[Any, Any], list[str]]:
@@ -62,7 +80,20 @@ def _wanted(alias: str) -> int:
 
 
 def _left(alias: str) -> int:
-    with connections[alias].cursor() as cursor:
+    wrapper: Any = connections[alias]
+    if is_bridged():
+        return _ask(wrapper)
+    # Past Django's pool, which would wait for its time-out, and hide the server's words.
+    wrapper = wrapper.copy()
+    wrapper.settings_dict["OPTIONS"].pop("pool", None)
+    try:
+        return _ask(wrapper)
+    finally:
+        wrapper.close()
+
+
+def _ask(wrapper: Any) -> int:
+    with wrapper.cursor() as cursor:
         cursor.execute(
             "SELECT current_setting('max_connections')::int"
             " - current_setting('superuser_reserved_connections')::int"

@@ -41,8 +41,11 @@ class Options:
 
 
 def check(alias: str, options: dict[str, Any]) -> None:
-    """Raise ImproperlyConfigured for the first of our own *options* whose value is wrong."""
-    for problem in problems_of(alias, {name: options[name] for name in NAMES if name in options}):
+    """Raise ImproperlyConfigured for the first of the *options* whose value is wrong.
+
+    Ours are looked at, and those of psycopg's that would fail with an error that names nothing.
+    """
+    for problem in (*problems_of(alias, options), *problems_of(alias, options, OF_PSYCOPG)):
         raise ImproperlyConfigured(problem)
 
 
@@ -107,6 +110,16 @@ VALUES = {
 }
 
 NAMES = tuple(VALUES)
+
+_LEFT_OUT = Values(lambda value: False, "left out, since Django sets it")
+
+# Arguments of psycopg's connect(). What Django sets itself would have no effect, or break the ORM.
+OF_PSYCOPG = {
+    "autocommit": _LEFT_OUT,
+    "context": _LEFT_OUT,
+    "prepare_threshold": _or_none(_count(0)),
+    "row_factory": _LEFT_OUT,
+}
 
 _DEFAULTS = Options()
 

@@ -17,17 +17,11 @@ from django.db.utils import load_backend
 
 from . import conf
 from .base import DatabaseWrapper
-from .options import NAMES, Values, nearest, pool_problems, problems_of
+from .options import NAMES, OF_PSYCOPG, Values, nearest, pool_problems, problems_of
 
-# Django's own options, those that psycopg's connect() takes, and libpq's.
+# Django's own options, and what psycopg's connect() takes, beside libpq's.
 _OF_DJANGO = ("assume_role", "isolation_level", "pool", "server_side_binding")
-_OF_PSYCOPG = (
-    "autocommit",
-    "context",
-    "cursor_factory",
-    "prepare_threshold",
-    "row_factory",
-)
+_OF_PSYCOPG = ("cursor_factory", *OF_PSYCOPG)
 
 
 def _libpq() -> list[str]:
@@ -42,15 +36,11 @@ def _is_level(value: Any) -> bool:
     return True
 
 
-def _is_threshold(value: Any) -> bool:
-    return value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 0)
-
-
 _VALUES = {
     "assume_role": Values(lambda value: value is None or isinstance(value, str), "a role's name"),
     "isolation_level": Values(_is_level, "one of psycopg.IsolationLevel"),
     "server_side_binding": Values(lambda value: isinstance(value, bool), "True or False"),
-    "prepare_threshold": Values(_is_threshold, "a whole number of 0 or more, or None"),
+    **OF_PSYCOPG,
 }
 
 _PREFIX = "PGBACKEND_"
@@ -61,10 +51,11 @@ _LIKE = 0.85
 
 def check_options(**kwargs: Any) -> list[checks.CheckMessage]:
     """Report what is wrong in the ``OPTIONS`` of this backend's aliases."""
-    return [message for alias in connections.settings for message in _of_alias(alias)]
+    return [message for alias in connections.settings for message in of_alias(alias)]
 
 
-def _of_alias(alias: str) -> Iterator[checks.CheckMessage]:
+def of_alias(alias: str) -> Iterator[checks.CheckMessage]:
+    """Report what is wrong in the ``OPTIONS`` of one alias, if it is this backend's."""
     conf = connections.settings[alias]
     if not issubclass(load_backend(conf["ENGINE"]).DatabaseWrapper, DatabaseWrapper):
         return

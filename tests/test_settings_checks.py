@@ -11,6 +11,7 @@ from django.core.management import call_command
 from django.core.management.base import SystemCheckError
 from django.db import connections
 from django.test import override_settings
+from psycopg.rows import dict_row
 
 from pgbackend import conf
 from pgbackend.settings_checks import check_options, check_own_settings
@@ -46,6 +47,9 @@ NAN, INF = float("nan"), float("inf")
             {"prepare_threshold": -1},
             "['prepare_threshold'] is a whole number of 0 or more, or None, not -1",
         ),
+        ({"row_factory": dict_row}, "['row_factory'] is left out, since Django sets it, not"),
+        ({"autocommit": True}, "['autocommit'] is left out, since Django sets it, not True"),
+        ({"context": None}, "['context'] is left out, since Django sets it, not None"),
         ({"pool": "big"}, "['pool'] is a bool or a dict, not 'big'"),
         ({"pool": {"max_size": 0}}, "['max_size'] is a whole number of 1 or more, or None, not 0"),
         ({"pool": {"max_size": 2.5}}, "['max_size'] is a whole number of 1 or more, or None, not"),
@@ -112,7 +116,15 @@ def test_pool_beside_persistent_connections(add_alias: AddAlias) -> None:
     assert "CONN_MAX_AGE of 5" in message.msg
 
 
-@pytest.mark.parametrize("option", [{"turn_timeout": NAN}, {"reset": "never"}])
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"turn_timeout": NAN},
+        {"reset": "never"},
+        {"prepare_threshold": "5"},
+        {"row_factory": dict_row},
+    ],
+)
 async def test_use_with_wrong_options(option: dict[str, Any], add_alias: AddAlias) -> None:
     """Whoever uses the database with a wrong option gets ImproperlyConfigured that names it."""
     alias = add_alias(option)
