@@ -135,9 +135,11 @@ def may_touch_loop(loop: AbstractEventLoop) -> bool:
     Not from a greenlet inside a callback from libuv, where the collector may end a call; see
     `calls_from_python`.
     """
-    if calls_from_python(loop) or not isinstance(getcurrent(), _Bridge):
+    bridge = getcurrent()
+    if calls_from_python(loop) or not isinstance(bridge, _Bridge):
         return True
-    return _get_running_loop() is not loop or _in_step()
+    # A call that is closed unwinds as its own task, wherever that happens.
+    return _get_running_loop() is not loop or (_in_step() and not bridge.abandoned)
 
 
 def may_run_nested(loop: AbstractEventLoop) -> bool:
