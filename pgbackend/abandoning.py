@@ -13,7 +13,7 @@ import functools
 import gc
 import inspect
 from asyncio import AbstractEventLoop, _get_running_loop
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextvars import Context
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -49,7 +49,7 @@ def abandoned_frame(atomic: Any, exc_type: type[BaseException] | None) -> Frame 
     A generator that is closed does not wait either: the collector may have closed it in the middle
     of anything.
     """
-    entered = getattr(atomic, "_pgbackend_frames", ())
+    entered: Sequence[Frame] = getattr(atomic, "_pgbackend_frames", ())
     frames = [frame for frame in entered if not frame.left]
     if not frames or (exc_type is not None and issubclass(exc_type, BlockLeftError)):
         return None
