@@ -37,7 +37,7 @@ if tuple(map(int, psycopg.__version__.split(".")[:2])) < (3, 3):
 from . import joining
 from .autocommit import TransactionControl
 from .bridge import await_bridged
-from .connection import BridgedLock
+from .connection import BridgedConnection, BridgedLock
 from .creation import DatabaseCreation
 from .cursor import CursorDebugWrapper, CursorWrapper, LeaseHolder
 from .features import DatabaseFeatures
@@ -51,7 +51,7 @@ from .options import check as check_options
 from .per_task import States
 from .pool import ConnectionPool
 from .registry import open_pools
-from .session_guard import Guarded, for_one_use, guard
+from .session_guard import for_one_use, guard
 from .threads import Handed
 from .wrapping import Watched
 
@@ -379,7 +379,9 @@ class DatabaseWrapper(Watched, TransactionControl):
     def create_cursor(self, name: str | None = None) -> Any:
         """Return a psycopg cursor, for a wrapper of Django's."""
         cursor = super().create_cursor(name)
-        return guard(cursor, wrapped=True) if isinstance(cursor, Guarded) else cursor
+        # Django makes a server-side one of a class of its own, without asking the connection.
+        ours = isinstance(getattr(cursor, "connection", None), BridgedConnection)
+        return guard(cursor, wrapped=True) if ours else cursor
 
     def make_cursor(self, cursor: Any) -> CursorWrapper:
         """Wrap a psycopg cursor."""

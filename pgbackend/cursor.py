@@ -90,6 +90,9 @@ class LeaseHolder(utils.CursorWrapper):
         if pinned:
             self._transaction = None if self.cursor.withhold else lease.state.transaction
             self._opened_at = lease.closings
+            if self._transaction is None:
+                # Whoever gives the connection back early does not close it.
+                lease.dirty = True
             if lease.named is None:
                 lease.named = WeakSet()
             lease.named.add(self)

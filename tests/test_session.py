@@ -273,6 +273,91 @@ async def test_other_ways(name: str, add_alias: AddAlias) -> None:
     assert await bridged(run)(alias, SETTING) == ""
 
 
+def setting_and_lock() -> Any:
+    """Return authors with what a setting is set to and whether a lock was taken."""
+    return Author.objects.annotate(
+        one=Func(
+            Value("app.one"), Value("a"), Value(False), function="set_config", output_field=TEXT
+        ),
+        lock=Func(Value(7), function="pg_try_advisory_lock", output_field=models.BooleanField()),
+    )
+
+
+TEXT = models.TextField()
+SETTING_AND_LOCK = (
+    "SELECT concat(current_setting('app.one', true), count(*)) FROM pg_locks"
+    " WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
+)
+
+
+def read_a_row(alias: str) -> None:
+    rows = setting_and_lock().using(alias).iterator(chunk_size=1)
+    next(rows)
+    rows.close()
+
+
+def read_in_a_block(alias: str) -> None:
+    with transaction.atomic(alias):
+        list(setting_and_lock().using(alias).iterator())
+
+
+async def read_asynchronously(alias: str) -> None:
+    async for _ in setting_and_lock().using(alias).aiterator():
+        pass
+
+
+READS: dict[str, Callable[[str], Any]] = {
+    "list": lambda alias: list(setting_and_lock().using(alias)),
+    "iterator": lambda alias: list(setting_and_lock().using(alias).iterator()),
+    "one row": read_a_row,
+    "values": lambda alias: list(setting_and_lock().using(alias).values_list().iterator()),
+    "in a block": read_in_a_block,
+    "aiterator": read_asynchronously,
+}
+
+
+@pytest.mark.parametrize("binding", [False, True])
+@pytest.mark.parametrize("name", READS)
+async def test_expressions_of_querysets(name: str, binding: bool, add_alias: AddAlias) -> None:
+    """What an expression makes in the session is kept in a request, refused elsewhere.
+
+    Whether the rows are fetched at once or by a server-side cursor.
+    """
+    alias = add_alias({"pool": {"max_size": 1}, "server_side_binding": binding})
+    for each in ("a", "b", "c"):
+        await Author.objects.acreate(name=each)
+
+    async def read() -> None:
+        found = READS[name](alias)
+        if found is not None and asyncio.iscoroutine(found):
+            await found
+
+    async def view() -> Any:
+        await read()
+        run(alias, "SELECT 1")
+        return run(alias, SETTING_AND_LOCK)
+
+    async def inside_pinned() -> Any:
+        async with pinned(alias):
+            if name == "aiterator":
+                await read_asynchronously(alias)
+            else:
+                await bridged(READS[name])(alias)
+            return await bridged(run)(alias, SETTING_AND_LOCK)
+
+    def plain() -> None:
+        READS[name](alias)
+
+    fresh = await bridged(run)(alias, SETTING_AND_LOCK)
+    assert await in_bridge(view) == "a1"
+    assert await bridged(run)(alias, SETTING_AND_LOCK) == fresh
+    assert await inside_pinned() == "a1"
+    assert await bridged(run)(alias, SETTING_AND_LOCK) == fresh
+    with pytest.raises(ProgrammingError, match="lives in the session"):
+        await (read_asynchronously(alias) if name == "aiterator" else bridged(plain)())
+    assert await bridged(run)(alias, SETTING_AND_LOCK) == fresh
+
+
 class Hidden:
     """SQL that goes to the server by way of a parameter."""
 
