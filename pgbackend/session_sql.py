@@ -10,6 +10,8 @@ https://www.postgresql.org/docs/current/sql-syntax-lexical.html
 from __future__ import annotations
 
 import re
+import sys
+from bisect import bisect_right
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
@@ -51,14 +53,7 @@ def look_at(sql: str, *, backslashes: bool = False) -> Effect:
 
 
 def _look(sql: str, backslashes: bool) -> Effect:
-    lowered = sql.lower()
-    if '"' in lowered:
-        if 'u&"' in lowered and "\\" in lowered:
-            # A name in escapes may be any name.
-            return Effect(silent=True)
-        lowered = _QUOTED_NAMES.sub(r"\1", lowered)
-    text = _Text(lowered, backslashes)
-    return text.effect()
+    return _Text(sql, backslashes).effect()
 
 
 _look_once = lru_cache(maxsize=2000)(_look)
@@ -66,7 +61,7 @@ _look_once = lru_cache(maxsize=2000)(_look)
 
 def local_settings(sql: str, *, backslashes: bool = False) -> int:
     """Return how many statements the server answers by SET though they last for a transaction."""
-    return len(_LOCAL.findall(_Text(sql.lower(), backslashes).code))
+    return len(_LOCAL.findall(_Text(sql, backslashes).code))
 
 
 # Masking: a literal, comment or quoted identifier becomes one quote. A quote then counts as a
@@ -78,19 +73,23 @@ def _comment(depth: int) -> str:
     return rf"/\*(?:[^*/]++|\*(?!/)|/(?!\*){inner})*+\*/"
 
 
+# Literals go on after a line's end, in escapes if they began so.
+_GAP = r"(?:[^\S\n\r]++|--[^\n\r]*+)*+[\n\r](?:\s++|--[^\n\r]*+[\n\r])*+"
 _ESCAPED = r"'(?:[^'\\]++|\\.|'')*+'?"
+_WITH_ESCAPES = rf"(?<![\w$])[eE]{_ESCAPED}(?:{_GAP}{_ESCAPED})*+"
+_UNICODE = rf"(?<![\w$])[uU]&'(?:[^']++|''|'{_GAP}')*+'?"
 _OTHERS = rf"""'[^']*+'?|"[^"]*+"?|--[^\n\r]*+|{_comment(2)}"""
 _DOLLARS = (
     r"(?<![\w$])\$(?P<tag>(?:[^\W\d]\w*+)?+)\$"
     r"(?:(?:[^$]++|\$(?!(?P=tag)\$))*+\$(?P=tag)\$|.*+)"
 )
 
-# By what is in the text: dollars; backslashes in E'', or in each literal.
+# By what is in the text: dollars; escapes in E'' and U&'', or backslashes in each literal.
 _MASKED = {
     (dollars, escapes): re.compile(
         "|".join(
             [_DOLLARS] * dollars
-            + [rf"(?<![\w$])e{_ESCAPED}"] * (escapes == "e")
+            + [_WITH_ESCAPES, _UNICODE] * (escapes == "e")
             + [_ESCAPED] * (escapes == "all")
             + [_OTHERS]
         ),
@@ -134,6 +133,9 @@ _INTO_TEMP = _compiled(
               | (?:(?:unlogged~)?table~)?pg_temp(?:_\d+)?@\. )"""
 )
 _CREATE_TEMP = _compiled(rf"{_START} create\b[^;]*?\bpg_temp(?:_\d+)?@\.")
+# Where what is made without a schema's name is temporary; as a literal, too.
+_TEMPORARY_PATH = _compiled(r"""search_path["\s']*+(?:=|\bto\b|,)["\s']*+pg_temp\b""")
+_MAKES = re.compile(r"\b(?:create|into)\b")
 _UPDATE_SETTINGS = _compiled(r"update~(?:only~)?(?:pg_catalog@\.@)?pg_settings\b")
 
 _LOCKS = _compiled(r"advisory_lock(?:_shared)?@\(")
@@ -186,29 +188,47 @@ _PLAIN_HEADS = frozenset(
 _BEFORE_STATEMENTS = re.compile(r"\b(?:begin|then|else|loop)\b")
 
 
-class _Text:
-    """A text in small letters, and the same with its literals masked."""
+# Blocks in strings of blocks are looked at no deeper: they may do anything.
+_DEEP = 4
 
-    def __init__(self, lowered: str, backslashes: bool, *, procedural: bool = False) -> None:
+
+class _Text:
+    """A text, and the same in small letters with its literals masked.
+
+    *depth* is how many literals it is in.
+    """
+
+    def __init__(
+        self, text: str, backslashes: bool, *, procedural: bool = False, depth: int = 0
+    ) -> None:
+        lowered = text.lower()
+        # A name in escapes may be any name.
+        self._any_name = 'u&"' in lowered and ("\\" in text or "uescape" in lowered)
+        if '"' in text:
+            text = _QUOTED_NAMES.sub(r"\1", text)
         escapes = ""
-        if "\\" in lowered:
-            escapes = "all" if backslashes else "e" if "e'" in lowered else ""
-        self._lowered = lowered
+        if "\\" in text and (backslashes or "e'" in lowered):
+            escapes = "all" if backslashes else "e"
+        elif "u&'" in lowered:
+            escapes = "e"
+        # As it is written: an escape is another in a capital letter, and so are a dollar's tags.
+        self._text = text
         self._backslashes = backslashes
-        self._procedural = procedural
-        dollars = "$" in lowered
+        self._depth = depth
+        dollars = "$" in text
         self._pattern = _MASKED[dollars, escapes]
         if dollars:
-            code = self._pattern.sub("'", lowered)
-        elif not escapes and not any(each in lowered for each in ('"', "--", "/*")):
+            code = self._pattern.sub("'", text)
+        elif not escapes and not any(each in text for each in ('"', "--", "/*")):
             # Literals alone: what is between them is each second part.
-            parts = lowered.split("'")
+            parts = text.split("'")
             code = "'".join([*parts[::2], ""] if len(parts) % 2 == 0 else parts[::2])
         else:
-            code = "'".join(self._pattern.split(lowered))
+            code = "'".join(self._pattern.split(text))
         self._deep = "/*" in code
         if self._deep:
             code = "'".join(each for each, _ in self._pieces())
+        code = code.lower()
         if procedural:
             code = _BEFORE_STATEMENTS.sub(";", code)
         # A statement begins after a semicolon; so does the first one.
@@ -216,7 +236,7 @@ class _Text:
 
     def _pieces(self) -> Iterator[tuple[str, str]]:
         """Yield what is between masked things, each with the one that follows it."""
-        text, begin, position = self._lowered, 0, 0
+        text, begin, position = self._text, 0, 0
         pattern = re.compile(rf"{self._pattern.pattern}|/\*", re.DOTALL)
         while found := pattern.search(text, position):
             end = found.end()
@@ -231,10 +251,41 @@ class _Text:
         """Return what was masked, in the order of the quotes in `code`."""
         if self._deep:
             return [each for _, each in self._pieces() if each]
-        return [found.group() for found in self._pattern.finditer(self._lowered)]
+        return [found.group() for found in self._pattern.finditer(self._text)]
+
+    def _literals(self) -> Iterator[tuple[int, str]]:
+        """Yield the literals, each with the place in `code` where it begins, without escapes."""
+        code = self.code
+        begin, end = 0, 0
+        held: list[str] = []
+        places = [found.start() for found in _QUOTES.finditer(code)]
+        for place, token in zip(places, self._masked(), strict=False):
+            if token.startswith(("--", "/*", '"')):
+                continue
+            if held:
+                between = code[end:place]
+                words = between.strip(_BLANKS)
+                if words == "uescape" and held[0][0] in "uU":
+                    yield begin, _content(held[0], self._backslashes, token[1:2] or "\\")
+                    held = []
+                    continue
+                if token[0] == held[0][0] == "'" and not words:
+                    goes_on = "\n" in between or "\r" in between
+                    if goes_on:
+                        held[-1] = held[-1].removesuffix("'")
+                    if goes_on or not between:
+                        held.append(token[1:] if goes_on else token)
+                        end = place + 1
+                        continue
+                yield begin, _content("".join(held), self._backslashes)
+            begin, end, held = place, place + 1, [token]
+        if held:
+            yield begin, _content("".join(held), self._backslashes)
 
     def effect(self) -> Effect:
         code = self.code
+        if self._any_name:
+            return Effect(silent=True)
         silent = loud = depends = False
         blocks: list[str] = []
         if (start := _STARTS.search(code)) is not None:
@@ -255,6 +306,11 @@ class _Text:
 
     def _makes_temporary(self) -> bool:
         code = self.code
+        if "search_path" in code or "set_config" in code:
+            lowered = self._text.lower()
+            for each in (code, lowered) if "pg_temp" in lowered else ():
+                if (path := _TEMPORARY_PATH.search(each)) and _MAKES.search(each, path.end()):
+                    return True
         if "temp" not in code:
             return False
         for found in _INTO_TEMP.finditer(code):
@@ -334,36 +390,39 @@ class _Text:
             count += code.count("'", position, begin)
             inside = code.count("'", begin, end)
             literals = [each for each in masked[count : count + inside] if each[0] == "'"]
-            if len(literals) != 1 or literals[0].strip("'").strip() not in _WORDS_FOR_TRUE:
+            if len(literals) != 1 or literals[0].strip("'").strip().lower() not in _WORDS_FOR_TRUE:
                 return False
             position, count = end, count + inside
         return True
 
     def _blocks(self) -> Effect:
         """Return what the blocks of DO statements do, those that strings in them have included."""
-        code, masked = self.code, self._masked()
+        if self._depth >= _DEEP:
+            return Effect(silent=True)
         silent = loud = depends = False
-        position = first = 0
-        for found in _DO.finditer(code):
-            first += code.count("'", position, found.start(1))
-            position = found.start(1)
-            language = _LANGUAGE.search(found.group(1))
-            for each in masked[first : first + found.group(1).count("'")]:
-                if each.startswith(("--", "/*")):
-                    continue
-                body = _content(each)
-                inner = _Text(body, self._backslashes, procedural=True)
-                effect = inner.effect()
+        blocks = list(_DO.finditer(self.code))
+        begins = [found.start(1) for found in blocks]
+        languages = [_LANGUAGE.search(found.group(1)) for found in blocks]
+        for place, body in self._literals():
+            number = bisect_right(begins, place) - 1
+            if number < 0 or place >= blocks[number].end():
+                continue
+            language = languages[number]
+            inner = _Text(body, self._backslashes, procedural=True, depth=self._depth + 1)
+            effects = [inner.effect()]
+            if language and language.group(1) != "plpgsql":
+                silent = silent or _OF_OTHER_LANGUAGES.search(body.lower()) is not None
+            elif "execute" in inner.code:
+                effects += inner.executed()
+            for effect in effects:
                 silent, loud = silent or effect.silent, loud or effect.loud
-                depends = depends or effect.depends
-                if language and language.group(1) != "plpgsql":
-                    silent = silent or _OF_OTHER_LANGUAGES.search(body) is not None
-                elif "execute" in inner.code:
-                    for literal in inner._masked():
-                        if not literal.startswith(("--", "/*")):
-                            executed = _look(_content(literal), self._backslashes)
-                            silent, loud = silent or executed.silent, loud or executed.loud
+            depends = depends or effects[0].depends
         return Effect(silent=silent, loud=loud, depends=depends)
+
+    def executed(self) -> Iterator[Effect]:
+        """Yield what each literal would do if it were executed."""
+        for _, sql in self._literals():
+            yield _Text(sql, self._backslashes, depth=self._depth + 1).effect()
 
 
 _LANGUAGE = _compiled(r"\blanguage~(\w*)")
@@ -374,13 +433,55 @@ _OF_OTHER_LANGUAGES = re.compile(
 )
 
 
-def _content(literal: str) -> str:
-    """Return what is between the quotes of a literal, or between its dollars."""
+_QUOTES = re.compile("'")
+_BLANKS = " \t\n\r\f\v'"
+
+_ESCAPES = re.compile(
+    rf"""\\(?: x([0-9a-fA-F]{{1,2}}) | u([0-9a-fA-F]{{4}}) | U([0-9a-fA-F]{{8}})
+            | ([0-7]{{1,3}}) | (.) )
+        | '(?:{_GAP})?'""",
+    re.DOTALL | re.VERBOSE,
+)
+_CONTROLS = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
+
+
+def _content(literal: str, backslashes: bool, mark: str = "\\") -> str:
+    """Return what is between the quotes of a literal, or between its dollars, without escapes.
+
+    *mark* is what begins one in U&''.
+    """
     if literal.startswith("$"):
         length = literal.index("$", 1) + 1
         return literal[length : max(length, len(literal) - length)]
     begin = literal.find("'") + 1
-    return literal[begin:].removesuffix("'").replace("''", "'")
+    inside = literal[begin:].removesuffix("'")
+    if literal[0] in "uU":
+        escape = re.escape(mark)
+        return re.sub(
+            rf"{escape}(?:([0-9a-fA-F]{{4}})|\+([0-9a-fA-F]{{6}})|({escape}))|'(?:{_GAP})?'",
+            lambda found: found[3] or _unescaped(found, found[1] or found[2], 16),
+            inside,
+        )
+    if literal[0] in "eE" or (backslashes and "\\" in inside):
+        return _ESCAPES.sub(
+            lambda found: (
+                _CONTROLS.get(found[5], found[5])
+                if found[5]
+                else _unescaped(found, found[4], 8)
+                if found[4]
+                else _unescaped(found, found[1] or found[2] or found[3], 16)
+            ),
+            inside,
+        )
+    return inside.replace("''", "'")
+
+
+def _unescaped(found: re.Match[str], digits: str | None, base: int) -> str:
+    """Return the character of an escape; of no digits: the quote that two stand for, or none."""
+    if digits:
+        number = int(digits, base)
+        return chr(number) if number <= sys.maxunicode else "\ufffd"
+    return "'" if found.group() == "''" else ""
 
 
 def _comment_end(text: str, position: int) -> int:
