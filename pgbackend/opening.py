@@ -162,7 +162,8 @@ def configure(owner: Any, pooled: PooledConnection, seconds: float) -> None:
             owner.connection = face.made = None
         with psycopg.Cursor(face, row_factory=psycopg.rows.tuple_row) as cursor:
             cursor.execute(session.SNAPSHOT, [session.own_settings(made)])
-            *settings, (_, pid) = cursor.fetchall()
+            *settings, (_, temporary), (_, pid) = cursor.fetchall()
+            pooled.has_temporary = temporary == "true"
             # A pooler such as PgBouncer tells its clients numbers of its own.
             face.has_session = int(pid) == face.pgconn.backend_pid
             pooled.reset_message = session.reset_message(

@@ -32,6 +32,9 @@ class PooledConnection(psycopg.AsyncConnection[Any]):
     face: Any = None
     # What gives its session back the state after configuring; see `session.reset_message`.
     reset_message = ""
+    # Whether receivers of connection_created made temporary tables: a borrower may write into them
+    # by statements that leave the session as it was otherwise.
+    has_temporary = False
     # What receivers of connection_created added to ``execute_wrappers`` for it.
     execute_wrappers: list[Callable[..., Any]] | None = None
     # The task it is on loan to; None in the pool's own hands.

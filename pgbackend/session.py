@@ -152,13 +152,16 @@ _RESET = (
 )
 
 # The settings of a session that are not those it started with. The server does not list the
-# role, nor the application's own settings, whose names have a dot. Last, whose session it is.
+# role, nor the application's own settings, whose names have a dot. Last, whether it has temporary
+# tables, and whose session it is.
 SNAPSHOT = (
     "SELECT name, setting FROM pg_catalog.pg_settings WHERE source = 'session'"
     " UNION ALL SELECT name, current_setting(name, true) FROM unnest(%s::text[]) AS own (name)"
     " WHERE current_setting(name, true) IS NOT NULL"
     " UNION ALL SELECT 'session_authorization', session_user"
     " UNION ALL SELECT 'role', current_setting('role')"
+    " UNION ALL SELECT 'temporary', (EXISTS (SELECT FROM pg_catalog.pg_class"
+    " WHERE relnamespace = pg_catalog.pg_my_temp_schema()))::text"
     " UNION ALL SELECT 'pg_backend_pid()', pg_catalog.pg_backend_pid()::text"
 )
 

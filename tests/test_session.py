@@ -636,6 +636,118 @@ async def test_what_receivers_make(name: str, add_alias: AddAlias, sets: None) -
     assert len(created) == 1
 
 
+class Basket(models.Model):
+    """A row of a temporary table."""
+
+    item = models.TextField()
+
+    class Meta:
+        app_label = "tests"
+        db_table = "pgbackend_basket"
+        managed = False
+
+
+def write_by_the_orm(alias: str) -> None:
+    Basket.objects.using(alias).create(item="secret")
+
+
+def change_by_the_orm(alias: str) -> None:
+    Basket.objects.using(alias).update(item="secret")
+
+
+def remove_in_a_block(alias: str) -> None:
+    with transaction.atomic(alias):
+        Basket.objects.using(alias).all().delete()
+
+
+def write_by_sql(alias: str) -> None:
+    run(alias, "INSERT INTO pgbackend_basket (item) VALUES ('secret')")
+
+
+def write_in_a_transaction_of_its_own(alias: str) -> None:
+    with transaction.atomic(alias):
+        write_by_the_orm(alias)
+
+
+def count_by_a_sequence(alias: str) -> None:
+    with pytest.raises(DataError), transaction.atomic(alias):
+        write_by_the_orm(alias)
+        run(alias, "SELECT 1 / 0")
+
+
+WRITES = [
+    write_by_the_orm,
+    change_by_the_orm,
+    remove_in_a_block,
+    write_by_sql,
+    write_in_a_transaction_of_its_own,
+    count_by_a_sequence,
+]
+
+
+@pytest.fixture
+def makes_baskets(server: Server) -> Iterator[None]:
+    """A function of the server that makes a temporary table, as its caller's text does not tell."""
+    server.all(
+        "CREATE FUNCTION pgbackend_tests_baskets() RETURNS void LANGUAGE sql AS $$"
+        " CREATE TEMP TABLE pgbackend_basket (id serial PRIMARY KEY, item text) $$"
+    )
+    yield
+    server.all("DROP FUNCTION pgbackend_tests_baskets")
+
+
+@pytest.mark.parametrize("write", WRITES)
+async def test_rows_in_tables_that_receivers_make(
+    write: Callable[[str], None], add_alias: AddAlias
+) -> None:
+    """What a borrower writes into a receiver's temporary table is gone for the next one."""
+
+    def receive(connection: Any, **kwargs: Any) -> None:
+        if connection.alias == alias:
+            with connection.cursor() as cursor:
+                cursor.execute("CREATE TEMP TABLE pgbackend_basket (id serial, item text)")
+                cursor.execute("INSERT INTO pgbackend_basket (item) VALUES ('first')")
+
+    @bridged
+    def rows() -> list[Any]:
+        return list(Basket.objects.using(alias).values_list("id", "item"))
+
+    @bridged
+    def next_id() -> int:
+        return int(Basket.objects.using(alias).create(item="next").pk)
+
+    alias = add_alias({"pool": {"max_size": 1}})
+    connection_created.connect(receive)
+    try:
+        for _ in range(2):
+            assert await rows() == [(1, "first")]
+            await bridged(write)(alias)
+        assert await rows() == [(1, "first")]
+        assert await next_id() == 2
+    finally:
+        connection_created.disconnect(receive)
+
+
+async def test_rows_in_tables_of_a_receivers_function(
+    add_alias: AddAlias, makes_baskets: None
+) -> None:
+    """Nor do rows pass on in a table that a receiver makes by a function in the server."""
+
+    def receive(connection: Any, **kwargs: Any) -> None:
+        if connection.alias == alias:
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT pgbackend_tests_baskets()")
+
+    alias = add_alias({"pool": {"max_size": 1}})
+    connection_created.connect(receive)
+    try:
+        await bridged(write_by_the_orm)(alias)
+        with pytest.raises(ProgrammingError, match="does not exist"):
+            await bridged(Basket.objects.using(alias).count)()
+    finally:
+        connection_created.disconnect(receive)
+
+
 async def test_what_receivers_write(add_alias: AddAlias, server: Server) -> None:
     """What else a receiver of connection_created does is done once for each connection."""
 
