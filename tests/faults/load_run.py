@@ -195,10 +195,23 @@ class Load:
             self.plan.clear()
             if report.errors.total() > report.breaks:
                 report.broken.append("10: more operations failed than connections were broken")
-            after = Baseline()
+            after = await self._at_rest_again(before)
             report.objects = after.objects - before.objects
             report.broken += after.compare(before, report.operations.total())
             await connection.async_pool.close()
+
+    async def _at_rest_again(self, before: Baseline) -> Baseline:
+        """Return what there is when it is no more than *before*, or after 10 s.
+
+        The loop closes sockets some time later.
+        """
+        deadline = time.monotonic() + 10
+        while True:
+            after = Baseline()
+            more = any(after.compare(before, self.report.operations.total()))
+            if not more or time.monotonic() > deadline:
+                return after
+            await asyncio.sleep(0.1)
 
     def _numbers(self) -> Iterator[int]:
         number = 0
