@@ -70,11 +70,17 @@ def has_sql_of_its_own(node: Any) -> bool:
     if own is None:
         return False
     return (
-        not _OF_INSTANCES.isdisjoint(own)
+        (not _OF_INSTANCES.isdisjoint(own) and _differs(node, own))
         or (bool(extra := own.get("extra")) and not _TEMPLATE.isdisjoint(extra))
         or (isinstance(node, CombinedExpression) and node.connector not in _CONNECTORS)
         or (isinstance(node, Cast) and not is_clean_type(node.output_field))
     )
+
+
+def _differs(node: Any, own: dict[str, Any]) -> bool:
+    """Return whether attributes of *node* itself differ from its class's: Django copies some."""
+    cls = type(node)
+    return any(own[name] != getattr(cls, name, None) for name in _OF_INSTANCES & own.keys())
 
 
 def is_clean_type(field: Any) -> bool:
