@@ -24,7 +24,7 @@ def test_skips_without_the_bridge() -> None:
 async def test_skips_in_the_bridge() -> None:
     """In the bridge few tests are skipped, each for a reason that is a sentence.
 
-    At most twelve, beside the six that take a transaction for committed which the server rolled back.
+    At most twelve, beside six that take for committed what the server rolled back.
     """
     reasons = await bridged(skipped)()
     assert 0 < sum(map(len, reasons.values())) <= 12 + 6
