@@ -124,7 +124,7 @@ def enter_session(lease: Lease, transaction: Transaction | None) -> None:
 
     *transaction* is the one in which the running task, maybe a child, has made it be kept.
     """
-    states = lease.state.states
+    states = lease.state.states()
     if states is None:
         return
     here = getcurrent().gr_context

@@ -216,7 +216,7 @@ class States:
         found = self._of_tasks.get(task)
         if found is None:
             found = ConnectionState(autocommit=self._autocommit)
-            found.states = self
+            found.states = ref(self)
         self._last = (ref(task), found)
         return found
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from . import joining
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from .pool import ConnectionPool
 
 
+def _of_nobody() -> None:
+    """Stand for a reference to the states of a wrapper where there are none."""
+
+
 class ConnectionState(Turns):
     """The attributes of a `DatabaseWrapper` that belong to one task, or to its thread.
 
@@ -35,8 +40,8 @@ class ConnectionState(Turns):
         self._initial_autocommit = autocommit
         # The synchronous path's own psycopg connection; see the property `connection`.
         self._own_connection: Any = None
-        # Whose it is, if it is a task's.
-        self.states: States | None = None
+        # Whose it is, if it is a task's: weakly, so that no cycle keeps a wrapper's memory.
+        self.states: Callable[[], States | None] = _of_nobody
         self.lease: Lease | None = None
         # True while a holder waits for Django's `ensure_connection` to make the lease.
         self.connecting = False
