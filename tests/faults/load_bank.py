@@ -28,7 +28,7 @@ BALANCE = 1000
 TOTAL = ACCOUNTS * BALANCE
 
 # How often a transfer is tried that others deadlock with.
-ATTEMPTS = 10
+ATTEMPTS = 50
 
 # How long the two halves of a deadlock wait for each other, seconds.
 _MEETING = 5.0
