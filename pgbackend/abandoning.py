@@ -12,15 +12,16 @@ import asyncio
 import functools
 import gc
 import inspect
+import sys
 from asyncio import AbstractEventLoop, _get_running_loop
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from contextvars import Context
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet, ref
 
 from django.db import connections
-from greenlet import GreenletExit
+from greenlet import GreenletExit, getcurrent
 
 from .actors import current_actor, work_for
 from .bridge import can_wait, is_bridged, run_bridged
@@ -171,6 +172,21 @@ def end(frame: Frame) -> None:
         frame.atomic.__exit__(BlockLeftError, BlockLeftError(frame), None)
 
 
+def end_within(frame: Frame) -> None:
+    """End the blocks that the running task has entered inside that of *frame* and not left.
+
+    They are in generators that are suspended still, or in coroutines that do not know that they
+    were closed. *frame* is about to be left: what comes afterwards is not for them.
+    """
+    frames, actor = frame.state.frames, current_actor()
+    while frame in frames and (top := frames[-1]) is not frame and top.actor == actor:
+        if top.ender is not None:
+            # A task in the place of this one ends it already, and is waited for.
+            return
+        top.abandoned = True
+        end(top)
+
+
 # Asynchronous generators
 
 
@@ -184,6 +200,31 @@ def watch(frame: Frame, caller: FrameType | None) -> None:
         return
     for generator in _generators(loop, caller):
         frame.generators.append(ref(generator, lambda _: abandon(frame)))
+
+
+def abandon_lost(state: ConnectionState) -> None:
+    """Abandon the blocks of *state* in generators that wait for what nobody will tell them.
+
+    Before CPython 3.13 a coroutine that is closed does not close the asynchronous generator that
+    it waits in: that counts as running, but is not where the running task is.
+    """
+    stack = set(_stack())
+    for frame in reversed(state.frames):
+        generators = [generator for each in frame.generators if (generator := each())]
+        if any(each.ag_running and id(each.ag_frame) not in stack for each in generators):
+            abandon(frame)
+
+
+def _stack() -> Iterator[int]:
+    """Yield the ids of the frames that the caller runs in, in whichever greenlets."""
+    found: FrameType | None = sys._getframe(1)
+    bridge = getcurrent()
+    while found is not None:
+        yield id(found)
+        found = found.f_back
+        if found is None and bridge.parent is not None:
+            bridge = bridge.parent
+            found = bridge.gr_frame
 
 
 def _generators(loop: AbstractEventLoop, frame: FrameType | None) -> list[AsyncGenerator[Any, Any]]:

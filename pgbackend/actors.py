@@ -12,6 +12,12 @@ from typing import Any, NamedTuple
 from greenlet import getcurrent
 
 
+class _Nobody(NamedTuple):
+    """Stands for the thread of an actor that has ended."""
+
+    name: str
+
+
 class Actor:
     """Whose turn it may be: a task, or a call that was moved to a thread with its context.
 
@@ -23,7 +29,9 @@ class Actor:
     def __init__(self) -> None:
         self.task = task = running_task()
         self.context = getcurrent().gr_context
-        self._thread = threading.current_thread() if task is None else None
+        self._thread: threading.Thread | _Nobody | None = (
+            threading.current_thread() if task is None else None
+        )
 
     @property
     def name(self) -> str:
@@ -33,10 +41,16 @@ class Actor:
         assert self._thread is not None
         return self._thread.name
 
+    def without_task(self) -> Actor:
+        """Return what stands for a task that has ended, without keeping that, and equals nobody."""
+        gone = object.__new__(Actor)
+        gone.task, gone.context, gone._thread = None, None, _Nobody(self.name)
+        return gone
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Actor) or self.task is not other.task:
             return False
-        return self.task is not None or self.context is other.context
+        return self.task is not None or (self.context is not None and self.context is other.context)
 
     __hash__ = None  # type: ignore[assignment]  # nothing looks actors up
 

@@ -25,6 +25,7 @@ from .connection import ROLLED_BACK
 from .errors import CommitInDoubt, NotCommitted
 from .hooks import Hook
 from .joining import check_not_outlived, joined_if_open
+from .orphans import check_in_no_orphan
 from .per_task import StatePerTask
 from .statement import may_be_short
 from .turns import check_inside
@@ -114,6 +115,7 @@ class TransactionControl(StatePerTask):
         else:
             check_inside(self)
             check_not_outlived(self)
+            check_in_no_orphan(self.alias, self.state)
         if joining.sessions.get(joining.NO_SESSIONS) and self.bridged:
             # Another task on this session may be in a transaction, for which *func* is not.
             self.state_in_turn()

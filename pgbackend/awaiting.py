@@ -24,6 +24,7 @@ from .base import DatabaseWrapper
 from .blocks import frames_of
 from .bridge import run_bridged
 from .connection import shielded
+from .orphans import was_left
 from .routing import run_for_alias, runs_bridged, thread_transactions
 
 
@@ -94,6 +95,7 @@ async def _enter_elsewhere(self: Any, alias: str) -> None:
 
 async def aexit(self: Any, *exc_info: Any) -> Any:
     """Be ``Atomic.__aexit__``: what is cancelled is not kept by the block around it."""
+    was_left(self)
     alias = self.using or DEFAULT_DB_ALIAS
     if (frame := abandoned_frame(self, exc_info[0])) is not None:
         if _needs_no_thread(alias) and may_wait(frame, sys._getframe(1)):

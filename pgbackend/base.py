@@ -48,6 +48,7 @@ from .opening import FoundPool, find_pool, isolation_level, note_closed
 from .operations import DatabaseOperations
 from .options import NAMES, Options, pool_arguments
 from .options import check as check_options
+from .orphans import check_in_no_orphan, opened, orphans
 from .per_task import States
 from .pool import ConnectionPool
 from .registry import open_pools
@@ -176,6 +177,8 @@ class DatabaseWrapper(Watched, TransactionControl):
     def hold_for_statement(self) -> Lease:
         """Hold the task's lease, as `_hold`, by a shorter way if the pool has connections."""
         state = self.state_in_turn()
+        if state.transaction is None and (opened or orphans):
+            check_in_no_orphan(self.alias, state)
         lease = state.lease
         if (
             lease is not None
@@ -226,6 +229,8 @@ class DatabaseWrapper(Watched, TransactionControl):
         Return None for the connection that is being configured: no lease is needed there.
         """
         state = self.state_in_turn()
+        if state.transaction is None and (opened or orphans):
+            check_in_no_orphan(self.alias, state)
         if state.lease is not None:
             state.lease.hold(pinned=pinned)
             if state.lease.left is not None:
@@ -251,13 +256,6 @@ class DatabaseWrapper(Watched, TransactionControl):
             assert task is not None
             task.add_done_callback(lease.owner_ended)
         return lease
-
-    def unpin(self, lease: Lease) -> None:
-        """Undo `pin`, in the task that called it."""
-        task = asyncio.current_task()
-        assert task is not None
-        task.remove_done_callback(lease.owner_ended)
-        lease.keep_no_longer()
 
     def is_usable(self) -> bool:
         """Return whether the connection works, by a round trip."""
@@ -370,6 +368,8 @@ class DatabaseWrapper(Watched, TransactionControl):
     def _cursor_of_thread(self, name: str | None) -> Any:
         transaction = self.joined
         if transaction is None:
+            if opened or orphans:
+                check_in_no_orphan(self.alias, self.state)
             return super()._cursor(name)
         call = functools.partial(self.hand_over, transaction)
         # By the public methods, which instrumentations replace.

@@ -15,6 +15,7 @@ from django.db import transaction
 from .abandoning import abandon, abandoned_frame, end_abandoned, left_elsewhere, watch
 from .base import DatabaseWrapper
 from .ending import leave_block, leave_in_thread
+from .orphans import was_left
 from .routing import thread_transactions
 from .turns import Frame, block_has_ended
 
@@ -72,6 +73,7 @@ def leaving(leave: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(leave)
     def __exit__(self: Any, exc_type: Any, exc_value: Any, traceback: Any) -> Any:
+        was_left(self)
         if (frame := abandoned_frame(self, exc_type)) is not None:
             abandon(frame)
             if exc_type is None:
@@ -105,6 +107,7 @@ def leaving(leave: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return leave_block(
                 wrapper,
+                self,
                 lambda: leave(self, exc_type, exc_value, traceback),
                 failed=exc_type is not None,
                 error=exc_value,

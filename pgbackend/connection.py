@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from asyncio import current_task
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -76,6 +77,10 @@ def _always() -> bool:
     return True
 
 
+def _do_nothing() -> None:
+    """Stand for what is called where nothing is."""
+
+
 class BridgedLock:
     """A lock between tasks, with the synchronous face psycopg's cursors expect.
 
@@ -84,8 +89,11 @@ class BridgedLock:
     free one costs nothing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, given_up: Callable[[], None] = _do_nothing) -> None:
         self.held = False
+        # The task that took it, and what is called where that will not release it any more.
+        self.holder: asyncio.Task[Any] | None = None
+        self._given_up = given_up
         # How often it was taken.
         self.uses = 0
         # A turn's future says whether the lock was handed over, or refused.
@@ -97,6 +105,7 @@ class BridgedLock:
         if self.held:
             await_bridged(self._wait())
         self.held = True
+        self.holder = current_task()
         self.uses += 1
 
     async def acquire(self) -> None:
@@ -104,10 +113,12 @@ class BridgedLock:
         if self.held:
             await self._wait()
         self.held = True
+        self.holder = current_task()
         self.uses += 1
 
     def release(self) -> None:
         """Do what ``with`` does at its end."""
+        self.holder = None
         while self._waiting:
             turn = self._waiting.popleft()
             if not turn.done() and _answer(turn, True):
@@ -127,6 +138,15 @@ class BridgedLock:
 
     async def _wait(self) -> None:
         """Wait until the lock is handed over."""
+        holder = self.holder
+        if holder is not None and (holder is current_task() or holder.done()):
+            # The holder waits in a coroutine that was closed: before CPython 3.13 an asynchronous
+            # generator that it is in does not learn that, and never goes on.
+            self._given_up()
+            raise psycopg.OperationalError(
+                "the connection was closed: the coroutine that used it was closed while it waited"
+                " for the server, and nobody reads the answer"
+            )
         refusals = self._refusals
         turn = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
@@ -238,7 +258,7 @@ class BridgedConnection(psycopg.Connection[Any]):
         # and in which greenlets what they execute is looked at; see `session_guard`.
         self.unseen = False
         self.looked_at: set[int] = set()
-        self.lock = BridgedLock()
+        self.lock = BridgedLock(pooled.give_up)
 
     @classmethod
     def over(cls, pooled: PooledConnection, **arguments: Any) -> BridgedConnection:
@@ -274,7 +294,7 @@ class BridgedConnection(psycopg.Connection[Any]):
             try:
                 check_bridged()
             except CallClosedError:
-                self._given_up()
+                self.given_up()
                 raise
             try:
                 state = next(gen)
@@ -284,7 +304,7 @@ class BridgedConnection(psycopg.Connection[Any]):
                 result: RV = stop.value
                 return result
             except (GeneratorExit, GreenletExit):
-                self._given_up()
+                self.given_up()
                 raise
             except psycopg.Error as error:
                 self._note(error)
@@ -302,7 +322,7 @@ class BridgedConnection(psycopg.Connection[Any]):
             seconds = seconds if limit is None else limit
             return await self._socket_wait.elsewhere(gen, interval, seconds)
         except (GeneratorExit, GreenletExit):
-            self._given_up()
+            self.given_up()
             raise
         except _WaitTimeout:
             if limit is None:
@@ -319,7 +339,7 @@ class BridgedConnection(psycopg.Connection[Any]):
             await self._interrupted(gen)
             raise
 
-    def _given_up(self) -> None:
+    def given_up(self) -> None:
         """Close the connection if nobody will read the answer to what it runs.
 
         Whoever waited for that was closed, and can await nothing any more.

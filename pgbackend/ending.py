@@ -17,11 +17,13 @@ import psycopg
 from django.db import DatabaseError, OperationalError
 from psycopg.pq import TransactionStatus
 
-from .abandoning import BlockLeftError
+from .abandoning import BlockLeftError, end_within
+from .actors import current_actor
 from .bridge import await_bridged, can_wait, run_bridged
 from .connection import shielded
 from .errors import NotCommitted
-from .turns import Frame, block_has_ended, innermost_frame, step_out
+from .orphans import end_orphan_on_top
+from .turns import Frame, block_has_ended, step_out
 
 if TYPE_CHECKING:
     from .connection import BridgedConnection
@@ -31,11 +33,17 @@ INTRANS = TransactionStatus.INTRANS
 
 
 def leave_block(
-    wrapper: Any, leave: Callable[[], Any], *, failed: bool, error: BaseException | None
+    wrapper: Any,
+    atomic: Any,
+    leave: Callable[[], Any],
+    *,
+    failed: bool,
+    error: BaseException | None,
 ) -> Any:
-    """Leave the running task's innermost block by *leave*, Django's own way; return its result.
+    """Leave the running task's block of *atomic* by *leave*, Django's own way; return its result.
 
-    That is, or an abandoned block that *error* names; see `abandoning`.
+    That is, or an abandoned block that *error* names; see `abandoning`. The blocks that the task
+    has entered inside it and not left are rolled back before.
 
     *error* is what the block raised if it *failed*. It is left when it is on top: when the blocks
     that other tasks entered inside it are left.
@@ -43,13 +51,15 @@ def leave_block(
     Raise RuntimeError if the transaction ended meanwhile and the block did not fail, and
     `NotCommitted` if it did not fail, but was broken by something that was caught in it.
     """
-    frame = error.frame if isinstance(error, BlockLeftError) else innermost_frame(wrapper)
+    frame = error.frame if isinstance(error, BlockLeftError) else _own_frame(atomic)
     if frame is None or frame.left:
         return _unwind(frame, failed=failed)
     state = frame.state
     # Whether the transaction ends with it.
     ends = frame.is_outermost and state.commit_on_exit
     try:
+        if state.frames[-1] is not frame:
+            end_within(frame)
         _begin_to_leave(wrapper, frame, failed=failed, ends=ends)
     except BaseException as interruption:
         try:
@@ -83,6 +93,17 @@ def leave_block(
     if broken_by is not None and not failed:
         raise _not_committed() from broken_by
     return result
+
+
+def _own_frame(atomic: Any) -> Frame | None:
+    """Return the frame of *atomic* that the running task entered last, also one that is gone.
+
+    None if the task is in no block of *atomic* any more: another one of its blocks is not meant.
+    """
+    actor = current_actor()
+    entered: list[Frame] = atomic.__dict__.get("_pgbackend_frames", [])
+    own = (frame for frame in reversed(entered) if frame.actor == actor and not frame.abandoned)
+    return next(own, None)
 
 
 def leave_in_thread(state: ConnectionState, leave: Callable[[], Any], *, failed: bool) -> Any:
@@ -131,6 +152,8 @@ def _begin_to_leave(wrapper: Any, frame: Frame, *, failed: bool, ends: bool) -> 
     frame.leaving = True
     if failed and ends:
         state.stop_others(frame)
+    if state.frames[-1:] != [frame]:
+        end_orphan_on_top(state)
     state.take_turn_to_leave(frame, wrapper.turn_timeout)
     if ends and not frame.left:
         state.end_for_others()

@@ -29,7 +29,18 @@ if TYPE_CHECKING:
 class Transaction:
     """What tasks started inside a transaction share, and what tells them that it has ended."""
 
-    __slots__ = ("context", "ended", "ending", "loop", "owner", "state", "thread", "wrapper")
+    __slots__ = (
+        "__weakref__",
+        "context",
+        "ended",
+        "ending",
+        "loop",
+        "owner",
+        "request",
+        "state",
+        "thread",
+        "wrapper",
+    )
 
     def __init__(self, wrapper: Any, state: ConnectionState, owner: asyncio.Task[Any]) -> None:
         self.wrapper = wrapper
@@ -40,6 +51,8 @@ class Transaction:
         self.context = getcurrent().gr_context
         # Set from the moment that its end is due: nobody but its owner may use it any more.
         self.ended = False
+        # See `orphans`.
+        self.request: object = None
         # What its owner's request, or whatever lasts around it, calls at the end; see `ending`.
         self.ending = ending()
 

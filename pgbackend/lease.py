@@ -96,6 +96,11 @@ class Lease:
         if self.holds <= 0:
             self.give_back()
 
+    def call_ended(self) -> None:
+        """Give back what only cursors left open in the ended bridged call still hold."""
+        if not self.pins:
+            self.give_back()
+
     def refuse_others(self) -> None:
         """Refuse the statements that wait for the one that runs: they have come too late."""
         self.face.lock.refuse_waiting()
@@ -198,3 +203,9 @@ class Lease:
     async def _stop_and_give_back(self) -> None:
         await self.face.stop_other()
         self.give_back()
+
+
+def unpin(lease: Lease, task: asyncio.Task[Any]) -> None:
+    """Undo what `DatabaseWrapper.pin` did for *task*, on its event loop."""
+    task.remove_done_callback(lease.owner_ended)
+    lease.keep_no_longer()

@@ -21,6 +21,7 @@ from . import joining
 from .abandoning import end_abandoned
 from .bridge import is_bridged
 from .joining import Transaction, joined
+from .orphans import end_orphan_on_top
 from .state import ConnectionState
 from .threads import ahand_over, hand_over
 
@@ -91,6 +92,7 @@ class StatePerTask(PostgresDatabaseWrapper):
                 state = self.state
             if state.has_turn() and (not entering or state is waited or state.is_next()):
                 return state
+            end_orphan_on_top(state)
             # Meanwhile the transaction may end, and the task with a state of its own.
             state.take_turn(self.turn_timeout)
             waited = state

@@ -56,6 +56,15 @@ class PooledConnection(psycopg.AsyncConnection[Any]):
         else:
             pool.abandon(self)
 
+    def give_up(self) -> None:
+        """Do what `abandon` does if a statement runs, whose answer nobody reads.
+
+        The coroutine that waited for it was closed.
+        """
+        self.face.given_up()
+        if self.face.lease is not None:
+            self.face.lease.state.coroutine_was_closed()
+
     async def close(self) -> None:
         """Close the connection, as psycopg's ``close``."""
         if self.face is not None:

@@ -12,7 +12,8 @@ import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from . import joining
+from . import joining, orphans
+from .abandoning import abandon_lost
 from .bridge import await_bridged, is_bridged, on_exit
 from .joining import Transaction
 from .lease import Lease
@@ -133,18 +134,13 @@ class ConnectionState(Turns):
         self.lease = Lease(self, pool, pooled)
         if self.connecting:
             self.lease.hold()
-        on_exit(self.call_ended)
+        on_exit(self.lease.call_ended)
         return self.lease
 
     @property
     def is_lost(self) -> bool:
         """Whether the connection in hand broke."""
         return self.lease is not None and bool(self.lease.face.closed)
-
-    def call_ended(self) -> None:
-        """Give back what only cursors left open in the ended bridged call still hold."""
-        if self.lease is not None and not self.lease.pins:
-            self.lease.give_back()
 
     def drop(self) -> None:
         """Give the lease back, whoever holds it."""
@@ -161,6 +157,7 @@ class ConnectionState(Turns):
         self.lease.hold(pinned=True)
         self.transaction = Transaction(wrapper, self, task)
         task.add_done_callback(self._owner_ended)
+        orphans.begins(self.transaction)
         joining.enter(self.transaction)
 
     def own_threads(self) -> Threads:
@@ -184,6 +181,7 @@ class ConnectionState(Turns):
         if transaction is None:
             return
         transaction.ended = True
+        orphans.ends(transaction)
         if self.lease is not None:
             self.lease.refuse_others()
         if (owner := transaction.owner()) is not None:
@@ -195,7 +193,7 @@ class ConnectionState(Turns):
             self.lease.let_go(pinned=True)
         if self.lease is not None and is_bridged():
             # A cursor was left open by a call that ended, or by a thread.
-            on_exit(self.call_ended)
+            on_exit(self.lease.call_ended)
 
     def enter_block(self, wrapper: object) -> Frame:
         """Push a frame, as `enter_frame`, that knows what Django keeps of blocks until now."""
@@ -241,9 +239,22 @@ class ConnectionState(Turns):
         if self.lease is not None and self.lease.face.is_executing:
             self.lease.face.stop()
 
+    def coroutine_was_closed(self) -> None:
+        """Do what is due when a coroutine was closed whose generators do not know it."""
+        abandon_lost(self)
+        if self.transaction is None:
+            # A cursor that nobody closes may hold it.
+            self.drop()
+
+    def owner_has_ended(self, task: asyncio.Task[Any]) -> None:
+        """Do at once what is due when *task*, which began the transaction, has ended inside it."""
+        task.remove_done_callback(self._owner_ended)
+        self._owner_ended(task)
+
     def _owner_ended(self, task: asyncio.Task[Any]) -> None:
         """Roll back a transaction whose task ended without ending it."""
         self._end_threads()
+        orphans.owner_has_ended(self, task)
         self.transaction = None
         self.rollback_exc = self.broken_by = None
         # A block that the task has abandoned is left: that it ends with it is nobody's mistake.
@@ -256,6 +267,7 @@ class ConnectionState(Turns):
         else:
             self.drop()
         self.forget_all_frames()
+        self.atomic_blocks = []
         if left:
             return
         warnings.warn(

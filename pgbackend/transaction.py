@@ -11,6 +11,7 @@ https://docs.djangoproject.com/en/stable/topics/db/transactions/
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
@@ -18,10 +19,10 @@ from weakref import WeakKeyDictionary
 
 from django.db import DEFAULT_DB_ALIAS, connections, transaction
 
+from .actors import running_task
 from .base import DatabaseWrapper
-from .bridge import is_bridged
 from .joining import detached
-from .lease import Lease
+from .lease import Lease, unpin
 from .routing import run_for_alias
 
 __all__ = [
@@ -120,10 +121,25 @@ class pinned:
         exc_value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if is_bridged() and (leases := self._leases.get(_task())):
-            lease = leases.pop()
-            if lease is not None:
-                connections[self.using].unpin(lease)
+        task, lease = self._pop()
+        if task is not None and lease is not None:
+            # In the loop's own thread: the collector may close a generator in any.
+            lease.pool.on_loop(functools.partial(unpin, lease, task))
+
+    def _pop(self) -> tuple[asyncio.Task[Any] | None, Lease | None]:
+        """Return what is left: the running task's, or of another one if that is the only one.
+
+        A generator that is left early may be closed by another task, or by none.
+        """
+        running = running_task()
+        own = self._leases.get(running) if running is not None else None
+        if running is not None and own:
+            return running, own.pop()
+        entered = [(task, leases) for task, leases in self._leases.items() if leases]
+        if len(entered) != 1:
+            return None, None
+        task, leases = entered[0]
+        return task, leases.pop()
 
     async def __aenter__(self) -> Any:
         return await run_for_alias(self.using, self.__enter__)
@@ -134,7 +150,7 @@ class pinned:
         exc_value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await run_for_alias(self.using, self.__exit__, exc_type, exc_value, traceback)
+        self.__exit__(exc_type, exc_value, traceback)
 
 
 def _task() -> asyncio.Task[Any]:

@@ -389,6 +389,7 @@ class Turns:
     def _remove(self, frame: Frame) -> None:
         """Take *frame* away; those in its line wait for the one below."""
         frame.left = True
+        frame.atomic = None
         frame.generators.clear()
         self._moves += 1
         if frame.leaver is not None:

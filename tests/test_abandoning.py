@@ -4,15 +4,17 @@ What the task writes afterwards is not part of them: it is there when it was ack
 """
 
 import asyncio
+import functools
 import gc
+import sys
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, nullcontext, suppress
 from typing import Any
 
 import pytest
 from asgiref.sync import sync_to_async
-from django.db import connection, transaction
+from django.db import Error, OperationalError, connection, transaction
 from django.db.transaction import TransactionManagementError
 
 from pgbackend import bridged, is_bridged
@@ -633,3 +635,181 @@ def test_left_by_another_task(
 
     runner.run(main())
     assert committed(server) == ["kept", "kept in a block"]
+
+
+# Generators that are suspended still when the block around theirs is left
+
+
+async def _read_rest(generator: AsyncIterator[int]) -> None:
+    async for _ in generator:
+        pass
+
+
+async def _start(stack: list[Any]) -> Any:
+    generator: Any = rows()
+    await anext(generator)
+    stack.append(generator)
+    return functools.partial(_read_rest, generator)
+
+
+async def _start_nested(stack: list[Any]) -> Any:
+    generator: Any = rows_of_nested_blocks()
+    await anext(generator)
+    stack.append(generator)
+    return functools.partial(_read_rest, generator)
+
+
+async def _start_synchronous(stack: list[Any]) -> Any:
+    generator = _sync_rows()
+    stack.append(generator)
+    await bridged(next)(generator)
+    return functools.partial(bridged(list), generator)
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["commits", "fails"])
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize(
+    "start", [_start, _start_nested, _start_synchronous], ids=lambda f: f.__name__
+)
+def test_left_before_the_generator_within(
+    start: Callable[[list[Any]], Awaitable[Any]],
+    depth: int,
+    fails: bool,
+    runner: asyncio.Runner,
+    server: Server,
+) -> None:
+    """What the generator's block has not finished is rolled back, and no other block is meant."""
+    kept: list[Any] = []
+
+    async def work() -> None:
+        with pytest.raises(Failed) if fails else nullcontext():
+            async with transaction.atomic():
+                await Author.objects.acreate(name="one")
+                resume = await start(kept)
+                await Author.objects.acreate(name="of the generator's block, too")
+                if fails:
+                    raise Failed
+        with pytest.raises(RuntimeError):
+            await resume()
+        await Author.objects.acreate(name="two")
+
+    async def main() -> None:
+        use_wrapper(options={"pool": {"max_size": SIZE, "timeout": 10.0}})
+        await fill(SIZE)
+        async with asyncio.timeout(10):
+            if depth == 1:
+                await work()
+                assert not connection.in_atomic_block
+            else:
+                async with transaction.atomic():
+                    await work()
+                    await Author.objects.acreate(name="three")
+                assert not connection.in_atomic_block
+        kept.clear()
+        await fill(SIZE)
+        await settled()
+
+    runner.run(main())
+    assert committed(server) == sorted(
+        [*(["three"] if depth == 2 else []), *([] if fails else ["one"]), "two"]
+    )
+
+
+# Coroutines that are closed while a generator of theirs waits: before CPython 3.13 it is not told
+
+
+async def slow_rows() -> AsyncIterator[int]:
+    async with transaction.atomic():
+        await Author.objects.acreate(name="lost")
+        await avalue("SELECT pg_sleep(60)")
+        yield 1
+
+
+async def slow_rows_without_a_block() -> AsyncIterator[int]:
+    await Author.objects.acreate(name="of no block of its own")
+    await avalue("SELECT pg_sleep(60)")
+    yield 1
+
+
+async def _read(generator: Callable[[], AsyncIterator[int]]) -> None:
+    async for _ in generator():
+        pass
+
+
+@pytest.mark.parametrize("keep", [False, True], ids=["dropped", "kept"])
+@pytest.mark.parametrize("generator", [slow_rows, slow_rows_without_a_block])
+def test_statement_of_a_generator_closed(
+    generator: Callable[[], AsyncIterator[int]],
+    keep: bool,
+    runner: asyncio.Runner,
+    server: Server,
+) -> None:
+    """Outside a transaction the next statement has another connection; nothing of it stays.
+
+    Before CPython 3.13 the task finds out by an error that it is in a block that nobody leaves.
+    """
+    kept: list[Any] = []
+
+    async def read() -> None:
+        reading: Any = generator()
+        if keep:
+            kept.append(reading)
+        async for _ in reading:
+            pass
+
+    async def main() -> None:
+        use_wrapper(options={"pool": {"max_size": SIZE, "timeout": 10.0}})
+        await fill(SIZE)
+        async with asyncio.timeout(10):
+            await driven_then_closed(read(), 50)
+            with suppress(OperationalError) if sys.version_info < (3, 13) else nullcontext():
+                await Author.objects.acreate(name="maybe")
+            await Author.objects.acreate(name="one")
+            async with transaction.atomic():
+                await Author.objects.acreate(name="two")
+        kept.clear()
+        await settled()
+
+    runner.run(main())
+    assert set(committed(server)) - {"of no block of its own", "maybe"} == {"one", "two"}
+
+
+@pytest.mark.parametrize("statement", [False, True], ids=["end", "statement"])
+@pytest.mark.parametrize("keep", [False, True], ids=["dropped", "kept"])
+@pytest.mark.parametrize("generator", [slow_rows, slow_rows_without_a_block])
+def test_statement_of_a_generator_closed_in_a_block(
+    generator: Callable[[], AsyncIterator[int]],
+    keep: bool,
+    statement: bool,
+    runner: asyncio.Runner,
+    server: Server,
+) -> None:
+    """Inside one, nobody reads its answer: the transaction is lost, and its block says so."""
+    kept: list[Any] = []
+
+    async def read() -> None:
+        reading: Any = generator()
+        if keep:
+            kept.append(reading)
+        async for _ in reading:
+            pass
+
+    async def main() -> None:
+        use_wrapper(options={"pool": {"max_size": SIZE, "timeout": 10.0}})
+        await fill(SIZE)
+        async with asyncio.timeout(10):
+            with pytest.raises(Exception) as caught:  # noqa: PT011  # whichever notices first
+                async with transaction.atomic():
+                    await Author.objects.acreate(name="lost too")
+                    await driven_then_closed(read(), 50)
+                    if statement:
+                        await Author.objects.acreate(name="lost at last")
+            assert isinstance(caught.value, Error | RuntimeError)
+            await Author.objects.acreate(name="one")
+            async with transaction.atomic():
+                await Author.objects.acreate(name="two")
+        kept.clear()
+        await settled()
+
+    runner.run(main())
+    assert committed(server) == ["one", "two"]

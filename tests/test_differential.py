@@ -80,7 +80,7 @@ def test_a_difference_is_reported(comparison: Comparison, monkeypatch: pytest.Mo
     def differently(self: Comparison, programs: list[list[Operation]]) -> list[list[Any]]:
         found = run_stock(self, programs)
         for models in self._sets:
-            Place(models, "differential_stock").manager("plain").create(word="more")
+            Place(models, "differential_stock").manager("plain").create(pk=10**9, word="more")
         return [["something else", *outcomes[1:]] for outcomes in found]
 
     monkeypatch.setattr(Comparison, "_run_stock", differently)

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import gc
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
 from contextlib import suppress
 from types import coroutine
 from typing import Any
@@ -24,6 +24,7 @@ from pgbackend.transaction import (
     asavepoint_commit,
     asavepoint_rollback,
     aset_autocommit,
+    detached,
     pinned,
 )
 from tests.conftest import Server
@@ -431,6 +432,54 @@ async def test_nested_pins(one: str) -> None:
             assert await apid(one) == pid
         assert await avalue("SHOW work_mem", one) == "77MB"
     await check_fresh(one, pid)
+
+
+async def _rows_of_a_pinned_session(alias: str) -> AsyncIterator[int]:
+    async with pinned(alias):
+        await aexecute("SET work_mem = '77MB'", alias)
+        for number in range(3):
+            yield number
+
+
+def _bridged_rows_of_a_pinned_session(alias: str) -> Iterator[int]:
+    with pinned(alias), connections[alias].cursor() as cursor:
+        cursor.execute("SET work_mem = '77MB'")
+        yield from range(3)
+
+
+async def by_break(alias: str) -> None:
+    async for _ in _rows_of_a_pinned_session(alias):
+        break
+    # The loop closes the generator in a task of its own.
+    await asyncio.sleep(0.05)
+
+
+async def by_collection_in_a_thread(alias: str) -> None:
+    reading: Any = _bridged_rows_of_a_pinned_session(alias)
+    await bridged(next)(reading)
+    held = [reading]
+    del reading
+    await asyncio.get_running_loop().run_in_executor(None, held.clear)
+    await asyncio.sleep(0.05)
+
+
+async def by_another_task(alias: str) -> None:
+    pin = pinned(alias)
+    await pin.__aenter__()
+    await aexecute("SET work_mem = '77MB'", alias)
+    await asyncio.create_task(pin.__aexit__(None, None, None))
+
+
+@pytest.mark.parametrize(
+    "leave", [by_break, by_collection_in_a_thread, by_another_task], ids=lambda f: f.__name__
+)
+async def test_pin_left_by_another_task(one: str, leave: Callable[[str], Awaitable[None]]) -> None:
+    """A pin in a generator that is left early ends with that, not with the task."""
+    pid = await apid(one)
+    await leave(one)
+    await check_fresh(one, pid)
+    with detached():
+        assert await asyncio.create_task(avalue("SHOW work_mem", one)) != "77MB"
 
 
 async def test_pin_in_a_transaction(one: str, server: Server) -> None:

@@ -1,0 +1,174 @@
+"""Blocks whose task has ended inside them, and which others may take for theirs.
+
+``create_task(stack.enter_async_context(transaction.atomic()))`` enters a block in a task of its
+own; so does ``create_task(anext(generator))``, and before Python 3.12 ``asyncio.wait_for()`` with
+whatever it waits for. The transaction is that task's, and is rolled back when the task ends. Who
+goes on in the block's body is in no transaction: what it executes there would be committed at once.
+It is refused, until the block is left, or nobody can leave it any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio import AbstractEventLoop, Task, _get_running_loop
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+from weakref import ref
+
+from .abandoning import abandon
+from .bridge import await_bridged, can_wait
+from .wrapping import running_request
+
+if TYPE_CHECKING:
+    from .joining import Transaction
+    from .state import ConnectionState
+    from .turns import Frame
+
+# The open transactions, by the id of their request, 0 without one. A task's own callbacks may tell
+# us last that it has ended, after who waits for it: so that is looked at.
+opened: dict[int, list[ref[Transaction]]] = {}
+
+# The outermost blocks whose tasks ended inside them; mostly there is none.
+orphans: list[Orphan] = []
+
+# How many turns of the event loop pass until a generator that was dropped learns of it, and some.
+_TURNS = 5
+
+
+def begins(transaction: Transaction) -> None:
+    """Note *transaction*, which is being begun."""
+    transaction.request = running_request()
+    opened.setdefault(_key(transaction.request), []).append(ref(transaction))
+
+
+def ends(transaction: Transaction) -> None:
+    """Undo `begins`."""
+    key = _key(transaction.request)
+    # Others are of tasks that were collected with their loop.
+    rest = [each for each in opened.get(key, ()) if each() not in (None, transaction)]
+    if rest:
+        opened[key] = rest
+    else:
+        opened.pop(key, None)
+
+
+def _key(request: object) -> int:
+    return 0 if request is None else id(request)
+
+
+class Orphan:
+    """The outermost block of a task that has ended inside it."""
+
+    def __init__(self, atomic: Any, alias: str, task: Task[Any]) -> None:
+        # The block is forgotten with the object that somebody would leave it by.
+        self.atomic: Callable[[], Any] = ref(atomic, self._forget)
+        self.task_name = task.get_name()
+        self._alias = alias
+        self._request = running_request()
+        self._loop: Callable[[], AbstractEventLoop | None] = ref(task.get_loop())
+
+    def _forget(self, _: Any) -> None:
+        if self in orphans:
+            orphans.remove(self)
+
+    def concerns(self, alias: str) -> bool:
+        """Return whether the caller may be in the block: of the same request, or of none.
+
+        A thread outside requests does not say whose it is.
+        """
+        loop = _get_running_loop()
+        return (
+            self._alias == alias
+            and self._request is running_request()
+            and (loop is self._loop() or (loop is None and self._request is not None))
+        )
+
+
+def owner_has_ended(state: ConnectionState, task: Task[Any]) -> None:
+    """Note the blocks of *state* that *task* has ended inside of, before they are forgotten.
+
+    Not those of a task that failed: it has told whoever waits for it, and who keeps the exception
+    keeps what it was inside of.
+    """
+    transaction = state.transaction
+    if transaction is None:
+        return
+    ends(transaction)
+    for frame in state.frames:
+        atomic = frame.atomic
+        if frame.actor.task is not task or atomic is None:
+            continue
+        # Who may leave the block is reached from the task's coroutine. No cycle keeps them all.
+        atomic._pgbackend_frames.remove(frame)
+        frame.actor = frame.actor.without_task()
+        if not frame.abandoned and _succeeded(task):
+            orphans.append(Orphan(atomic, transaction.wrapper.alias, task))
+
+
+def was_left(atomic: Any) -> None:
+    """Note that the block of *atomic* is left, by whomever."""
+    if orphans:
+        orphans[:] = [orphan for orphan in orphans if orphan.atomic() is not atomic]
+
+
+def check_in_no_orphan(alias: str, state: ConnectionState) -> None:
+    """Raise RuntimeError where the caller, which is in no transaction, may believe it is in one."""
+    if state.transaction is not None or state.in_atomic_block:
+        return
+    _note_who_has_ended()
+    if _concerning(alias) and can_wait():
+        # A generator that was dropped with its task is closed by the loop, in another task.
+        await_bridged(_some_turns_of_the_loop())
+    if (orphan := _concerning(alias)) is not None:
+        raise _ended_inside(orphan.task_name)
+
+
+def _note_who_has_ended() -> None:
+    for each in opened.get(_key(running_request()), ()):
+        transaction = each()
+        if transaction is not None and (owner := transaction.owner()) and owner.done():
+            transaction.state.owner_has_ended(owner)
+
+
+def _concerning(alias: str) -> Orphan | None:
+    return next((orphan for orphan in orphans if orphan.concerns(alias)), None)
+
+
+async def _some_turns_of_the_loop() -> None:
+    for _ in range(_TURNS):
+        await asyncio.sleep(0)
+
+
+def end_orphan_on_top(state: ConnectionState) -> None:
+    """Do not let the caller wait for a task that has ended inside the innermost block of *state*.
+
+    If that task failed, its block is rolled back. Raise RuntimeError if it did not: somebody may
+    take the rest of the block's body for a part of it.
+    """
+    frame = state.frames[-1] if state.frames else None
+    if frame is None or frame.abandoned or frame.leaving or not _has_ended(frame):
+        return
+    task = frame.actor.task
+    assert task is not None
+    if _succeeded(task):
+        raise _ended_inside(task.get_name())
+    abandon(frame)
+
+
+def _has_ended(frame: Frame) -> bool:
+    task = frame.actor.task
+    return task is not None and task.done()
+
+
+def _succeeded(task: asyncio.Task[Any]) -> bool:
+    # By asking for the exception it would count as retrieved.
+    return not task.cancelled() and getattr(task, "_exception", None) is None
+
+
+def _ended_inside(name: str) -> RuntimeError:
+    return RuntimeError(
+        f"{name} has entered an atomic block and ended inside it: the block was rolled back with"
+        " the task, and what is executed in the rest of its body would be in no transaction."
+        " Enter and leave a block in one task: asyncio.create_task(), and before Python 3.12"
+        " asyncio.wait_for(), give a part of it a task of its own; asyncio.timeout() does not"
+    )
