@@ -83,6 +83,8 @@ class DatabaseWrapper(Watched, TransactionControl):
         self._maker: asyncio.Task[Any] | None = None
         # True for the wrapper by which a pool configures its connections.
         self.configures_pool = False
+        # What its request's threads have set on their own connections; see `in_force`.
+        self.set_in_threads: frozenset[str] = frozenset()
         self._states = States(autocommit=settings_dict["AUTOCOMMIT"])
         super().__init__(settings_dict, alias)
         self._states.open()

@@ -20,6 +20,7 @@ from django.db.backends import utils
 from django.db.backends.postgresql import base as postgresql
 
 from .bridge import can_wait, is_bridged
+from .in_force import check_in_thread, check_on_loop, note_in_thread
 from .joining import check_not_outlived
 from .session import CleanSQL
 
@@ -253,18 +254,42 @@ class LeaseHolder(utils.CursorWrapper):
         self._check_lease()
         return self.cursor.stream(*args, **kwargs)
 
+    def _in_force(self, sql: Any) -> None:
+        """Raise ProgrammingError where *sql* would run without what its request has set."""
+        if self.lease is not None:
+            if self.db.set_in_threads:
+                with self.db.wrap_database_errors:
+                    check_on_loop(self.db, self.lease, str(sql))
+        elif not self.leased:
+            with self.db.wrap_database_errors:
+                check_in_thread(self.db, str(sql))
+
     def _execute(self, sql: Any, params: Any, *args: Any) -> Any:
         self._check_lease()
+        self._in_force(sql)
         if type(sql) is str and self.lease is not None and _is_of_the_cache():
             sql = CleanSQL(sql)
         result = super()._execute(sql, params, *args)
+        if not self.leased:
+            note_in_thread(self.db, _text(self.cursor, sql, params))
         if self.pinned and self.lease is not None:
             self._opened_at = self.lease.closings
         return result
 
     def _executemany(self, sql: Any, param_list: Any, *args: Any) -> Any:
         self._check_lease()
+        self._in_force(sql)
         return super()._executemany(sql, param_list, *args)
+
+
+def _text(cursor: Any, sql: Any, params: Any) -> str:
+    """Return the statement that *cursor* has executed, with its parameters if they matter."""
+    if params and "set_config" in str(sql):
+        try:
+            return str(psycopg.ClientCursor(cursor.connection).mogrify(sql, params))
+        except (psycopg.Error, TypeError, ValueError):
+            pass
+    return sql if isinstance(sql, str) else str(sql)
 
 
 class CursorWrapper(LeaseHolder):

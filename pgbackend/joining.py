@@ -37,6 +37,7 @@ class Transaction:
         "loop",
         "owner",
         "request",
+        "settings",
         "state",
         "thread",
         "wrapper",
@@ -53,6 +54,8 @@ class Transaction:
         self.ended = False
         # See `orphans`.
         self.request: object = None
+        # The settings of `in_force` that it has made for itself.
+        self.settings: frozenset[str] = frozenset()
         # What its owner's request, or whatever lasts around it, calls at the end; see `ending`.
         self.ending = ending()
 
@@ -102,6 +105,11 @@ class KeptSession:
     def open(self) -> bool:
         """Whether the session is kept."""
         return self._lease.on_loan and self._lease.keepers > 0
+
+    @property
+    def settings(self) -> frozenset[str]:
+        """The settings of `in_force` that were made for it."""
+        return self._lease.settings
 
     def is_of(self, lease: Lease) -> bool:
         """Return whether *lease* is what it keeps."""

@@ -47,6 +47,7 @@ class Lease:
         "pins",
         "pool",
         "pooled",
+        "settings",
         "state",
     )
 
@@ -76,6 +77,8 @@ class Lease:
         self.closings = 0
         # Whether the session has to be reset before another borrower gets the connection.
         self.dirty = False
+        # The settings of `in_force` that the borrower has made for the session.
+        self.settings: frozenset[str] = frozenset()
 
     def __repr__(self) -> str:
         where = "on loan" if self.on_loan else "given back"

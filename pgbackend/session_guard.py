@@ -20,6 +20,7 @@ from psycopg import sql
 
 from . import joining
 from .bridge import ending
+from .in_force import note_on_loop
 from .session import CleanSQL
 from .session_sql import Effect, local_settings, look_at
 
@@ -153,6 +154,7 @@ def _look(cursor: Any, query: Any, parameters: Any) -> Effect:
     lease = face.lease
     if lease is not None:
         lease.closings += 1
+        note_on_loop(lease, text)
     if lease is not None and not effect.plain:
         lease.dirty = True
         # Whoever listens by psycopg's own connection hears it there, as long as it is on loan.

@@ -64,6 +64,11 @@ def local_settings(sql: str, *, backslashes: bool = False) -> int:
     return len(_LOCAL.findall(_Text(sql, backslashes).code))
 
 
+def masked(sql: str) -> str:
+    """Return *sql* with a quote in place of each literal, comment and quoted identifier."""
+    return _Text(sql, backslashes=False).code
+
+
 # Masking: a literal, comment or quoted identifier becomes one quote. A quote then counts as a
 # space, since no literal is between the words that are looked for.
 

@@ -21,6 +21,7 @@ from psycopg import generators
 from psycopg._queries import PostgresClientQuery
 from psycopg.pq import DiagnosticField, ExecStatus, TransactionStatus
 
+from .in_force import check_on_loop
 from .lease import Lease
 from .positions import error_after
 from .session import CleanSQL
@@ -164,6 +165,9 @@ class DirectCursor:
         wrapper, face = self._wrapper, self._lease.face
         if wrapper.needs_rollback:
             wrapper.validate_no_broken_transaction()
+        if wrapper.set_in_threads:
+            with wrapper.wrap_database_errors:
+                check_on_loop(wrapper, self._lease, sql)
         try:
             transformer = face.take_transformer()
             query = PostgresClientQuery(transformer)

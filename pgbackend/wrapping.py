@@ -43,6 +43,11 @@ def request_wrappers() -> list[Any]:
     return list(_of_request.get({}).values())
 
 
+def request_wrapper(alias: str) -> Any:
+    """Return the loop's wrapper of *alias* for the request, also in its threads; None without."""
+    return _of_request.get({}).get(alias)
+
+
 def running_request() -> object:
     """Return what stands for the request of this context, its tasks and threads; None without."""
     return _of_request.get(None)
