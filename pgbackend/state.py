@@ -247,12 +247,16 @@ class ConnectionState(Turns):
             self.drop()
 
     def owner_has_ended(self, task: asyncio.Task[Any]) -> None:
-        """Do at once what is due when *task*, which began the transaction, has ended inside it."""
-        task.remove_done_callback(self._owner_ended)
+        """Do at once what is due when *task*, which began the transaction, has ended inside it.
+
+        Its callback may be due already, and then does nothing.
+        """
         self._owner_ended(task)
 
     def _owner_ended(self, task: asyncio.Task[Any]) -> None:
         """Roll back a transaction whose task ended without ending it."""
+        if self.transaction is None:
+            return
         self._end_threads()
         orphans.owner_has_ended(self, task)
         self.transaction = None

@@ -92,7 +92,7 @@ def test_end_that_waits_for_a_childs_statement(
 ) -> None:
     """A nested block whose RELEASE or ROLLBACK TO is cancelled while it waits keeps no row."""
     children: list[asyncio.Task[Any]] = []
-    leaving = asyncio.Event()
+    leaving, left = asyncio.Event(), asyncio.Event()
 
     async def nested() -> None:
         async with transaction.atomic():
@@ -110,6 +110,7 @@ def test_end_that_waits_for_a_childs_statement(
             await write("outer")
             with pytest.raises(asyncio.CancelledError):
                 await nested()
+            left.set()
             while task.uncancel():
                 pass
             assert isinstance((await ended(*children))[0], OperationalError)
@@ -123,7 +124,9 @@ def test_end_that_waits_for_a_childs_statement(
         task.cancel()
         if twice:
             await turns()
-            task.cancel()
+            # On a busy machine the server may have answered by now.
+            if not left.is_set():
+                task.cancel()
         await task
         await settled()
 

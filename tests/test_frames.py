@@ -178,14 +178,17 @@ async def test_no_password_in_locals(
 async def test_cancelled_while_connecting(add_alias: AddAlias, role: str) -> None:
     """Nor has a cancellation that comes while a connection is being opened."""
     alias = add_alias({}, USER=role, PASSWORD=CANARY)
+    found: list[Any] = []
     for steps in range(6):
         task = asyncio.create_task(Author.objects.using(alias).acount())  # type: ignore[arg-type]
         for _ in range(steps):
             await asyncio.sleep(0)
         task.cancel()
-        with pytest.raises(asyncio.CancelledError) as caught:
-            await task
-        assert leaks(caught.value) == []
+        found += await asyncio.gather(task, return_exceptions=True)
+    # On a busy machine the server may have answered before the last of them.
+    errors = [each for each in found if isinstance(each, asyncio.CancelledError)]
+    assert len(errors) > 2
+    assert [leaks(each) for each in errors] == [[]] * len(errors)
 
 
 def test_frames_of_applications_are_left() -> None:
