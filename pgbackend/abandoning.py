@@ -9,6 +9,7 @@ in its place, whichever comes first.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import gc
 import inspect
@@ -17,7 +18,7 @@ from asyncio import AbstractEventLoop, _get_running_loop
 from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from contextvars import Context
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakSet, ref
 
 from django.db import connections
@@ -25,10 +26,20 @@ from greenlet import GreenletExit, getcurrent
 
 from .actors import current_actor, work_for
 from .bridge import can_wait, is_bridged, run_bridged
-from .turns import Frame
+from .turns import Frame, block_has_ended
 
 if TYPE_CHECKING:
     from .state import ConnectionState
+
+_GENERATORS = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
+
+# What starts the generators of `contextlib.contextmanager` and its asynchronous sister.
+_CONTEXT_MANAGERS = frozenset(
+    {
+        contextlib._GeneratorContextManager.__enter__.__code__,
+        contextlib._AsyncGeneratorContextManager.__aenter__.__code__,
+    }
+)
 
 _ASYNC = inspect.CO_COROUTINE | inspect.CO_ITERABLE_COROUTINE | inspect.CO_ASYNC_GENERATOR
 
@@ -44,8 +55,31 @@ class BlockLeftError(GeneratorExit):
         self.frame = frame
 
 
-def abandoned_frame(atomic: Any, exc_type: type[BaseException] | None) -> Frame | None:
-    """Return the frame of *atomic* that the caller leaves, if its end cannot be waited for here.
+def own_frame(atomic: Any, caller: FrameType | None) -> Frame | None:
+    """Return the frame of *atomic* that the running task leaves in *caller*, also one that is gone.
+
+    None if the task is in no block of *atomic* any more: another one of its blocks is not meant.
+    """
+    actor = current_actor()
+    entered: Sequence[Frame] = getattr(atomic, "_pgbackend_frames", ())
+    own = [frame for frame in entered if frame.actor == actor and not frame.abandoned]
+    return _of_caller(own, caller)
+
+
+def _of_caller(frames: list[Frame], caller: FrameType | None) -> Frame | None:
+    """Return the one of *frames* that is left in *caller*: where it was entered, or else the last.
+
+    One in a generator is left there only.
+    """
+    here = [frame for frame in frames if frame.entered_in == id(caller)]
+    found = here or [frame for frame in frames if frame.body is None]
+    return found[-1] if found else None
+
+
+def abandoned_frame(
+    atomic: Any, exc_type: type[BaseException] | None, caller: FrameType | None
+) -> Frame | None:
+    """Return the frame of *atomic* that *caller* leaves, if its end cannot be waited for here.
 
     A generator that is closed does not wait either: the collector may have closed it in the middle
     of anything.
@@ -55,12 +89,15 @@ def abandoned_frame(atomic: Any, exc_type: type[BaseException] | None) -> Frame 
     if not frames or (exc_type is not None and issubclass(exc_type, BlockLeftError)):
         return None
     actor = current_actor()
-    own = [frame for frame in frames if frame.actor == actor]
-    if own:
+    own = _of_caller([frame for frame in frames if frame.actor == actor], caller)
+    if own is not None:
         closed = exc_type is not None and (
             issubclass(exc_type, GeneratorExit | GreenletExit) or _is_closed()
         )
-        return own[-1] if closed else None
+        return own if closed else None
+    here = [frame for frame in frames if frame.entered_in == id(caller)]
+    if here:
+        return here[-1]
     # Of several tasks' blocks it cannot be known which is meant: their generators are watched. Nor
     # where the caller's own block was taken away before.
     if len(frames) > 1 or any(frame.actor == actor for frame in entered):
@@ -176,30 +213,95 @@ def end_within(frame: Frame) -> None:
     """End the blocks that the running task has entered inside that of *frame* and not left.
 
     They are in generators that are suspended still, or in coroutines that do not know that they
-    were closed. *frame* is about to be left: what comes afterwards is not for them.
+    were closed. *frame* is about to be left: what comes afterwards is not for them. Those below a
+    block of another task's end when that is left.
     """
     frames, actor = frame.state.frames, current_actor()
+    for each in frames[frames.index(frame) + 1 :]:
+        if each.actor == actor and not each.abandoned:
+            take_away(each)
+            abandon(each)
     while frame in frames and (top := frames[-1]) is not frame and top.actor == actor:
         if top.ender is not None:
             # A task in the place of this one ends it already, and is waited for.
             return
-        top.abandoned = True
         end(top)
+
+
+# Blocks that were taken away from generators
+
+
+class Taken(NamedTuple):
+    """A block that has ended, in the body of a generator that has not left it."""
+
+    body: FrameType
+    atomic: Any
+    # The asynchronous generators that it is in, by weak references.
+    generators: list[Any]
+
+
+# Mostly there is none.
+taken: list[Taken] = []
+
+
+def take_away(frame: Frame) -> None:
+    """Note that the block of *frame* ends, though the generator that it is in has not left it.
+
+    What the generator executes in the rest of the block's body is refused.
+    """
+    if frame.body is not None:
+        taken.append(Taken(frame.body, frame.atomic, list(frame.generators)))
+
+
+def leaves_taken(atomic: Any, caller: FrameType | None) -> bool:
+    """Return whether the block of *atomic* that *caller* leaves was taken away from it."""
+    for index in reversed(range(len(taken))):
+        if taken[index].body is caller and taken[index].atomic is atomic:
+            del taken[index]
+            return True
+    return False
+
+
+def check_not_taken() -> None:
+    """Raise RuntimeError in a generator's block that was taken away from it."""
+    gone = [each for each in taken if each.generators and not any(x() for x in each.generators)]
+    for each in gone:
+        # Its event loop was closed, and never closed the generator.
+        taken.remove(each)
+    bodies = {id(each.body) for each in taken}
+    if not bodies.isdisjoint(_stack()):
+        raise block_has_ended()
 
 
 # Asynchronous generators
 
 
 def watch(frame: Frame, caller: FrameType | None) -> None:
-    """Abandon *frame* as soon as nobody refers to a generator any more that *caller* runs in.
+    """Note where the block of *frame* stands: in *caller*, unless that enters it for others.
 
-    The block is in it. The loop tells it later, when other statements of its reader have run.
+    Abandon *frame* as soon as nobody refers to a generator any more that *caller* runs in. The loop
+    tells it later, when other statements of its reader have run.
     """
+    if caller is not None and _holds_block(caller):
+        frame.entered_in = id(caller)
+        if caller.f_code.co_flags & _GENERATORS and not _is_context_manager(caller):
+            frame.body = caller
     loop = _get_running_loop()
     if loop is None:
         return
     for generator in _generators(loop, caller):
         frame.generators.append(ref(generator, lambda _: abandon(frame)))
+
+
+def _holds_block(caller: FrameType) -> bool:
+    """Return whether a block that *caller* enters may stand in it: a stack's does not."""
+    module = str(caller.f_globals.get("__name__", ""))
+    return module != "contextlib" and not module.startswith(f"{__package__}.")
+
+
+def _is_context_manager(body: FrameType) -> bool:
+    """Return whether the generator of *body* is a context manager: the block is its user's."""
+    return body.f_back is not None and body.f_back.f_code in _CONTEXT_MANAGERS
 
 
 def abandon_lost(state: ConnectionState) -> None:

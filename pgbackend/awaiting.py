@@ -19,13 +19,13 @@ from typing import Any
 
 from django.db import DEFAULT_DB_ALIAS, DatabaseError, transaction
 
-from .abandoning import abandon, abandoned_frame, end, left_elsewhere, may_wait, watch
+from .abandoning import abandon, end, left_elsewhere, may_wait, watch
 from .base import DatabaseWrapper
-from .blocks import frames_of
+from .blocks import frames_of, leaving_it, which_block
 from .bridge import run_bridged
 from .connection import shielded
-from .orphans import was_left
 from .routing import run_for_alias, runs_bridged, thread_transactions
+from .turns import block_has_ended
 
 
 class _Step:
@@ -95,10 +95,15 @@ async def _enter_elsewhere(self: Any, alias: str) -> None:
 
 async def aexit(self: Any, *exc_info: Any) -> Any:
     """Be ``Atomic.__aexit__``: what is cancelled is not kept by the block around it."""
-    was_left(self)
+    caller = sys._getframe(1)
     alias = self.using or DEFAULT_DB_ALIAS
-    if (frame := abandoned_frame(self, exc_info[0])) is not None:
-        if _needs_no_thread(alias) and may_wait(frame, sys._getframe(1)):
+    left = which_block(self, exc_info[0], caller)
+    if left.is_gone:
+        if exc_info[0] is None:
+            raise block_has_ended()
+        return None
+    if (frame := left.abandoned) is not None:
+        if _needs_no_thread(alias) and may_wait(frame, caller):
             return await run_bridged(end, frame)
         # Nothing can be awaited in a coroutine that is being closed.
         abandon(frame)
@@ -106,7 +111,8 @@ async def aexit(self: Any, *exc_info: Any) -> Any:
             raise left_elsewhere(frame)
         return None
     if _needs_no_thread(alias):
-        return await run_bridged(self.__exit__, *exc_info)
+        with leaving_it(left):
+            return await run_bridged(self.__exit__, *exc_info)
     step = _Step(functools.partial(self.__exit__, *exc_info))
     try:
         return await step.run(alias)

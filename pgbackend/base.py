@@ -35,6 +35,7 @@ if tuple(map(int, psycopg.__version__.split(".")[:2])) < (3, 3):
     )
 
 from . import joining
+from .abandoning import taken
 from .autocommit import TransactionControl
 from .bridge import await_bridged
 from .connection import BridgedConnection, BridgedLock
@@ -179,7 +180,7 @@ class DatabaseWrapper(Watched, TransactionControl):
     def hold_for_statement(self) -> Lease:
         """Hold the task's lease, as `_hold`, by a shorter way if the pool has connections."""
         state = self.state_in_turn()
-        if state.transaction is None and (opened or orphans):
+        if taken or (state.transaction is None and (opened or orphans)):
             check_in_no_orphan(self.alias, state)
         lease = state.lease
         if (
@@ -231,7 +232,7 @@ class DatabaseWrapper(Watched, TransactionControl):
         Return None for the connection that is being configured: no lease is needed there.
         """
         state = self.state_in_turn()
-        if state.transaction is None and (opened or orphans):
+        if taken or (state.transaction is None and (opened or orphans)):
             check_in_no_orphan(self.alias, state)
         if state.lease is not None:
             state.lease.hold(pinned=pinned)

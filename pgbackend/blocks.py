@@ -7,12 +7,25 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import FrameType
+from typing import Any, NamedTuple
 
 from django.db import transaction
 
-from .abandoning import abandon, abandoned_frame, end_abandoned, left_elsewhere, watch
+from .abandoning import (
+    BlockLeftError,
+    abandon,
+    abandoned_frame,
+    end_abandoned,
+    leaves_taken,
+    left_elsewhere,
+    own_frame,
+    taken,
+    watch,
+)
 from .base import DatabaseWrapper
 from .ending import leave_block, leave_in_thread
 from .orphans import was_left
@@ -73,11 +86,15 @@ def leaving(leave: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(leave)
     def __exit__(self: Any, exc_type: Any, exc_value: Any, traceback: Any) -> Any:
-        was_left(self)
-        if (frame := abandoned_frame(self, exc_type)) is not None:
-            abandon(frame)
+        left = _which(self, exc_type, exc_value, sys._getframe(1))
+        if left.is_gone:
             if exc_type is None:
-                raise left_elsewhere(frame)
+                raise block_has_ended()
+            return None
+        if left.abandoned is not None:
+            abandon(left.abandoned)
+            if exc_type is None:
+                raise left_elsewhere(left.abandoned)
             return None
         wrapper = transaction.get_connection(self.using)
         if not isinstance(wrapper, DatabaseWrapper):
@@ -104,10 +121,12 @@ def leaving(leave: Callable[..., Any]) -> Callable[..., Any]:
         state = wrapper.state
         if state.frames and state.frames[-1].abandoned:
             end_abandoned(state)
+        if left.frame is None:
+            was_left(self)
         try:
             return leave_block(
                 wrapper,
-                self,
+                left.frame,
                 lambda: leave(self, exc_type, exc_value, traceback),
                 failed=exc_type is not None,
                 error=exc_value,
@@ -116,6 +135,49 @@ def leaving(leave: Callable[..., Any]) -> Callable[..., Any]:
             _forget_left(self)
 
     return __exit__
+
+
+class Leaving(NamedTuple):
+    """Which block of an ``atomic`` is being left."""
+
+    atomic: Any
+    # That of the running task, if it is in one.
+    frame: Frame | None
+    # The one whose end cannot be waited for.
+    abandoned: Frame | None
+    # Whether it has ended, since it was taken away from the generator that it is in.
+    is_gone: bool = False
+
+
+# What ``__aexit__`` has found out for ``__exit__``, which does not see its caller.
+_leaving: ContextVar[Leaving | None] = ContextVar("pgbackend_leaving", default=None)
+
+
+def which_block(atomic: Any, exc_type: Any, caller: FrameType | None) -> Leaving:
+    """Return which block of *atomic* the *caller* leaves."""
+    if taken and leaves_taken(atomic, caller):
+        return Leaving(atomic, None, None, is_gone=True)
+    return Leaving(atomic, own_frame(atomic, caller), abandoned_frame(atomic, exc_type, caller))
+
+
+@contextmanager
+def leaving_it(left: Leaving) -> Iterator[None]:
+    """Let ``__exit__`` in the block leave *left*."""
+    token = _leaving.set(left)
+    try:
+        yield
+    finally:
+        _leaving.reset(token)
+
+
+def _which(atomic: Any, exc_type: Any, exc_value: Any, caller: FrameType) -> Leaving:
+    if isinstance(exc_value, BlockLeftError):
+        return Leaving(atomic, exc_value.frame, None)
+    left = _leaving.get()
+    if left is not None and left.atomic is atomic:
+        _leaving.set(None)
+        return left
+    return which_block(atomic, exc_type, caller)
 
 
 def frames_of(atomic: Any) -> list[Frame]:

@@ -17,8 +17,7 @@ import psycopg
 from django.db import DatabaseError, OperationalError
 from psycopg.pq import TransactionStatus
 
-from .abandoning import BlockLeftError, end_within
-from .actors import current_actor
+from .abandoning import end_within
 from .bridge import await_bridged, can_wait, run_bridged
 from .connection import shielded
 from .errors import NotCommitted
@@ -34,16 +33,16 @@ INTRANS = TransactionStatus.INTRANS
 
 def leave_block(
     wrapper: Any,
-    atomic: Any,
+    frame: Frame | None,
     leave: Callable[[], Any],
     *,
     failed: bool,
     error: BaseException | None,
 ) -> Any:
-    """Leave the running task's block of *atomic* by *leave*, Django's own way; return its result.
+    """Leave the block of *frame* by *leave*, Django's own way, and return its result.
 
-    That is, or an abandoned block that *error* names; see `abandoning`. The blocks that the task
-    has entered inside it and not left are rolled back before.
+    None stands for a block that the running task is not in any more. The blocks that it has entered
+    inside that of *frame* and not left are rolled back before.
 
     *error* is what the block raised if it *failed*. It is left when it is on top: when the blocks
     that other tasks entered inside it are left.
@@ -51,7 +50,6 @@ def leave_block(
     Raise RuntimeError if the transaction ended meanwhile and the block did not fail, and
     `NotCommitted` if it did not fail, but was broken by something that was caught in it.
     """
-    frame = error.frame if isinstance(error, BlockLeftError) else _own_frame(atomic)
     if frame is None or frame.left:
         return _unwind(frame, failed=failed)
     state = frame.state
@@ -93,17 +91,6 @@ def leave_block(
     if broken_by is not None and not failed:
         raise _not_committed() from broken_by
     return result
-
-
-def _own_frame(atomic: Any) -> Frame | None:
-    """Return the frame of *atomic* that the running task entered last, also one that is gone.
-
-    None if the task is in no block of *atomic* any more: another one of its blocks is not meant.
-    """
-    actor = current_actor()
-    entered: list[Frame] = atomic.__dict__.get("_pgbackend_frames", [])
-    own = (frame for frame in reversed(entered) if frame.actor == actor and not frame.abandoned)
-    return next(own, None)
 
 
 def leave_in_thread(state: ConnectionState, leave: Callable[[], Any], *, failed: bool) -> Any:

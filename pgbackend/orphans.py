@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
-from .abandoning import abandon
+from .abandoning import abandon, check_not_taken, take_away, taken
 from .bridge import await_bridged, can_wait
 from .wrapping import running_request
 
@@ -85,11 +85,7 @@ class Orphan:
 
 
 def owner_has_ended(state: ConnectionState, task: Task[Any]) -> None:
-    """Note the blocks of *state* that *task* has ended inside of, before they are forgotten.
-
-    Not those of a task that failed: it has told whoever waits for it, and who keeps the exception
-    keeps what it was inside of.
-    """
+    """Note the blocks of *state* that *task* has ended inside of, before they are forgotten."""
     transaction = state.transaction
     if transaction is None:
         return
@@ -101,26 +97,34 @@ def owner_has_ended(state: ConnectionState, task: Task[Any]) -> None:
         # Who may leave the block is reached from the task's coroutine. No cycle keeps them all.
         atomic._pgbackend_frames.remove(frame)
         frame.actor = frame.actor.without_task()
-        if not frame.abandoned and _succeeded(task):
+        if frame.abandoned:
+            continue
+        if frame.body is not None:
+            # Only the generator that it is in can go on in it.
+            take_away(frame)
+        else:
             orphans.append(Orphan(atomic, transaction.wrapper.alias, task))
 
 
 def was_left(atomic: Any) -> None:
-    """Note that the block of *atomic* is left, by whomever."""
-    if orphans:
-        orphans[:] = [orphan for orphan in orphans if orphan.atomic() is not atomic]
+    """Note that a block of *atomic* is left that its caller has not entered."""
+    for orphan in reversed(orphans):
+        if orphan.atomic() is atomic:
+            orphans.remove(orphan)
+            return
 
 
 def check_in_no_orphan(alias: str, state: ConnectionState) -> None:
-    """Raise RuntimeError where the caller, which is in no transaction, may believe it is in one."""
-    if state.transaction is not None or state.in_atomic_block:
-        return
-    _note_who_has_ended()
-    if _concerning(alias) and can_wait():
-        # A generator that was dropped with its task is closed by the loop, in another task.
-        await_bridged(_some_turns_of_the_loop())
-    if (orphan := _concerning(alias)) is not None:
-        raise _ended_inside(orphan.task_name)
+    """Raise RuntimeError where the caller may believe to be in a block that has ended."""
+    if state.transaction is None and not state.in_atomic_block and (opened or orphans):
+        _note_who_has_ended()
+        if _concerning(alias) and can_wait():
+            # What was dropped with the task is closed by the loop, in another task.
+            await_bridged(_some_turns_of_the_loop())
+        if (orphan := _concerning(alias)) is not None:
+            raise _ended_inside(orphan.task_name)
+    if taken:
+        check_not_taken()
 
 
 def _note_who_has_ended() -> None:
@@ -140,29 +144,22 @@ async def _some_turns_of_the_loop() -> None:
 
 
 def end_orphan_on_top(state: ConnectionState) -> None:
-    """Do not let the caller wait for a task that has ended inside the innermost block of *state*.
+    """Do not let the caller wait for a task that has ended inside the innermost blocks of *state*.
 
-    If that task failed, its block is rolled back. Raise RuntimeError if it did not: somebody may
-    take the rest of the block's body for a part of it.
+    Blocks in a generator are rolled back, and that cannot go on in them. Raise RuntimeError for
+    another one: somebody may take the rest of the block's body for a part of it.
     """
-    frame = state.frames[-1] if state.frames else None
-    if frame is None or frame.abandoned or frame.leaving or not _has_ended(frame):
-        return
-    task = frame.actor.task
-    assert task is not None
-    if _succeeded(task):
-        raise _ended_inside(task.get_name())
-    abandon(frame)
-
-
-def _has_ended(frame: Frame) -> bool:
-    task = frame.actor.task
-    return task is not None and task.done()
-
-
-def _succeeded(task: asyncio.Task[Any]) -> bool:
-    # By asking for the exception it would count as retrieved.
-    return not task.cancelled() and getattr(task, "_exception", None) is None
+    found: list[Frame] = []
+    for frame in reversed(state.frames):
+        task = frame.actor.task
+        if frame.abandoned or frame.leaving or task is None or not task.done():
+            break
+        if frame.body is None:
+            raise _ended_inside(task.get_name())
+        found.append(frame)
+    for frame in found:
+        take_away(frame)
+        abandon(frame)
 
 
 def _ended_inside(name: str) -> RuntimeError:

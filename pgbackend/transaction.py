@@ -105,6 +105,8 @@ class pinned:
         self.using = using or DEFAULT_DB_ALIAS
         # One object may serve many tasks, as `atomic` may; each leaves what it entered last.
         self._leases: WeakKeyDictionary[asyncio.Task[Any], list[Lease | None]] = WeakKeyDictionary()
+        # How often it was entered, ever.
+        self._entered = 0
 
     def __enter__(self) -> Any:
         wrapper = connections[self.using]
@@ -113,6 +115,7 @@ class pinned:
         if isinstance(wrapper, DatabaseWrapper) and wrapper.bridged:
             lease = wrapper.pin()
             self._leases.setdefault(_task(), []).append(lease)
+            self._entered += 1
         return wrapper
 
     def __exit__(
@@ -127,7 +130,7 @@ class pinned:
             lease.pool.on_loop(functools.partial(unpin, lease, task))
 
     def _pop(self) -> tuple[asyncio.Task[Any] | None, Lease | None]:
-        """Return what is left: the running task's, or of another one if that is the only one.
+        """Return what is left: the running task's, or the only one that there ever was.
 
         A generator that is left early may be closed by another task, or by none.
         """
@@ -136,7 +139,7 @@ class pinned:
         if running is not None and own:
             return running, own.pop()
         entered = [(task, leases) for task, leases in self._leases.items() if leases]
-        if len(entered) != 1:
+        if self._entered != 1 or len(entered) != 1:
             return None, None
         task, leases = entered[0]
         return task, leases.pop()

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from contextvars import Context, ContextVar
+from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .actors import current_actor, deputies, deputy, running_task
@@ -41,7 +42,9 @@ class Frame:
         "actor",
         "atomic",
         "before",
+        "body",
         "ender",
+        "entered_in",
         "forgotten",
         "generators",
         "leaver",
@@ -76,6 +79,10 @@ class Frame:
         self.when_on_top: Callable[[], None] | None = None
         self.ender: asyncio.Task[Any] | None = None
         self.generators: list[Any] = []
+        # The id of the Python frame that has entered it, and that frame itself if a generator's;
+        # see `abandoning.watch`.
+        self.entered_in = 0
+        self.body: FrameType | None = None
         # Whether it was taken away from a task that is still inside the block.
         self.forgotten = False
         # Who waits until this frame is on top, and until the others have left who entered in it.
@@ -389,7 +396,7 @@ class Turns:
     def _remove(self, frame: Frame) -> None:
         """Take *frame* away; those in its line wait for the one below."""
         frame.left = True
-        frame.atomic = None
+        frame.atomic = frame.body = None
         frame.generators.clear()
         self._moves += 1
         if frame.leaver is not None:

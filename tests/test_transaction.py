@@ -482,6 +482,28 @@ async def test_pin_left_by_another_task(one: str, leave: Callable[[str], Awaitab
         assert await asyncio.create_task(avalue("SHOW work_mem", one)) != "77MB"
 
 
+async def test_pin_of_several_tasks(one: str) -> None:
+    """That one of them leaves its generator early takes no other's pin."""
+    pin = pinned(one)
+
+    async def numbers() -> AsyncIterator[int]:
+        async with pin:
+            yield 1
+
+    async def leaves_early() -> None:
+        async for _ in numbers():
+            break
+
+    async with pin:
+        await aexecute("SET work_mem = '77MB'", one)
+        with detached():
+            task = asyncio.create_task(leaves_early())
+        await task
+        gc.collect()
+        await asyncio.sleep(0.05)
+        assert await avalue("SHOW work_mem", one) == "77MB"
+
+
 async def test_pin_in_a_transaction(one: str, server: Server) -> None:
     """A pin in a transaction is on its connection, which is reset after the transaction."""
     async with transaction.atomic(using=one):
