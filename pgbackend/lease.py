@@ -186,12 +186,12 @@ class Lease:
     def owner_ended(self, task: asyncio.Task[Any]) -> None:
         """Give back what a task that has ended had pinned."""
         if self.on_loan:
+            self.give_back()
             warnings.warn(
                 f"{task.get_name()} ended inside `pinned()`: leave it in the task that entered it",
                 ResourceWarning,
                 stacklevel=1,
             )
-            self.give_back()
 
     def stop_and_give_back(self) -> None:
         """Return the connection once the statement that another task runs on it was stopped.

@@ -482,9 +482,11 @@ async def test_pin_left_by_another_task(one: str, leave: Callable[[str], Awaitab
         assert await asyncio.create_task(avalue("SHOW work_mem", one)) != "77MB"
 
 
-async def test_pin_of_several_tasks(one: str) -> None:
+@pytest.mark.filterwarnings("ignore:.* ended inside `pinned:ResourceWarning")
+async def test_pin_of_several_tasks(add_alias: AddAlias) -> None:
     """That one of them leaves its generator early takes no other's pin."""
-    pin = pinned(one)
+    two = add_alias({"pool": {"max_size": 2}})
+    pin = pinned(two)
 
     async def numbers() -> AsyncIterator[int]:
         async with pin:
@@ -495,13 +497,13 @@ async def test_pin_of_several_tasks(one: str) -> None:
             break
 
     async with pin:
-        await aexecute("SET work_mem = '77MB'", one)
+        await aexecute("SET work_mem = '77MB'", two)
         with detached():
             task = asyncio.create_task(leaves_early())
         await task
         gc.collect()
         await asyncio.sleep(0.05)
-        assert await avalue("SHOW work_mem", one) == "77MB"
+        assert await avalue("SHOW work_mem", two) == "77MB"
 
 
 async def test_pin_in_a_transaction(one: str, server: Server) -> None:
