@@ -12,6 +12,7 @@
 # make bench       the speed of this backend and of its peers, against the targets;
 #                  ARGS='--peers pgbackend tortoise --works "1 get" --views'
 # make bench-full  the other kinds of work, sweeps and plots; see tests/benchmarks/README.md
+# make docs        the pages, from docs/ to .docs/; a warning is an error
 # make clean   remove what the others made, the demo's data included
 
 # A line of Django's, as in 6.1; without it the newest that the Python admits.
@@ -29,7 +30,7 @@ MODE = bridged
 NAME =
 PARALLEL = 2
 
-.PHONY: help run test soak django-suite django-suite-diff drf-suite app-suite bench bench-full clean
+.PHONY: help run test soak django-suite django-suite-diff drf-suite app-suite bench bench-full docs clean
 
 help:
 	@sed -n '/^#/!q; s/^# //p' Makefile
@@ -65,6 +66,11 @@ bench bench-full:
 	@$(MAKE) --no-print-directory DJANGO=6.1 VENV=.venv-bench .venv-bench/installed-bench
 	@.venv-bench/bin/python -m tests.benchmarks $(if $(filter bench-full,$@),--full) $(ARGS)
 
+# In an environment of its own: it needs neither a server nor what the tests need.
+docs:
+	@$(MAKE) --no-print-directory VENV=$(VENV)-docs $(VENV)-docs/installed-docs
+	@$(VENV)-docs/bin/python -m sphinx -q -n -W --keep-going docs .docs
+
 # The stamps stand for the extras that pyproject.toml asks for.
 $(VENV)/installed-%: pyproject.toml | $(VENV)/bin/pip
 	@echo "Installing the packages; this may take a minute."
@@ -97,5 +103,5 @@ clean:
 	fi
 	@# As root the data may be a link to a folder elsewhere.
 	@if [ -L .postgres/data ]; then rm -rf "$$(readlink .postgres/data)"; fi
-	rm -rf .venv .venv-* .benchmarks .django-suite .pgbouncer .postgres build dist *.egg-info .pytest_cache kitchen/.pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* .benchmarks .django-suite .docs .pgbouncer .postgres build dist *.egg-info .pytest_cache kitchen/.pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -path './.venv*' -prune -o -name __pycache__ -prune -exec rm -rf {} +

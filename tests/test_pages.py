@@ -1,0 +1,178 @@
+"""The pages: their code, their links, and whether the reference has all there is."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib
+import inspect
+import re
+import textwrap
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from psycopg_pool import AsyncConnectionPool
+
+import pgbackend
+from pgbackend import conf, options, transaction
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")),
+    *sorted(DOCS.rglob("*.md")),
+]
+
+each_page = pytest.mark.parametrize(
+    "page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES]
+)
+
+# A fenced block at any indentation, with the word after its fence.
+_FENCED = re.compile(r"^([ \t]*)(`{3,})([^`\n]*)\n(.*?)^\1\2[ \t]*$", re.MULTILINE | re.DOTALL)
+_LINK = re.compile(r"(?<!!)\[(?:[^\[\]]|\[[^\]]*\])*\]\(([^()\s]+)\)")
+_SETTING = re.compile(r"\bPGBACKEND_[A-Z]\w*")
+
+
+def python_of(page: Path) -> list[ast.Module]:
+    """Return the page's blocks of Python, parsed."""
+    return [
+        compile(
+            textwrap.dedent(block[4]),
+            f"{page.relative_to(ROOT)}, line {_line(block)}",
+            "exec",
+            ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT,
+            dont_inherit=True,
+        )
+        for block in _FENCED.finditer(page.read_text())
+        if block[3].strip() in ("python", "{code-block} python")
+    ]
+
+
+def _line(block: re.Match[str]) -> int:
+    return block.string.count("\n", 0, block.start()) + 1
+
+
+def prose_of(page: Path) -> str:
+    """Return the page without its blocks of code."""
+    return _FENCED.sub("", page.read_text())
+
+
+def anchors_of(page: Path) -> set[str]:
+    """Return the anchors that code hosts, and MyST, give to a page's headings."""
+    anchors = set()
+    seen: Counter[str] = Counter()
+    for heading in re.findall(r"^#+ +(.+?) *$", prose_of(page), re.MULTILINE):
+        text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading)
+        slug = re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-")
+        anchors.add(f"{slug}-{seen[slug]}" if seen[slug] else slug)
+        seen[slug] += 1
+    return anchors
+
+
+def settings_page() -> str:
+    return (DOCS / "reference" / "settings.md").read_text()
+
+
+def api_page() -> str:
+    return (DOCS / "reference" / "api.md").read_text()
+
+
+@each_page
+def test_python_parses(page: Path) -> None:
+    """Each block of Python is Python, asynchronous statements at its top allowed."""
+    python_of(page)
+
+
+@each_page
+def test_imports_of_the_package(page: Path) -> None:
+    """What the examples import from the package is there."""
+    for tree in python_of(page):
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and _is_ours(node.module or ""):
+                module = importlib.import_module(node.module or "")
+                missing = [name.name for name in node.names if not hasattr(module, name.name)]
+                assert not missing, f"{node.module} has no {missing}"
+            elif isinstance(node, ast.Import):
+                for name in node.names:
+                    if _is_ours(name.name):
+                        importlib.import_module(name.name)
+
+
+def _is_ours(module: str) -> bool:
+    return module.partition(".")[0] == "pgbackend"
+
+
+@each_page
+def test_links(page: Path) -> None:
+    """Each relative link is to a file that is there, and to a heading in it."""
+    wrong = []
+    for target in _LINK.findall(re.sub(r"`[^`\n]+`", "``", prose_of(page))):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        if (
+            not file.exists()
+            or not file.is_relative_to(ROOT)
+            or (anchor and anchor not in anchors_of(file))
+        ):
+            wrong.append(target)
+    assert not wrong
+
+
+@each_page
+def test_settings_that_are_named(page: Path) -> None:
+    """A page names no setting that the backend does not read."""
+    assert set(_SETTING.findall(page.read_text())) <= conf.SETTINGS.keys()
+
+
+def test_readme_is_short() -> None:
+    """The README has at most 200 lines."""
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 200
+
+
+def test_settings_are_in_the_reference() -> None:
+    """The reference has a row for each setting of a project."""
+    for name in conf.SETTINGS:
+        assert f"\n| `{name}` | " in settings_page()
+
+
+def test_options_are_in_the_reference() -> None:
+    """The reference has a row for each option of an alias, with its default."""
+    for field in dataclasses.fields(options.Options):
+        row = re.search(rf"^\| `{field.name}` \| `([^`]*)`", settings_page(), re.MULTILINE)
+        assert row is not None, field.name
+        assert ast.literal_eval(row[1]) == field.default
+
+
+def test_options_of_the_pool_are_in_the_reference() -> None:
+    """The reference has all arguments of psycopg's pool, and a row with each default of ours."""
+    for name in set(inspect.signature(AsyncConnectionPool.__init__).parameters) - {"self"}:
+        assert f"`{name}`" in settings_page()
+    for name, default in options.POOL_DEFAULTS.items():
+        row = re.search(rf"^\| `{name}` \| `([^`]*)`", settings_page(), re.MULTILINE)
+        assert row is not None, name
+        assert ast.literal_eval(row[1]) == default
+
+
+def test_public_names_are_in_the_reference() -> None:
+    """The reference has each public name of the package and of its transaction module."""
+    for name in {*pgbackend.__all__, *transaction.__all__} - {"__version__"}:
+        assert re.search(rf"`{name}[`(]", api_page()), name
+
+
+def test_checks_are_in_the_reference() -> None:
+    """The reference has each system check, and no other."""
+    code = "".join(file.read_text() for file in (ROOT / "pgbackend").glob("*.py"))
+    page = (DOCS / "reference" / "checks.md").read_text()
+    rows = set(re.findall(r"^\| `(pgbackend\.[EW]\d+)`", page, re.MULTILINE))
+    assert rows == set(re.findall(r"id=\"(pgbackend\.[EW]\d+)\"", code))
+
+
+def test_modules_are_in_the_architecture() -> None:
+    """The list of the package's rooms has each module, and no other."""
+    page = (DOCS / "explanation" / "architecture.md").read_text()
+    table = "".join(re.findall(r"^\| (`.*?) \|", page, re.MULTILINE))
+    modules = {file.name for file in (ROOT / "pgbackend").glob("*.py")} - {"__init__.py"}
+    assert set(re.findall(r"`(\w+\.py)`", table)) == modules
