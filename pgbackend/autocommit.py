@@ -167,7 +167,11 @@ class TransactionControl(StatePerTask):
             lease.closings += 1
         with self._finishing():
             super()._savepoint_rollback(sid)
-        self.state.rolled_back_to = sid
+        state = self.state
+        state.rolled_back_to = sid
+        frame = next((each for each in state.frames if each.savepoint == sid), None)
+        if frame is not None:
+            state.was_rolled_back(frame)
 
     def _savepoint_commit(self, sid: str) -> None:
         with self._finishing():
@@ -202,6 +206,8 @@ class TransactionControl(StatePerTask):
 
     def _rollback(self) -> None:
         self._end_transaction(super()._rollback)
+        if self.bridged:
+            self.state.was_rolled_back(None)
 
     def _end_transaction(self, end: Callable[[], None]) -> None:
         """COMMIT or ROLLBACK; interrupted, drop the connection together with its state.

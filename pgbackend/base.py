@@ -43,6 +43,7 @@ from .creation import DatabaseCreation
 from .cursor import CursorDebugWrapper, CursorWrapper, LeaseHolder
 from .features import DatabaseFeatures
 from .frames import without_passwords
+from .in_force import restore_of_thread
 from .joining import check_not_outlived, joined_if_open
 from .lease import Lease
 from .opening import FoundPool, find_pool, isolation_level, note_closed
@@ -278,7 +279,9 @@ class DatabaseWrapper(Watched, TransactionControl):
             # The request's: with it, its session would be gone.
             return
         super().close()
-        if self.bridged:
+        if not self.bridged:
+            restore_of_thread(self, frozenset())
+        else:
             self._states.close_shared()
             if self.alias == NO_DB_ALIAS:
                 self.close_pool()

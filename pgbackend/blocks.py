@@ -28,6 +28,7 @@ from .abandoning import (
 )
 from .base import DatabaseWrapper
 from .ending import leave_block, leave_in_thread
+from .in_force import noted_of_thread, restore_of_thread
 from .orphans import was_left
 from .routing import thread_transactions
 from .turns import Frame, block_has_ended
@@ -44,7 +45,9 @@ def entering(enter: Callable[..., Any]) -> Callable[..., Any]:
         if (joined := wrapper.joined) is not None:
             return wrapper.hand_over(joined, self.__enter__)
         if not wrapper.bridged:
+            before = noted_of_thread(wrapper)
             enter(self)
+            self.__dict__.setdefault("_pgbackend_settings", []).append(before)
             thread_transactions.set(thread_transactions.get() | {wrapper.alias})
             return None
         state = wrapper.state_in_turn(entering=True)
@@ -109,6 +112,9 @@ def leaving(leave: Callable[..., Any]) -> Callable[..., Any]:
         if joined is not None:
             return wrapper.hand_over(joined, self.__exit__, exc_type, exc_value, traceback)
         if not wrapper.bridged:
+            settings = self.__dict__.get("_pgbackend_settings")
+            before = settings.pop() if settings else frozenset()
+            undone = exc_type is not None or wrapper.needs_rollback
             try:
                 return leave_in_thread(
                     wrapper.state,
@@ -116,6 +122,8 @@ def leaving(leave: Callable[..., Any]) -> Callable[..., Any]:
                     failed=exc_type is not None,
                 )
             finally:
+                if undone:
+                    restore_of_thread(wrapper, before)
                 if not wrapper.in_atomic_block:
                     thread_transactions.set(thread_transactions.get() - {wrapper.alias})
         state = wrapper.state

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet, ref
 
 import psycopg
+import psycopg.sql
 from django.db.backends import utils
 from django.db.backends.postgresql import base as postgresql
 
 from .bridge import can_wait, is_bridged
-from .in_force import check_in_thread, check_on_loop, note_in_thread
+from .in_force import check_in_thread, check_on_loop, may_change, note_in_thread
 from .joining import check_not_outlived
 from .session import CleanSQL
 
@@ -242,27 +243,36 @@ class LeaseHolder(utils.CursorWrapper):
 
     def callproc(self, *args: Any, **kwargs: Any) -> Any:
         self._check_lease()
+        self._in_force(f"SELECT {args[0]}" if args else "")
         return super().callproc(*args, **kwargs)
 
-    def copy(self, *args: Any, **kwargs: Any) -> Any:
+    def copy(self, statement: Any, *args: Any, **kwargs: Any) -> Any:
         """Start a COPY, as psycopg's ``Cursor.copy``."""
         self._check_lease()
-        return getattr(super(), "copy", self.cursor.copy)(*args, **kwargs)
+        self._in_force(statement)
+        return getattr(super(), "copy", self.cursor.copy)(statement, *args, **kwargs)
 
-    def stream(self, *args: Any, **kwargs: Any) -> Any:
+    def stream(self, query: Any, *args: Any, **kwargs: Any) -> Any:
         """Iterate over rows as they come, as psycopg's ``Cursor.stream``."""
         self._check_lease()
-        return self.cursor.stream(*args, **kwargs)
+        self._in_force(query)
+        self._note(query, args[0] if args else None)
+        return self.cursor.stream(query, *args, **kwargs)
 
     def _in_force(self, sql: Any) -> None:
         """Raise ProgrammingError where *sql* would run without what its request has set."""
         if self.lease is not None:
             if self.db.set_in_threads:
                 with self.db.wrap_database_errors:
-                    check_on_loop(self.db, self.lease, str(sql))
+                    check_on_loop(self.db, self.lease, _text(self.cursor, sql))
         elif not self.leased:
             with self.db.wrap_database_errors:
-                check_in_thread(self.db, str(sql))
+                check_in_thread(self.db, _text(self.cursor, sql))
+
+    def _note(self, sql: Any, params: Any) -> None:
+        """Note what *sql* has set, in a thread; on the loop that is done for all cursors."""
+        if not self.leased and may_change(sql):
+            note_in_thread(self.db, _text(self.cursor, sql, params))
 
     def _execute(self, sql: Any, params: Any, *args: Any) -> Any:
         self._check_lease()
@@ -270,8 +280,7 @@ class LeaseHolder(utils.CursorWrapper):
         if type(sql) is str and self.lease is not None and _is_of_the_cache():
             sql = CleanSQL(sql)
         result = super()._execute(sql, params, *args)
-        if not self.leased:
-            note_in_thread(self.db, _text(self.cursor, sql, params))
+        self._note(sql, params)
         if self.pinned and self.lease is not None:
             self._opened_at = self.lease.closings
         return result
@@ -279,17 +288,26 @@ class LeaseHolder(utils.CursorWrapper):
     def _executemany(self, sql: Any, param_list: Any, *args: Any) -> Any:
         self._check_lease()
         self._in_force(sql)
-        return super()._executemany(sql, param_list, *args)
+        if not isinstance(param_list, list | tuple):
+            param_list = list(param_list)
+        result = super()._executemany(sql, param_list, *args)
+        for params in param_list:
+            self._note(sql, params)
+        return result
 
 
-def _text(cursor: Any, sql: Any, params: Any) -> str:
-    """Return the statement that *cursor* has executed, with its parameters if they matter."""
-    if params and "set_config" in str(sql):
+def _text(cursor: Any, query: Any, params: Any = None) -> str:
+    """Return the text of what *cursor* executes, with its parameters if they matter."""
+    if params and "set_config" in str(query).lower():
         try:
-            return str(psycopg.ClientCursor(cursor.connection).mogrify(sql, params))
+            return str(psycopg.ClientCursor(cursor.connection).mogrify(query, params))
         except (psycopg.Error, TypeError, ValueError):
             pass
-    return sql if isinstance(sql, str) else str(sql)
+    if isinstance(query, bytes):
+        return query.decode(cursor.connection.info.encoding, "replace")
+    if isinstance(query, psycopg.sql.Composable):
+        return query.as_string(cursor.connection)
+    return str(query)
 
 
 class CursorWrapper(LeaseHolder):

@@ -181,6 +181,7 @@ def _undo(wrapper: Any, frame: Frame, interruption: BaseException, *, ends: bool
             _roll_back_to(wrapper, state, frame.savepoint, done)
     finally:
         if done:
+            state.was_rolled_back(frame)
             state.needs_rollback = False
             state.run_on_commit = [
                 each for each in state.run_on_commit if frame.savepoint not in each[0]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import psycopg
 
 from . import joining
-from .session_sql import masked
+from .session_sql import look_at, masked
 from .wrapping import request_wrapper
 
 if TYPE_CHECKING:
@@ -28,23 +28,44 @@ _NAMES = rf"role|session[\s']+authorization|search_path|row_security|schema|{_OW
 
 # What no text without it can match.
 _MAYBE = re.compile(
-    r"\b(?:role|authorization|search_path|row_security|schema|set_config|reset|discard)\b"
-    r"|\bset\b[^=;]*?\w\.\w",
+    r"\b(?:role|authorization|search_path|row_security|schema|set_config|pg_settings)\b"
+    r"|\b(?:reset|discard)\b|\bset\b[^=;]*?\w\"?\.\"?\w|^\s*do\b",
     re.IGNORECASE,
 )
+_QUOTED = re.compile(r'"([a-z_]\w*)"', re.IGNORECASE)
+
+# In texts with a quote for each literal and comment.
+_SETTING = rf"""(?P<reset>re)?set[\s']+
+    (?:(?P<local>local)[\s']+|session[\s']+(?!authorization))?
+    (?P<name>{_NAMES})\b (?:[\s']*(?:=|\bto\b))?
+    (?:[\s']*(?P<none>default|none)(?=[\s']*(?:;|$)))?"""
 _SET = re.compile(
-    rf"""(?:^|;)[\s']*+ (?P<reset>re)?set[\s']+
-        (?:(?P<local>local)[\s']+|session[\s']+(?!authorization))?
-        (?P<name>{_NAMES})\b (?:[\s']*(?:=|\bto\b))? (?:[\s']*(?P<none>default|none)\b)?
-      | (?:^|;)[\s']*+ (?P<all>reset[\s']+all|discard[\s']+all)\b""",
+    rf"(?:^|;)[\s']*+ (?:{_SETTING} | (?P<all>reset[\s']+all|discard[\s']+all)\b)",
     re.IGNORECASE | re.VERBOSE,
 )
+_ONLY_SETS = re.compile(
+    r"""(?:[\s';]*+ (?:(?:re)?set\b[^;]*+ | discard[\s']+all
+        | select[\s']+ (?:(?:pg_catalog\.)?set_config\s*\((?:[^();]|\([^();]*\))*\)[\s',]*+)+ ))+
+        [\s';]*""",
+    re.IGNORECASE | re.VERBOSE,
+)
+
+# In texts as they are: the name, the value, and whether it is for the transaction.
 _SET_CONFIG = re.compile(
-    rf"""\bset_config"?\s*\(\s*
-        E?'(?P<name>role|session_authorization|search_path|row_security|{_OWN})'
-        [^,]*, \s*(?P<value>'(?:[^']|'')*'|[^,]*?) [^,)]*, \s*(?P<local>'?t)?""",
+    r"""\bset_config"?\s*\( (?:\s*[eE]?'(?P<name>[^']+)'\s*,)?
+        (?P<value>(?:'(?:[^']|'')*'|[^'();]|\((?:'(?:[^']|'')*'|[^'()])*\))*?) ,
+        \s*(?P<local>'?t(?:rue)?'?)?[^,();]*\)""",
     re.IGNORECASE | re.VERBOSE,
 )
+
+# What may set something that is in a literal, or in a table.
+_HIDES = re.compile(r"[\s';]*do\b|.*\bpg_settings\b", re.IGNORECASE | re.DOTALL)
+
+# No row is read by these.
+_OF_SAVEPOINTS = re.compile(r"\s*(?:savepoint|release|rollback)\b[^;]*;?\s*", re.IGNORECASE)
+
+# What a statement has set by a name that it computes.
+UNKNOWN = "a setting that is not named in the statement"
 
 
 class Change(NamedTuple):
@@ -57,26 +78,53 @@ class Change(NamedTuple):
     local: bool
 
 
+def may_change(query: Any) -> bool:
+    """Return whether *query* may change such a setting, by a first look."""
+    return not isinstance(query, str) or bool(_MAYBE.search(query))
+
+
 def changes(sql: str) -> Iterator[Change]:
     """Yield what the statements of *sql*, with their parameters, do to such settings."""
     if not _MAYBE.search(sql):
         return
-    for found in _SET.finditer(masked(sql)):
+    code = masked(_QUOTED.sub(r"\1", sql))
+    for found in _SET.finditer(code):
         if found["all"]:
-            yield Change("", made=False, local=False)
+            yield Change("discard" if found["all"][0] in "dD" else "", made=False, local=False)
         else:
             name = re.sub(r"[\s']+", "_", found["name"].lower())
             made = not found["reset"] and not found["none"]
             yield Change("search_path" if name == "schema" else name, made, bool(found["local"]))
+    if re.search(r"\bset_config\b", code, re.IGNORECASE):
+        yield from _configured(sql)
+    elif _HIDES.match(code) and look_at(sql).silent:
+        yield Change(UNKNOWN, made=True, local=False)
+
+
+def _configured(sql: str) -> Iterator[Change]:
     for found in _SET_CONFIG.finditer(sql):
-        made = found["value"] not in ("''", "NULL")
-        yield Change(found["name"].lower(), made, bool(found["local"]))
+        name, local = (found["name"] or UNKNOWN).lower(), bool(found["local"])
+        if name == UNKNOWN or re.fullmatch(_NAMES.replace(r"[\s']+", "_"), name):
+            made = found["value"].strip() not in ("''", "NULL")
+            yield Change(name, made, local)
+
+
+def only_sets(sql: str) -> bool:
+    """Return whether *sql* does nothing but make such settings, or savepoints: it reads no row."""
+    if _OF_SAVEPOINTS.fullmatch(sql):
+        return True
+    return any(changes(sql)) and bool(_ONLY_SETS.fullmatch(masked(_QUOTED.sub(r"\1", sql))))
 
 
 def _changed(names: frozenset[str], change: Change) -> frozenset[str]:
+    if change.name == "discard":
+        return frozenset()
     if not change.name:
         # The role and whose session it is stay.
         return names & {"role", "session_authorization"}
+    if change.name == "session_authorization" and not change.made:
+        # It ends the role, too.
+        return names - {"role", "session_authorization"}
     return names | {change.name} if change.made else names - {change.name}
 
 
@@ -99,12 +147,25 @@ def note_in_thread(wrapper: Any, sql: str) -> None:
                 of_loop.set_in_threads = _changed(of_loop.set_in_threads, change)
 
 
+def noted_of_thread(wrapper: Any) -> frozenset[str]:
+    """Return what the request of the calling thread has set on the connections of its threads."""
+    of_loop = request_wrapper(wrapper.alias)
+    return frozenset() if of_loop is None else of_loop.set_in_threads
+
+
+def restore_of_thread(wrapper: Any, names: frozenset[str]) -> None:
+    """Note that a rollback or a new connection has left the thread with *names*."""
+    of_loop = request_wrapper(wrapper.alias)
+    if of_loop is not None:
+        of_loop.set_in_threads = names
+
+
 def check_on_loop(wrapper: Any, lease: Lease, sql: str) -> None:
     """Raise ProgrammingError if *sql* would run without what the request's threads have set."""
     transaction = lease.state.transaction
     here = lease.settings if transaction is None else lease.settings | transaction.settings
     missing = wrapper.set_in_threads - here
-    if missing and not any(changes(sql)):
+    if missing and not only_sets(sql):
         raise psycopg.ProgrammingError(
             f"this request has set {_listed(missing)} on the connection of a thread; on the event"
             " loop it is not in force. Set it by code that runs there (asynchronous middleware with"
@@ -121,7 +182,7 @@ def check_in_thread(wrapper: Any, sql: str) -> None:
     if session is None or not session.open:
         return
     missing = session.settings - of_loop.set_in_threads
-    if missing and not any(changes(sql)):
+    if missing and not only_sets(sql):
         raise psycopg.ProgrammingError(
             f"this request has set {_listed(missing)} on its connection on the event loop; on that"
             " of a thread it is not in force. Call the function by `pgbackend.bridged` in place of"

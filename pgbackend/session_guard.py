@@ -20,7 +20,7 @@ from psycopg import sql
 
 from . import joining
 from .bridge import ending
-from .in_force import note_on_loop
+from .in_force import may_change, note_on_loop
 from .session import CleanSQL
 from .session_sql import Effect, local_settings, look_at
 
@@ -82,6 +82,7 @@ class Guarded:
     def stream(self, query: Any, params: Any = None, **kwargs: Any) -> Any:
         """Iterate over rows as they come, as psycopg's ``Cursor.stream``."""
         _look(self, query, lambda: [params])
+        _note(self, query, params)
         return super().stream(query, params, **kwargs)  # type: ignore[misc]  # psycopg's
 
     def copy(self, statement: Any, params: Any = None, **kwargs: Any) -> Any:
@@ -139,9 +140,18 @@ def _execute(
         result = execute(*args, **kwargs)
     finally:
         face.looked_at.discard(here)
-    if not clean and not effect.lasts and face.lease is not None:
-        _look_at_answers(face, query, cursor)
+    if not clean and face.lease is not None:
+        if not effect.lasts:
+            _look_at_answers(face, query, cursor)
+        if may_change(query):
+            note_on_loop(face.lease, _effect(face, query, parameters)[0])
     return result
+
+
+def _note(cursor: Any, query: Any, params: Any) -> None:
+    face: BridgedConnection = cursor._conn
+    if face.lease is not None and may_change(query):
+        note_on_loop(face.lease, _effect(face, query, lambda: [params])[0])
 
 
 def _look(cursor: Any, query: Any, parameters: Any) -> Effect:
@@ -154,7 +164,6 @@ def _look(cursor: Any, query: Any, parameters: Any) -> Effect:
     lease = face.lease
     if lease is not None:
         lease.closings += 1
-        note_on_loop(lease, text)
     if lease is not None and not effect.plain:
         lease.dirty = True
         # Whoever listens by psycopg's own connection hears it there, as long as it is on loan.

@@ -202,8 +202,24 @@ class ConnectionState(Turns):
             self.commit_on_exit,
             len(self.savepoint_ids),
             len(self.atomic_blocks),
+            self._settings(),
         )
         return self.enter_frame(wrapper, before)
+
+    def _settings(self) -> tuple[frozenset[str], frozenset[str]]:
+        lease, transaction = self.lease, self.transaction
+        return (
+            frozenset() if lease is None else lease.settings,
+            frozenset() if transaction is None else transaction.settings,
+        )
+
+    def was_rolled_back(self, frame: Frame | None) -> None:
+        """Note that what was set in the block of *frame* is undone; None: in the outermost."""
+        frame = frame or (self.frames[0] if self.frames else None)
+        if frame is not None and self.lease is not None:
+            self.lease.settings, local = frame.before.settings
+            if self.transaction is not None:
+                self.transaction.settings = local
 
     def forget_block(self, frame: Frame) -> None:
         """Let Django know of no block but those that were there before *frame*."""

@@ -32,6 +32,8 @@ class Before(NamedTuple):
     commit_on_exit: bool
     savepoint_ids: int
     atomic_blocks: int
+    # The settings of `in_force`: of the session, and of the transaction.
+    settings: tuple[frozenset[str], frozenset[str]]
 
 
 class Frame:
