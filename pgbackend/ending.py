@@ -75,13 +75,13 @@ def leave_block(
     except BaseException as interruption:
         if ends or failed or not isinstance(interruption, DatabaseError):
             _undo(wrapper, frame, interruption, ends=ends)
-        elif state.is_lost and _is_broken(frame):
+        elif state.is_lost and _is_broken(frame) and not frame.left:
             # An error that the server answers with, Django handles: it has the block around
             # rolled back, without a word.
             state.break_block(interruption)
         raise
     else:
-        if not ends and state.needs_rollback:
+        if not ends and not frame.left and state.needs_rollback:
             # Django forgets why: the block around is to be rolled back for the same reason.
             why = broken_by or (error if _is_broken(frame) or state.is_lost else None)
             if why is not None:
@@ -180,7 +180,10 @@ def _undo(wrapper: Any, frame: Frame, interruption: BaseException, *, ends: bool
         if frame.savepoint is not None and can_wait():
             _roll_back_to(wrapper, state, frame.savepoint, done)
     finally:
-        if done:
+        if frame.left:
+            # The block around it has failed meanwhile; the task may be in its next transaction.
+            pass
+        elif done:
             state.was_rolled_back(frame)
             state.needs_rollback = False
             state.run_on_commit = [

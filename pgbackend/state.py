@@ -102,7 +102,12 @@ class ConnectionState(Turns):
                 self.broken_by, self.rollback_asked = None, False
 
     def break_block(self, error: BaseException) -> None:
-        """Have the innermost block rolled back, and its end say so; *error* is why."""
+        """Have the innermost block rolled back, and its end say so; *error* is why.
+
+        Without effect if a task's transaction has ended meanwhile, and the block with it.
+        """
+        if self._initial_autocommit is not None and self.transaction is None:
+            return
         self.needs_rollback = True
         self.broken_by = self.rollback_exc = error
 

@@ -975,3 +975,13 @@ async def test_error_is_not_kept_with_its_task() -> None:
 
     # A cancelled timer keeps its context until it would have been due.
     await until(is_freed)
+
+
+async def test_broken_after_its_end(server: Server) -> None:
+    """Who finds out too late that a block was broken leaves the next transaction as it is."""
+    async with transaction.atomic():
+        state = connection.state
+    state.break_block(DatabaseError("of the block that has ended"))
+    async with transaction.atomic():
+        await Author.objects.acreate(name="Ada")
+    assert committed(server) == ["Ada"]
