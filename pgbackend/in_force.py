@@ -26,12 +26,15 @@ if TYPE_CHECKING:
 _OWN = r"[a-z_]\w*(?:\.\w+)+"
 _NAMES = rf"role|session[\s']+authorization|search_path|row_security|schema|{_OWN}"
 
-# What no text without it can match.
-_MAYBE = re.compile(
+# No text without one of these words can do it, nor one that sets nothing with a dot in its name.
+_WORDS = re.compile(
     r"\b(?:role|authorization|search_path|row_security|schema|set_config|pg_settings)\b"
-    r"|\b(?:reset|discard)\b|\bset\b[^=;]*?\w\"?\.\"?\w|^\s*do\b",
+    r"|\b(?:reset|discard)\b|^\s*do\b",
     re.IGNORECASE,
 )
+_STOP = re.compile("[=;]")
+_SET_WORD = re.compile(r"\bset\b", re.IGNORECASE)
+
 _QUOTED = re.compile(r'"([a-z_]\w*)"', re.IGNORECASE)
 
 # In texts with a quote for each literal and comment.
@@ -51,10 +54,12 @@ _ONLY_SETS = re.compile(
 )
 
 # In texts as they are: the name, the value, and whether it is for the transaction.
+_LITERAL = r"'(?:[^']++|'')*+'"
+_ARGUMENT = rf"(?:{_LITERAL}|[^'(),;]++|\((?:{_LITERAL}|[^'()]++)*+\))*+"
 _SET_CONFIG = re.compile(
-    r"""\bset_config"?\s*\( (?:\s*[eE]?'(?P<name>[^']+)'\s*,)?
-        (?P<value>(?:'(?:[^']|'')*'|[^'();]|\((?:'(?:[^']|'')*'|[^'()])*\))*?) ,
-        \s*(?P<local>'?t(?:rue)?'?)?[^,();]*\)""",
+    rf"""\bset_config"?\s*+\( (?:\s*+[eE]?'(?P<name>[^']++)'\s*+(?=,)|{_ARGUMENT}) ,
+        (?P<value>{_ARGUMENT}) ,
+        (?:\s*+(?P<local>'t(?:rue)?'|t(?:rue)?)\s*+|{_ARGUMENT}) \)""",
     re.IGNORECASE | re.VERBOSE,
 )
 
@@ -80,12 +85,14 @@ class Change(NamedTuple):
 
 def may_change(query: Any) -> bool:
     """Return whether *query* may change such a setting, by a first look."""
-    return not isinstance(query, str) or bool(_MAYBE.search(query))
+    if not isinstance(query, str) or _WORDS.search(query):
+        return True
+    return any("." in part and _SET_WORD.search(part) for part in _STOP.split(query))
 
 
 def changes(sql: str) -> Iterator[Change]:
     """Yield what the statements of *sql*, with their parameters, do to such settings."""
-    if not _MAYBE.search(sql):
+    if not may_change(sql):
         return
     code = masked(_QUOTED.sub(r"\1", sql))
     for found in _SET.finditer(code):

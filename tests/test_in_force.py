@@ -1,6 +1,7 @@
 """A role or setting that a request has made on one of its connections is in force, or refused."""
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
@@ -12,7 +13,7 @@ from psycopg import sql
 
 from pgbackend import bridged
 from pgbackend.asgi import serve
-from pgbackend.in_force import Change, changes
+from pgbackend.in_force import Change, changes, only_sets
 from pgbackend.transaction import detached, pinned
 from tests.conftest import Server
 from tests.models import Author
@@ -406,3 +407,27 @@ def test_changes() -> None:
     assert list(changes("DISCARD ALL")) == [Change("discard", False, False)]
     assert list(changes("UPDATE a SET role = 'x'")) == []
     assert list(changes("SELECT 1; -- SET ROLE x")) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "SELECT set_config('a.b', " + "''" * 50_000,
+        "SELECT set_config('a.b', (" * 4_000,
+        "SELECT set_config('a.b', 'c', false), " * 3_000,
+        "SET LOCAL " * 10_000,
+        "SET a" + ".b" * 30_000,
+        "SET ROLE x; " * 8_000,
+        "SET 'a'" + " '" * 30_000,
+        "discard" + " " * 100_000,
+        "RESET " + "app." * 20_000,
+        'SET "' + '"a".' * 20_000,
+    ],
+    ids=range(10),
+)
+def test_long_texts(text: str) -> None:
+    """A text is looked at in linear time, whatever is in it."""
+    began = time.process_time()
+    list(changes(text))
+    only_sets(text)
+    assert time.process_time() - began < 1.0
