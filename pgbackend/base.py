@@ -87,6 +87,8 @@ class DatabaseWrapper(Watched, TransactionControl):
         self.configures_pool = False
         # What its request's threads have set on their own connections; see `in_force`.
         self.set_in_threads: frozenset[str] = frozenset()
+        # The connection that its request keeps for the session.
+        self.kept_lease: Lease | None = None
         self._states = States(autocommit=settings_dict["AUTOCOMMIT"])
         super().__init__(settings_dict, alias)
         self._states.open()

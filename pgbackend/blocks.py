@@ -171,11 +171,13 @@ def which_block(atomic: Any, exc_type: Any, caller: FrameType | None) -> Leaving
 @contextmanager
 def leaving_it(left: Leaving) -> Iterator[None]:
     """Let ``__exit__`` in the block leave *left*."""
-    token = _leaving.set(left)
+    _leaving.set(left)
     try:
         yield
     finally:
-        _leaving.reset(token)
+        # Elsewhere, in a coroutine that is only now collected, this is another context.
+        if _leaving.get() is left:
+            _leaving.set(None)
 
 
 def _which(atomic: Any, exc_type: Any, exc_value: Any, caller: FrameType) -> Leaving:

@@ -262,7 +262,7 @@ class LeaseHolder(utils.CursorWrapper):
     def _in_force(self, sql: Any) -> None:
         """Raise ProgrammingError where *sql* would run without what its request has set."""
         if self.lease is not None:
-            if self.db.set_in_threads:
+            if self.db.set_in_threads or self.db.kept_lease is not None:
                 with self.db.wrap_database_errors:
                     check_on_loop(self.db, self.lease, _text(self.cursor, sql))
         elif not self.leased:

@@ -167,16 +167,34 @@ def restore_of_thread(wrapper: Any, names: frozenset[str]) -> None:
         of_loop.set_in_threads = names
 
 
+def note_kept(lease: Lease) -> None:
+    """Note that the running request keeps the connection of *lease* for its session."""
+    of_loop = request_wrapper(lease.pool.alias)
+    if of_loop is not None:
+        of_loop.kept_lease = lease
+
+
 def check_on_loop(wrapper: Any, lease: Lease, sql: str) -> None:
-    """Raise ProgrammingError if *sql* would run without what the request's threads have set."""
+    """Raise ProgrammingError if *sql* would run without what its request has set elsewhere.
+
+    In a thread, or on the connection that it keeps: a task that was started before has another one.
+    """
+    elsewhere, where = wrapper.set_in_threads, "a thread; on the event loop"
+    kept: Lease | None = wrapper.kept_lease
+    others = kept is not None and kept is not lease and kept.on_loan and kept.keepers > 0
+    if kept is not None and others and not joining.is_detached():
+        elsewhere, where = elsewhere | kept.settings, "another one; on that of this task"
+    if not elsewhere:
+        return
     transaction = lease.state.transaction
     here = lease.settings if transaction is None else lease.settings | transaction.settings
-    missing = wrapper.set_in_threads - here
+    missing = elsewhere - here
     if missing and not only_sets(sql):
         raise psycopg.ProgrammingError(
-            f"this request has set {_listed(missing)} on the connection of a thread; on the event"
-            " loop it is not in force. Set it by code that runs there (asynchronous middleware with"
-            " `pgbackend.bridged`, or PGBACKEND_SYNC_ON_LOOP = True), or on both"
+            f"this request has set {_listed(missing)} on the connection of {where} it is not in"
+            " force. Set it by code that runs on the loop (asynchronous middleware with"
+            " `pgbackend.bridged`, or PGBACKEND_SYNC_ON_LOOP = True) before the request starts"
+            " tasks, or on both"
         )
 
 

@@ -178,6 +178,15 @@ def kept_session(states: States) -> KeptSession | None:
     return session
 
 
+# Whether this context is inside `detached`, or was started there.
+_is_detached: ContextVar[bool] = ContextVar("pgbackend_detached", default=False)
+
+
+def is_detached() -> bool:
+    """Return whether the running task was started inside `detached`, or is in it."""
+    return _is_detached.get()
+
+
 @contextmanager
 def detached() -> Iterator[None]:
     """Let tasks that the block starts not join the transactions that are open around it.
@@ -195,9 +204,11 @@ def detached() -> Iterator[None]:
     of a task or thread that joined it do not.
     """
     entered, frame, kept = transactions.set({}), innermost.set(None), sessions.set({})
+    token = _is_detached.set(True)
     try:
         yield
     finally:
+        _is_detached.reset(token)
         sessions.reset(kept)
         innermost.reset(frame)
         transactions.reset(entered)

@@ -20,7 +20,7 @@ from psycopg import sql
 
 from . import joining
 from .bridge import ending
-from .in_force import may_change, note_on_loop
+from .in_force import may_change, note_kept, note_on_loop
 from .session import CleanSQL
 from .session_sql import Effect, local_settings, look_at
 
@@ -240,6 +240,7 @@ def _keep(lease: Lease, *, silent: bool, late: bool = False) -> None:
         lease.keep()
         register(lease.keep_no_longer)
         joining.enter_session(lease, transaction)
+        note_kept(lease)
     elif silent or transaction is None:
         raise psycopg.ProgrammingError(_refusal(lease, in_block=transaction is not None, late=late))
 

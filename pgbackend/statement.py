@@ -165,7 +165,7 @@ class DirectCursor:
         wrapper, face = self._wrapper, self._lease.face
         if wrapper.needs_rollback:
             wrapper.validate_no_broken_transaction()
-        if wrapper.set_in_threads:
+        if wrapper.set_in_threads or wrapper.kept_lease is not None:
             with wrapper.wrap_database_errors:
                 check_on_loop(wrapper, self._lease, sql)
         try:

@@ -19,5 +19,5 @@ def test_entries(name: str) -> None:
 
 def test_documented() -> None:
     """Each of them is on the page of the documentation that has the figures."""
-    page = (ROOT / "docs" / "packages.md").read_text()
+    page = (ROOT / "docs" / "reference" / "packages.md").read_text()
     assert set(PACKAGES) <= set(re.findall(r"`([a-z-]+)`", page))

@@ -364,6 +364,34 @@ def test_other_statements(here: Any, there: Any, sql: str, server: Server) -> No
     in_request(view)
 
 
+@pytest.mark.parametrize("ask", [count, count_by_cursor], ids=lambda f: f.__name__)
+def test_task_started_before(ask: Ask, server: Server) -> None:
+    """A task that the request had started by then has another connection; one detached may."""
+    made = asyncio.Event()
+
+    async def early() -> None:
+        await made.wait()
+        with pytest.raises(ProgrammingError, match=REFUSED):
+            await on_loop(ask)
+
+    async def audit() -> None:
+        await made.wait()
+        assert await on_loop(ask) == 0
+
+    async def view() -> None:
+        tasks = [asyncio.create_task(early())]
+        with detached():
+            tasks.append(asyncio.create_task(audit()))
+        await on_loop(execute, "SET app.tenant = 'a'")
+        made.set()
+        await asyncio.gather(*tasks)
+        assert await asyncio.create_task(on_loop(ask)) == 0
+        await on_loop(execute, "RESET app.tenant")
+        assert await on_loop(ask) == 0
+
+    in_request(view)
+
+
 def test_next_request(server: Server) -> None:
     """Another request, before, after or meanwhile, has nothing to do with it."""
     set_it, looked = asyncio.Event(), asyncio.Event()
