@@ -144,7 +144,8 @@ def described(error: BaseException) -> tuple[Any, ...]:
         f"{type(each).__module__}.{type(each).__qualname__}" for each in (error, cause) if each
     ]
     position = getattr(getattr(cause, "diag", None), "statement_position", None)
-    return (*names, str(error), position)
+    # Two objects have two addresses.
+    return (*names, re.sub(r" at 0x[0-9a-f]+", "", str(error)), position)
 
 
 def plain(found: Any) -> Any:
