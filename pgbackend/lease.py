@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
+from greenlet import getcurrent
 from psycopg.pq import TransactionStatus
 
 from . import joining
@@ -34,6 +35,7 @@ class Lease:
     """
 
     __slots__ = (
+        "bridge",
         "closings",
         "dirty",
         "exposed",
@@ -77,6 +79,8 @@ class Lease:
         self.closings = 0
         # Whether the session has to be reset before another borrower gets the connection.
         self.dirty = False
+        # The id of the greenlet whose call it ends with, unless it is pinned.
+        self.bridge = id(getcurrent())
         # The settings of `in_force` that the borrower has made for the session.
         self.settings: frozenset[str] = frozenset()
 
@@ -97,11 +101,6 @@ class Lease:
         self.holds -= 1
         self.pins -= pinned
         if self.holds <= 0:
-            self.give_back()
-
-    def call_ended(self) -> None:
-        """Give back what only cursors left open in the ended bridged call still hold."""
-        if not self.pins:
             self.give_back()
 
     def refuse_others(self) -> None:

@@ -12,6 +12,8 @@ import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from greenlet import getcurrent
+
 from . import joining, orphans
 from .abandoning import abandon_lost
 from .bridge import await_bridged, is_bridged, on_exit
@@ -139,13 +141,22 @@ class ConnectionState(Turns):
         self.lease = Lease(self, pool, pooled)
         if self.connecting:
             self.lease.hold()
-        on_exit(self.lease.call_ended)
+        on_exit(self.call_ended)
         return self.lease
 
     @property
     def is_lost(self) -> bool:
         """Whether the connection in hand broke."""
         return self.lease is not None and bool(self.lease.face.closed)
+
+    def call_ended(self) -> None:
+        """Give back what only cursors left open in the ended bridged call still hold.
+
+        In a call that was closed, the task may have another connection in hand by now.
+        """
+        lease = self.lease
+        if lease is not None and not lease.pins and lease.bridge == id(getcurrent()):
+            lease.give_back()
 
     def drop(self) -> None:
         """Give the lease back, whoever holds it."""
@@ -198,7 +209,8 @@ class ConnectionState(Turns):
             self.lease.let_go(pinned=True)
         if self.lease is not None and is_bridged():
             # A cursor was left open by a call that ended, or by a thread.
-            on_exit(self.lease.call_ended)
+            self.lease.bridge = id(getcurrent())
+            on_exit(self.call_ended)
 
     def enter_block(self, wrapper: object) -> Frame:
         """Push a frame, as `enter_frame`, that knows what Django keeps of blocks until now."""

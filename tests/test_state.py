@@ -985,3 +985,14 @@ async def test_broken_after_its_end(server: Server) -> None:
     async with transaction.atomic():
         await Author.objects.acreate(name="Ada")
     assert committed(server) == ["Ada"]
+
+
+async def test_many_connections_in_one_call() -> None:
+    """A call that lasts, as a worker's or a test runner's, keeps nothing of each connection."""
+
+    def work() -> None:
+        for _ in range(2000):
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT 1")
+
+    await bridged(work)()

@@ -5,6 +5,7 @@ An operation is drawn once and run on both backends: all that is random in it is
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
