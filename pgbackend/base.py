@@ -85,7 +85,8 @@ class DatabaseWrapper(Watched, TransactionControl):
         self._maker: asyncio.Task[Any] | None = None
         # True for the wrapper by which a pool configures its connections.
         self.configures_pool = False
-        # What its request's threads have set on their own connections; see `in_force`.
+        # What its request's threads have set on their connections, each and all; see `in_force`.
+        self.settings_of_threads: dict[int, frozenset[str]] = {}
         self.set_in_threads: frozenset[str] = frozenset()
         # The connection that its request keeps for the session.
         self.kept_lease: Lease | None = None

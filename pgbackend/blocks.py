@@ -47,7 +47,7 @@ def entering(enter: Callable[..., Any]) -> Callable[..., Any]:
         if not wrapper.bridged:
             before = noted_of_thread(wrapper)
             enter(self)
-            self.__dict__.setdefault("_pgbackend_settings", []).append(before)
+            wrapper.state.settings_before.append(before)
             thread_transactions.set(thread_transactions.get() | {wrapper.alias})
             return None
         state = wrapper.state_in_turn(entering=True)
@@ -112,7 +112,7 @@ def leaving(leave: Callable[..., Any]) -> Callable[..., Any]:
         if joined is not None:
             return wrapper.hand_over(joined, self.__exit__, exc_type, exc_value, traceback)
         if not wrapper.bridged:
-            settings = self.__dict__.get("_pgbackend_settings")
+            settings = wrapper.state.settings_before
             before = settings.pop() if settings else frozenset()
             undone = exc_type is not None or wrapper.needs_rollback
             try:

@@ -24,6 +24,7 @@ from .bridge import can_wait, is_bridged
 from .in_force import check_in_thread, check_on_loop, may_change, note_in_thread
 from .joining import check_not_outlived
 from .session import CleanSQL
+from .wrapping import request_wrapper
 
 if TYPE_CHECKING:
     from .joining import Transaction
@@ -265,13 +266,17 @@ class LeaseHolder(utils.CursorWrapper):
             if self.db.set_in_threads or self.db.kept_lease is not None:
                 with self.db.wrap_database_errors:
                     check_on_loop(self.db, self.lease, _text(self.cursor, sql))
-        elif not self.leased:
+        elif self._in_thread_of_request:
             with self.db.wrap_database_errors:
                 check_in_thread(self.db, _text(self.cursor, sql))
 
+    @property
+    def _in_thread_of_request(self) -> bool:
+        return not self.leased and request_wrapper(self.db.alias) is not None
+
     def _note(self, sql: Any, params: Any) -> None:
         """Note what *sql* has set, in a thread; on the loop that is done for all cursors."""
-        if not self.leased and may_change(sql):
+        if self._in_thread_of_request and may_change(sql):
             note_in_thread(self.db, _text(self.cursor, sql, params))
 
     def _execute(self, sql: Any, params: Any, *args: Any) -> Any:
@@ -288,8 +293,9 @@ class LeaseHolder(utils.CursorWrapper):
     def _executemany(self, sql: Any, param_list: Any, *args: Any) -> Any:
         self._check_lease()
         self._in_force(sql)
-        if not isinstance(param_list, list | tuple):
-            param_list = list(param_list)
+        if not self._in_thread_of_request or not may_change(sql):
+            return super()._executemany(sql, param_list, *args)
+        param_list = list(param_list)
         result = super()._executemany(sql, param_list, *args)
         for params in param_list:
             self._note(sql, params)

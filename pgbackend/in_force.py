@@ -1,9 +1,10 @@
-"""Settings that decide which rows are seen, where a request has two connections.
+"""Settings that decide which rows are seen, where a request has several connections.
 
 The synchronous parts of a request may run in a thread, on a connection of Django's own, and the
 asynchronous ones on one of the loop's. A role, a search path or a setting of the application's own
 (``app.tenant``), as row-level security hangs on, is in force on the connection that it was made on.
-What the request would execute on the other one without it is refused.
+What the request would execute on the other one without it is refused. So is what a task would that
+the request had started before: it has a connection of its own.
 
 https://www.postgresql.org/docs/current/ddl-rowsecurity.html
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psycopg
@@ -149,22 +151,31 @@ def note_in_thread(wrapper: Any, sql: str) -> None:
     """Note what *sql*, which a thread of a request has executed, has set on its own connection."""
     of_loop = request_wrapper(wrapper.alias)
     if of_loop is not None and not wrapper.bridged:
+        names = _of_thread(of_loop)
         for change in changes(sql):
             if not change.local:
-                of_loop.set_in_threads = _changed(of_loop.set_in_threads, change)
+                names = _changed(names, change)
+        restore_of_thread(wrapper, names)
+
+
+def _of_thread(of_loop: Any) -> frozenset[str]:
+    # Each thread has a connection of its own.
+    found: frozenset[str] = of_loop.settings_of_threads.get(get_ident(), frozenset())
+    return found
 
 
 def noted_of_thread(wrapper: Any) -> frozenset[str]:
-    """Return what the request of the calling thread has set on the connections of its threads."""
+    """Return what the request has set on the connection of the calling thread."""
     of_loop = request_wrapper(wrapper.alias)
-    return frozenset() if of_loop is None else of_loop.set_in_threads
+    return frozenset() if of_loop is None else _of_thread(of_loop)
 
 
 def restore_of_thread(wrapper: Any, names: frozenset[str]) -> None:
-    """Note that a rollback or a new connection has left the thread with *names*."""
+    """Note that *names* are what is set on the calling thread's connection now."""
     of_loop = request_wrapper(wrapper.alias)
-    if of_loop is not None:
-        of_loop.set_in_threads = names
+    if of_loop is not None and names != _of_thread(of_loop):
+        of_loop.settings_of_threads[get_ident()] = names
+        of_loop.set_in_threads = frozenset().union(*of_loop.settings_of_threads.values())
 
 
 def note_kept(lease: Lease) -> None:
@@ -179,11 +190,11 @@ def check_on_loop(wrapper: Any, lease: Lease, sql: str) -> None:
 
     In a thread, or on the connection that it keeps: a task that was started before has another one.
     """
-    elsewhere, where = wrapper.set_in_threads, "a thread; on the event loop"
+    elsewhere, where = wrapper.set_in_threads, "of a thread; on the event loop"
     kept: Lease | None = wrapper.kept_lease
     others = kept is not None and kept is not lease and kept.on_loan and kept.keepers > 0
     if kept is not None and others and not joining.is_detached():
-        elsewhere, where = elsewhere | kept.settings, "another one; on that of this task"
+        elsewhere, where = elsewhere | kept.settings, "that it keeps; on that of this task"
     if not elsewhere:
         return
     transaction = lease.state.transaction
@@ -191,7 +202,7 @@ def check_on_loop(wrapper: Any, lease: Lease, sql: str) -> None:
     missing = elsewhere - here
     if missing and not only_sets(sql):
         raise psycopg.ProgrammingError(
-            f"this request has set {_listed(missing)} on the connection of {where} it is not in"
+            f"this request has set {_listed(missing)} on the connection {where} it is not in"
             " force. Set it by code that runs on the loop (asynchronous middleware with"
             " `pgbackend.bridged`, or PGBACKEND_SYNC_ON_LOOP = True) before the request starts"
             " tasks, or on both"
@@ -206,7 +217,7 @@ def check_in_thread(wrapper: Any, sql: str) -> None:
     session = joining.sessions.get(joining.NO_SESSIONS).get(of_loop.states)
     if session is None or not session.open:
         return
-    missing = session.settings - of_loop.set_in_threads
+    missing = session.settings - _of_thread(of_loop)
     if missing and not only_sets(sql):
         raise psycopg.ProgrammingError(
             f"this request has set {_listed(missing)} on its connection on the event loop; on that"

@@ -50,6 +50,8 @@ def ends(transaction: Transaction) -> None:
         opened[key] = rest
     else:
         opened.pop(key, None)
+    # A context may keep the transaction: not the request's wrappers with it.
+    transaction.request = None
 
 
 def _key(request: object) -> int:

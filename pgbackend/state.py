@@ -52,6 +52,8 @@ class ConnectionState(Turns):
         self.transaction: Transaction | None = None
         # Of the transaction; made by `own_threads`.
         self._threads: Threads | None = None
+        # Of a thread: what `in_force` knew when each of its open blocks began.
+        self.settings_before: list[frozenset[str]] = []
         super().__init__()
         self.reset()
 

@@ -731,8 +731,14 @@ async def slow_rows_without_a_block() -> AsyncIterator[int]:
     yield 1
 
 
-async def _read(generator: Callable[[], AsyncIterator[int]]) -> None:
-    async for _ in generator():
+async def _read(
+    generator: Callable[[], AsyncIterator[int]], kept: list[Any], *, keep: bool
+) -> None:
+    """Read a generator to its end, which is in *kept*, too, if it is to outlast the coroutine."""
+    reading: Any = generator()
+    if keep:
+        kept.append(reading)
+    async for _ in reading:
         pass
 
 
@@ -750,18 +756,11 @@ def test_statement_of_a_generator_closed(
     """
     kept: list[Any] = []
 
-    async def read() -> None:
-        reading: Any = generator()
-        if keep:
-            kept.append(reading)
-        async for _ in reading:
-            pass
-
     async def main() -> None:
         use_wrapper(options={"pool": {"max_size": SIZE, "timeout": 10.0}})
         await fill(SIZE)
         async with asyncio.timeout(10):
-            await driven_then_closed(read(), 50)
+            await driven_then_closed(_read(generator, kept, keep=keep), 50)
             with suppress(OperationalError) if sys.version_info < (3, 13) else nullcontext():
                 await Author.objects.acreate(name="maybe")
             await Author.objects.acreate(name="one")
@@ -787,13 +786,6 @@ def test_statement_of_a_generator_closed_in_a_block(
     """Inside one, nobody reads its answer: the transaction is lost, and its block says so."""
     kept: list[Any] = []
 
-    async def read() -> None:
-        reading: Any = generator()
-        if keep:
-            kept.append(reading)
-        async for _ in reading:
-            pass
-
     async def main() -> None:
         use_wrapper(options={"pool": {"max_size": SIZE, "timeout": 10.0}})
         await fill(SIZE)
@@ -801,7 +793,7 @@ def test_statement_of_a_generator_closed_in_a_block(
             with pytest.raises(Exception) as caught:  # noqa: PT011  # whichever notices first
                 async with transaction.atomic():
                     await Author.objects.acreate(name="lost too")
-                    await driven_then_closed(read(), 50)
+                    await driven_then_closed(_read(generator, kept, keep=keep), 50)
                     if statement:
                         await Author.objects.acreate(name="lost at last")
             assert isinstance(caught.value, Error | RuntimeError)

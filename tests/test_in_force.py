@@ -1,6 +1,7 @@
 """A role or setting that a request has made on one of its connections is in force, or refused."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
@@ -248,6 +249,40 @@ def test_undone(here: Any, there: Any, undone: Callable[[], None], server: Serve
         await here(undone)
         with pytest.raises(ProgrammingError, match=REFUSED):
             await here(count)
+
+    in_request(view)
+
+
+def test_several_threads(server: Server) -> None:
+    """Each has a connection of its own: what one rolls back, or closes, the other has still.
+
+    Though both are in blocks of one object.
+    """
+    shared = transaction.atomic()
+    inside, has_set = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with shared:
+            inside.set()
+            assert has_set.wait(10)
+        connection.close()
+
+    def sets() -> None:
+        assert inside.wait(10)
+        execute("SET app.tenant = 'a'")
+        with suppress(ZeroDivisionError), shared:
+            execute("SET app.other = 'b'")
+            raise ZeroDivisionError
+        has_set.set()
+
+    async def view() -> None:
+        task = asyncio.create_task(sync_to_async(other, thread_sensitive=False)())
+        await in_thread(sets)
+        await task
+        with pytest.raises(ProgrammingError, match=r"has set app\.tenant on"):
+            await on_loop(count)
+        await on_loop(execute, "SET app.tenant = 'a'")
+        assert await on_loop(count) == 0
 
     in_request(view)
 

@@ -12,6 +12,7 @@ import pytest
 from django.conf import settings
 from django.db import DatabaseError, IntegrityError, connection, connections, transaction
 from django.db.transaction import TransactionManagementError
+from greenlet import getcurrent
 
 from pgbackend import await_bridged, bridged
 from tests.conftest import NAME, Server
@@ -994,5 +995,6 @@ async def test_many_connections_in_one_call() -> None:
         for _ in range(2000):
             with connection.cursor() as cursor:
                 cursor.execute("SELECT 1")
+        assert len(getattr(getcurrent(), "exits", None) or ()) < 10
 
     await bridged(work)()

@@ -451,7 +451,7 @@ async def by_break(alias: str) -> None:
     async for _ in _rows_of_a_pinned_session(alias):
         break
     # The loop closes the generator in a task of its own.
-    await asyncio.sleep(0.05)
+    await until(lambda: on_loan(connections[alias]) == 0)
 
 
 async def by_collection_in_a_thread(alias: str) -> None:
@@ -460,7 +460,7 @@ async def by_collection_in_a_thread(alias: str) -> None:
     held = [reading]
     del reading
     await asyncio.get_running_loop().run_in_executor(None, held.clear)
-    await asyncio.sleep(0.05)
+    await until(lambda: on_loan(connections[alias]) == 0)
 
 
 async def by_another_task(alias: str) -> None:
@@ -502,7 +502,7 @@ async def test_pin_of_several_tasks(add_alias: AddAlias) -> None:
             task = asyncio.create_task(leaves_early())
         await task
         gc.collect()
-        await asyncio.sleep(0.05)
+        await until(lambda: on_loan(connections[two]) == 1)
         assert await avalue("SHOW work_mem", two) == "77MB"
 
 
