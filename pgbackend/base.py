@@ -161,7 +161,7 @@ class DatabaseWrapper(Watched, TransactionControl):
         self.check_settings()
         self.isolation_level = isolation_level(self)
         lease = self.state.borrow(self.async_pool)
-        lease.dirty = self.reset == "always" or lease.pooled.has_temporary
+        lease.suspect = self.reset == "always" or lease.pooled.has_temporary
         if lease.pooled.execute_wrappers is not None:
             self.install(lease.pooled.execute_wrappers)
         if not self.settings_dict["AUTOCOMMIT"]:
@@ -207,7 +207,7 @@ class DatabaseWrapper(Watched, TransactionControl):
                     pooled = await_bridged(pool.checkout())
             if pooled is not None:
                 lease = state.lease = Lease(state, pool, pooled)
-                lease.dirty = self.reset == "always" or pooled.has_temporary
+                lease.suspect = self.reset == "always" or pooled.has_temporary
                 if pooled.execute_wrappers is not None:
                     self.install(pooled.execute_wrappers)
         if lease is None:

@@ -32,6 +32,7 @@ from psycopg.errors import _WaitTimeout
 from psycopg.pq import Format, PGconn, TransactionStatus
 from psycopg.waiting import Wait
 
+from . import resetting
 from .bridge import CallClosedError, await_bridged, check_bridged
 from .joining import outlived
 from .session_guard import guard
@@ -258,6 +259,11 @@ class BridgedConnection(psycopg.Connection[Any]):
         # and in which greenlets what they execute is looked at; see `session_guard`.
         self.unseen = False
         self.looked_at: set[int] = set()
+        # Whether the session is to be reset before anything is executed in it, how, and in which
+        # greenlets a statement sees to that itself; see `resetting`.
+        self.reset_due = False
+        self.reset: Any = None
+        self.resetting: set[int] = set()
         self.lock = BridgedLock(pooled.give_up)
 
     @classmethod
@@ -289,6 +295,8 @@ class BridgedConnection(psycopg.Connection[Any]):
 
         A cancelled task stops the statement in the server before CancelledError leaves.
         """
+        if self.reset_due and not (self._autocommit and id(getcurrent()) in self.resetting):
+            gen = resetting.first(self, gen)
         rest = gen
         if timeout is None and self._limit is None:
             try:
@@ -438,6 +446,19 @@ class BridgedConnection(psycopg.Connection[Any]):
             self._autocommit = bool(value)
         else:
             super()._set_autocommit(value)
+
+    def reset_now(self) -> None:
+        """Reset the session if that is due, waiting through the bridge."""
+        if self.reset_due:
+            with self.lock:
+                self.wait(_nothing())
+
+    @contextmanager
+    def pipeline(self) -> Iterator[psycopg.Pipeline]:
+        """Have the statements of the block sent together; see psycopg."""
+        self.reset_now()
+        with super().pipeline() as pipeline:
+            yield pipeline
 
     def cursor(self, *args: Any, **kwargs: Any) -> Any:
         """Return a cursor; see psycopg. What it executes is looked at."""
@@ -618,6 +639,11 @@ class BridgedConnection(psycopg.Connection[Any]):
         self.lock = BridgedLock()
         # Of cursors, which have the PGconn themselves.
         vars(self)["wait"] = _refuse_to_wait
+
+
+def _nothing() -> PQGen[None]:
+    return
+    yield
 
 
 def _refuse_to_wait(*args: Any, **kwargs: Any) -> Any:

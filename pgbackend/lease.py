@@ -51,6 +51,7 @@ class Lease:
         "pooled",
         "settings",
         "state",
+        "suspect",
     )
 
     def __init__(
@@ -77,8 +78,9 @@ class Lease:
         self.exposed = False
         # How often something was run that may close server-side cursors: raw SQL, a rollback.
         self.closings = 0
-        # Whether the session has to be reset before another borrower gets the connection.
+        # Whether the session has to be reset: at once, or before another borrower's statement.
         self.dirty = False
+        self.suspect = False
         # The id of the greenlet whose call it ends with, unless it is pinned.
         self.bridge = id(getcurrent())
         # The settings of `in_force` that the borrower has made for the session.
@@ -180,7 +182,7 @@ class Lease:
             self.pooled.face = self.face.succeed()
         elif self.face.was_stopped or not self.face.autocommit:
             self.face.restore()
-        self.pool.give_back(self.pooled, dirty=dirty)
+        self.pool.give_back(self.pooled, dirty=dirty, suspect=self.suspect)
 
     def owner_ended(self, task: asyncio.Task[Any]) -> None:
         """Give back what a task that has ended had pinned."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from asyncio import get_running_loop
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakValueDictionary
 
 import psycopg
@@ -16,8 +16,6 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 from django.db.backends.base.base import NO_DB_ALIAS
 from django.db.backends.signals import connection_created
-from psycopg import generators
-from psycopg.pq import ExecStatus
 
 from . import session
 from .connection import BridgedConnection
@@ -25,10 +23,7 @@ from .joining import transactions
 from .pool import ConnectionPool
 from .pooled import PooledConnection
 from .registry import get_pool
-
-if TYPE_CHECKING:
-    from psycopg.abc import PQGen
-    from psycopg.pq.abc import PGconn
+from .resetting import Reset
 
 # What of Django's connection arguments is the face's, not the asynchronous connection's.
 _FACE_ARGUMENTS = ("cursor_factory", "prepare_threshold", "context")
@@ -166,13 +161,15 @@ def configure(owner: Any, pooled: PooledConnection, seconds: float) -> None:
             pooled.has_temporary = temporary == "true"
             # A pooler such as PgBouncer tells its clients numbers of its own.
             face.has_session = int(pid) == face.pgconn.backend_pid
-            pooled.reset_message = session.reset_message(
+            parts = session.reset_statements(
                 settings,
-                made,
+                session.to_be_made_again(made),
                 user=face.info.user,
                 quote=lambda text: psycopg.sql.Literal(text).as_string(face),
             )
+            face.reset = Reset(parts, encoding=face.info.encoding)
     face.remember()
+    face.reset.remember(face)
 
 
 def reset_session(pooled: PooledConnection) -> None:
@@ -182,18 +179,8 @@ def reset_session(pooled: PooledConnection) -> None:
     """
     face = pooled.face
     face.restore()
-    # Without a cursor: a reset comes after each statement that may have done anything.
-    with face.lock:
-        face.wait(_execute(face.pgconn, pooled.reset_message.encode(face.info.encoding)))
-    # The server has forgotten them.
-    face._prepared.clear()
-
-
-def _execute(pgconn: PGconn, message: bytes) -> PQGen[None]:
-    pgconn.send_query(message)
-    for result in (yield from generators.execute(pgconn)):
-        if result.status not in (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK):
-            raise psycopg.errors.error_from_result(result, encoding=pgconn._encoding)
+    face.reset_due = True
+    face.reset_now()
 
 
 def isolation_level(wrapper: Any) -> psycopg.IsolationLevel:

@@ -59,6 +59,9 @@ _NAMES = 5
 # How often a closing pool looks whether all connections are back, seconds.
 _IDLE_INTERVAL = 0.05
 
+# How long the reset of an idle connection's session is put off, seconds: locks, say, go with it.
+_RESET_AFTER = 0.05
+
 # How long, when the loop ends, pools are kept open for cancelled tasks on their way out, seconds.
 _END_TIMEOUT = 5.0
 
@@ -97,6 +100,7 @@ class ConnectionPool(AsyncConnectionPool[PooledConnection]):
         self._borrowers_configure = configure
         self._reset_session = reset_session
         self._resetting = 0
+        self._reset_timer: asyncio.TimerHandle | None = None
         self._physical: WeakSet[PooledConnection] = WeakSet()
         self._keeper: asyncio.Task[None] | None = None
         # What wrappers keep of it; see `opening.find_pool`.
@@ -170,6 +174,9 @@ class ConnectionPool(AsyncConnectionPool[PooledConnection]):
         keeper, self._keeper = self._keeper, None
         if keeper is not None:
             keeper.cancel()
+        if self._reset_timer is not None:
+            self._reset_timer.cancel()
+            self._reset_timer = None
         idle = list(self._pool)
         try:
             await super().close(timeout)
@@ -247,7 +254,11 @@ class ConnectionPool(AsyncConnectionPool[PooledConnection]):
             assert isinstance(client, Client)
             if client.give(conn):
                 return True
-        self._pool.append(conn)
+        if conn.face.reset_due:
+            # It is taken first: its reset costs a statement little, and one of its own much.
+            self._pool.appendleft(conn)
+        else:
+            self._pool.append(conn)
         return True
 
     async def checkout(self) -> PooledConnection:
@@ -325,25 +336,56 @@ class ConnectionPool(AsyncConnectionPool[PooledConnection]):
         if len(self._waiting) > self._resetting:
             super()._maybe_grow_pool()
 
-    def give_back(self, conn: PooledConnection, *, dirty: bool = False) -> None:
+    def give_back(
+        self, conn: PooledConnection, *, dirty: bool = False, suspect: bool = False
+    ) -> None:
         """Return *conn* without waiting, from any code on the loop's thread.
 
-        The session of a *dirty* one is reset before another borrower gets it.
+        The session of a *dirty* one is reset at once, that of a *suspect* one before the next
+        statement in it; see `resetting`.
 
         What cannot be done at once (a rollback, a contended lock) is left to a task of the
         pool, so that neither cancelling the borrower nor closing its coroutine loses the
         connection. Elsewhere than on its loop see `_give_back_elsewhere`.
         """
         if _get_running_loop() is not self.loop:
-            self._give_back_elsewhere(conn, dirty)
+            self._give_back_elsewhere(conn, dirty or suspect)
             return
         conn.borrower = None
+        if suspect and not dirty:
+            dirty = not self._put_off(conn)
+        if conn.face.reset_due and self._reset_timer is None and self.loop is not None:
+            # Not in the context of a task, which it would keep.
+            self._reset_timer = self.loop.call_later(
+                _RESET_AFTER, self._reset_idle, context=self._context
+            )
         if dirty and not conn.closed and not self.closed:
             # Not begun here, in the middle of the borrower's bridge.
-            self._resetting += 1
-            self.spawn(self._renew(conn), conn)
+            self._begin_reset(conn)
         elif not self._put(conn):
             self._detach(self._return(conn), conn)
+
+    def _put_off(self, conn: PooledConnection) -> bool:
+        """Have the next statement on *conn* reset its session, if it can."""
+        face = conn.face
+        # Those who check or reset connections by means of their own want them as they were.
+        if self._check is not None or self._reset is not None or not face.reset.can_wait(face):
+            return False
+        face.reset_due = True
+        return True
+
+    def _begin_reset(self, conn: PooledConnection) -> None:
+        self._resetting += 1
+        self.spawn(self._renew(conn), conn)
+
+    def _reset_idle(self) -> None:
+        """Reset the sessions of idle connections that nobody has used since it was put off."""
+        self._reset_timer = None
+        for conn in [each for each in self._pool if each.face.reset_due]:
+            self._pool.remove(conn)
+            conn._pool = self
+            self._begin_reset(conn)
+        self._nconns_min = min(self._nconns_min, len(self._pool))
 
     def _give_back_elsewhere(self, conn: PooledConnection, dirty: bool) -> None:
         """Do what `give_back` does where the pool's loop does not run, or runs in another thread.

@@ -30,8 +30,6 @@ class PooledConnection(psycopg.AsyncConnection[Any]):
 
     # A `connection.BridgedConnection` on the same PGconn, made before the first use.
     face: Any = None
-    # What gives its session back the state after configuring; see `session.reset_message`.
-    reset_message = ""
     # Whether receivers of connection_created made temporary tables: a borrower may write into them
     # by statements that leave the session as it was otherwise.
     has_temporary = False

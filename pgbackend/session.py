@@ -151,10 +151,17 @@ def changes_session(sql: str) -> bool:
     return effect.lasts or effect.depends
 
 
-# What DISCARD ALL does, but for its own rule: it must be alone in a message.
+# What DISCARD ALL does, but for its own rule: it must be alone in a message. Plans are kept: they
+# show nothing, and each function in PL/pgSQL would be planned anew.
 _RESET = (
-    "CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ALL; DEALLOCATE ALL; UNLISTEN *;"
-    " SELECT pg_catalog.pg_advisory_unlock_all(); DISCARD PLANS; DISCARD TEMP; DISCARD SEQUENCES"
+    "CLOSE ALL",
+    "SET SESSION AUTHORIZATION DEFAULT",
+    "RESET ALL",
+    "DEALLOCATE ALL",
+    "UNLISTEN *",
+    "SELECT pg_catalog.pg_advisory_unlock_all()",
+    "DISCARD TEMP",
+    "DISCARD SEQUENCES",
 )
 
 # The settings of a session that are not those it started with. The server does not list the
@@ -182,6 +189,24 @@ def own_settings(made: Iterable[tuple[str, Effect]]) -> list[str]:
     return sorted({first or second for first, second in found})
 
 
+# SET takes the value of any other as one text, as set_config() does, for half the time.
+_LISTS_OF_NAMES = frozenset(
+    {
+        "local_preload_libraries",
+        "search_path",
+        "session_preload_libraries",
+        "shared_preload_libraries",
+        "temp_tablespaces",
+        "unix_socket_directories",
+    }
+)
+
+# A setting made by one call and nothing else, as Django makes that of the time zone.
+_SET_CONFIG = re.compile(
+    r"\s*select\s+(?:pg_catalog\.)?set_config\(\s*'(\w+)'\s*,\s*'[^'\\]*'\s*,\s*false\s*\)\s*;?\s*",
+    re.IGNORECASE,
+)
+
 _TEMPORARY = re.compile(
     r"""\btemp(?:orary)?\s+(?:recursive\s+)?(?:(?:table|view|sequence)\s+)?
         (?:if\s+not\s+exists\s+)?"?(\w+)
@@ -204,27 +229,34 @@ def to_be_made_again(made: Iterable[tuple[str, Effect]]) -> Iterator[str]:
             yield sql
 
 
-def reset_message(
+def reset_statements(
     settings: Iterable[tuple[str, str]],
-    made: Iterable[tuple[str, Effect]],
+    again: Iterable[str],
     *,
     user: str,
     quote: Callable[[str], str],
-) -> str:
-    """Return the message that resets a session to what it was after it was configured.
+) -> list[str]:
+    """Return the statements that reset a session to what it was after it was configured.
 
-    *settings* are (name, value) as of `SNAPSHOT`, *made* what was executed meanwhile and *user* who
+    *settings* are (name, value) as of `SNAPSHOT`, *again* what `to_be_made_again` and *user* who
     has logged in. Whose session it is and its role come last: the others may need more rights.
     """
 
     def setting(name: str, value: str) -> str:
-        return f"SELECT pg_catalog.set_config({quote(name)}, {quote(value)}, false)"
+        if name in _LISTS_OF_NAMES or '"' in name:
+            return f"SELECT pg_catalog.set_config({quote(name)}, {quote(value)}, false)"
+        quoted = ".".join(f'"{each}"' for each in name.split("."))
+        return f"SET {quoted} TO {quote(value)}"
 
     *others, (_, owner), (_, role) = settings
-    parts = [_RESET, *(setting(name, value) for name, value in others), *to_be_made_again(made)]
+    names = {name.lower() for name, _ in others}
+    parts = [*_RESET, *(setting(name, value) for name, value in others)]
+    for sql in again:
+        found = _SET_CONFIG.fullmatch(sql)
+        if found is None or found[1].lower() not in names:
+            parts.append(sql)
     if owner != user:
         parts.append(setting("session_authorization", owner))
     if role != "none":
         parts.append(setting("role", role))
-    # On lines of their own: one may end with a comment.
-    return "\n;".join(parts)
+    return parts

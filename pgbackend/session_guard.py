@@ -21,10 +21,13 @@ from psycopg import sql
 from . import joining
 from .bridge import ending
 from .in_force import may_change, note_kept, note_on_loop
+from .resetting import sends_text, take_results
 from .session import CleanSQL
 from .session_sql import Effect, local_settings, look_at
 
 if TYPE_CHECKING:
+    from psycopg.abc import PQGen
+
     from .connection import BridgedConnection
     from .lease import Lease
 
@@ -76,6 +79,7 @@ class Guarded:
         """Execute a statement for each of many parameters, as psycopg's ``Cursor.executemany``."""
         if not isinstance(params_seq, list | tuple):
             params_seq = list(params_seq)
+        self._conn.reset_now()
         execute = super().executemany  # type: ignore[misc]  # psycopg's
         _execute(self, query, lambda: params_seq, execute, query, params_seq, **kwargs)
 
@@ -89,6 +93,22 @@ class Guarded:
         """Start a COPY, as psycopg's ``Cursor.copy``."""
         _look(self, statement, lambda: [params])
         return super().copy(statement, params, **kwargs)  # type: ignore[misc]  # psycopg's
+
+    def _maybe_prepare_gen(self, pgq: Any, **kwargs: Any) -> PQGen[None]:
+        face = self._conn
+        query = pgq.query
+        if face.reset_due:
+            # Nobody let this greenlet come here who could not send both.
+            pgq.query = face.reset.prefix + query
+        try:
+            yield from super()._maybe_prepare_gen(pgq, **kwargs)  # type: ignore[misc]  # psycopg's
+        finally:
+            pgq.query = query
+
+    def _check_results(self, results: list[Any]) -> None:
+        if self._conn.reset_due:
+            take_results(self._conn, results)
+        super()._check_results(results)  # type: ignore[misc]  # psycopg's
 
 
 class _Wrapped(Guarded):
@@ -136,10 +156,13 @@ def _execute(
         return execute(*args, **kwargs)
     here = id(getcurrent())
     face.looked_at.add(here)
+    if face.reset_due and (clean or effect.joins) and sends_text(cursor):
+        face.resetting.add(here)
     try:
         result = execute(*args, **kwargs)
     finally:
         face.looked_at.discard(here)
+        face.resetting.discard(here)
     if not clean and face.lease is not None:
         if not effect.lasts:
             _look_at_answers(face, query, cursor)
@@ -165,7 +188,8 @@ def _look(cursor: Any, query: Any, parameters: Any) -> Effect:
     if lease is not None:
         lease.closings += 1
     if lease is not None and not effect.plain:
-        lease.dirty = True
+        lease.suspect = True
+        lease.dirty = lease.dirty or effect.lasts
         # Whoever listens by psycopg's own connection hears it there, as long as it is on loan.
         if effect.lasts and (
             cursor.wrapped or lease.state.transaction is not None or not _LISTEN.fullmatch(text)
@@ -195,6 +219,7 @@ def _effect(face: BridgedConnection, query: Any, parameters: Any) -> tuple[str, 
         silent=any(each.silent or each.depends for each in effects),
         loud=any(each.loud for each in effects),
         plain=all(each.plain for each in effects),
+        joins=all(each.joins for each in effects),
     )
 
 

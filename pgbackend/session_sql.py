@@ -31,6 +31,8 @@ class Effect(NamedTuple):
     depends: bool = False
     # Whether it calls nothing that may do anything: the session is as it was.
     plain: bool = False
+    # Whether it may be sent behind others in one message, as a part of their transaction.
+    joins: bool = False
 
     @property
     def lasts(self) -> bool:
@@ -189,6 +191,9 @@ _PLAIN_HEADS = frozenset(
     }
 )
 
+# SET TRANSACTION must come first.
+_JOINING_HEADS = _PLAIN_HEADS - {"set"}
+
 # In the procedural language of DO, a statement comes after these words, too.
 _BEFORE_STATEMENTS = re.compile(r"\b(?:begin|then|else|loop)\b")
 
@@ -307,7 +312,8 @@ class _Text:
             silent, loud = inner.silent, loud or inner.loud
             depends = depends or inner.depends or any("%" in each for each in blocks)
         plain = not (silent or loud or depends) and len(code) <= _LONG and _is_plain(code)
-        return Effect(silent, loud, depends, plain)
+        joins = not (silent or loud) and _joins(code)
+        return Effect(silent, loud, depends, plain, joins)
 
     def _makes_temporary(self) -> bool:
         code = self.code
@@ -517,6 +523,11 @@ def _arguments(code: str, position: int, budget: int) -> tuple[list[tuple[int, i
             if mark == ")":
                 return spans, found.end()
     return [], len(code)
+
+
+def _joins(code: str) -> bool:
+    heads = set(_HEADS.findall(code))
+    return heads != {""} and _JOINING_HEADS.issuperset(heads)
 
 
 def _is_plain(code: str) -> bool:

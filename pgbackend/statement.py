@@ -17,6 +17,7 @@ import psycopg
 from django.apps import apps
 from django.db.backends import utils
 from django.db.backends.postgresql.base import Cursor
+from greenlet import getcurrent
 from psycopg import generators
 from psycopg._queries import PostgresClientQuery
 from psycopg.pq import DiagnosticField, ExecStatus, TransactionStatus
@@ -24,6 +25,7 @@ from psycopg.pq import DiagnosticField, ExecStatus, TransactionStatus
 from .in_force import check_on_loop
 from .lease import Lease
 from .positions import error_after
+from .resetting import failure, take_results
 from .session import CleanSQL
 
 if TYPE_CHECKING:
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
     from .connection import BridgedConnection
 
 TUPLES_OK = ExecStatus.TUPLES_OK
-COMMAND_OK = ExecStatus.COMMAND_OK
 IDLE = TransactionStatus.IDLE
 
 # The ways to the server that are not taken: whoever replaces one of them, as test cases do to
@@ -175,7 +176,14 @@ class DirectCursor:
             if not face.asked:
                 face.transformer = transformer
             with face.lock:
-                self._result = face.wait(_exchange(face, query.query))
+                if face.reset_due:
+                    face.resetting.add(here := id(getcurrent()))
+                    try:
+                        self._result = face.wait(_exchange(face, query.query))
+                    finally:
+                        face.resetting.discard(here)
+                else:
+                    self._result = face.wait(_exchange(face, query.query))
         except psycopg.Error:
             with wrapper.wrap_database_errors:
                 raise
@@ -225,18 +233,23 @@ class DirectCursor:
 
 
 def _exchange(face: BridgedConnection, query: bytes) -> PQGen[PGresult]:
-    """Send *query*, in one message with the BEGIN that may be due, and return its result.
+    """Send *query*, in one message with the BEGIN or the reset that may be due; return its result.
 
     Where a rule makes more results, it is the first, as with psycopg's cursors.
     """
     pgconn = face.pgconn
+    if face.reset_due:
+        pgconn.send_query(face.reset.prefix + query)
+        results: list[PGresult] = yield from generators.execute(pgconn)
+        take_results(face, results)
+        return results[0]
     begin = b""
     if not face._autocommit and pgconn.transaction_status == IDLE:
         # On a line of its own, since errors show the line that they are about.
         begin = face._get_tx_start_command() + b";\n"
     pgconn.send_query(begin + query)
-    results: list[PGresult] = yield from generators.execute(pgconn)
-    failed = _failed(results)
+    results = yield from generators.execute(pgconn)
+    failed = failure(results)
     if (
         failed is not None
         and begin
@@ -249,14 +262,7 @@ def _exchange(face: BridgedConnection, query: bytes) -> PQGen[PGresult]:
         begin = b""
         pgconn.send_query(query)
         results = yield from generators.execute(pgconn)
-        failed = _failed(results)
+        failed = failure(results)
     if failed is not None:
         raise error_after(len(begin), failed, pgconn._encoding)
     return results[1 if begin else 0]
-
-
-def _failed(results: list[PGresult]) -> PGresult | None:
-    for result in results:
-        if result.status not in (TUPLES_OK, COMMAND_OK):
-            return result
-    return None

@@ -29,7 +29,7 @@ from pgbackend import bridged
 from pgbackend.routing import in_bridge
 from pgbackend.session import CleanSQL, changes_session, is_clean_field
 from pgbackend.transaction import detached, pinned
-from tests.conftest import Server
+from tests.conftest import NAME, Server
 from tests.models import Author, Book
 from tests.wrapper import until
 
@@ -914,7 +914,7 @@ async def test_expressions_with_sql_of_their_own(add_alias: AddAlias, name: str)
     assert await bridged(run)(alias, role) == before
 
 
-async def test_clean_statements_cost_no_reset() -> None:
+async def test_clean_statements_cost_no_reset(server: Server) -> None:
     """A run of ORM statements, savepoints included, leaves nothing to be reset."""
 
     async def work() -> None:
@@ -924,20 +924,21 @@ async def test_clean_statements_cost_no_reset() -> None:
             await Author.objects.aget(pk=author.pk)
         await author.adelete()
 
+    def resets() -> list[str]:
+        """Return the last messages of our connections that have reset the session."""
+        sent = "SELECT query FROM pg_stat_activity WHERE application_name = %s"
+        return [query for (query,) in server.all(sent, NAME) if "RESET ALL" in query]
+
     await work()
-    lease_resets = []
-    pool = await bridged(lambda: connection.async_pool)()
-    reset = pool._reset_session
-    pool._reset_session = lambda conn: (lease_resets.append(conn), reset(conn))
     await work()
-    await asyncio.sleep(0)
-    assert lease_resets == []
+    assert await bridged(backend)("default")
+    assert resets() == []
     await bridged(run)("default", "SELECT count(*) FROM tests_author WHERE name = %s", ["a"])
     assert await bridged(backend)("default")
-    assert lease_resets == []
+    assert resets() == []
     await bridged(run)("default", "SELECT pg_catalog.pg_stat_clear_snapshot()")
     assert await bridged(backend)("default")
-    assert len(lease_resets) == 1
+    assert len(resets()) == 1
 
 
 def test_changes_session() -> None:
