@@ -1,4 +1,4 @@
-"""Errors of a statement that was sent behind a BEGIN: where they say that they are.
+"""Errors of a statement that was sent behind a BEGIN or a reset: where they say that they are.
 
 The server counts characters, and libpq lines, from the beginning of the message. Whoever reads an
 error has the statement only.
