@@ -9,7 +9,7 @@ from __future__ import annotations
 from django.apps import AppConfig
 
 from . import base as base  # applies the patches
-from .importing import report_finished
+from .patches.import_hooks import report_finished
 
 
 class PgBackendConfig(AppConfig):

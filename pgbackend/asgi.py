@@ -20,12 +20,12 @@ from django.db import connections
 
 from . import conf
 from .base import DatabaseWrapper
-from .bridge import is_bridged, last
-from .joining import in_transaction
-from .registry import open_pools
-from .routing import in_bridge, runs_bridged
-from .stalled import ClientStalledError, Message, Send, bounded, give_back_what_is_left
-from .wrapping import serving_with
+from .bridge.greenlets import is_bridged, last
+from .pool.open_pools import open_pools
+from .requests.stalled import ClientStalledError, Message, Send, bounded, give_back_what_is_left
+from .tasks.membership import in_transaction
+from .wrapper.dispatch import in_bridge, runs_bridged
+from .wrapper.query_log import serving_with
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -34,29 +34,29 @@ if tuple(map(int, psycopg.__version__.split(".")[:2])) < (3, 3):
         f"pgbackend needs psycopg 3.3 or later, this is {psycopg.__version__}"
     )
 
-from . import joining
-from .abandoning import taken
-from .autocommit import TransactionControl
-from .bridge import await_bridged
-from .connection import BridgedConnection, BridgedLock
+from .bridge.greenlets import await_bridged
 from .creation import DatabaseCreation
-from .cursor import CursorDebugWrapper, CursorWrapper, LeaseHolder
 from .features import DatabaseFeatures
-from .frames import without_passwords
-from .in_force import restore_of_thread
-from .joining import check_not_outlived, joined_if_open
-from .lease import Lease
-from .opening import FoundPool, find_pool, isolation_level, note_closed
 from .operations import DatabaseOperations
-from .options import NAMES, Options, pool_arguments
-from .options import check as check_options
-from .orphans import check_in_no_orphan, opened, orphans
-from .per_task import States
-from .pool import ConnectionPool
-from .registry import open_pools
-from .session_guard import for_one_use, guard
-from .threads import Handed
-from .wrapping import Watched
+from .pool.face import BridgedConnection, BridgedLock
+from .pool.open_pools import open_pools
+from .pool.passwords import without_passwords
+from .pool.pool import ConnectionPool
+from .session.guard import for_one_use, guard
+from .session.in_force import restore_of_thread
+from .tasks import membership
+from .tasks.abandoning import taken
+from .tasks.handover import Handed
+from .tasks.lease import Lease
+from .tasks.membership import check_not_outlived, joined_if_open
+from .tasks.orphans import check_in_no_orphan, opened, orphans
+from .wrapper.attributes import States
+from .wrapper.cursors import CursorDebugWrapper, CursorWrapper, LeaseHolder
+from .wrapper.opening import FoundPool, find_pool, isolation_level, note_closed
+from .wrapper.options import NAMES, Options, pool_arguments
+from .wrapper.options import check as check_options
+from .wrapper.query_log import Watched
+from .wrapper.transactions import TransactionControl
 
 
 class DatabaseWrapper(Watched, TransactionControl):
@@ -356,7 +356,7 @@ class DatabaseWrapper(Watched, TransactionControl):
             face = lease.face
             # WITH HOLD, it would live in a session that the next FETCH may not reach; or whose
             # other users may have a transaction open by then.
-            if not face.has_session or joining.sessions.get(joining.NO_SESSIONS):
+            if not face.has_session or membership.sessions.get(membership.NO_SESSIONS):
                 name, pinned = None, False
                 lease.pins -= 1
         try:
@@ -401,6 +401,6 @@ class DatabaseWrapper(Watched, TransactionControl):
         return CursorDebugWrapper(cursor, self)
 
 
-from . import patches  # noqa: E402  # needs the wrapper above; a project names this module only
+from .patches.apply import apply  # noqa: E402  # needs the wrapper above; a project names this module only
 
-patches.apply()
+apply()

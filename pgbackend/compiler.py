@@ -25,10 +25,11 @@ from django.db.models.sql.constants import (
     SINGLE,
 )
 
-from . import kept, originals, selects, session
-from .bridge import is_bridged
-from .session import CleanSQL
-from .statement import cursor_for
+from .bridge.greenlets import is_bridged
+from .session import clean
+from .session.clean import CleanSQL
+from .sql import originals, select_lists, statement_cache
+from .sql.direct import cursor_for
 
 
 def _djangos(execute_sql: Any) -> Any:
@@ -58,11 +59,11 @@ _FETCH = _fetch(DatabaseOperations)
 class SQLCompiler(postgresql.SQLCompiler):
     """SELECT, and what INSERT, UPDATE, DELETE and aggregates inherit."""
 
-    _kept_select: selects.Select | None = None
+    _kept_select: select_lists.Select | None = None
 
     def compile(self, node: Any) -> Any:
-        """Compile *node*, noting whether it is Django's own; see `session`."""
-        session.note(node)
+        """Compile *node*, noting whether it is Django's own; see `clean`."""
+        clean.note(node)
         return super().compile(node)
 
     def as_sql(self, *args: Any, **kwargs: Any) -> Any:
@@ -70,7 +71,7 @@ class SQLCompiler(postgresql.SQLCompiler):
 
         A simple one is compiled once.
         """
-        place = None if args or kwargs else kept.place(self)
+        place = None if args or kwargs else statement_cache.place(self)
         if place is None:
             return self._marked(super().as_sql, *args, **kwargs)
         found = place.find(self)
@@ -89,12 +90,16 @@ class SQLCompiler(postgresql.SQLCompiler):
     def get_select(self, with_col_aliases: bool = False) -> Any:
         """Return what is selected; a model's own columns are compiled once."""
         query = self.query
-        if with_col_aliases or not selects.selects_all(query) or not originals.compiles_alone(self):
+        if (
+            with_col_aliases
+            or not select_lists.selects_all(query)
+            or not originals.compiles_alone(self)
+        ):
             return super().get_select(with_col_aliases)
-        select = selects.known(query.model)
+        select = select_lists.known(query.model)
         if select is None:
             found = super().get_select()
-            self._kept_select = selects.keep(query.model, found[0])
+            self._kept_select = select_lists.keep(query.model, found[0])
             return found
         query.get_initial_alias()
         self._kept_select = select
@@ -113,9 +118,9 @@ class SQLCompiler(postgresql.SQLCompiler):
         return super().get_converters(expressions)
 
     def _marked(self, as_sql: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        before = session.open_nodes
+        before = clean.open_nodes
         sql, params = as_sql(*args, **kwargs)
-        if session.open_nodes == before and session.is_clean_query(self.query):
+        if clean.open_nodes == before and clean.is_clean_query(self.query):
             sql = CleanSQL(sql)
         return sql, params
 
@@ -160,9 +165,9 @@ class SQLInsertCompiler(postgresql.SQLInsertCompiler, SQLCompiler):
 
     def as_sql(self) -> Any:
         """Return the statements, marked if nothing of the application's is in them."""
-        before = session.open_nodes
+        before = clean.open_nodes
         statements = postgresql.SQLInsertCompiler.as_sql(self)
-        if session.open_nodes == before and all(map(session.is_clean_field, self.query.fields)):
+        if clean.open_nodes == before and all(map(clean.is_clean_field, self.query.fields)):
             statements = [(CleanSQL(sql), params) for sql, params in statements]
         return statements
 
@@ -209,11 +214,11 @@ class SQLUpdateCompiler(postgresql.SQLUpdateCompiler, SQLCompiler):
 
         A simple one is compiled once.
         """
-        place = kept.place_of_update(self)
+        place = statement_cache.place_of_update(self)
         found = place and place.find(self)
         if found is None:
             sql, params = self._marked(super().as_sql)
-            if not all(session.is_clean_field(field) for field, _, _ in self.query.values):
+            if not all(clean.is_clean_field(field) for field, _, _ in self.query.values):
                 sql = str(sql)
             found = sql, params
             if place is not None:

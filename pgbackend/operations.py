@@ -10,7 +10,7 @@ from django.db.backends.postgresql.operations import (
     DatabaseOperations as PostgresDatabaseOperations,
 )
 
-from .session import CleanSQL
+from .session.clean import CleanSQL
 
 
 @functools.cache

@@ -21,12 +21,12 @@ from contextvars import copy_context
 from types import FrameType, TracebackType, coroutine
 from typing import Any, ParamSpec, TypeVar
 
-from . import guards
-from .adopting import adopt_on, adopting
-from .bridge import await_bridged, is_bridged, last, run_bridged
-from .connection import BridgedLock
-from .joining import Transaction, transactions
-from .pool import is_of_pool
+from .bridge.greenlets import await_bridged, is_bridged, last, run_bridged
+from .patches import guards
+from .pool.face import BridgedLock
+from .pool.pool import is_of_pool
+from .tasks.adopting import adopt_on, adopting
+from .tasks.membership import Transaction, transactions
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -26,8 +26,8 @@ from django.test import runner
 from django.test.signals import setting_changed
 
 from .base import DatabaseWrapper
-from .bridge import await_bridged, is_bridged
-from .registry import open_pools
+from .bridge.greenlets import await_bridged, is_bridged
+from .pool.open_pools import open_pools
 from .runner import Runner
 
 

@@ -19,11 +19,11 @@ from weakref import WeakKeyDictionary
 
 from django.db import DEFAULT_DB_ALIAS, connections, transaction
 
-from .actors import running_task
 from .base import DatabaseWrapper
-from .joining import detached
-from .lease import Lease, unpin
-from .routing import run_for_alias
+from .tasks.actors import running_task
+from .tasks.lease import Lease, unpin
+from .tasks.membership import detached
+from .wrapper.dispatch import run_for_alias
 
 __all__ = [
     "acommit",

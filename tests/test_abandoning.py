@@ -18,7 +18,7 @@ from django.db import Error, OperationalError, connection, transaction
 from django.db.transaction import TransactionManagementError
 
 from pgbackend import bridged, is_bridged
-from pgbackend.bridge import run_bridged
+from pgbackend.bridge.greenlets import run_bridged
 from pgbackend.transaction import aon_commit, detached
 from tests.conftest import Server
 from tests.faults.conftest import LOOPS

@@ -15,7 +15,7 @@ from django.db.models import Count, Prefetch, aprefetch_related_objects, prefetc
 from django.test.utils import override_settings
 
 from pgbackend import bridged
-from pgbackend.bridge import run_bridged
+from pgbackend.bridge.greenlets import run_bridged
 from tests.conftest import Server
 from tests.models import Author, Book, Elsewhere, Tag
 from tests.wrapper import AddAlias

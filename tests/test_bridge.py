@@ -17,7 +17,7 @@ import uvloop
 from greenlet import getcurrent, greenlet
 
 from pgbackend import bridged
-from pgbackend.bridge import (
+from pgbackend.bridge.greenlets import (
     BridgeError,
     await_bridged,
     is_bridged,

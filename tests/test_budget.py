@@ -9,7 +9,7 @@ import pytest
 from django.core.checks import run_checks
 from django.db import connections
 
-from pgbackend.bridge import run_bridged
+from pgbackend.bridge.greenlets import run_bridged
 from tests.wrapper import AddAlias
 
 

@@ -9,7 +9,7 @@ from asgiref.sync import sync_to_async
 from django.db import DatabaseError, InternalError, connection, transaction
 
 from pgbackend import bridged
-from pgbackend.bridge import run_bridged
+from pgbackend.bridge.greenlets import run_bridged
 from pgbackend.transaction import acommit, arollback, aset_autocommit
 from tests.conftest import Server
 from tests.faults.conftest import LOOPS

@@ -19,7 +19,7 @@ import pytest
 from django.db import connections
 
 from pgbackend import bridged
-from pgbackend.registry import open_pools
+from pgbackend.pool.open_pools import open_pools
 from tests.models import Author
 
 # Of so many calls the least of each count is taken: a busy server may send its answer in two

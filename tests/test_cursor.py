@@ -25,7 +25,7 @@ from django.test import override_settings
 from django.test.utils import CaptureQueriesContext
 
 from pgbackend import bridged
-from pgbackend.bridge import run_bridged
+from pgbackend.bridge.greenlets import run_bridged
 from tests.conftest import Server
 from tests.models import Author
 from tests.wrapper import PID, check_all_back, on_loan, run, small_pool, until, use_wrapper

@@ -702,7 +702,7 @@ def test_fork(name: str) -> None:
         import logging, os, time, warnings
         import {name}
         from pgbackend import bridged, detector
-        from pgbackend.bridge import run_bridged
+        from pgbackend.bridge.greenlets import run_bridged
 
         # Python 3.12 and later say that a process with threads forks.
         warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*fork")

@@ -12,7 +12,7 @@ from django.db import Error, OperationalError, connection, connections, models, 
 from django.db.models.functions import Length
 
 from pgbackend import CommitInDoubt, bridged
-from pgbackend.routing import run_for_alias
+from pgbackend.wrapper.dispatch import run_for_alias
 from tests.conftest import Server
 from tests.models import Author, Book
 from tests.wrapper import AddAlias

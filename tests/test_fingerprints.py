@@ -7,7 +7,8 @@ from pathlib import Path
 import django
 from django.core import checks
 
-from pgbackend import fingerprints, places
+from pgbackend import fingerprints
+from pgbackend.patches import where_to_run
 from tests.script import run_script
 
 
@@ -22,7 +23,7 @@ def test_every_place_has_a_fingerprint() -> None:
     """The table of fingerprints has exactly the places that are patched, this Django's too."""
     values = {
         f"{name}:sync_to_async": fingerprints.fingerprint_of_calls(module)
-        for name in places.RULES
+        for name in where_to_run.RULES
         if django.VERSION >= (6, 0) or not name.startswith("django.tasks.")
         if hasattr(module := importlib.import_module(name), "sync_to_async")
     }

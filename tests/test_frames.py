@@ -14,8 +14,8 @@ from django.test import RequestFactory, override_settings
 from django.views.debug import ExceptionReporter
 
 from pgbackend import bridged, transaction
-from pgbackend.frames import forget_passwords
-from pgbackend.opening import note_closed
+from pgbackend.pool.passwords import forget_passwords
+from pgbackend.wrapper.opening import note_closed
 from tests.conftest import Server
 from tests.models import Author
 from tests.wrapper import AddAlias

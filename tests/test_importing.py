@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from pgbackend.importing import after_import, report_finished
+from pgbackend.patches.import_hooks import after_import, report_finished
 from tests.script import run_script
 
 NAME = "tests_imported"
@@ -96,7 +96,7 @@ def test_in_the_middle_of_its_import(folder: Path) -> None:
         folder,
         f"{NAME}_half",
         f"""
-        from pgbackend.importing import after_import
+        from pgbackend.patches.import_hooks import after_import
         after_import("{NAME}_half", lambda module: module.seen.append(hasattr(module, "late")))
         seen = []
         import {NAME}_other
@@ -117,7 +117,7 @@ def test_any_later_import_reports(folder: Path) -> None:
         folder,
         f"{NAME}_unfinished",
         f"""
-        from pgbackend.importing import after_import
+        from pgbackend.patches.import_hooks import after_import
         seen = []
         after_import("{NAME}_unfinished", seen.append)
         """,
@@ -136,7 +136,7 @@ def test_import_that_fails_in_the_middle(folder: Path) -> None:
         f"{NAME}_broken",
         f"""
         import sys
-        from pgbackend.importing import after_import
+        from pgbackend.patches.import_hooks import after_import
         seen = sys.modules["{__name__}"].BROKEN
         if not seen:
             seen.append("asked")
@@ -198,8 +198,9 @@ FAILS_FIRST = """
     import importlib
     import django
     import pgbackend
-    from pgbackend import fingerprints, places
-    early = [name for name in places.RULES if name not in sys.modules]
+    from pgbackend import fingerprints
+    from pgbackend.patches import where_to_run
+    early = [name for name in where_to_run.RULES if name not in sys.modules]
     failed = []
     for name in early:
         try:
@@ -212,7 +213,7 @@ FAILS_FIRST = """
     django.setup()
     for name in failed:
         module = importlib.import_module(name)
-        assert module.sync_to_async.__module__ == "pgbackend.routing", name
+        assert module.sync_to_async.__module__ == "pgbackend.wrapper.dispatch", name
     assert fingerprints.unpatched == []
     print("patched")
     """
@@ -230,7 +231,7 @@ def test_asked_for_while_it_is_loaded(folder: Path) -> None:
         folder,
         f"{NAME}_asking",
         f"""
-        from pgbackend.importing import after_import
+        from pgbackend.patches.import_hooks import after_import
         seen = []
         after_import("{NAME}_asking", lambda module: seen.append("second"))
         """,

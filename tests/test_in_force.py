@@ -14,7 +14,7 @@ from psycopg import sql
 
 from pgbackend import bridged
 from pgbackend.asgi import serve
-from pgbackend.in_force import Change, changes, only_sets
+from pgbackend.session.in_force import Change, changes, only_sets
 from pgbackend.transaction import detached, pinned
 from tests.conftest import Server
 from tests.models import Author

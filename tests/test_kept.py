@@ -23,7 +23,8 @@ from django.db.models.sql.compiler import SQLCompiler as DjangosCompiler
 from django.db.models.sql.compiler import SQLUpdateCompiler as DjangosUpdateCompiler
 from django.test.utils import isolate_apps, register_lookup
 
-from pgbackend import bridged, compiler, kept, selects
+from pgbackend import bridged, compiler
+from pgbackend.sql import select_lists, statement_cache
 from tests.models import Author, Book, Tag
 
 QUERYSETS = [
@@ -185,7 +186,7 @@ async def test_many_structures() -> None:
     def compile_many() -> int:
         for offset in range(1200):
             Author.objects.all()[offset : offset + 1].query.get_compiler("default").as_sql()
-        select = selects.known(Author)
+        select = select_lists.known(Author)
         assert select is not None
         return len(select.statements)
 
@@ -204,7 +205,7 @@ async def test_statement_of_many_lookups() -> None:
                 queryset = Author.objects.filter(where)
                 expected = of_django(queryset)
                 assert caught(queryset.query.get_compiler("default").as_sql) == expected
-        select = selects.known(Author)
+        select = select_lists.known(Author)
         assert select is not None
         return len(select.statements)
 
@@ -340,7 +341,7 @@ async def test_update_with_placeholders_of_its_fields() -> None:
                 app_label = "tests"
 
         Shelf.objects.all().query.get_compiler("default").as_sql()
-        select = selects.known(Shelf)
+        select = select_lists.known(Shelf)
         for number in range(3):
             expected, found = (
                 of_update(updating(Shelf.objects.filter(pk=1), numbers=[number]), cls)
@@ -416,8 +417,8 @@ def test_unknown_queries() -> None:
             super().__init__(model)
             self.lateral: dict[str, Any] = {}
 
-    assert kept.unknown_attributes(Query) == set()
-    assert kept.unknown_attributes(Later) == {"hint", "lateral"}
+    assert statement_cache.unknown_attributes(Query) == set()
+    assert statement_cache.unknown_attributes(Later) == {"hint", "lateral"}
 
 
 async def test_changed_table() -> None:

@@ -12,7 +12,7 @@ from django.db import (
 )
 from django.test import override_settings
 
-from pgbackend.bridge import await_bridged, run_bridged
+from pgbackend.bridge.greenlets import await_bridged, run_bridged
 from tests.models import Author
 from tests.wrapper import PID, check_all_back, on_loan, pid_of, run, small_pool
 

@@ -17,7 +17,7 @@ from asgiref.sync import sync_to_async
 from django.db import DatabaseError, OperationalError, connection, transaction
 
 from pgbackend import bridged
-from pgbackend.bridge import run_bridged
+from pgbackend.bridge.greenlets import run_bridged
 from pgbackend.transaction import pinned
 from tests.conftest import Server
 from tests.faults.conftest import LOOPS

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import uvloop
 
-from pgbackend.bridge import await_bridged, run_bridged
-from pgbackend.connection import BridgedLock
+from pgbackend.bridge.greenlets import await_bridged, run_bridged
+from pgbackend.pool.face import BridgedLock
 
 Factory = Callable[[], asyncio.AbstractEventLoop]
 

@@ -17,7 +17,7 @@ from django.db import (
 from django.db.backends.signals import connection_created
 
 from pgbackend import bridged
-from pgbackend.registry import open_pools
+from pgbackend.pool.open_pools import open_pools
 from tests.conftest import Server
 from tests.models import Author
 from tests.wrapper import PID, AddAlias, avalue, value

@@ -14,7 +14,8 @@ from django.db.backends.postgresql import base as postgresql
 from django.db.models.query import BaseIterable
 from django.test import SimpleTestCase
 
-from pgbackend import bridged, is_bridged, patches
+from pgbackend import bridged, is_bridged
+from pgbackend.patches import apply
 from tests.conftest import Server
 from tests.models import Author
 from tests.script import run_script
@@ -45,7 +46,7 @@ def test_apply_twice() -> None:
         (importlib.import_module("django.db.models.query"), "sync_to_async"),
     ]
     before = [getattr(*place) for place in places]
-    patches.apply()
+    apply.apply()
     assert [getattr(*place) for place in places] == before
 
 
@@ -59,8 +60,9 @@ def test_module_imported_later() -> None:
         django.setup = None
         from django.apps import apps
         import pgbackend.base
-        from pgbackend import fingerprints, places
-        late = [name for name in places.RULES if name not in sys.modules]
+        from pgbackend import fingerprints
+        from pgbackend.patches import where_to_run
+        late = [name for name in where_to_run.RULES if name not in sys.modules]
         assert "django.contrib.contenttypes.fields" in late, late
         apps.populate(settings.INSTALLED_APPS)
         from importlib import import_module

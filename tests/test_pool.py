@@ -23,7 +23,7 @@ from psycopg_pool.pool_async import WaitingClient
 
 from pgbackend import bridged
 from pgbackend.base import DatabaseWrapper
-from pgbackend.bridge import await_bridged, run_bridged
+from pgbackend.bridge.greenlets import await_bridged, run_bridged
 from tests.conftest import Server
 from tests.models import Author
 from tests.wrapper import make_wrapper, run, until, use_wrapper

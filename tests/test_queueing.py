@@ -11,7 +11,7 @@ import pytest
 from django.db import OperationalError, transaction
 from psycopg_pool import PoolClosed, PoolTimeout
 
-from pgbackend.pool import ConnectionPool
+from pgbackend.pool.pool import ConnectionPool
 from tests.models import Author
 from tests.wrapper import check_all_back, small_pool, until
 

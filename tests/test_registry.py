@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 from django.db import transaction
 
-from pgbackend.registry import open_pools
+from pgbackend.pool.open_pools import open_pools
 from tests.conftest import Server
 from tests.models import Author, Elsewhere
 

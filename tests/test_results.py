@@ -22,8 +22,8 @@ from django.test.utils import isolate_apps
 from pgbackend import bridged
 from pgbackend.base import DatabaseWrapper
 from pgbackend.operations import DatabaseOperations
-from pgbackend.session import CleanSQL
-from pgbackend.statement import cursor_for
+from pgbackend.session.clean import CleanSQL
+from pgbackend.sql.direct import cursor_for
 from tests.conftest import Server
 from tests.models import Author
 from tests.wrapper import AddAlias

@@ -26,9 +26,9 @@ from django.db.models.functions import Cast, Coalesce, Lower
 from psycopg import sql
 
 from pgbackend import bridged
-from pgbackend.routing import in_bridge
-from pgbackend.session import CleanSQL, changes_session, is_clean_field
+from pgbackend.session.clean import CleanSQL, changes_session, is_clean_field
 from pgbackend.transaction import detached, pinned
+from pgbackend.wrapper.dispatch import in_bridge
 from tests.conftest import NAME, Server
 from tests.models import Author, Book
 from tests.wrapper import until

@@ -10,8 +10,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from pgbackend.session import changes_session
-from pgbackend.session_sql import Effect, local_settings, look_at
+from pgbackend.session.clean import changes_session
+from pgbackend.session.text import Effect, local_settings, look_at
 from tests.conftest import Server
 
 # All that a session may have been made to be; sequences and plans aside.

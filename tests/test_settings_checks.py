@@ -14,7 +14,7 @@ from django.test import override_settings
 from psycopg.rows import dict_row
 
 from pgbackend import conf
-from pgbackend.settings_checks import check_options, check_own_settings
+from pgbackend.wrapper.settings_checks import check_options, check_own_settings
 from tests.models import Author
 from tests.script import ROOT, run_script
 from tests.wrapper import AddAlias

@@ -20,8 +20,8 @@ from psycopg.types.string import StrDumper, TextLoader
 
 from pgbackend import bridged
 from pgbackend.base import DatabaseWrapper
-from pgbackend.session import CleanSQL
-from pgbackend.statement import DirectCursor, cursor_for
+from pgbackend.session.clean import CleanSQL
+from pgbackend.sql.direct import DirectCursor, cursor_for
 from pgbackend.transaction import pinned
 from tests.conftest import Server
 from tests.models import Author, Book

@@ -13,8 +13,8 @@ import uvloop
 from django.db import OperationalError, connection, transaction
 
 from pgbackend import bridged
-from pgbackend.registry import open_pools
-from pgbackend.waiting import SocketWait
+from pgbackend.pool.open_pools import open_pools
+from pgbackend.pool.socket_wait import SocketWait
 from tests.conftest import Server
 from tests.faults.files import open_files
 from tests.models import Author

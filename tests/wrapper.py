@@ -9,7 +9,7 @@ from django.db import DEFAULT_DB_ALIAS, connections
 
 from pgbackend import bridged
 from pgbackend.base import DatabaseWrapper
-from pgbackend.bridge import run_bridged
+from pgbackend.bridge.greenlets import run_bridged
 
 # The type of the fixture `add_alias`.
 AddAlias = Callable[..., str]

@@ -23,7 +23,7 @@ from typing import Any
 import psycopg
 from django.test import runner
 
-from pgbackend.connection import BridgedConnection
+from pgbackend.pool.face import BridgedConnection
 from pgbackend.test import ParallelTestSuite as BridgedParallelTestSuite
 from pgbackend.test import renew_pools
 

@@ -20,7 +20,7 @@ from types import ModuleType
 
 import pytest
 
-from pgbackend.bridge import run_bridged
+from pgbackend.bridge.greenlets import run_bridged
 from tests.django_suite.__main__ import CACHE, ROOT, summarize
 from tests.django_suite.diff import worse
 from tests.django_suite.outcomes import Outcomes

@@ -8,7 +8,7 @@ import pytest
 from django.db import connection, transaction
 
 from pgbackend import await_bridged, bridged
-from pgbackend.bridge import run_bridged
+from pgbackend.bridge.greenlets import run_bridged
 from tests.conftest import Server
 from tests.faults.proxy import Proxy
 from tests.faults.sweep import ENDS, KEPT, Operation, sweep, sweep_closing

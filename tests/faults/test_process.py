@@ -11,7 +11,7 @@ import pytest
 from django.db import connection, connections, transaction
 
 from pgbackend import BridgeError, await_bridged
-from pgbackend.bridge import run_bridged
+from pgbackend.bridge.greenlets import run_bridged
 from tests.conftest import Server
 from tests.faults.conftest import LOOPS
 from tests.faults.files import open_files

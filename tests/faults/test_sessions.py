@@ -16,8 +16,8 @@ from psycopg import sql
 
 from pgbackend import bridged
 from pgbackend.base import DatabaseWrapper
-from pgbackend.routing import in_bridge
 from pgbackend.transaction import pinned
+from pgbackend.wrapper.dispatch import in_bridge
 from tests.conftest import NAME, Server
 from tests.requests_client import Client, serving
 from tests.test_session import PROBES, run

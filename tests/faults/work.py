@@ -10,7 +10,7 @@ from django.db import connection, connections
 
 from pgbackend import await_bridged, bridged
 from pgbackend.base import DatabaseWrapper
-from pgbackend.bridge import run_bridged
+from pgbackend.bridge.greenlets import run_bridged
 from tests.wrapper import until
 
 # Seconds within which everything ends that has no time-out of its own.

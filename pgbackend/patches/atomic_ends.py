@@ -1,0 +1,227 @@
+"""The ends of ``atomic`` blocks, where something comes between.
+
+Django's ``Atomic.__exit__`` does the work, and handles database errors. Whatever else interrupts
+it (a cancellation, a time-out, a turn that does not come) would leave the work of a block that has
+failed to the block around it, which commits it. Here the block is rolled back then; where that is
+not possible, the block around it is broken, and its end says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from django.db import DatabaseError, OperationalError
+from psycopg.pq import TransactionStatus
+
+from ..bridge.greenlets import await_bridged, can_wait, run_bridged
+from ..errors import NotCommitted
+from ..pool.face import shielded
+from ..tasks.abandoning import end_within
+from ..tasks.orphans import end_orphan_on_top
+from ..tasks.turns import Frame, block_has_ended, step_out
+
+if TYPE_CHECKING:
+    from ..pool.face import BridgedConnection
+    from ..tasks.state import ConnectionState
+
+INTRANS = TransactionStatus.INTRANS
+
+
+def leave_block(
+    wrapper: Any,
+    frame: Frame | None,
+    leave: Callable[[], Any],
+    *,
+    failed: bool,
+    error: BaseException | None,
+) -> Any:
+    """Leave the block of *frame* by *leave*, Django's own way, and return its result.
+
+    None stands for a block that the running task is not in any more. The blocks that it has entered
+    inside that of *frame* and not left are rolled back before.
+
+    *error* is what the block raised if it *failed*. It is left when it is on top: when the blocks
+    that other tasks entered inside it are left.
+
+    Raise RuntimeError if the transaction ended meanwhile and the block did not fail, and
+    `NotCommitted` if it did not fail, but was broken by something that was caught in it.
+    """
+    if frame is None or frame.left:
+        return _unwind(frame, failed=failed)
+    state = frame.state
+    # Whether the transaction ends with it.
+    ends = frame.is_outermost and state.commit_on_exit
+    try:
+        if state.frames[-1] is not frame:
+            end_within(frame)
+        _begin_to_leave(wrapper, frame, failed=failed, ends=ends)
+    except BaseException as interruption:
+        try:
+            _undo(wrapper, frame, interruption, ends=ends)
+        finally:
+            state.leave_frame(frame)
+        raise
+    # Asked after the wait: meanwhile the transaction may have ended.
+    if frame.left:
+        return _unwind(frame, failed=failed)
+    broken_by = _what_broke(state)
+    try:
+        with _limited(state, failed=failed):
+            result = leave()
+    except BaseException as interruption:
+        if ends or failed or not isinstance(interruption, DatabaseError):
+            _undo(wrapper, frame, interruption, ends=ends)
+        elif state.is_lost and _is_broken(frame) and not frame.left:
+            # An error that the server answers with, Django handles: it has the block around
+            # rolled back, without a word.
+            state.break_block(interruption)
+        raise
+    else:
+        if not ends and not frame.left and state.needs_rollback:
+            # Django forgets why: the block around is to be rolled back for the same reason.
+            why = broken_by or (error if _is_broken(frame) or state.is_lost else None)
+            if why is not None:
+                state.break_block(why)
+    finally:
+        state.leave_frame(frame)
+    if broken_by is not None and not failed:
+        raise _not_committed() from broken_by
+    return result
+
+
+def leave_in_thread(state: ConnectionState, leave: Callable[[], Any], *, failed: bool) -> Any:
+    """Leave a block of a thread's by *leave*, Django's own way; return its result.
+
+    Raise `NotCommitted` if it did not *fail*, but was broken by something that was caught in it.
+    """
+    broken_by = state.broken_by
+    result = leave()
+    if broken_by is not None:
+        if state.needs_rollback:
+            state.break_block(broken_by)
+        if not failed:
+            raise _not_committed() from broken_by
+    return result
+
+
+def _not_committed() -> NotCommitted:
+    return NotCommitted(
+        "the block was rolled back, although no exception left it: its connection was lost, or the"
+        " end of a block inside it was interrupted, and that was caught"
+    )
+
+
+def _what_broke(state: ConnectionState) -> BaseException | None:
+    """Return why the innermost block will be rolled back, unless it was asked to be."""
+    if state.rollback_asked or not state.needs_rollback:
+        return None
+    if state.is_lost:
+        return state.rollback_exc or OperationalError("the connection is closed")
+    return state.broken_by
+
+
+def _unwind(frame: Frame | None, *, failed: bool) -> None:
+    """Leave a block whose frame is gone: its transaction has ended, and the block with it."""
+    if frame is not None:
+        frame.forgotten = False
+        step_out(frame)
+    if not failed:
+        raise block_has_ended()
+
+
+def _begin_to_leave(wrapper: Any, frame: Frame, *, failed: bool, ends: bool) -> None:
+    """Wait until *frame* is on top; if it ends the transaction, nobody else is in that any more."""
+    state = frame.state
+    frame.leaving = True
+    if failed and ends:
+        state.stop_others(frame)
+    if state.frames[-1:] != [frame]:
+        end_orphan_on_top(state)
+    state.take_turn_to_leave(frame, wrapper.turn_timeout)
+    if ends and not frame.left:
+        state.end_for_others()
+
+
+def _limited(state: ConnectionState, *, failed: bool) -> AbstractContextManager[None]:
+    """Bound what the end of a block that has *failed* waits for, by ``cancel_timeout``.
+
+    A task that was cancelled because the server does not answer is not cancelled again.
+    """
+    lease = state.lease
+    return lease.face.limited() if failed and lease is not None else nullcontext()
+
+
+def _is_broken(frame: Frame) -> bool:
+    """Return whether Django could not roll back to the savepoint of the block that it left."""
+    return frame.savepoint is not None and frame.state.needs_rollback
+
+
+def _undo(wrapper: Any, frame: Frame, interruption: BaseException, *, ends: bool) -> None:
+    """Roll back the block of *frame*, whose end was interrupted.
+
+    Where that fails, the block around it is broken. Raise CancelledError, afterwards, if the task
+    is cancelled meanwhile.
+    """
+    state = frame.state
+    if ends:
+        if state.transaction is not None:
+            # The pool rolls it back.
+            wrapper.connection = None
+        return
+    if frame.left:
+        return
+    state.forget_block(frame)
+    done: list[None] = []
+    try:
+        if frame.savepoint is not None and can_wait():
+            _roll_back_to(wrapper, state, frame.savepoint, done)
+    finally:
+        if frame.left:
+            # The block around it has failed meanwhile; the task may be in its next transaction.
+            pass
+        elif done:
+            state.was_rolled_back(frame)
+            state.needs_rollback = False
+            state.run_on_commit = [
+                each for each in state.run_on_commit if frame.savepoint not in each[0]
+            ]
+        else:
+            state.break_block(interruption)
+
+
+def _roll_back_to(wrapper: Any, state: ConnectionState, savepoint: str, done: list[None]) -> None:
+    """Roll back to *savepoint*, whatever cancels the task meanwhile; note in *done* if it worked.
+
+    Raise CancelledError afterwards.
+    """
+    lease = state.lease
+    if lease is None or lease.face.closed:
+        return
+    if state.rolled_back_to == savepoint and lease.face.pgconn.transaction_status == INTRANS:
+        # It was only to be released.
+        done.append(None)
+        return
+    message = (
+        f"{wrapper.ops.savepoint_rollback_sql(savepoint)};"
+        f" {wrapper.ops.savepoint_commit_sql(savepoint)}"
+    )
+    # The server closes the cursors that were opened since.
+    lease.closings += 1
+    await_bridged(shielded(_send(lease.face, message, done)))
+
+
+async def _send(face: BridgedConnection, message: str, done: list[None]) -> None:
+    """Send *message* in place of what other tasks run in the block; note in *done* if it worked."""
+    if face.is_executing:
+        await face.stop_other()
+    try:
+        async with asyncio.timeout(face.cancel_timeout):
+            # The server answers both at once; psycopg's own, which nobody instruments.
+            await run_bridged(psycopg.ClientCursor(face).execute, message)
+    except (psycopg.Error, TimeoutError, RuntimeError):
+        return
+    done.append(None)

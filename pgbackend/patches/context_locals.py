@@ -1,0 +1,129 @@
+"""A ``threading.local`` of another package, made one of the context.
+
+On the event loop one thread serves all requests, and one request is served by several threads: what
+a package keeps in a ``threading.local`` for the request that it works for is there for others, or
+is not there. Replaced by a `ContextLocal`, it belongs to the context, as Django's own state does:
+tasks and threads of a request inherit it, and what asgiref moves between them comes back. Replaced
+by a `RequestLocal`, it is the same for all that work for a request.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import threading
+from collections.abc import Callable
+from contextvars import ContextVar
+from types import ModuleType
+from typing import Any
+
+from ..wrapper.query_log import running_request
+
+
+class ContextLocal:
+    """Attributes of the running context, by the interface of `threading.local`.
+
+    *copied*: a set, list or dict is copied whenever it is read, so that to change it changes it
+    for this context, and for those that are begun from here later.
+    """
+
+    _values: ContextVar[dict[str, Any]]
+    _copied: bool
+
+    def __init__(self, *, copied: bool = False) -> None:
+        self.__dict__["_values"] = ContextVar("pgbackend_context_local")
+        self.__dict__["_copied"] = copied
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            value = self._values.get({})[name]
+        except KeyError:
+            raise AttributeError(
+                f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self
+            ) from None
+        if self._copied and isinstance(value, set | list | dict):
+            value = copy.copy(value)
+            setattr(self, name, value)
+        return value
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._values.set({**self._values.get({}), name: value})
+
+    def __delattr__(self, name: str) -> None:
+        values = dict(self._values.get({}))
+        if name not in values:
+            raise AttributeError(name, name=name, obj=self)
+        del values[name]
+        self._values.set(values)
+
+
+class RequestLocal:
+    """Attributes of the request that the running context works for, whichever task or thread.
+
+    Outside of requests, of the context in which the first one was set and those begun from there.
+    """
+
+    _values: ContextVar[tuple[object, dict[str, Any]]]
+
+    def __init__(self) -> None:
+        self.__dict__["_values"] = ContextVar("pgbackend_request_local")
+
+    def _of_request(self) -> dict[str, Any]:
+        owner, values = self._values.get((self, {}))
+        request = running_request()
+        if owner is not request:
+            values = {}
+            self._values.set((request, values))
+        return values
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self._of_request()[name]
+        except KeyError:
+            raise AttributeError(
+                f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self
+            ) from None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._of_request()[name] = value
+
+    def __delattr__(self, name: str) -> None:
+        if name not in (values := self._of_request()):
+            raise AttributeError(name, name=name, obj=self)
+        del values[name]
+
+
+Local = ContextLocal | RequestLocal
+
+# What takes the place of each in these modules. The triggers that django-pgtrigger ignores are a
+# set that is changed in place. The collector of django-silk counts and gathers what a request
+# executes.
+MODULES: dict[str, Callable[[], Local]] = {
+    "pghistory.runtime": ContextLocal,
+    "pgtrigger.runtime": functools.partial(ContextLocal, copied=True),
+    "silk.collector": RequestLocal,
+}
+
+
+def replace(module: ModuleType) -> None:
+    """Replace each ``threading.local`` in the globals of *module*, and the class itself there.
+
+    One that an object among the globals has is replaced, too. What the calling thread has in it is
+    taken over.
+    """
+    make = MODULES[module.__name__]
+    _replace(module, make)
+    for value in list(vars(module).values()):
+        if type(value).__module__ == module.__name__ and hasattr(value, "__dict__"):
+            _replace(value, make)
+
+
+def _replace(owner: Any, make: Callable[[], Local]) -> None:
+    for name, value in list(vars(owner).items()):
+        if value is threading.local:
+            setattr(owner, name, make)
+        elif type(value) is threading.local:
+            local = make()
+            for attribute, content in vars(value).items():
+                setattr(local, attribute, content)
+            setattr(owner, name, local)

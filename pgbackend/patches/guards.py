@@ -1,0 +1,96 @@
+"""Django's guard ``async_unsafe``, looked through in the bridge.
+
+There the methods that it marks wait without blocking the loop. Each guard asks the name
+``get_running_loop`` of its module whether a loop runs; `get_running_loop` here takes its place, so
+that it holds for every guard: those of Django's wrappers, of a subclass or a mixin of somebody
+else's, and those that an instrumentation took from a class before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType, FunctionType
+from typing import Any
+
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.postgresql import base as postgresql
+
+from ..base import DatabaseWrapper
+from ..bridge.greenlets import is_bridged
+
+_GUARDS = "django.utils.asyncio"
+
+# Whether aliases that are not bridged, of other engines for one, may be used in bridged code.
+_others_in_place = False
+
+
+@contextmanager
+def others_in_place() -> Iterator[None]:
+    """Let bridged code of the block use such aliases as synchronous code does, blocking the loop.
+
+    In a test run there is nobody else to block, and tests use them as if no loop ran.
+    """
+    global _others_in_place
+    outer, _others_in_place = _others_in_place, True
+    try:
+        yield
+    finally:
+        _others_in_place = outer
+
+
+def get_running_loop() -> asyncio.AbstractEventLoop:
+    """Return the running loop; raise RuntimeError if the guard that asks is to let its call pass.
+
+    Elsewhere on a running loop a wrapper of this backend raises SynchronousOnlyOperation as ever,
+    with a message that names its way out.
+    """
+    subject = _guarded(sys._getframe(1))
+    if isinstance(subject, DatabaseWrapper):
+        if subject.bridge_enabled:
+            subject.check_not_on_loop()
+            raise RuntimeError("the call may wait for the database here")
+        if _others_in_place and is_bridged():
+            raise RuntimeError("an alias that is switched off is used in place")
+    elif isinstance(subject, BaseDatabaseWrapper) and is_bridged():
+        if _others_in_place:
+            raise RuntimeError("the alias of another engine is used in place")
+        if subject.vendor == "unknown":
+            raise RuntimeError("Django's dummy backend has an error of its own, which says more")
+    return asyncio.get_running_loop()
+
+
+def _guarded(frame: FrameType) -> Any:
+    """Return the object whose method the guard that runs in *frame* is about to call, if any."""
+    if frame.f_globals.get("__name__") != _GUARDS:
+        return None
+    args = frame.f_locals.get("args")
+    return args[0] if args else None
+
+
+def shorten() -> None:
+    """Let Django's own methods ask without a look at their caller's frame: they are called most.
+
+    They are replaced on Django's classes, not overridden: its test cases replace some of them
+    there to forbid queries.
+    """
+    for cls in (BaseDatabaseWrapper, postgresql.DatabaseWrapper):
+        for name, method in list(vars(cls).items()):
+            if isinstance(method, FunctionType) and method.__globals__["__name__"] == _GUARDS:
+                setattr(cls, name, _shortened(method))
+
+
+def _shortened(guarded: Any) -> Callable[..., Any]:
+    unguarded = guarded.__wrapped__
+
+    @functools.wraps(unguarded)
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(self, DatabaseWrapper) and self.bridge_enabled:
+            self.check_not_on_loop()
+            return unguarded(self, *args, **kwargs)
+        return guarded(self, *args, **kwargs)
+
+    return method

@@ -1,0 +1,154 @@
+"""``aiterator()`` that closes its cursor, inside the bridge, when it is left early.
+
+Django drops the generators inside it: the one that holds the cursor would be finalized where
+nothing can be awaited, and whenever the event loop gets to it. These functions are methods of
+its iterables and querysets; see `patches`.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from asyncio import _get_running_loop
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+from weakref import ref
+
+import psycopg
+from django.db import DatabaseError, InterfaceError
+
+from ..wrapper import aliases
+from ..wrapper.cursors import collect_opened
+from ..wrapper.dispatch import all_run_bridged, run_for_aliases, runs_bridged
+
+if TYPE_CHECKING:
+    from ..wrapper.cursors import LeaseHolder
+
+logger = logging.getLogger("pgbackend.connection")
+
+
+class Reading:
+    """One iteration by ``aiterator()``: the generators in it, and the cursors they have opened."""
+
+    def __init__(self) -> None:
+        self.generators: list[AsyncGenerator[Any, None]] = []
+        # Server-side ones.
+        self.cursors: list[LeaseHolder] = []
+
+    def close(self) -> None:
+        """Close the cursors in the server, waiting through the bridge."""
+        for cursor in self.cursors:
+            cursor.close_in_server()
+
+    def leave(self) -> None:
+        """Have the cursors closed by and by, without waiting; from any thread."""
+        for cursor in self.cursors:
+            cursor.leave()
+
+
+# The readings of the generators that `closing` has made, by weak references to these.
+_readings: dict[ref[AsyncGenerator[Any, None]], Reading] = {}
+
+
+def _left(generator: ref[AsyncGenerator[Any, None]]) -> None:
+    """Leave the cursors of a generator to which nobody refers any more.
+
+    The loop will close it, but in a task of its own, and later: by then the reader may be in
+    another transaction, or have rolled back to a savepoint.
+    """
+    _readings.pop(generator).leave()
+
+
+async def chunks(self: Any) -> AsyncGenerator[Any, None]:
+    """Yield an iterable's rows, a chunk of them for each call into the bridge."""
+    # Made in the bridge: for values_list() that is when the statement is executed.
+    rows: Iterator[Any] | None = None
+    used: set[str | None] = set()
+    reading = getattr(self.queryset, "_pgbackend_reading", None) or Reading()
+
+    def next_slice() -> list[Any]:
+        nonlocal rows
+        with collect_opened(reading.cursors):
+            if rows is None:
+                rows = iter(self)
+            return list(islice(rows, self.chunk_size))
+
+    async def call(function: Callable[[], Any]) -> Any:
+        if used:
+            return await run_for_aliases(used, function)
+        with aliases.remembering():
+            used.update({None} if all_run_bridged() else aliases.of_queryset(self.queryset))
+            return await run_for_aliases(used, function)
+
+    def close() -> None:
+        # By name: closing the outer generator leaves the inner one, and with it the
+        # cursor, to a destructor, where errors and cancellations are lost.
+        reading.close()
+        if isinstance(rows, Generator):
+            rows.close()
+
+    try:
+        while True:
+            chunk = await call(next_slice)
+            for item in chunk:
+                yield item
+            if len(chunk) < self.chunk_size:
+                break
+    finally:
+        ended_by = sys.exception()
+        closed = isinstance(ended_by, GeneratorExit)
+        try:
+            if closed and (_get_running_loop() is None or all(map(runs_bridged, used))):
+                # Nothing can be awaited if it is the reader's coroutine that was closed.
+                reading.leave()
+            else:
+                await call(close)
+        except (psycopg.Error, DatabaseError, InterfaceError) as error:
+            if ended_by is None:
+                raise
+            # Not in place of the exception, a cancellation perhaps, that ends the reading.
+            logger.warning("a server-side cursor could not be closed: %s", error)
+        finally:
+            # It refers to this frame.
+            del ended_by
+
+
+def rows(self: Any) -> AsyncGenerator[Any, None]:
+    """Return what `chunks` yields, and let the queryset's ``aiterator()`` know of it."""
+    found: AsyncGenerator[Any, None] = self._async_generator()
+    reading = getattr(self.queryset, "_pgbackend_reading", None)
+    if reading is not None:
+        reading.generators.append(found)
+    return found
+
+
+def closing(
+    aiterator: Callable[..., AsyncGenerator[Any, None]],
+) -> Callable[..., AsyncGenerator[Any, None]]:
+    """Return *aiterator* with an end that closes what it opened."""
+
+    def patched(self: Any, *args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
+        # A copy, to learn of no other iteration's rows.
+        queryset = self._chain()
+        reading = queryset._pgbackend_reading = Reading()
+        generator = _read(aiterator(queryset, *args, **kwargs), reading)
+        _readings[ref(generator, _left)] = reading
+        return generator
+
+    return patched
+
+
+async def _read(items: AsyncGenerator[Any, None], reading: Reading) -> AsyncGenerator[Any, None]:
+    try:
+        async for item in items:
+            yield item
+    except GeneratorExit:
+        reading.leave()
+        raise
+    finally:
+        each: Any
+        for each in (items, *reading.generators):
+            # Before CPython 3.13 one that waits does not learn that who waits for it was closed.
+            if not each.ag_running:
+                await each.aclose()

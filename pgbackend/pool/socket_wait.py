@@ -1,0 +1,261 @@
+"""Waiting for a connection's socket, without registering it and a timer for each wait.
+
+psycopg's ``wait_async`` registers the socket for each wait, and a timer that looks at intervals
+whether the connection was closed meanwhile. Here a connection stays registered, and the timer of
+one wait is the next one's, too. No wait relies on the registration alone: see `_Reader`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+from asyncio import AbstractEventLoop, Future, get_running_loop
+from collections.abc import Generator
+from contextvars import Context
+from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import finalize, ref
+
+import psycopg
+from psycopg.pq import ConnStatus
+from psycopg.waiting import Ready, wait_async
+
+from ..bridge.greenlets import await_future, calls_from_python, may_run_nested, may_touch_loop
+
+if TYPE_CHECKING:
+    from psycopg.abc import PQGen
+    from psycopg.pq.abc import PGconn
+
+RV = TypeVar("RV")
+
+# How long a wait for a connection that was closed meanwhile may go on, seconds; psycopg's own.
+INTERVAL = 0.1
+
+
+class SocketWait:
+    """The waits for one connection's socket, one at a time, on one event loop."""
+
+    def __init__(self, pgconn: PGconn) -> None:
+        self._pgconn = pgconn
+        self._closed = False
+        self._future: Future[Ready] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._reader: _Reader | None = None
+
+    def until_readable(self) -> Ready:
+        """Wait, through the bridge, until something can be read.
+
+        Raise `psycopg.OperationalError` if the connection is closed meanwhile.
+        """
+        loop = get_running_loop()
+        future = self._future = loop.create_future()
+        reader = self._reader
+        if reader is None or reader.loop is not loop:
+            self._unregister()
+            self._reader = _Reader(loop, self)
+        elif reader.is_called and may_run_nested(loop):
+            # The task goes on inside the reader's callback: a run of the loop in there could not
+            # call it again, for its context is entered.
+            reader.listen()
+        elif reader.may_have_ended and reader.is_readable():
+            # In the loop's next iteration: an answer in many parts holds up nobody.
+            loop.call_soon(_wake, future)
+        if self._timer is None:
+            # It may outlive the wait: in the task's own context it would keep that alive.
+            self._timer = loop.call_later(INTERVAL, self._look, context=Context())
+        try:
+            ready: Ready = await_future(future)
+            if self._closed:
+                # After it was woken, and before it went on.
+                self._check_open()
+            return ready
+        finally:
+            self._future = None
+
+    async def elsewhere(self, gen: PQGen[RV], interval: float, seconds: float | None) -> RV:
+        """Consume *gen* by psycopg's own ``wait_async``, outside the bridge.
+
+        By a file descriptor of its own, too: if the connection is closed meanwhile, libuv would
+        find the number closed, or another connection's, and abort the process.
+        """
+        fd = os.dup(self.socket)
+        try:
+            return await wait_async(self._while_open(gen), fd, interval, seconds)
+        finally:
+            os.close(fd)
+
+    def _while_open(self, gen: Generator[Any, Any, RV]) -> Generator[Any, Any, RV]:
+        """Consume *gen* as long as the connection is open: psycopg's would read freed memory."""
+        ready = None
+        while True:
+            self._check_open()
+            try:
+                state = gen.send(ready)
+            except StopIteration as stop:
+                result: RV = stop.value
+                return result
+            ready = yield state
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise psycopg.OperationalError("the connection is closed")
+
+    def close(self) -> None:
+        """Wake whoever waits, with an error: the connection is about to be closed."""
+        self._closed = True
+        if self._future is not None:
+            _fail(self._future)
+        self._unregister()
+
+    def _unregister(self) -> None:
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            reader.close()
+
+    def readable(self, *, at_once: bool) -> None:
+        """Wake whoever waits, *at_once* or in the loop's next iteration.
+
+        If nobody waits, the server has said something: listen no more.
+        """
+        future = self._future
+        if future is None:
+            self._unregister()
+        elif future.done():
+            pass
+        elif at_once:
+            _resume(future)
+        else:
+            _wake(future)
+
+    def _look(self) -> None:
+        """Look at the connection and at its socket, whatever the loop says of them."""
+        self._timer = None
+        future, reader = self._future, self._reader
+        if future is None or future.done():
+            return
+        if self._pgconn.status != ConnStatus.OK:
+            _fail(future)
+        elif reader is not None and reader.is_readable():
+            _wake(future)
+        else:
+            loop = future.get_loop()
+            self._timer = loop.call_later(INTERVAL, self._look, context=Context())
+
+    @property
+    def socket(self) -> int:
+        """The connection's own file descriptor."""
+        return self._pgconn.socket
+
+
+class _Reader:
+    """A connection's socket, registered on an event loop.
+
+    By a file descriptor of its own: whoever closes the connection, the number is not given to
+    another socket as long as the loop listens to it.
+    """
+
+    # Whether a task goes on inside the callback just now.
+    is_called = False
+
+    def __init__(self, loop: AbstractEventLoop, wait: SocketWait) -> None:
+        self.loop = loop
+        self._fd = fd = os.dup(wait.socket)
+        self._poll = poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        at_once = calls_from_python(loop)
+        # libuv calls once for a socket with an error, such as a reset by the peer, and listens
+        # to it no more. What the server said before the reset is read in more than one wait. A
+        # selector, as asyncio's loops have, tells of such a socket as often as it is asked.
+        self.may_have_ended = not at_once
+        # The loop keeps what it calls.
+        waiting, this = ref(wait), ref(self)
+
+        def readable() -> None:
+            wait, reader = waiting(), this()
+            if wait is None or reader is None:
+                return
+            if at_once:
+                reader.is_called = True
+                try:
+                    wait.readable(at_once=True)
+                finally:
+                    reader.is_called = False
+            elif poll.poll(0):
+                # Where the task goes on later, it may be called once more after that has read.
+                wait.readable(at_once=False)
+
+        self._readable = readable
+        self.listen()
+        self._finalizer = finalize(self, _unregister_later, loop, fd)
+        self._finalizer.atexit = False
+
+    def listen(self) -> None:
+        """Have the loop call whoever waits, in a context that nobody has entered."""
+        self.is_called = False
+        Context().run(self.loop.add_reader, self._fd, self._readable)
+
+    def is_readable(self) -> bool:
+        """Return whether a read would not wait: something, the end or an error is there."""
+        return bool(self._poll.poll(0))
+
+    def close(self) -> None:
+        """Listen no more."""
+        if self._finalizer.detach() is None:
+            return
+        if may_touch_loop(self.loop):
+            _unregister(self.loop, self._fd)
+        else:
+            _unregister_later(self.loop, self._fd)
+
+
+def _resume(future: Future[Ready]) -> None:
+    """Give *future* its result, and go on at once with the task that waits for it.
+
+    Future.set_result() would have the loop do that in its next iteration: it would ask the
+    selector once more before, and be told of what the task is about to read.
+    """
+    callbacks: Any = future._callbacks
+    if callbacks is None or len(callbacks) != 1:
+        future.set_result(Ready.R)
+        return
+    ((callback, context),) = callbacks
+    future.remove_done_callback(callback)
+    future.set_result(Ready.R)
+    context.run(callback, future)
+
+
+def _wake(future: Future[Ready]) -> None:
+    if not future.done():
+        future.set_result(Ready.R)
+
+
+def _unregister(loop: AbstractEventLoop, fd: int) -> None:
+    # A closed loop listens to nothing; uvloop's refuses to be told so.
+    if not loop.is_closed():
+        loop.remove_reader(fd)
+    os.close(fd)
+
+
+def _unregister_later(loop: AbstractEventLoop, fd: int) -> None:
+    """Do what `_unregister` does, wherever the collector runs."""
+    if loop.is_closed():
+        os.close(fd)
+    else:
+        loop.call_soon_threadsafe(_unregister, loop, fd)
+
+
+def _fail(future: Future[Any]) -> None:
+    # A closed loop calls nobody.
+    if not future.done() and not future.get_loop().is_closed():
+        future.set_exception(psycopg.OperationalError("the connection is closed"))
+
+
+def continued(gen: Generator[Any, Any, RV], state: Any) -> Generator[Any, Any, RV]:
+    """Return a generator that goes on where *gen* has yielded *state*."""
+    while True:
+        ready = yield state
+        try:
+            state = gen.send(ready)
+        except StopIteration as stop:
+            result: RV = stop.value
+            return result

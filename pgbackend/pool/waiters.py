@@ -1,0 +1,125 @@
+"""The queue of a pool: who waits for a connection, in the order in which they came.
+
+psycopg_pool gives each waiting client a condition and a timer of its own, and hands it a connection
+in many steps. Here it has a future, and the whole queue one timer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from contextvars import Context
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from psycopg_pool import PoolClosed, PoolTimeout
+from psycopg_pool.pool_async import WaitingClient
+
+if TYPE_CHECKING:
+    from .physical import PooledConnection
+
+
+class Client(WaitingClient["PooledConnection"]):
+    """One who waits for a connection until *deadline*, as of `time.monotonic`."""
+
+    __slots__ = ("_future", "deadline")
+
+    def __init__(self, deadline: float) -> None:
+        # psycopg_pool's own would make the condition.
+        self.conn: PooledConnection | None = None
+        self.error: BaseException | None = None
+        self.deadline = deadline
+        self._future = asyncio.get_running_loop().create_future()
+
+    async def wait(self, timeout: float = 0.0) -> PooledConnection:  # noqa: ASYNC109  # as there
+        """Wait for a connection and return it; *timeout* says nothing, `deadline` does.
+
+        Raise `psycopg_pool.PoolTimeout` after that, and what `fail` was called with.
+        """
+        await self._future
+        if self.error is not None:
+            raise self.error
+        assert self.conn is not None
+        return self.conn
+
+    def give(self, conn: PooledConnection) -> bool:
+        """Hand over *conn*; return False to somebody who does not wait any more."""
+        if self._future.done():
+            return False
+        self.conn = conn
+        self._future.set_result(None)
+        return True
+
+    async def set(self, conn: PooledConnection) -> bool:
+        """Do what `give` does."""
+        return self.give(conn)
+
+    async def fail(self, error: Exception) -> bool:
+        """Have `wait` raise *error*; return False if it does not wait any more."""
+        return self.give_up(error)
+
+    def give_up(self, error: Exception) -> bool:
+        """Do what `fail` does."""
+        if self._future.done():
+            return False
+        self.error = error
+        self._future.set_result(None)
+        return True
+
+
+class Queue(deque[WaitingClient["PooledConnection"]]):
+    """The waiting clients of a pool, each a `Client`."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        # The pool's.
+        self._name = name
+        # For the first deadline.
+        self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0
+
+    def append(self, client: WaitingClient[PooledConnection]) -> None:
+        """Add a client that is about to wait."""
+        assert isinstance(client, Client)
+        super().append(client)
+        if self._timer is None or client.deadline < self._due:
+            self._set_timer(client.deadline)
+
+    def clear(self) -> None:
+        """Forget all clients, and the timer: the pool is being closed.
+
+        They are told at once. psycopg_pool would do that when its workers have ended, unless
+        it is interrupted before.
+        """
+        for client in self:
+            assert isinstance(client, Client)
+            client.give_up(PoolClosed(f"the pool {self._name!r} was closed"))
+        super().clear()
+        self._drop_timer()
+
+    def _drop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _set_timer(self, deadline: float) -> None:
+        self._drop_timer()
+        loop = asyncio.get_running_loop()
+        self._due = deadline
+        # A task's own context would keep the task.
+        self._timer = loop.call_later(deadline - monotonic(), self._look, context=Context())
+
+    def _look(self) -> None:
+        """Tell those whose time is over."""
+        self._timer = None
+        now = monotonic()
+        deadlines = []
+        for client in list(self):
+            assert isinstance(client, Client)
+            if client.deadline <= now:
+                self.remove(client)
+                client.give_up(PoolTimeout("no connection came free"))
+            else:
+                deadlines.append(client.deadline)
+        if deadlines:
+            self._set_timer(min(deadlines))

@@ -1,0 +1,4 @@
+"""What belongs to one request.
+
+- `stalled`: clients that do not read what is sent to them.
+"""

@@ -1,0 +1,129 @@
+"""Clients that do not read what is sent to them, and the connections that wait meanwhile.
+
+A server lets ``send()`` wait while its client reads nothing. What streams rows has a connection
+on loan then, and a few such clients have them all. So the wait is bounded, by
+``PGBACKEND_CLIENT_TIMEOUT``; where nothing is on loan, it is not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from contextlib import contextmanager
+from contextvars import Context
+from typing import Any
+
+from django.db import connections
+
+from .. import conf
+from ..base import DatabaseWrapper
+
+Message = MutableMapping[str, Any]
+Send = Callable[[Message], Awaitable[None]]
+
+# How often a client that reads nothing is looked at until its time is over, or in a second.
+_LOOKS = 5
+
+
+class ClientStalledError(OSError):
+    """The client has read nothing for too long, while a connection was on loan for it.
+
+    As ASGI has ``send()`` raise OSError when a client has gone.
+    https://asgi.readthedocs.io/en/latest/specs/www.html
+    """
+
+
+@contextmanager
+def bounded(send: Send, *, streaming: bool = True) -> Iterator[Send]:
+    """Give the block a ``send()`` that raises `ClientStalledError` when its wait was too long.
+
+    What is on loan for the client are the connections of the running context's wrappers. Unless
+    it is *streaming*, nothing that is not on loan now will be.
+    """
+    seconds = conf.client_timeout()
+    wrappers = _wrappers()
+    if seconds is None or not (streaming or any(each.leases() for each in wrappers)):
+        yield send
+        return
+    bound = _BoundedSend(send, seconds, wrappers)
+    try:
+        yield bound
+    finally:
+        bound.end()
+
+
+def give_back_what_is_left() -> None:
+    """Give back what tasks of a request have on loan that has ended, but for transactions.
+
+    A producer of rows that waits for whoever sends them gets an error when it goes on.
+    """
+    for wrapper in _wrappers():
+        for lease in wrapper.leases():
+            if lease.state.transaction is None:
+                lease.dirty = True
+                lease.give_back()
+
+
+def _wrappers() -> list[DatabaseWrapper]:
+    return [each for each in connections.all() if isinstance(each, DatabaseWrapper)]
+
+
+class _BoundedSend:
+    """A ``send()`` that is looked at, now and then, while it waits."""
+
+    def __init__(self, send: Send, seconds: float, wrappers: list[DatabaseWrapper]) -> None:
+        self._send = send
+        self._seconds = seconds
+        self._wrappers = wrappers
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        # What ends the wait, while there is one, and since when that is.
+        self._scope: asyncio.Timeout | None = None
+        self._since = 0.0
+
+    async def __call__(self, message: Message) -> None:
+        """Send *message*, as the server does."""
+        self._since = self._loop.time()
+        if self._timer is None:
+            self._look_later(self._seconds)
+        try:
+            async with asyncio.timeout(None) as scope:
+                self._scope = scope
+                await self._send(message)
+        except TimeoutError as error:
+            if not scope.expired():
+                raise
+            raise ClientStalledError(
+                f"it has read nothing for {self._loop.time() - self._since:.1f} s, while a"
+                " connection was on loan for it. See PGBACKEND_CLIENT_TIMEOUT"
+            ) from error
+        finally:
+            self._scope = None
+
+    def end(self) -> None:
+        """Look no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _look(self) -> None:
+        """End the wait if its time is over.
+
+        Where others wait for a connection of the same pool, half of the time that those have is
+        enough: they are served before it is over.
+        """
+        self._timer = None
+        if self._scope is None:
+            # The next wait begins to look again.
+            return
+        pools = {lease.pool for wrapper in self._wrappers for lease in wrapper.leases()}
+        patience = min([self._seconds, *(pool.timeout / 2 for pool in pools if pool.timeout)])
+        seconds = patience if any(pool.is_wanted for pool in pools) else self._seconds
+        if pools and self._loop.time() - self._since >= seconds:
+            self._scope.reschedule(self._loop.time())
+        else:
+            self._look_later(patience)
+
+    def _look_later(self, patience: float) -> None:
+        # In the task's own context it would keep that alive.
+        seconds = min(patience, 1.0) / _LOOKS
+        self._timer = self._loop.call_later(seconds, self._look, context=Context())

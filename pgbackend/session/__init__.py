@@ -1,0 +1,9 @@
+"""What statements do to a session of the server's, and who keeps what they made in it.
+
+This room knows the text of SQL and the transactions of tasks, but not how SQL is compiled.
+
+- `words`, `text`: what the text of a statement does to its session.
+- `clean`: statements that leave a session as it was, and how it is reset after others.
+- `in_force`: roles and settings that a request has made on one of its connections.
+- `guard`: statements of psycopg's cursors, looked at before they are sent.
+"""

@@ -1,0 +1,282 @@
+"""Statements of psycopg's cursors, looked at before they are sent, and their answers after that.
+
+What makes something in a session needs whoever keeps the session: `pinned()`, a request, or
+another call that lasts. Where nobody does, it is refused. Every cursor of a pooled connection is
+guarded: those in Django's wrappers, and those that somebody asks psycopg's connection for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from greenlet import getcurrent
+from psycopg import sql
+
+from ..bridge.greenlets import ending
+from ..pool.session_reset import sends_text, take_results
+from ..tasks import membership
+from .clean import CleanSQL
+from .in_force import may_change, note_kept, note_on_loop
+from .text import Effect, local_settings, look_at
+
+if TYPE_CHECKING:
+    from psycopg.abc import PQGen
+
+    from ..pool.face import BridgedConnection
+    from ..tasks.lease import Lease
+
+# The server's answers to statements whose effect lives in the session, and to SET LOCAL.
+_SILENT_TAGS = frozenset({b"SET", b"LISTEN"})
+_TAGS = _SILENT_TAGS | {b"RESET", b"PREPARE", b"LOAD", b"DISCARD ALL"}
+
+_LISTEN = re.compile(r'\s*listen\s+(?:"[^"]*"|\w+)\s*;?\s*', re.IGNORECASE)
+
+_NOTHING = Effect()
+
+# The task whose statements make what is for one use only; see `for_one_use`.
+_maker: ContextVar[asyncio.Task[Any] | None] = ContextVar("pgbackend_maker", default=None)
+
+
+@contextmanager
+def for_one_use() -> Iterator[None]:
+    """Let what the running task makes in a session, in the block, be neither kept nor refused.
+
+    It is made anew each time: django-tenants sets the search path for each cursor that it makes.
+    """
+    token = _maker.set(asyncio.current_task())
+    try:
+        yield
+    finally:
+        _maker.reset(token)
+
+
+class Guarded:
+    """What is put before psycopg's class of a cursor; see `guard`."""
+
+    __slots__ = ()
+
+    # Whether it is in a wrapper of Django's.
+    wrapped = False
+
+    _conn: BridgedConnection
+    _results: list[Any]
+
+    def execute(self, query: Any, params: Any = None, **kwargs: Any) -> Any:
+        """Execute a statement, as psycopg's ``Cursor.execute``."""
+        if kwargs.get("prepare"):
+            # It would find the statement prepared, whoever comes next.
+            self._conn.unseen = True
+        execute = super().execute  # type: ignore[misc]  # psycopg's
+        return _execute(self, query, lambda: [params], execute, query, params, **kwargs)
+
+    def executemany(self, query: Any, params_seq: Iterable[Any], **kwargs: Any) -> None:
+        """Execute a statement for each of many parameters, as psycopg's ``Cursor.executemany``."""
+        if not isinstance(params_seq, list | tuple):
+            params_seq = list(params_seq)
+        self._conn.reset_now()
+        execute = super().executemany  # type: ignore[misc]  # psycopg's
+        _execute(self, query, lambda: params_seq, execute, query, params_seq, **kwargs)
+
+    def stream(self, query: Any, params: Any = None, **kwargs: Any) -> Any:
+        """Iterate over rows as they come, as psycopg's ``Cursor.stream``."""
+        _look(self, query, lambda: [params])
+        _note(self, query, params)
+        return super().stream(query, params, **kwargs)  # type: ignore[misc]  # psycopg's
+
+    def copy(self, statement: Any, params: Any = None, **kwargs: Any) -> Any:
+        """Start a COPY, as psycopg's ``Cursor.copy``."""
+        _look(self, statement, lambda: [params])
+        return super().copy(statement, params, **kwargs)  # type: ignore[misc]  # psycopg's
+
+    def _maybe_prepare_gen(self, pgq: Any, **kwargs: Any) -> PQGen[None]:
+        face = self._conn
+        query = pgq.query
+        if face.reset_due:
+            # Nobody let this greenlet come here who could not send both.
+            pgq.query = face.reset.prefix + query
+        try:
+            yield from super()._maybe_prepare_gen(pgq, **kwargs)  # type: ignore[misc]  # psycopg's
+        finally:
+            pgq.query = query
+
+    def _check_results(self, results: list[Any]) -> None:
+        if self._conn.reset_due:
+            take_results(self._conn, results)
+        super()._check_results(results)  # type: ignore[misc]  # psycopg's
+
+
+class _Wrapped(Guarded):
+    __slots__ = ()
+
+    wrapped = True
+
+
+# Psycopg's classes, and those of `cursor_factory`, with what is put before them.
+_classes: dict[tuple[type, type], type] = {}
+
+
+def guard(cursor: Any, *, wrapped: bool = False) -> Any:
+    """Have the statements of a psycopg cursor looked at; return it.
+
+    *wrapped* if it is for one of Django's wrappers.
+    """
+    cls = type(cursor)
+    if issubclass(cls, Guarded):
+        # Django has asked the connection for it.
+        cls = cls.__mro__[cls.__mro__.index(Guarded) + 1]
+    key = (_Wrapped if wrapped else Guarded, cls)
+    guarded = _classes.get(key)
+    if guarded is None:
+        named = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
+        guarded = _classes[key] = type(cls.__name__, key, {"__slots__": (), **named})
+    cursor.__class__ = guarded
+    return cursor
+
+
+def _execute(
+    cursor: Any, query: Any, parameters: Any, execute: Callable[..., Any], *args: Any, **kwargs: Any
+) -> Any:
+    """Call ``execute(...)`` for a statement that is looked at, and look at the answers to it."""
+    face: BridgedConnection = cursor._conn
+    if face.made is not None:
+        made = _effect(face, query, parameters)
+        result = execute(*args, **kwargs)
+        # Not what has failed: it would again.
+        face.made.append(made)
+        return result
+    clean = type(query) is CleanSQL
+    effect = _NOTHING if clean else _look(cursor, query, parameters)
+    if face.lease is None:
+        return execute(*args, **kwargs)
+    here = id(getcurrent())
+    face.looked_at.add(here)
+    if face.reset_due and (clean or effect.joins) and sends_text(cursor):
+        face.resetting.add(here)
+    try:
+        result = execute(*args, **kwargs)
+    finally:
+        face.looked_at.discard(here)
+        face.resetting.discard(here)
+    if not clean and face.lease is not None:
+        if not effect.lasts:
+            _look_at_answers(face, query, cursor)
+        if may_change(query):
+            note_on_loop(face.lease, _effect(face, query, parameters)[0])
+    return result
+
+
+def _note(cursor: Any, query: Any, params: Any) -> None:
+    face: BridgedConnection = cursor._conn
+    if face.lease is not None and may_change(query):
+        note_on_loop(face.lease, _effect(face, query, lambda: [params])[0])
+
+
+def _look(cursor: Any, query: Any, parameters: Any) -> Effect:
+    """Have the session reset after this borrower; keep it for what lives in it, or refuse that.
+
+    Raise psycopg.ProgrammingError where nobody keeps the session; nothing is sent then.
+    """
+    face: BridgedConnection = cursor._conn
+    text, effect = _effect(face, query, parameters)
+    lease = face.lease
+    if lease is not None:
+        lease.closings += 1
+    if lease is not None and not effect.plain:
+        lease.suspect = True
+        lease.dirty = lease.dirty or effect.lasts
+        # Whoever listens by psycopg's own connection hears it there, as long as it is on loan.
+        if effect.lasts and (
+            cursor.wrapped or lease.state.transaction is not None or not _LISTEN.fullmatch(text)
+        ):
+            _keep(lease, silent=effect.silent)
+    return effect
+
+
+def _effect(face: BridgedConnection, query: Any, parameters: Any) -> tuple[str, Effect]:
+    """Return a statement's text and what it does to the session, with its parameters if need be."""
+    backslashes = face.pgconn.parameter_status(b"standard_conforming_strings") == b"off"
+    text = _text(face, query)
+    unmerged = Effect(silent=True) if text is None else look_at(text, backslashes=backslashes)
+    if text is not None and not unmerged.depends and face.made is None:
+        return text, unmerged
+    texts, effects = [], []
+    for params in parameters():
+        try:
+            merged = psycopg.ClientCursor(face).mogrify(query, params)
+        except (psycopg.Error, TypeError, ValueError):
+            # They do not fit, or fit only where the server merges them.
+            effects.append(unmerged)
+        else:
+            texts.append(merged)
+            effects.append(look_at(merged, backslashes=backslashes))
+    return "\n;".join(texts), Effect(
+        silent=any(each.silent or each.depends for each in effects),
+        loud=any(each.loud for each in effects),
+        plain=all(each.plain for each in effects),
+        joins=all(each.joins for each in effects),
+    )
+
+
+def _text(face: BridgedConnection, query: Any) -> str | None:
+    """Return the text of a query; None if only psycopg can tell, with the parameters."""
+    if isinstance(query, str):
+        return query
+    if isinstance(query, bytes):
+        return query.decode(face.info.encoding, "replace")
+    if isinstance(query, sql.Composable):
+        return query.as_string(face)
+    return None
+
+
+def _look_at_answers(face: BridgedConnection, query: Any, cursor: Any) -> None:
+    """Keep the session, or raise, if the server says that something was made in it after all."""
+    tags = [result.command_status for result in cursor._results]
+    if _TAGS.isdisjoint(tags):
+        return
+    found = [tag for tag in tags if tag in _TAGS]
+    if set(found) == {b"SET"} and len(found) <= local_settings(_text(face, query) or ""):
+        return
+    assert face.lease is not None
+    face.lease.dirty = True
+    _keep(face.lease, silent=not _SILENT_TAGS.isdisjoint(found), late=True)
+
+
+def _keep(lease: Lease, *, silent: bool, late: bool = False) -> None:
+    """Keep the connection for its session as long as Django would; raise where that is not known.
+
+    *silent* if what was made is missed without an error. What is not may end with a transaction.
+    """
+    if lease.keepers or ((maker := _maker.get()) is not None and maker is asyncio.current_task()):
+        return
+    state = lease.state
+    transaction = state.transaction
+    ends_with_block = state.in_atomic_block and state.commit_on_exit
+    if transaction is not None and not ends_with_block:
+        # With autocommit off the connection is kept from one transaction to the next.
+        return
+    register = ending() or (transaction.ending if transaction is not None else None)
+    if register is not None:
+        lease.keep()
+        register(lease.keep_no_longer)
+        membership.enter_session(lease, transaction)
+        note_kept(lease)
+    elif silent or transaction is None:
+        raise psycopg.ProgrammingError(_refusal(lease, in_block=transaction is not None, late=late))
+
+
+def _refusal(lease: Lease, *, in_block: bool, late: bool) -> str:
+    when = "at the end of the transaction" if in_block else "right after the statement"
+    ran = " It has run, since its text did not tell." if late else ""
+    return (
+        "the effect of this statement lives in the session, which is reset when the connection"
+        f" goes back to the pool, {when}.{ran} Use it inside"
+        f" `with pgbackend.transaction.pinned({lease.pool.alias!r}):`; or, inside atomic(), what"
+        " ends with the transaction: SET LOCAL, set_config(..., true), pg_advisory_xact_lock(),"
+        " temporary tables"
+    )

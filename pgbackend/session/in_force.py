@@ -1,0 +1,230 @@
+"""Settings that decide which rows are seen, where a request has several connections.
+
+The synchronous parts of a request may run in a thread, on a connection of Django's own, and the
+asynchronous ones on one of the loop's. A role, a search path or a setting of the application's own
+(``app.tenant``), as row-level security hangs on, is in force on the connection that it was made on.
+What the request would execute on the other one without it is refused. So is what a task would that
+the request had started before: it has a connection of its own.
+
+https://www.postgresql.org/docs/current/ddl-rowsecurity.html
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from threading import get_ident
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import psycopg
+
+from ..tasks import membership
+from ..wrapper.query_log import request_wrapper
+from .text import look_at, masked
+
+if TYPE_CHECKING:
+    from ..tasks.lease import Lease
+
+_OWN = r"[a-z_]\w*(?:\.\w+)+"
+_NAMES = rf"role|session[\s']+authorization|search_path|row_security|schema|{_OWN}"
+
+# No text without one of these words can do it, nor one that sets nothing with a dot in its name.
+_WORDS = re.compile(
+    r"\b(?:role|authorization|search_path|row_security|schema|set_config|pg_settings)\b"
+    r"|\b(?:reset|discard)\b|^\s*do\b",
+    re.IGNORECASE,
+)
+_STOP = re.compile("[=;]")
+_SET_WORD = re.compile(r"\bset\b", re.IGNORECASE)
+
+_QUOTED = re.compile(r'"([a-z_]\w*)"', re.IGNORECASE)
+
+# In texts with a quote for each literal and comment.
+_SETTING = rf"""(?P<reset>re)?set[\s']+
+    (?:(?P<local>local)[\s']+|session[\s']+(?!authorization))?
+    (?P<name>{_NAMES})\b (?:[\s']*(?:=|\bto\b))?
+    (?:[\s']*(?P<none>default|none)(?=[\s']*(?:;|$)))?"""
+_SET = re.compile(
+    rf"(?:^|;)[\s']*+ (?:{_SETTING} | (?P<all>reset[\s']+all|discard[\s']+all)\b)",
+    re.IGNORECASE | re.VERBOSE,
+)
+_ONLY_SETS = re.compile(
+    r"""(?:[\s';]*+ (?:(?:re)?set\b[^;]*+ | discard[\s']+all
+        | select[\s']+ (?:(?:pg_catalog\.)?set_config\s*\((?:[^();]|\([^();]*\))*\)[\s',]*+)+ ))+
+        [\s';]*""",
+    re.IGNORECASE | re.VERBOSE,
+)
+
+# In texts as they are: the name, the value, and whether it is for the transaction.
+_LITERAL = r"'(?:[^']++|'')*+'"
+_ARGUMENT = rf"(?:{_LITERAL}|[^'(),;]++|\((?:{_LITERAL}|[^'()]++)*+\))*+"
+_SET_CONFIG = re.compile(
+    rf"""\bset_config"?\s*+\( (?:\s*+[eE]?'(?P<name>[^']++)'\s*+(?=,)|{_ARGUMENT}) ,
+        (?P<value>{_ARGUMENT}) ,
+        (?:\s*+(?P<local>'t(?:rue)?'|t(?:rue)?)\s*+|{_ARGUMENT}) \)""",
+    re.IGNORECASE | re.VERBOSE,
+)
+
+# What may set something that is in a literal, or in a table.
+_HIDES = re.compile(r"[\s';]*do\b|.*\bpg_settings\b", re.IGNORECASE | re.DOTALL)
+
+# No row is read by these.
+_OF_SAVEPOINTS = re.compile(r"\s*(?:savepoint|release|rollback)\b[^;]*;?\s*", re.IGNORECASE)
+
+# What a statement has set by a name that it computes.
+UNKNOWN = "a setting that is not named in the statement"
+
+
+class Change(NamedTuple):
+    """What a statement does to one of those settings, or to all of the application's own."""
+
+    name: str
+    # Whether it is another than the session began with.
+    made: bool
+    # Whether it lasts for the transaction.
+    local: bool
+
+
+def may_change(query: Any) -> bool:
+    """Return whether *query* may change such a setting, by a first look."""
+    if not isinstance(query, str) or _WORDS.search(query):
+        return True
+    return any("." in part and _SET_WORD.search(part) for part in _STOP.split(query))
+
+
+def changes(sql: str) -> Iterator[Change]:
+    """Yield what the statements of *sql*, with their parameters, do to such settings."""
+    if not may_change(sql):
+        return
+    code = masked(_QUOTED.sub(r"\1", sql))
+    for found in _SET.finditer(code):
+        if found["all"]:
+            yield Change("discard" if found["all"][0] in "dD" else "", made=False, local=False)
+        else:
+            name = re.sub(r"[\s']+", "_", found["name"].lower())
+            made = not found["reset"] and not found["none"]
+            yield Change("search_path" if name == "schema" else name, made, bool(found["local"]))
+    if re.search(r"\bset_config\b", code, re.IGNORECASE):
+        yield from _configured(sql)
+    elif _HIDES.match(code) and look_at(sql).silent:
+        yield Change(UNKNOWN, made=True, local=False)
+
+
+def _configured(sql: str) -> Iterator[Change]:
+    for found in _SET_CONFIG.finditer(sql):
+        name, local = (found["name"] or UNKNOWN).lower(), bool(found["local"])
+        if name == UNKNOWN or re.fullmatch(_NAMES.replace(r"[\s']+", "_"), name):
+            made = found["value"].strip() not in ("''", "NULL")
+            yield Change(name, made, local)
+
+
+def only_sets(sql: str) -> bool:
+    """Return whether *sql* does nothing but make such settings, or savepoints: it reads no row."""
+    if _OF_SAVEPOINTS.fullmatch(sql):
+        return True
+    return any(changes(sql)) and bool(_ONLY_SETS.fullmatch(masked(_QUOTED.sub(r"\1", sql))))
+
+
+def _changed(names: frozenset[str], change: Change) -> frozenset[str]:
+    if change.name == "discard":
+        return frozenset()
+    if not change.name:
+        # The role and whose session it is stay.
+        return names & {"role", "session_authorization"}
+    if change.name == "session_authorization" and not change.made:
+        # It ends the role, too.
+        return names - {"role", "session_authorization"}
+    return names | {change.name} if change.made else names - {change.name}
+
+
+def note_on_loop(lease: Lease, sql: str) -> None:
+    """Note what *sql*, which was executed on *lease*, has set for its session or transaction."""
+    for change in changes(sql):
+        transaction = lease.state.transaction
+        if not change.local:
+            lease.settings = _changed(lease.settings, change)
+        elif transaction is not None:
+            transaction.settings = _changed(transaction.settings, change)
+
+
+def note_in_thread(wrapper: Any, sql: str) -> None:
+    """Note what *sql*, which a thread of a request has executed, has set on its own connection."""
+    of_loop = request_wrapper(wrapper.alias)
+    if of_loop is not None and not wrapper.bridged:
+        names = _of_thread(of_loop)
+        for change in changes(sql):
+            if not change.local:
+                names = _changed(names, change)
+        restore_of_thread(wrapper, names)
+
+
+def _of_thread(of_loop: Any) -> frozenset[str]:
+    # Each thread has a connection of its own.
+    found: frozenset[str] = of_loop.settings_of_threads.get(get_ident(), frozenset())
+    return found
+
+
+def noted_of_thread(wrapper: Any) -> frozenset[str]:
+    """Return what the request has set on the connection of the calling thread."""
+    of_loop = request_wrapper(wrapper.alias)
+    return frozenset() if of_loop is None else _of_thread(of_loop)
+
+
+def restore_of_thread(wrapper: Any, names: frozenset[str]) -> None:
+    """Note that *names* are what is set on the calling thread's connection now."""
+    of_loop = request_wrapper(wrapper.alias)
+    if of_loop is not None and names != _of_thread(of_loop):
+        of_loop.settings_of_threads[get_ident()] = names
+        of_loop.set_in_threads = frozenset().union(*of_loop.settings_of_threads.values())
+
+
+def note_kept(lease: Lease) -> None:
+    """Note that the running request keeps the connection of *lease* for its session."""
+    of_loop = request_wrapper(lease.pool.alias)
+    if of_loop is not None:
+        of_loop.kept_lease = lease
+
+
+def check_on_loop(wrapper: Any, lease: Lease, sql: str) -> None:
+    """Raise ProgrammingError if *sql* would run without what its request has set elsewhere.
+
+    In a thread, or on the connection that it keeps: a task that was started before has another one.
+    """
+    elsewhere, where = wrapper.set_in_threads, "of a thread; on the event loop"
+    kept: Lease | None = wrapper.kept_lease
+    others = kept is not None and kept is not lease and kept.on_loan and kept.keepers > 0
+    if kept is not None and others and not membership.is_detached():
+        elsewhere, where = elsewhere | kept.settings, "that it keeps; on that of this task"
+    if not elsewhere:
+        return
+    transaction = lease.state.transaction
+    here = lease.settings if transaction is None else lease.settings | transaction.settings
+    missing = elsewhere - here
+    if missing and not only_sets(sql):
+        raise psycopg.ProgrammingError(
+            f"this request has set {_listed(missing)} on the connection {where} it is not in"
+            " force. Set it by code that runs on the loop (asynchronous middleware with"
+            " `pgbackend.bridged`, or PGBACKEND_SYNC_ON_LOOP = True) before the request starts"
+            " tasks, or on both"
+        )
+
+
+def check_in_thread(wrapper: Any, sql: str) -> None:
+    """Raise ProgrammingError if *sql* would run without what the request has set on the loop."""
+    of_loop = request_wrapper(wrapper.alias)
+    if of_loop is None or wrapper.bridged:
+        return
+    session = membership.sessions.get(membership.NO_SESSIONS).get(of_loop.states)
+    if session is None or not session.open:
+        return
+    missing = session.settings - _of_thread(of_loop)
+    if missing and not only_sets(sql):
+        raise psycopg.ProgrammingError(
+            f"this request has set {_listed(missing)} on its connection on the event loop; on that"
+            " of a thread it is not in force. Call the function by `pgbackend.bridged` in place of"
+            " sync_to_async(), or set PGBACKEND_SYNC_ON_LOOP = True, or set it in the thread, too"
+        )
+
+
+def _listed(names: frozenset[str]) -> str:
+    return " and ".join(sorted(names))

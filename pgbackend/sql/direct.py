@@ -1,0 +1,268 @@
+"""The short way of the ORM's own statements: leased, sent, read and given back in one hop.
+
+A statement compiled from Django's own parts needs little of what a cursor is for: no log, no
+functions around it, no place among the rows, no session to look after. `DirectCursor` does for it
+what Django's and psycopg's cursors do together. Where anybody has a hand in those (DEBUG,
+``execute_wrapper``, an instrumentation, a subclass) it steps aside; see `cursor_for`.
+"""
+
+from __future__ import annotations
+
+import functools
+from operator import attrgetter, call, itemgetter
+from types import FunctionType, TracebackType
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from django.apps import apps
+from django.db.backends import utils
+from django.db.backends.postgresql.base import Cursor
+from greenlet import getcurrent
+from psycopg import generators
+from psycopg._queries import PostgresClientQuery
+from psycopg.pq import DiagnosticField, ExecStatus, TransactionStatus
+
+from ..pool.positions import error_after
+from ..pool.session_reset import failure, take_results
+from ..session.clean import CleanSQL
+from ..session.in_force import check_on_loop
+from ..tasks.lease import Lease
+
+if TYPE_CHECKING:
+    from psycopg.abc import PQGen
+    from psycopg.pq.abc import PGresult
+
+    from ..pool.face import BridgedConnection
+
+TUPLES_OK = ExecStatus.TUPLES_OK
+IDLE = TransactionStatus.IDLE
+
+# The ways to the server that are not taken: whoever replaces one of them, as test cases do to
+# forbid connections, wants to see statements.
+_OF_WRAPPER = (
+    "cursor",
+    "_cursor",
+    "_prepare_cursor",
+    "create_cursor",
+    "make_cursor",
+    "ensure_connection",
+    "connect",
+)
+_OF_DJANGOS = ("execute", "_execute", "_execute_with_wrappers")
+_OF_PSYCOPGS = ("execute", "fetchone", "fetchall")
+
+_of_wrapper = attrgetter(*_OF_WRAPPER)
+_of_psycopgs = attrgetter(*_OF_PSYCOPGS)
+
+
+def cursor_for(wrapper: Any, sql: Any) -> Any:
+    """Return a cursor to run *sql* with, once: a `DirectCursor` where nothing speaks against it."""
+    if (
+        type(sql) is CleanSQL
+        and not wrapper.queries_logged
+        and not wrapper.execute_wrappers
+        and may_be_short(wrapper)
+        and wrapper.bridged
+    ):
+        lease = wrapper.hold_for_statement()
+        if (
+            lease.face.cursor_factory is Cursor
+            and lease.face._pipeline is None
+            and lease.pooled.execute_wrappers is None
+        ):
+            return DirectCursor(wrapper, lease)
+        try:
+            return wrapper.cursor()
+        finally:
+            lease.let_go()
+    return wrapper.cursor()
+
+
+def may_be_short(wrapper: Any) -> bool:
+    """Return whether the way to the server may be shorter than Django's: nobody has replaced it."""
+    if wrapper.configures_pool or not apps.ready:
+        return False
+    of_wrapper, of_psycopgs, looks, held, of_classes, size = _originals()
+    replaced: bool = (
+        _of_wrapper(type(wrapper)) != of_wrapper
+        or _of_psycopgs(Cursor) != of_psycopgs
+        or list(map(call, looks, held)) != of_classes
+        # Django's class has none of ``fetchone()`` and its like: they may be added.
+        or len(utils.CursorWrapper.__dict__) != size
+        or not wrapper.__dict__.keys().isdisjoint(_OF_WRAPPER)
+    )
+    return not replaced
+
+
+@functools.cache
+def _originals() -> tuple[Any, ...]:
+    """Return what is there when the first statement is made, if it is Django's, psycopg's or ours.
+
+    What was replaced before that is none's, and `may_be_short` never holds. What the backend's own
+    methods call by ``super()`` is looked at in the classes that have it.
+    """
+    from ..base import DatabaseWrapper  # which needs this module
+
+    places: list[tuple[type, list[str]]] = [
+        (utils.CursorWrapper, list(_OF_DJANGOS)),
+        (psycopg.Connection, ["cursor"]),
+    ]
+    seen: set[str] = set()
+    for cls in DatabaseWrapper.__mro__:
+        names = vars(cls).keys() & set(_OF_WRAPPER)
+        if overridden := sorted(names & seen):
+            places.append((cls, overridden))
+        seen |= names
+    looks, held, of_classes = [], [], []
+    for cls, found in places:
+        looks.append(itemgetter(*found))
+        held.append(vars(cls))
+        originals = tuple(_original(vars(cls)[name]) for name in found)
+        of_classes.append(originals if len(found) > 1 else originals[0])
+    return (
+        tuple(map(_original, _of_wrapper(DatabaseWrapper))),
+        tuple(map(_original, _of_psycopgs(Cursor))),
+        looks,
+        held,
+        of_classes,
+        len(vars(utils.CursorWrapper)),
+    )
+
+
+def _original(function: Any) -> Any:
+    modules = ("django.", "psycopg.", "pgbackend.")
+    ours = isinstance(function, FunctionType) and function.__globals__["__name__"].startswith(
+        modules
+    )
+    return function if ours else None
+
+
+class DirectCursor:
+    """A cursor for one statement: as much of DB-API's as the ORM's compilers use.
+
+    It takes over one hold on *lease*.
+    """
+
+    __slots__ = ("_lease", "_result", "_wrapper")
+
+    def __init__(self, wrapper: Any, lease: Lease) -> None:
+        self._wrapper = wrapper
+        self._lease = lease
+        self._result: PGresult | None = None
+
+    def __enter__(self) -> DirectCursor:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._lease.let_go()
+
+    def execute(self, sql: str, params: Any) -> None:
+        """Run *sql*, with the errors of Django's cursors."""
+        wrapper, face = self._wrapper, self._lease.face
+        if wrapper.needs_rollback:
+            wrapper.validate_no_broken_transaction()
+        if wrapper.set_in_threads or wrapper.kept_lease is not None:
+            with wrapper.wrap_database_errors:
+                check_on_loop(wrapper, self._lease, sql)
+        try:
+            transformer = face.take_transformer()
+            query = PostgresClientQuery(transformer)
+            query.convert(sql, params)
+            if not face.asked:
+                face.transformer = transformer
+            with face.lock:
+                if face.reset_due:
+                    face.resetting.add(here := id(getcurrent()))
+                    try:
+                        self._result = face.wait(_exchange(face, query.query))
+                    finally:
+                        face.resetting.discard(here)
+                else:
+                    self._result = face.wait(_exchange(face, query.query))
+        except psycopg.Error:
+            with wrapper.wrap_database_errors:
+                raise
+
+    @property
+    def rowcount(self) -> int:
+        """How many rows the statement returned or changed; -1 if that means nothing."""
+        result = self._result
+        assert result is not None
+        if result.status == TUPLES_OK:
+            return result.ntuples
+        changed = result.command_tuples
+        return -1 if changed is None else changed
+
+    def fetchone(self) -> Any:
+        """Return the first row, or None, with the errors of Django's cursors."""
+        result = self._result
+        if result is None or not result.ntuples:
+            return None
+        face = self._lease.face
+        transformer = face.take_transformer()
+        try:
+            transformer.set_pgresult(result)
+            row = transformer.load_row(0, tuple)
+        except psycopg.Error:
+            with self._wrapper.wrap_database_errors:
+                raise
+        if not face.asked:
+            face.transformer = transformer
+        return row
+
+    def fetchall(self) -> list[Any]:
+        """Return all rows, with the errors of Django's cursors."""
+        result = self._result
+        assert result is not None
+        face = self._lease.face
+        transformer = face.take_transformer()
+        try:
+            transformer.set_pgresult(result)
+            rows: list[Any] = transformer.load_rows(0, result.ntuples, tuple)
+        except psycopg.Error:
+            with self._wrapper.wrap_database_errors:
+                raise
+        if not face.asked:
+            face.transformer = transformer
+        return rows
+
+
+def _exchange(face: BridgedConnection, query: bytes) -> PQGen[PGresult]:
+    """Send *query*, in one message with the BEGIN or the reset that may be due; return its result.
+
+    Where a rule makes more results, it is the first, as with psycopg's cursors.
+    """
+    pgconn = face.pgconn
+    if face.reset_due:
+        pgconn.send_query(face.reset.prefix + query)
+        results: list[PGresult] = yield from generators.execute(pgconn)
+        take_results(face, results)
+        return results[0]
+    begin = b""
+    if not face._autocommit and pgconn.transaction_status == IDLE:
+        # On a line of its own, since errors show the line that they are about.
+        begin = face._get_tx_start_command() + b";\n"
+    pgconn.send_query(begin + query)
+    results = yield from generators.execute(pgconn)
+    failed = failure(results)
+    if (
+        failed is not None
+        and begin
+        and pgconn.transaction_status == IDLE
+        and not (failed.error_field(DiagnosticField.SQLSTATE) or b"57").startswith(b"57")
+    ):
+        # What the server cannot parse, it refuses whole: nothing has begun, and no transaction is
+        # broken. Unless it was interrupted, it is told one after the other.
+        yield from face._start_query()
+        begin = b""
+        pgconn.send_query(query)
+        results = yield from generators.execute(pgconn)
+        failed = failure(results)
+    if failed is not None:
+        raise error_after(len(begin), failed, pgconn._encoding)
+    return results[1 if begin else 0]

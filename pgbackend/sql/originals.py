@@ -1,0 +1,174 @@
+"""Whether statements are compiled by Django's own code, and by nobody else's.
+
+What is compiled once is right for as long as it would be compiled the same again, and that does
+not depend on the query alone: operations may quote names by a context variable, an
+``as_postgresql`` may be added to a lookup, a method of the compiler be replaced. Nothing of that
+can be known from outside. So what was kept is used only where all that has a hand in it is as
+Django made it, and that is looked at each time: few names, since each costs a look in memory.
+"""
+
+from __future__ import annotations
+
+from operator import attrgetter, itemgetter
+from types import FunctionType
+from typing import Any
+
+from django.db.backends.postgresql.compiler import SQLCompiler as PostgresSQLCompiler
+from django.db.backends.postgresql.features import DatabaseFeatures
+from django.db.backends.postgresql.operations import DatabaseOperations
+from django.db.models import lookups
+from django.db.models.expressions import BaseExpression, Col, OrderBy
+from django.db.models.sql.compiler import SQLCompiler, SQLUpdateCompiler
+from django.db.models.sql.datastructures import BaseTable
+from django.db.models.sql.where import WhereNode
+
+# Django compiles each node that has it by this method.
+AS_VENDOR = "as_postgresql"
+
+
+def is_djangos(value: Any) -> bool:
+    """Return whether *value*, if it is a function in whatever wrapping, is Django's or ours."""
+    for name in ("__func__", "fget", "func", "__wrapped__"):
+        value = getattr(value, name, value)
+    if not isinstance(value, FunctionType):
+        return True
+    return str(value.__globals__["__name__"]).startswith(("django.", "pgbackend."))
+
+
+def _made_by_django(values: Any) -> Any:
+    """Return *values*, one or a tuple, if all are Django's or ours; else what equals none."""
+    return values if all(map(is_djangos, values if type(values) is tuple else (values,))) else ()
+
+
+def _present(cls: type, *names: str) -> list[str]:
+    """Return those of *names* that this Django's *cls* has."""
+    return [name for name in names if hasattr(cls, name)]
+
+
+# What the classes themselves hold: looked up there it costs half of an attribute. These are the
+# methods that make SQL of what is kept; not what they call among themselves.
+_base_expression = vars(BaseExpression)
+_built_in = vars(lookups.BuiltinLookup)
+_column = vars(Col)
+_compiler = vars(SQLCompiler)
+_compiler_of_postgresql = vars(PostgresSQLCompiler)
+_condition = vars(WhereNode)
+_exact = vars(lookups.Exact)
+_lookup = vars(lookups.Lookup)
+_order = vars(OrderBy)
+_table = vars(BaseTable)
+_update = vars(SQLUpdateCompiler)
+
+_of_compiler = itemgetter(
+    *_present(
+        SQLCompiler,
+        "as_sql",
+        "compile",
+        "get_converters",
+        "get_from_clause",
+        "get_select",
+        "pre_sql_setup",
+        "quote_name",
+        "quote_name_unless_alias",
+    )
+)
+# Before 6.1.
+_QUOTE = "quote_name_unless_alias"
+
+_COMPILER = _made_by_django(_of_compiler(_compiler))
+_COMPILER_OF_POSTGRESQL = _made_by_django(_compiler_of_postgresql.get(_QUOTE))
+_BUILT_IN = _made_by_django(_built_in["as_sql"])
+_BUILT_IN_LHS = _made_by_django(_built_in["process_lhs"])
+_COLUMN_SQL = _made_by_django(_column["as_sql"])
+_COLUMN_CONVERTERS = _made_by_django(_column["get_db_converters"])
+_SELECT_FORMAT = _made_by_django(_base_expression["select_format"])
+_CONDITION = _made_by_django(_condition["as_sql"])
+_TABLE = _made_by_django(_table["as_sql"])
+_EXACT = _made_by_django(_exact["as_sql"])
+_LOOKUP = _made_by_django(_lookup["process_lhs"])
+_UPDATE = _made_by_django(_update["as_sql"])
+_UPDATE_SETUP = _made_by_django(_update["pre_sql_setup"])
+_ORDER = _made_by_django(_order["as_sql"])
+_ORDER_BY = _made_by_django(_compiler["get_order_by"])
+_ORDER_NAME = _made_by_django(_compiler["find_ordering_name"])
+
+# What operations say: of all statements, of those with limits, and of those that lock rows.
+_of_operations = attrgetter(
+    *_present(DatabaseOperations, "field_cast_sql", "get_db_converters", "lookup_cast")
+)
+_of_limits = attrgetter("_get_limit_offset_params", "limit_offset_sql", "no_limit_value")
+_of_locks = attrgetter("for_update_sql", "check_expression_support")
+_of_features = attrgetter(
+    "for_update_after_from",
+    "has_select_for_no_key_update",
+    "has_select_for_update",
+    "has_select_for_update_nowait",
+    "has_select_for_update_skip_locked",
+    "supports_select_for_update_with_limit",
+)
+_OPERATIONS = _made_by_django(_of_operations(DatabaseOperations))
+_QUOTE_NAME = _made_by_django(DatabaseOperations.quote_name)
+_LIMITS = _made_by_django(_of_limits(DatabaseOperations))
+_LOCKS = _made_by_django(_of_locks(DatabaseOperations))
+_FEATURES = _of_features(DatabaseFeatures)
+
+# An instance of operations has none of these of its own.
+_NAMES = frozenset(
+    {
+        *("_get_limit_offset_params", "check_expression_support", "field_cast_sql"),
+        *("for_update_sql", "get_db_converters", "limit_offset_sql", "lookup_cast"),
+        *("no_limit_value", "quote_name"),
+    }
+)
+
+# The classes of compilers that may keep statements: the backend's own, which add themselves.
+compilers: set[type] = set()
+
+
+def compiles_alone(compiler: Any) -> bool:
+    """Return whether nobody but Django has a hand in what *compiler* makes of plain columns.
+
+    The fields and the query's own conditions are not asked here.
+    """
+    connection, query = compiler.connection, compiler.query
+    operations = connection.ops
+    cls = type(operations)
+    return (
+        cls.quote_name is _QUOTE_NAME
+        and _of_operations(cls) == _OPERATIONS
+        and _NAMES.isdisjoint(operations.__dict__)
+        and connection.vendor == "postgresql"
+        and type(compiler) in compilers
+        and _of_compiler(_compiler) == _COMPILER
+        and _compiler_of_postgresql.get(_QUOTE) is _COMPILER_OF_POSTGRESQL
+        and _column["as_sql"] is _COLUMN_SQL
+        and _column["get_db_converters"] is _COLUMN_CONVERTERS
+        and _base_expression["select_format"] is _SELECT_FORMAT
+        and _condition["as_sql"] is _CONDITION
+        and _table["as_sql"] is _TABLE
+        and AS_VENDOR not in _table
+        and _exact["as_sql"] is _EXACT
+        and _lookup["process_lhs"] is _LOOKUP
+        and _built_in["as_sql"] is _BUILT_IN
+        and _built_in["process_lhs"] is _BUILT_IN_LHS
+        and ((query.high_mark is None and not query.low_mark) or _of_limits(cls) == _LIMITS)
+        and (
+            not query.select_for_update
+            or (_of_locks(cls) == _LOCKS and _of_features(connection.features) == _FEATURES)
+        )
+    )
+
+
+def updates_alone() -> bool:
+    """Return whether nobody but Django has a hand in UPDATE beside that."""
+    return _update["as_sql"] is _UPDATE and _update["pre_sql_setup"] is _UPDATE_SETUP
+
+
+def orders_alone() -> bool:
+    """Return whether nobody but Django has a hand in ORDER BY; what it inherits, columns do."""
+    return (
+        _order["as_sql"] is _ORDER
+        and AS_VENDOR not in _order
+        and _compiler["get_order_by"] is _ORDER_BY
+        and _compiler["find_ordering_name"] is _ORDER_NAME
+    )

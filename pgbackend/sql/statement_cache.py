@@ -1,0 +1,350 @@
+"""Simple statements, compiled once.
+
+Where a query selects its model's columns, from its own table, filtered by nothing but the columns'
+values, the statement depends on the query's structure alone; the values are its parameters. The
+same holds where it sets columns of its table to values. It is kept with the model's select list.
+"""
+
+from __future__ import annotations
+
+from operator import attrgetter
+from typing import Any, NamedTuple
+
+from django.core.exceptions import EmptyResultSet, FullResultSet
+from django.db.backends.postgresql.base import DatabaseWrapper
+from django.db.models import lookups
+from django.db.models.expressions import Col
+from django.db.models.fields import related_lookups
+from django.db.models.sql import Query, UpdateQuery
+from django.db.models.sql.where import WhereNode
+
+from ..fingerprints import unpatched
+from ..session import clean
+from .originals import AS_VENDOR, compiles_alone, is_djangos, orders_alone, updates_alone
+from .select_lists import Select, known, selects_all
+
+# All that a Query of the supported versions has: `place` looks at what may be in a statement.
+_ATTRIBUTES = frozenset(
+    {
+        "_annotation_select_cache",
+        "_extra_select_cache",
+        "_filtered_relations",
+        "alias_cols",
+        "alias_map",
+        "alias_prefix",
+        "alias_refcount",
+        "annotation_select_mask",
+        "annotations",
+        "base_table_class",
+        "combinator",
+        "combinator_all",
+        "combined_queries",
+        "compiler",
+        "contains_subquery",
+        "default_cols",
+        "default_ordering",
+        "deferred_loading",
+        "distinct",
+        "distinct_fields",
+        "empty_result_set_value",
+        "explain_info",
+        "external_aliases",
+        "extra",
+        "extra_order_by",
+        "extra_select_mask",
+        "extra_tables",
+        "filter_is_sticky",
+        "group_by",
+        "high_mark",
+        "join_class",
+        "low_mark",
+        "max_depth",
+        "model",
+        "order_by",
+        "select",
+        "select_for_no_key_update",
+        "select_for_update",
+        "select_for_update_nowait",
+        "select_for_update_of",
+        "select_for_update_skip_locked",
+        "select_related",
+        "selected",
+        "standard_ordering",
+        "subq_aliases",
+        "subquery",
+        "table_map",
+        "used_aliases",
+        "values_select",
+        "where",
+    }
+)
+
+
+def unknown_attributes(cls: type) -> set[str]:
+    """Return what a query of this class has beside what is known."""
+    of_class = {
+        name
+        for name, value in vars(cls).items()
+        if not name.startswith("__") and not hasattr(value, "__get__")
+    }
+    return (of_class | set(vars(cls(None)))) - _ATTRIBUTES
+
+
+# What an UpdateQuery has beside them.
+_OF_UPDATES = frozenset({"related_ids", "related_updates", "values"})
+
+_UNKNOWN = unknown_attributes(Query) | (unknown_attributes(UpdateQuery) - _OF_UPDATES)
+if _UNKNOWN:
+    unpatched.append(
+        (
+            f"django.db.models.sql.Query with {', '.join(sorted(_UNKNOWN))}",
+            "statements are not kept",
+        )
+    )
+
+# How many statements of a model are kept: an offset, for one, is part of a statement.
+_KEPT = 500
+
+# Those with more lookups are not: where a loop makes them, each has a structure of its own.
+_WIDEST = 20
+
+# Lookups of one parameter whose SQL does not depend on its value.
+_LOOKUPS = frozenset(
+    {
+        lookups.Exact,
+        lookups.GreaterThan,
+        lookups.GreaterThanOrEqual,
+        lookups.LessThan,
+        lookups.LessThanOrEqual,
+        lookups.IntegerFieldExact,
+        lookups.IntegerGreaterThan,
+        lookups.IntegerGreaterThanOrEqual,
+        lookups.IntegerLessThan,
+        lookups.IntegerLessThanOrEqual,
+        lookups.IExact,
+        lookups.Contains,
+        lookups.IContains,
+        lookups.StartsWith,
+        lookups.IStartsWith,
+        lookups.EndsWith,
+        lookups.IEndsWith,
+        related_lookups.RelatedExact,
+    }
+)
+
+_OF_TEXTS = frozenset(
+    {lookups.IExact, *(cls for cls in _LOOKUPS if issubclass(cls, lookups.PatternLookup))}
+)
+
+# The value of these is in the SQL.
+_NULL_LOOKUPS = frozenset({lookups.IsNull, related_lookups.RelatedIsNull})
+
+# What lookups say of their own, and as Django made them; for what they inherit see `originals`.
+_of_lookups = attrgetter("as_sql", "get_rhs_op", "process_lhs", "lookup_name")
+_AS_MADE = {
+    cls: made for cls in _LOOKUPS | _NULL_LOOKUPS if all(map(is_djangos, made := _of_lookups(cls)))
+}
+_AS_SQL = WhereNode.as_sql
+_OPERATORS = dict(DatabaseWrapper.operators)
+
+_NO_COLUMN = (None, None)
+
+
+class Place(NamedTuple):
+    """Where a statement is kept: its select list's statements, by its structure."""
+
+    select: Select
+    structure: tuple[Any, ...]
+    # What columns are set to, as in `UpdateQuery.values`. Their parameters come first.
+    values: list[Any]
+    # Those with a parameter, in the order of the parameters.
+    lookups: list[Any]
+
+    def find(self, compiler: Any) -> tuple[str, Any] | None:
+        """Return the statement and its parameters, if it is kept and *compiler* may use it."""
+        kept = self.select.statements.get(self.structure)
+        if kept is None:
+            return None
+        if compiler.query.select_for_update and compiler.connection.get_autocommit():
+            # Django refuses that.
+            return None
+        sql, kind, nulls = kept
+        parameters = self._parameters(compiler, nulls)
+        if parameters is None:
+            return None
+        query = compiler.query
+        if not query.alias_map:
+            # As compiling leaves it: the table is known, and nobody refers to it.
+            query.alias_refcount[query.get_initial_alias()] = 0
+        return sql, kind(parameters)
+
+    def keep(self, compiler: Any, sql: str, params: Any) -> None:
+        """Keep a statement that *compiler* has made, if it is what `find` can make again."""
+        if type(sql) is not clean.CleanSQL or len(compiler.query.alias_map) != 1:
+            return
+        # Django before 6.1 sets a column to NULL without a parameter.
+        for nulls in (True, False):
+            parameters = self._parameters(compiler, nulls)
+            if parameters is None:
+                return
+            if list(map(type, parameters)) == list(map(type, params)):
+                statements = self.select.statements
+                if len(statements) >= _KEPT:
+                    statements.clear()
+                statements[self.structure] = (sql, type(params), nulls)
+                return
+
+    def _parameters(self, compiler: Any, nulls: bool) -> list[Any] | None:
+        """Return the parameters, those of *values* that are NULL if *nulls* says so."""
+        connection = compiler.connection
+        parameters: list[Any] = []
+        for field, _, value in self.values:
+            parameter = field.get_db_prep_save(value, connection=connection)
+            # Others may be in the statement.
+            if hasattr(parameter, "as_sql") or (parameter is None) != (value is None):
+                return None
+            if nulls or parameter is not None:
+                parameters.append(parameter)
+        try:
+            for lookup in self.lookups:
+                sql, params = lookup.process_rhs(compiler, connection)
+                if sql != "%s":
+                    return None
+                parameters += params
+        except (EmptyResultSet, FullResultSet):
+            # A number that no column of its type can hold: another statement, or none.
+            return None
+        return parameters
+
+
+def place(compiler: Any) -> Place | None:
+    """Return where the statement of *compiler* is kept; None if it is none that can be."""
+    query = compiler.query
+    if (
+        _UNKNOWN
+        or type(query) is not Query
+        or not query.alias_cols
+        or not selects_all(query)
+        or query.distinct
+        or query.combinator
+        or query.group_by is not None
+        or query.explain_info
+        or query.extra_tables
+        or query.extra_order_by
+        or query.select_for_update_of
+        or not compiles_alone(compiler)
+        or (select := known(query.model)) is None
+    ):
+        return None
+    order = query.order_by
+    if not order and query.default_ordering:
+        order = query.get_meta().ordering or ()
+    orders = select.orders
+    for each in order:
+        if type(each) is not str or each not in orders:
+            return None
+    if order and not orders_alone():
+        return None
+    found: list[Any] = []
+    operators = compiler.connection.operators
+    where = _structure(query.where, select, operators, found)
+    if where is None:
+        return None
+    structure = (
+        where,
+        tuple(order),
+        query.standard_ordering,
+        query.low_mark,
+        query.high_mark,
+        query.select_for_update
+        and (
+            query.select_for_update_nowait,
+            query.select_for_update_skip_locked,
+            query.select_for_no_key_update,
+        ),
+    )
+    return Place(select, structure, [], found)
+
+
+def place_of_update(compiler: Any) -> Place | None:
+    """Return where the UPDATE of *compiler* is kept; None if it is none that can be."""
+    query = compiler.query
+    if (
+        _UNKNOWN
+        or type(query) is not UpdateQuery
+        or not query.values
+        or query.related_updates
+        # Django 6.1.
+        or getattr(compiler, "returning_fields", None)
+        or not compiles_alone(compiler)
+        or not updates_alone()
+        or (select := known(query.model)) is None
+        or tuple(query.alias_map) != (query.get_meta().db_table,)
+    ):
+        return None
+    columns = []
+    for field, _, value in query.values:
+        if (
+            hasattr(value, "resolve_expression")
+            or hasattr(value, "prepare_database_save")
+            or hasattr(field, "get_placeholder")
+            or hasattr(field, "get_placeholder_sql")
+        ):
+            return None
+        columns.append((field.column, value is None))
+    found: list[Any] = []
+    operators = compiler.connection.operators
+    where = _structure(query.where, select, operators, found)
+    if where is None:
+        return None
+    structure = (where, tuple(columns))
+    return Place(select, structure, query.values, found)
+
+
+def _structure(
+    where: Any, select: Select, operators: dict[str, str], found: list[Any]
+) -> tuple[Any, ...] | None:
+    """Return all of *where* but its parameters; the lookups that have them are added to *found*.
+
+    None if there is anything but lookups of the table's own columns.
+    """
+    if (
+        len(where.children) + len(found) > _WIDEST
+        or type(where) is not WhereNode
+        or getattr(where.as_sql, "__func__", None) is not _AS_SQL
+        or hasattr(where, AS_VENDOR)
+    ):
+        return None
+    parts = [where.connector, where.negated]
+    for child in where.children:
+        cls = type(child)
+        if cls is WhereNode:
+            parts.append(_structure(child, select, operators, found))
+            if parts[-1] is None:
+                return None
+            continue
+        rhs: Any = getattr(child, "rhs", None)
+        lhs: Any = getattr(child, "lhs", None)
+        if type(lhs) is not Col or lhs.alias != select.table or child.bilateral_transforms:
+            return None
+        number, output_field = select.numbers.get(id(lhs.target), _NO_COLUMN)
+        if (
+            lhs.output_field is not output_field
+            or (made := _AS_MADE.get(cls)) is None
+            or _of_lookups(cls) != made
+            or operators.get(made[-1]) != _OPERATORS.get(made[-1])
+            or getattr(child.as_sql, "__func__", None) is not made[0]
+            or hasattr(child, AS_VENDOR)
+        ):
+            return None
+        if cls in _LOOKUPS and type(rhs) is not bool and not hasattr(rhs, "as_sql"):
+            found.append(child)
+        elif cls in _NULL_LOOKUPS and type(rhs) is bool:
+            parts.append(rhs)
+        else:
+            return None
+        parts += (cls, number)
+        if cls in _OF_TEXTS:
+            # Their column is cast, by what its field says that it is.
+            parts.append(output_field.get_internal_type())
+    return tuple(parts)

@@ -1,0 +1,215 @@
+"""A lease: a pooled connection on loan to the state of a task."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
+
+from greenlet import getcurrent
+from psycopg.pq import TransactionStatus
+
+from . import membership
+
+if TYPE_CHECKING:
+    from ..pool.face import BridgedConnection
+    from ..pool.physical import PooledConnection
+    from ..pool.pool import ConnectionPool
+    from ..wrapper.cursors import LeaseHolder
+    from .membership import Transaction
+    from .state import ConnectionState
+
+
+def _nobody() -> None:
+    return None
+
+
+class Lease:
+    """A pooled connection on loan to a state, given back when its last holder lets go.
+
+    A statement or a cursor holds it while it is open, but not beyond the outermost bridged
+    call. A transaction or a server-side cursor *pins* it: it may outlast the call.
+    """
+
+    __slots__ = (
+        "bridge",
+        "closings",
+        "dirty",
+        "exposed",
+        "face",
+        "holds",
+        "keepers",
+        "left",
+        "named",
+        "newest_holder",
+        "on_loan",
+        "pins",
+        "pool",
+        "pooled",
+        "settings",
+        "state",
+        "suspect",
+    )
+
+    def __init__(
+        self, state: ConnectionState, pool: ConnectionPool, pooled: PooledConnection
+    ) -> None:
+        self.state = state
+        self.pool = pool
+        self.pooled = pooled
+        self.face: BridgedConnection = pooled.face
+        self.face.lease = self
+        self.holds = 0
+        self.pins = 0
+        # How many of these pins are for the session: its settings, locks, ... are to last.
+        self.keepers = 0
+        self.on_loan = True
+        # The cursor wrapper that took a hold on it last, by a weak reference.
+        self.newest_holder: Callable[[], LeaseHolder | None] = _nobody
+        # The wrappers of open server-side cursors, by weak references; None before the first.
+        self.named: WeakSet[LeaseHolder] | None = None
+        # Server-side cursors that were left and are open still: their names, and the transaction
+        # with which they end, if not with the session. Closed before the next statement.
+        self.left: list[tuple[str, Transaction | None]] | None = None
+        # Whether the borrower may have changed something on the connection itself.
+        self.exposed = False
+        # How often something was run that may close server-side cursors: raw SQL, a rollback.
+        self.closings = 0
+        # Whether the session has to be reset: at once, or before another borrower's statement.
+        self.dirty = False
+        self.suspect = False
+        # The id of the greenlet whose call it ends with, unless it is pinned.
+        self.bridge = id(getcurrent())
+        # The settings of `in_force` that the borrower has made for the session.
+        self.settings: frozenset[str] = frozenset()
+
+    def __repr__(self) -> str:
+        where = "on loan" if self.on_loan else "given back"
+        return (
+            f"<{type(self).__name__} {where} from {self.pool.name!r},"
+            f" holds={self.holds}, pins={self.pins}>"
+        )
+
+    def hold(self, *, pinned: bool = False) -> None:
+        """Keep the connection on loan until `let_go` with the same *pinned*."""
+        self.holds += 1
+        self.pins += pinned
+
+    def let_go(self, *, pinned: bool = False) -> None:
+        """Undo one `hold`; the last one gives the connection back."""
+        self.holds -= 1
+        self.pins -= pinned
+        if self.holds <= 0:
+            self.give_back()
+
+    def refuse_others(self) -> None:
+        """Refuse the statements that wait for the one that runs: they have come too late."""
+        self.face.lock.refuse_waiting()
+
+    def let_go_elsewhere(self, *, pinned: bool = False) -> None:
+        """Do what `let_go` does, from any thread and loop: the collector may run in each."""
+        self.pool.on_loop(functools.partial(self.let_go, pinned=pinned))
+
+    def leave_cursor(
+        self, name: str, transaction: Transaction | None, *, discard: bool = False
+    ) -> None:
+        """Let go of the server-side cursor *name*, which nobody will read; close it by and by.
+
+        *transaction* is the one that it was opened in. Nothing is to be done if that has ended.
+        With *discard* close the connection instead, unless somebody else holds it.
+        """
+        if self.on_loan and not self.face.closed:
+            if transaction is None and discard and self.holds <= 1:
+                self.face.close()
+            elif transaction is None or self.state.transaction is transaction:
+                # What lives in the session is closed by its reset, if nobody does before.
+                self.dirty = self.dirty or transaction is None
+                self.left = [*(self.left or ()), (name, transaction)]
+        self.let_go(pinned=True)
+
+    def close_left(self) -> None:
+        """Close what `leave_cursor` was told of, waiting through the bridge."""
+        left = self.left or []
+        if left and self.face.is_broken:
+            # It can be told nothing before it is rolled back; then it is looked which are left.
+            return
+        self.left = None
+        self.face.close_cursors([name for name, _ in left])
+
+    def transaction_ended(self, transaction: Transaction) -> None:
+        """Forget the server-side cursors of *transaction*, which ended with it."""
+        self.closings += 1
+        if self.left is not None:
+            self.left = [each for each in self.left if each[1] is not transaction] or None
+        for holder in list(self.named or ()):
+            holder.transaction_ended(transaction)
+
+    def keep(self) -> None:
+        """Keep the connection on loan, for what lives in its session, until `keep_no_longer`."""
+        self.keepers += 1
+        self.hold(pinned=True)
+
+    def keep_no_longer(self) -> None:
+        """Undo one `keep`; without effect once the connection was given back."""
+        if self.on_loan:
+            self.keepers -= 1
+            membership.leave_session(self)
+            self.let_go(pinned=True)
+
+    def give_back(self) -> None:
+        """Return the connection to its pool, whoever holds it; a second call does nothing.
+
+        It never waits. The pool rolls an open transaction back; a connection in the middle
+        of a statement is closed, and the pool replaces it.
+        """
+        if not self.on_loan:
+            return
+        self.on_loan = False
+        self.state.lease = None
+        if self.keepers:
+            membership.leave_session(self)
+        if self.face.lock.held:
+            self.refuse_others()
+        self.face.lease = None
+        dirty = self.dirty or self.face.unseen
+        if self.face.pgconn.transaction_status == TransactionStatus.ACTIVE:
+            self.pool.abandon(self.pooled)
+        elif self.exposed:
+            # Whoever has kept it must not meet the next borrower.
+            self.pooled.face = self.face.succeed()
+        elif self.face.was_stopped or not self.face.autocommit:
+            self.face.restore()
+        self.pool.give_back(self.pooled, dirty=dirty, suspect=self.suspect)
+
+    def owner_ended(self, task: asyncio.Task[Any]) -> None:
+        """Give back what a task that has ended had pinned."""
+        if self.on_loan:
+            self.give_back()
+            warnings.warn(
+                f"{task.get_name()} ended inside `pinned()`: leave it in the task that entered it",
+                ResourceWarning,
+                stacklevel=1,
+            )
+
+    def stop_and_give_back(self) -> None:
+        """Return the connection once the statement that another task runs on it was stopped.
+
+        If the loop ends meanwhile, that task is cancelled, stops it, and is the last holder.
+        """
+        self.refuse_others()
+        if self.holds > 1:
+            self.let_go(pinned=True)
+        self.pool.spawn(self._stop_and_give_back())
+
+    async def _stop_and_give_back(self) -> None:
+        await self.face.stop_other()
+        self.give_back()
+
+
+def unpin(lease: Lease, task: asyncio.Task[Any]) -> None:
+    """Undo what `DatabaseWrapper.pin` did for *task*, on its event loop."""
+    task.remove_done_callback(lease.owner_ended)
+    lease.keep_no_longer()

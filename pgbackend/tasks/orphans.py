@@ -1,0 +1,173 @@
+"""Blocks whose task has ended inside them, and which others may take for theirs.
+
+``create_task(stack.enter_async_context(transaction.atomic()))`` enters a block in a task of its
+own; so does ``create_task(anext(generator))``, and before Python 3.12 ``asyncio.wait_for()`` with
+whatever it waits for. The transaction is that task's, and is rolled back when the task ends. Who
+goes on in the block's body is in no transaction: what it executes there would be committed at once.
+It is refused, until the block is left, or nobody can leave it any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio import AbstractEventLoop, Task, _get_running_loop
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+from weakref import ref
+
+from ..bridge.greenlets import await_bridged, can_wait
+from ..wrapper.query_log import running_request
+from .abandoning import abandon, check_not_taken, take_away, taken
+
+if TYPE_CHECKING:
+    from .membership import Transaction
+    from .state import ConnectionState
+    from .turns import Frame
+
+# The open transactions, by the id of their request, 0 without one. A task's own callbacks may tell
+# us last that it has ended, after who waits for it: so that is looked at.
+opened: dict[int, list[ref[Transaction]]] = {}
+
+# The outermost blocks whose tasks ended inside them; mostly there is none.
+orphans: list[Orphan] = []
+
+# How many turns of the event loop pass until a generator that was dropped learns of it, and some.
+_TURNS = 5
+
+
+def begins(transaction: Transaction) -> None:
+    """Note *transaction*, which is being begun."""
+    transaction.request = running_request()
+    opened.setdefault(_key(transaction.request), []).append(ref(transaction))
+
+
+def ends(transaction: Transaction) -> None:
+    """Undo `begins`."""
+    key = _key(transaction.request)
+    # Others are of tasks that were collected with their loop.
+    rest = [each for each in opened.get(key, ()) if each() not in (None, transaction)]
+    if rest:
+        opened[key] = rest
+    else:
+        opened.pop(key, None)
+    # A context may keep the transaction: not the request's wrappers with it.
+    transaction.request = None
+
+
+def _key(request: object) -> int:
+    return 0 if request is None else id(request)
+
+
+class Orphan:
+    """The outermost block of a task that has ended inside it."""
+
+    def __init__(self, atomic: Any, alias: str, task: Task[Any]) -> None:
+        # The block is forgotten with the object that somebody would leave it by.
+        self.atomic: Callable[[], Any] = ref(atomic, self._forget)
+        self.task_name = task.get_name()
+        self._alias = alias
+        self._request = running_request()
+        self._loop: Callable[[], AbstractEventLoop | None] = ref(task.get_loop())
+
+    def _forget(self, _: Any) -> None:
+        if self in orphans:
+            orphans.remove(self)
+
+    def concerns(self, alias: str) -> bool:
+        """Return whether the caller may be in the block: of the same request, or of none.
+
+        A thread outside requests does not say whose it is.
+        """
+        loop = _get_running_loop()
+        return (
+            self._alias == alias
+            and self._request is running_request()
+            and (loop is self._loop() or (loop is None and self._request is not None))
+        )
+
+
+def owner_has_ended(state: ConnectionState, task: Task[Any]) -> None:
+    """Note the blocks of *state* that *task* has ended inside of, before they are forgotten."""
+    transaction = state.transaction
+    if transaction is None:
+        return
+    ends(transaction)
+    for frame in state.frames:
+        atomic = frame.atomic
+        if frame.actor.task is not task or atomic is None:
+            continue
+        # Who may leave the block is reached from the task's coroutine. No cycle keeps them all.
+        atomic._pgbackend_frames.remove(frame)
+        frame.actor = frame.actor.without_task()
+        if frame.abandoned:
+            continue
+        if frame.body is not None:
+            # Only the generator that it is in can go on in it.
+            take_away(frame)
+        else:
+            orphans.append(Orphan(atomic, transaction.wrapper.alias, task))
+
+
+def was_left(atomic: Any) -> None:
+    """Note that a block of *atomic* is left that its caller has not entered."""
+    for orphan in reversed(orphans):
+        if orphan.atomic() is atomic:
+            orphans.remove(orphan)
+            return
+
+
+def check_in_no_orphan(alias: str, state: ConnectionState) -> None:
+    """Raise RuntimeError where the caller may believe to be in a block that has ended."""
+    if state.transaction is None and not state.in_atomic_block and (opened or orphans):
+        _note_who_has_ended()
+        if _concerning(alias) and can_wait():
+            # What was dropped with the task is closed by the loop, in another task.
+            await_bridged(_some_turns_of_the_loop())
+        if (orphan := _concerning(alias)) is not None:
+            raise _ended_inside(orphan.task_name)
+    if taken:
+        check_not_taken()
+
+
+def _note_who_has_ended() -> None:
+    for each in opened.get(_key(running_request()), ()):
+        transaction = each()
+        if transaction is not None and (owner := transaction.owner()) and owner.done():
+            transaction.state.owner_has_ended(owner)
+
+
+def _concerning(alias: str) -> Orphan | None:
+    return next((orphan for orphan in orphans if orphan.concerns(alias)), None)
+
+
+async def _some_turns_of_the_loop() -> None:
+    for _ in range(_TURNS):
+        await asyncio.sleep(0)
+
+
+def end_orphan_on_top(state: ConnectionState) -> None:
+    """Do not let the caller wait for a task that has ended inside the innermost blocks of *state*.
+
+    Blocks in a generator are rolled back, and that cannot go on in them. Raise RuntimeError for
+    another one: somebody may take the rest of the block's body for a part of it.
+    """
+    found: list[Frame] = []
+    for frame in reversed(state.frames):
+        task = frame.actor.task
+        if frame.abandoned or frame.leaving or task is None or not task.done():
+            break
+        if frame.body is None:
+            raise _ended_inside(task.get_name())
+        found.append(frame)
+    for frame in found:
+        take_away(frame)
+        abandon(frame)
+
+
+def _ended_inside(name: str) -> RuntimeError:
+    return RuntimeError(
+        f"{name} has entered an atomic block and ended inside it: the block was rolled back with"
+        " the task, and what is executed in the rest of its body would be in no transaction."
+        " Enter and leave a block in one task: asyncio.create_task(), and before Python 3.12"
+        " asyncio.wait_for(), give a part of it a task of its own; asyncio.timeout() does not"
+    )

@@ -1,0 +1,317 @@
+"""What Django keeps on a `DatabaseWrapper` but tasks must not share.
+
+Each task that uses a wrapper has a `ConnectionState` of its own, and so has the wrapper's
+thread. While a transaction is open on a task's state, tasks started in it share that state:
+their statements run on its connection, in turns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from greenlet import getcurrent
+
+from ..bridge.greenlets import await_bridged, is_bridged, on_exit
+from . import membership, orphans
+from .abandoning import abandon_lost
+from .lease import Lease
+from .membership import Transaction
+from .own_threads import Threads
+from .turns import Before, Frame, Turns
+
+if TYPE_CHECKING:
+    from ..pool.pool import ConnectionPool
+    from ..wrapper.attributes import States
+
+
+def _of_nobody() -> None:
+    """Stand for a reference to the states of a wrapper where there are none."""
+
+
+class ConnectionState(Turns):
+    """The attributes of a `DatabaseWrapper` that belong to one task, or to its thread.
+
+    Names and meaning are those of `django.db.backends.base.base.BaseDatabaseWrapper`.
+    """
+
+    def __init__(self, *, autocommit: bool | None = None) -> None:
+        # What AUTOCOMMIT says, for a task: its state has it before there is a connection.
+        # None for a thread, whose connection Django opens, initializes and keeps itself.
+        self._initial_autocommit = autocommit
+        # The synchronous path's own psycopg connection; see the property `connection`.
+        self._own_connection: Any = None
+        # Whose it is, if it is a task's: weakly, so that no cycle keeps a wrapper's memory.
+        self.states: Callable[[], States | None] = _of_nobody
+        self.lease: Lease | None = None
+        # True while a holder waits for Django's `ensure_connection` to make the lease.
+        self.connecting = False
+        # Pins the lease while autocommit is off.
+        self.transaction: Transaction | None = None
+        # Of the transaction; made by `own_threads`.
+        self._threads: Threads | None = None
+        # Of a thread: what `in_force` knew when each of its open blocks began.
+        self.settings_before: list[frozenset[str]] = []
+        super().__init__()
+        self.reset()
+
+    def reset(self) -> None:
+        """Set Django's attributes to what they are before the first connection."""
+        self.autocommit = bool(self._initial_autocommit)
+        self.in_atomic_block = False
+        self.savepoint_state = 0
+        self.savepoint_ids: list[str | None] = []
+        self.atomic_blocks: list[Any] = []
+        self.commit_on_exit = True
+        self._needs_rollback = False
+        # What broke the innermost block, if its owner may not have noticed; see `atomic_ends`.
+        self.broken_by: BaseException | None = None
+        # Whether `transaction.set_rollback` asked for what is to be rolled back.
+        self.rollback_asked = False
+        # The savepoint that was rolled back to last.
+        self.rolled_back_to: str | None = None
+        self.rollback_exc: BaseException | None = None
+        self.close_at: float | None = None
+        self.closed_in_transaction = False
+        self.errors_occurred = False
+        self.health_check_enabled = False
+        self.health_check_done = False
+        self.run_on_commit: list[Any] = []
+        self.run_commit_hooks_on_set_autocommit_on = False
+
+    @property
+    def progress(self) -> object:
+        """What changes whenever a turn is taken, and with each statement."""
+        if self.lease is None:
+            return super().progress
+        lock: Any = self.lease.face.lock
+        return super().progress, lock.uses
+
+    @property
+    def needs_rollback(self) -> bool:
+        """Whether the innermost block is broken; each frame's own where tasks share the state."""
+        if self.frames and (frame := self.frame_below_top()) is not None:
+            return frame.pending_rollback
+        return self._needs_rollback
+
+    @needs_rollback.setter
+    def needs_rollback(self, value: bool) -> None:
+        if self.frames and (frame := self.frame_below_top()) is not None:
+            frame.pending_rollback = value
+        else:
+            self._needs_rollback = value
+            if not value:
+                self.broken_by, self.rollback_asked = None, False
+
+    def break_block(self, error: BaseException) -> None:
+        """Have the innermost block rolled back, and its end say so; *error* is why.
+
+        Without effect if a task's transaction has ended meanwhile, and the block with it.
+        """
+        if self._initial_autocommit is not None and self.transaction is None:
+            return
+        self.needs_rollback = True
+        self.broken_by = self.rollback_exc = error
+
+    @property
+    def connection(self) -> Any:
+        """The DB-API connection in hand, or None."""
+        lease = self.lease
+        if lease is None:
+            return self._own_connection
+        lease.exposed = True
+        return lease.face
+
+    @connection.setter
+    def connection(self, value: Any) -> None:
+        self._own_connection = value
+        if value is None and self._initial_autocommit is not None:
+            # Django's way to forget a connection, with the transaction on it.
+            self.drop()
+            self.unbind()
+            self.forget_all_frames()
+            self.reset()
+
+    def borrow(self, pool: ConnectionPool) -> Lease:
+        """Check a connection out of *pool*, waiting through the bridge.
+
+        Whoever is `connecting` holds the lease at once.
+        """
+        pooled = await_bridged(pool.checkout())
+        self.lease = Lease(self, pool, pooled)
+        if self.connecting:
+            self.lease.hold()
+        on_exit(self.call_ended)
+        return self.lease
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the connection in hand broke."""
+        return self.lease is not None and bool(self.lease.face.closed)
+
+    def call_ended(self) -> None:
+        """Give back what only cursors left open in the ended bridged call still hold.
+
+        In a call that was closed, the task may have another connection in hand by now.
+        """
+        lease = self.lease
+        if lease is not None and not lease.pins and lease.bridge == id(getcurrent()):
+            lease.give_back()
+
+    def drop(self) -> None:
+        """Give the lease back, whoever holds it."""
+        if self.lease is not None:
+            self.lease.give_back()
+
+    # Transactions
+
+    def bind(self, wrapper: Any) -> None:
+        """Pin the lease until `unbind`; tasks started from here on share this state."""
+        task = asyncio.current_task()
+        assert self.lease is not None
+        assert task is not None
+        self.lease.hold(pinned=True)
+        self.transaction = Transaction(wrapper, self, task)
+        task.add_done_callback(self._owner_ended)
+        orphans.begins(self.transaction)
+        membership.enter(self.transaction)
+
+    def own_threads(self) -> Threads:
+        """Return the threads of the transaction's own."""
+        if self._threads is None:
+            self._threads = Threads(self)
+        return self._threads
+
+    def _end_threads(self) -> None:
+        """Let the threads of the transaction's own end as soon as what they run has ended."""
+        threads, self._threads = self._threads, None
+        if threads is not None:
+            threads.shutdown(wait=False)
+
+    def unbind(self) -> None:
+        """Let go of what `bind` pinned; without effect if nothing is."""
+        transaction, self.transaction = self.transaction, None
+        self._end_threads()
+        # Their tracebacks lead to the task, which would keep its state, and that the errors.
+        self.rollback_exc = self.broken_by = None
+        if transaction is None:
+            return
+        transaction.ended = True
+        orphans.ends(transaction)
+        if self.lease is not None:
+            self.lease.refuse_others()
+        if (owner := transaction.owner()) is not None:
+            owner.remove_done_callback(self._owner_ended)
+        membership.leave(transaction)
+        if self.lease is not None:
+            self.lease.transaction_ended(transaction)
+        if self.lease is not None:
+            self.lease.let_go(pinned=True)
+        if self.lease is not None and is_bridged():
+            # A cursor was left open by a call that ended, or by a thread.
+            self.lease.bridge = id(getcurrent())
+            on_exit(self.call_ended)
+
+    def enter_block(self, wrapper: object) -> Frame:
+        """Push a frame, as `enter_frame`, that knows what Django keeps of blocks until now."""
+        before = Before(
+            self.in_atomic_block,
+            self.commit_on_exit,
+            len(self.savepoint_ids),
+            len(self.atomic_blocks),
+            self._settings(),
+        )
+        return self.enter_frame(wrapper, before)
+
+    def _settings(self) -> tuple[frozenset[str], frozenset[str]]:
+        lease, transaction = self.lease, self.transaction
+        return (
+            frozenset() if lease is None else lease.settings,
+            frozenset() if transaction is None else transaction.settings,
+        )
+
+    def was_rolled_back(self, frame: Frame | None) -> None:
+        """Note that what was set in the block of *frame* is undone; None: in the outermost."""
+        frame = frame or (self.frames[0] if self.frames else None)
+        if frame is not None and self.lease is not None:
+            self.lease.settings, local = frame.before.settings
+            if self.transaction is not None:
+                self.transaction.settings = local
+
+    def forget_block(self, frame: Frame) -> None:
+        """Let Django know of no block but those that were there before *frame*."""
+        self.forget_frames_within(frame)
+        before = frame.before
+        self.in_atomic_block = before.in_atomic_block
+        self.commit_on_exit = before.commit_on_exit
+        del self.savepoint_ids[before.savepoint_ids :]
+        del self.atomic_blocks[before.atomic_blocks :]
+
+    def end_for_others(self) -> None:
+        """End the transaction for tasks and threads that joined it: its owner ends it now.
+
+        What they try next is refused, and so is what waits for the connection already.
+        """
+        if self.transaction is not None:
+            self.transaction.ended = True
+        if self.lease is not None:
+            self.lease.refuse_others()
+        self.wake()
+
+    def stop_others(self, frame: Frame) -> None:
+        """Do what `end_for_others` does before a rollback: they need not be waited for.
+
+        Their blocks inside *frame*, the outermost, are taken away, and what they run is stopped
+        in the server.
+        """
+        self.end_for_others()
+        self.forget_frames_within(frame)
+        # What Django keeps of their blocks; the owner's own are left already.
+        self.savepoint_ids.clear()
+        del self.atomic_blocks[1:]
+        if self.lease is not None and self.lease.face.is_executing:
+            self.lease.face.stop()
+
+    def coroutine_was_closed(self) -> None:
+        """Do what is due when a coroutine was closed whose generators do not know it."""
+        abandon_lost(self)
+        if self.transaction is None:
+            # A cursor that nobody closes may hold it.
+            self.drop()
+
+    def owner_has_ended(self, task: asyncio.Task[Any]) -> None:
+        """Do at once what is due when *task*, which began the transaction, has ended inside it.
+
+        Its callback may be due already, and then does nothing.
+        """
+        self._owner_ended(task)
+
+    def _owner_ended(self, task: asyncio.Task[Any]) -> None:
+        """Roll back a transaction whose task ended without ending it."""
+        if self.transaction is None:
+            return
+        self._end_threads()
+        orphans.owner_has_ended(self, task)
+        self.transaction = None
+        self.rollback_exc = self.broken_by = None
+        # A block that the task has abandoned is left: that it ends with it is nobody's mistake.
+        left = bool(self.frames) and self.frames[0].abandoned
+        lease = self.lease
+        ending = task.cancelled() or (lease is not None and lease.pool.closed)
+        if lease is not None and lease.face.is_executing and not ending:
+            # A child's: it is told, and nothing is left running in the server.
+            lease.stop_and_give_back()
+        else:
+            self.drop()
+        self.forget_all_frames()
+        self.atomic_blocks = []
+        if left:
+            return
+        warnings.warn(
+            f"{task.get_name()} ended inside a transaction: it was rolled back."
+            " Leave `atomic`, or call commit() or rollback(), in the task that began it",
+            ResourceWarning,
+            stacklevel=1,
+        )

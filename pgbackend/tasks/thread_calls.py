@@ -1,0 +1,324 @@
+"""Calls in threads from inside a transaction: none occupies a thread that its turn's holder needs.
+
+``sync_to_async`` has one thread for all thread-sensitive calls of a context. A call whose statement
+must wait for its turn leaves it (`leave_thread`): it runs in a greenlet of the thread, which goes
+on, in the same thread, when the turn has come. Meanwhile the thread serves others, the holder of
+the turn for one.
+
+`asyncio.to_thread`, and ``sync_to_async`` without *thread_sensitive*, have threads of the
+transaction's own: see `own_threads`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import functools
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from contextvars import Context, copy_context
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import asgiref.sync
+from asgiref.current_thread_executor import CurrentThreadExecutor
+from asgiref.sync import AsyncToSync, SyncToAsync
+from greenlet import getcurrent, greenlet
+
+from . import membership
+from .own_threads import Threads
+
+# One thread for all
+
+
+class _Runner(greenlet):
+    """The greenlet of a `ThreadCall`."""
+
+
+def leave_thread(heard: Future[Any]) -> bool:
+    """Let others use the calling thread until *heard* is done; False where that is not possible.
+
+    It is in the function of a `ThreadCall`.
+    """
+    if not isinstance(getcurrent(), _Runner):
+        return False
+    if not heard.done():
+        # No name for the greenlet: a frame of its own that refers to it is a cycle.
+        getcurrent().parent.switch(heard)  # type: ignore[union-attr]  # it has one
+    return True
+
+
+# The calls that left the thread of an executor, until they have come back and ended.
+_left: WeakKeyDictionary[Any, set[ThreadCall]] = WeakKeyDictionary()
+
+
+class ThreadCall:
+    """A call of a thread-sensitive function that may leave its thread and come back to it."""
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        self._function = function
+        self._loop = asyncio.get_running_loop()
+        self._greenlet: _Runner | None = None
+        self._executor: Any = None
+        # What asgiref keeps for the thread while it runs this function.
+        self._threadlocal: dict[str, Any] = {}
+        self.context: Context | None = None
+        # The result, of a call that left its thread.
+        self.finished: Future[Any] = Future()
+
+    def begin(self) -> Any:
+        """Run it in the calling thread; return itself if it left the thread before its end."""
+        self._executor = _executor(self._loop)
+        self.context = copy_context()
+        self._greenlet = _Runner(functools.partial(_run, self._function, sys.exc_info()[1]))
+        self._greenlet.gr_context = self.context
+        del self._function
+        try:
+            return self._run_on()
+        finally:
+            # asgiref moves it back into the task.
+            asgiref.sync._restore_context(self.context)
+
+    def _run_on(self) -> Any:
+        runner = self._greenlet
+        assert runner is not None
+        runner.parent = getcurrent()
+        heard = runner.switch()
+        if runner.dead:
+            return heard
+        self._threadlocal = dict(vars(SyncToAsync.threadlocal))
+        _left.setdefault(self._executor, set()).add(self)
+        if isinstance(self._executor, SharedThread):
+            self._executor.left(1)
+        heard.add_done_callback(self._go_on_soon)
+        return self
+
+    def _go_on_soon(self, _: Future[Any]) -> None:
+        # By way of the loop: a thread cannot submit to its own executor.
+        try:
+            self._loop.call_soon_threadsafe(self._submit)
+        except RuntimeError:
+            self._submit()
+
+    def _submit(self) -> None:
+        try:
+            self._executor.submit(self._go_on)
+        except RuntimeError as error:
+            # The request is over, and its thread.
+            _left[self._executor].discard(self)
+            self.finished.set_exception(error)
+
+    def _go_on(self) -> None:
+        if isinstance(self._executor, SharedThread):
+            self._executor.left(-1)
+        current = vars(SyncToAsync.threadlocal)
+        before = dict(current)
+        current.update(self._threadlocal)
+        try:
+            result = self._run_on()
+        except BaseException as error:
+            _left[self._executor].discard(self)
+            self.finished.set_exception(error)
+        else:
+            if result is not self:
+                _left[self._executor].discard(self)
+                self.finished.set_result(result)
+        finally:
+            current.clear()
+            current.update(before)
+
+    async def rest(self) -> Any:
+        """Wait for the result, of a call that left its thread; cancelled, as asgiref does."""
+        finished = self.awaitable()
+        try:
+            await asyncio.wait([finished])
+            return finished.result()
+        except asyncio.CancelledError:
+            if finished.done():
+                raise
+            # What the function waits for in async_to_sync is told.
+            for task in list(self._threadlocal.get("task_context") or ()):
+                task.cancel()
+                await asyncio.wait([task])
+                if not task.cancelled():
+                    return await finished
+            raise
+        finally:
+            assert self.context is not None
+            asgiref.sync._restore_context(self.context)
+            # As asgiref does: the thread is free for the next call of this task.
+            SyncToAsync.deadlock_context.set(False)
+
+    def awaitable(self) -> asyncio.Future[Any]:
+        """Return `finished`, to be awaited; who is cancelled meanwhile need not ask for its error.
+
+        asyncio would report that: a function that ends since its client has gone, for example.
+        """
+        finished = asyncio.wrap_future(self.finished)
+        finished.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return finished
+
+
+def _run(function: Callable[[], Any], error: BaseException | None) -> Any:
+    if error is None:
+        return function()
+    # A greenlet begins without the exception that is being handled; asgiref moves it on.
+    try:
+        raise error
+    except BaseException:
+        return function()
+    finally:
+        del error
+
+
+def _executor(loop: asyncio.AbstractEventLoop) -> Any:
+    """Return what asgiref runs thread-sensitive functions of this context with."""
+    executor = getattr(AsyncToSync.executors, "current", None)
+    if executor is None and (context := SyncToAsync.thread_sensitive_context.get(None)):
+        executor = SyncToAsync.context_to_thread_executor.get(context)
+    if executor is None:
+        executor = AsyncToSync.loop_thread_executors.get(loop)
+    return SyncToAsync.single_thread_executor if executor is None else executor
+
+
+class SharedThread(Executor):
+    """A thread that waits in ``async_to_sync``, inside a transaction: it runs what is submitted.
+
+    Does what asgiref's ``CurrentThreadExecutor`` does, with calls that leave the thread: one that
+    runs this executor may itself, and it does not end while others are expected back.
+    """
+
+    def __init__(self, older: Executor | None) -> None:
+        # That of an async_to_sync around this one.
+        self._older = older
+        self._lock = threading.Lock()
+        self._items: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
+        # Done when there is something new.
+        self._heard: Future[None] = Future()
+        self._expected = 0
+        self._ended = False
+
+    def run_until_future(self, future: Future[Any]) -> None:
+        """Run what is submitted until *future* is done, in the thread that made this executor."""
+        future.add_done_callback(lambda _: self._tell())
+        while True:
+            with self._lock:
+                heard = self._heard = Future()
+                item = self._items.popleft() if self._items else None
+                if item is None and future.done() and not self._expected:
+                    self._ended = True
+                    return
+            if item is not None:
+                _run_item(*item)
+                del item
+            elif not leave_thread(heard):
+                heard.result()
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Have ``fn(...)`` run in the thread; after the end, in what it waits in around that."""
+        future: Future[Any] = Future()
+        with self._lock:
+            if not self._ended:
+                self._items.append((future, functools.partial(fn, *args, **kwargs)))
+        if self._ended:
+            if self._older is None:
+                raise RuntimeError("the thread does not wait in async_to_sync any more")
+            return self._older.submit(fn, *args, **kwargs)
+        self._tell()
+        return future
+
+    def left(self, count: int) -> None:
+        """Note that a call which ran here left the thread, 1, or came back, -1."""
+        with self._lock:
+            self._expected += count
+
+    def _tell(self) -> None:
+        with self._lock:
+            heard = self._heard
+            if heard.done():
+                return
+            # Another one may be about to tell.
+            self._heard = Future()
+        heard.set_result(None)
+
+
+def _run_item(future: Future[Any], call: Callable[[], Any]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        result = call()
+    except BaseException as error:
+        future.set_exception(error)
+        # The error's traceback leads here.
+        del future
+    else:
+        future.set_result(result)
+
+
+# What asgiref and asyncio do
+
+
+async def context_ends(leave: Callable[..., Any], context: Any, *exc_info: Any) -> Any:
+    """Do what ``ThreadSensitiveContext.__aexit__``, *leave*, does: it waits for its thread.
+
+    Also for the calls that left it.
+    """
+    try:
+        executor = SyncToAsync.context_to_thread_executor.get(context)
+        while context.token and executor is not None and (left := _left.get(executor)):
+            # Their thread takes away those that end.
+            await asyncio.wait([call.awaitable() for call in tuple(left)])
+    finally:
+        result = await leave(context, *exc_info)
+    return result
+
+
+async def sync_to_async(
+    call_async: Callable[..., Any], subject: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """Return what asgiref's ``SyncToAsync.__call__``, *call_async*, returns, by these rules."""
+    if membership.in_any():
+        if subject._thread_sensitive:
+            call = ThreadCall(functools.partial(subject.func, *args, **kwargs))
+            twin = copy.copy(subject)
+            twin.func = call.begin
+            result = await call_async(twin)
+            return await call.rest() if result is call else result
+        if subject._executor is None and (threads := await _own_threads()) is not None:
+            subject = copy.copy(subject)
+            subject._executor = threads
+    return await call_async(subject, *args, **kwargs)
+
+
+async def _own_threads() -> Threads | None:
+    """Return the threads of the running task's transaction, when there is one for it.
+
+    None outside a transaction, and in that of another event loop.
+    """
+    transaction = membership.joinable()
+    if transaction is None:
+        return None
+    threads: Threads = transaction.state.own_threads()
+    await threads.may_begin(transaction.wrapper.turn_timeout)
+    return threads if transaction.open else None
+
+
+async def to_thread(func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    """Do what `asyncio.to_thread` does, by these rules."""
+    if not membership.in_any() or (threads := await _own_threads()) is None:
+        return await _to_thread(func, *args, **kwargs)
+    call = functools.partial(copy_context().run, func, *args, **kwargs)
+    return await asyncio.get_running_loop().run_in_executor(threads, call)
+
+
+_to_thread = asyncio.to_thread
+
+
+def current_thread_executor(*args: Any) -> Any:
+    """Return what asgiref's ``async_to_sync`` runs while it waits; *args* differ by its version."""
+    if membership.in_any():
+        return SharedThread(getattr(AsyncToSync.executors, "current", None))
+    return CurrentThreadExecutor(*args)

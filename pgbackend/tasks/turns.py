@@ -1,0 +1,422 @@
+"""Turns: which of the tasks that share a transaction may use it now.
+
+Every entry of an ``atomic`` is a `Frame`. A task may run a statement, or enter, only while the
+top frame is its own or one of its ancestors'; otherwise it waits. So savepoints nest, and never
+interleave.
+
+Who waits stands in the line of the frame that has to be on top for that. When it is, the first in
+its line is called, and calls the next one as soon as it went on without a frame of its own: one
+is woken at a time, and none in vain.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextvars import Context, ContextVar
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..bridge.greenlets import await_bridged
+from .actors import current_actor, deputies, deputy, running_task
+from .line import Line, Place
+
+if TYPE_CHECKING:
+    from .state import ConnectionState
+
+
+class Before(NamedTuple):
+    """What Django kept of blocks before one was entered; lists by their lengths."""
+
+    in_atomic_block: bool
+    commit_on_exit: bool
+    savepoint_ids: int
+    atomic_blocks: int
+    # The settings of `in_force`: of the session, and of the transaction.
+    settings: tuple[frozenset[str], frozenset[str]]
+
+
+class Frame:
+    """One entered ``atomic``: what decides whose turn it is in a transaction."""
+
+    __slots__ = (
+        "abandoned",
+        "actor",
+        "atomic",
+        "before",
+        "body",
+        "ender",
+        "entered_in",
+        "forgotten",
+        "generators",
+        "leaver",
+        "leaving",
+        "left",
+        "line",
+        "outer",
+        "pending_rollback",
+        "savepoint",
+        "state",
+        "when_on_top",
+        "wrapper",
+    )
+
+    def __init__(
+        self, state: ConnectionState, wrapper: object, outer: Frame | None, before: Before
+    ) -> None:
+        self.state = state
+        self.wrapper = wrapper
+        self.outer = outer
+        self.before = before
+        self.actor = current_actor()
+        # The one that Django made for the block, if any.
+        self.savepoint: str | None = None
+        self.left = False
+        # The block, an `Atomic` of Django's.
+        self.atomic: Any = None
+        # Whether it was left where its end could not be waited for, and who ends it now; see
+        # `abandoning`. Called when it is on top. The asynchronous generators that it is in, by weak
+        # references.
+        self.abandoned = False
+        self.when_on_top: Callable[[], None] | None = None
+        self.ender: asyncio.Task[Any] | None = None
+        self.generators: list[Any] = []
+        # The id of the Python frame that has entered it, and that frame itself if a generator's;
+        # see `abandoning.watch`.
+        self.entered_in = 0
+        self.body: FrameType | None = None
+        # Whether it was taken away from a task that is still inside the block.
+        self.forgotten = False
+        # Who waits until this frame is on top, and until the others have left who entered in it.
+        self.line = Line()
+        # Whether its task is about to leave, and that one's place while it waits to.
+        self.leaving = False
+        self.leaver: Place | None = None
+        # Set where another task's frame was on top when this one's block broke.
+        self.pending_rollback = False
+
+    @property
+    def is_outermost(self) -> bool:
+        """Whether leaving it ends the transaction."""
+        return self.state.frames[:1] == [self]
+
+
+# The innermost frame entered in this context. Tasks inherit it from the one that starts them.
+innermost: ContextVar[Frame | None] = ContextVar("pgbackend_frame", default=None)
+
+
+def innermost_frame(wrapper: object) -> Frame | None:
+    """Return the running task's innermost frame on *wrapper*, also one that is gone.
+
+    The task is no longer inside those that it has abandoned.
+    """
+    actor = current_actor()
+    frame = innermost.get()
+    while frame is not None and (
+        frame.actor != actor or frame.wrapper is not wrapper or frame.abandoned
+    ):
+        frame = frame.outer
+    return frame
+
+
+# Added to the number of a place that is behind all others without it.
+_BEHIND = 2**62
+
+
+def _entered(but: Frame | None = None) -> Frame | None:
+    """Return the innermost frame of this context, without abandoned ones that are gone.
+
+    Of these, *but* is returned.
+    """
+    frame = innermost.get()
+    while frame is not None and frame is not but and frame.abandoned and frame.left:
+        frame = frame.outer
+    return frame
+
+
+def step_out(frame: Frame) -> None:
+    """Have this context be outside *frame* if it is the innermost."""
+    if _entered(frame) is frame:
+        innermost.set(frame.outer)
+
+
+def block_has_ended() -> RuntimeError:
+    """Return the error for a task inside a block that ended without it."""
+    return RuntimeError(
+        "the transaction of this atomic block has ended already, since the block of the task"
+        " that began it failed, or that task ended: nothing of it was committed"
+    )
+
+
+def check_inside(wrapper: object) -> None:
+    """Raise RuntimeError in a task whose block on *wrapper* was taken away."""
+    frame = innermost_frame(wrapper)
+    if frame is not None and frame.forgotten:
+        raise block_has_ended()
+
+
+class Turns:
+    """The frames of one state, outermost first, and those who wait for their turn."""
+
+    needs_rollback: bool
+
+    def __init__(self) -> None:
+        self.frames: list[Frame] = []
+        # Whether there may be tasks inside blocks that were forgotten.
+        self._forgotten = False
+        # Who waits until there is no frame any more.
+        self._line = Line()
+        # How many came to wait, ever, and how many wait now.
+        self._came = self._waiting = 0
+        # Who was called and has not gone on yet.
+        self._called: Place | None = None
+        # How often a frame came or went, or somebody had a turn.
+        self._moves = 0
+        # Looks for those who have waited too long, and what it saw the last time.
+        self._timer: asyncio.TimerHandle | None = None
+        self._seen: object = None
+        self._moved = 0.0
+
+    @property
+    def progress(self) -> object:
+        """What changes whenever somebody does something in the transaction."""
+        return self._moves
+
+    def has_turn(self) -> bool:
+        """Return whether the top frame is the running task's or an ancestor's.
+
+        Raise RuntimeError in a task inside a block whose frame was taken away.
+        """
+        if self._forgotten:
+            self._check_not_forgotten()
+        return not self.frames or self._is_within(self.frames[-1])
+
+    def _check_not_forgotten(self) -> None:
+        frame = innermost.get()
+        while frame is not None:
+            if frame.forgotten and frame.state is self and not frame.abandoned:
+                raise block_has_ended()
+            frame = frame.outer
+
+    def _is_within(self, top: Frame) -> bool:
+        if top.ender is not None:
+            return top.ender is running_task()
+        task = top.actor.task
+        if task is not None and task is running_task() and deputies.get() is None:
+            return True
+        actor = current_actor()
+        if top.actor == actor:
+            return True
+        if top.leaving or top.abandoned:
+            # What was started in it waits until it is left: it would be part of it or not.
+            return False
+        frame = innermost.get()
+        while frame is not None and frame is not top:
+            frame = frame.outer
+        # Tasks that share one Context see each other's frames without being ancestors.
+        return frame is not None and frame.actor.context is not actor.context
+
+    def is_next(self) -> bool:
+        """Return whether the running task may enter: it has its turn, and nobody waits for it."""
+        return self._called is None and not self._top_line and self.has_turn()
+
+    @property
+    def _top_line(self) -> Line:
+        return self.frames[-1].line if self.frames else self._line
+
+    def take_turn(self, timeout: float) -> None:
+        """Wait, behind who came before, until the running task may use the transaction.
+
+        Raise RuntimeError that names the holder if nobody did anything in it for *timeout* seconds.
+        """
+        await_bridged(self._wait(self._join_line, self.has_turn, timeout))
+
+    async def wait_for_turn_to_begin(self, timeout: float) -> None:  # noqa: ASYNC109  # a turn's
+        """Wait as `take_turn` does, but behind all who have something to do already."""
+        await self._wait(self._join_line, self.has_turn, timeout, begun=False)
+
+    def _join_line(self, place: Place) -> None:
+        if not self.frames or self.has_turn():
+            self._top_line.add(place)
+            return
+        actor = current_actor()
+        frame = innermost.get()
+        while frame is not None and (
+            frame.left
+            or frame.state is not self
+            or (frame.actor != actor and frame.actor.context is actor.context)
+        ):
+            frame = frame.outer
+        (self._line if frame is None else frame.line).add(place)
+
+    def take_turn_to_leave(self, frame: Frame, timeout: float) -> None:
+        """Wait until *frame* is on top: until tasks that entered inside it have left."""
+        frame.leaving = True
+
+        def on_top() -> bool:
+            return frame.left or self.frames[-1] is frame
+
+        def join_line(place: Place) -> None:
+            frame.leaver = place
+
+        if not on_top():
+            await_bridged(self._wait(join_line, on_top, timeout))
+
+    async def _wait(
+        self,
+        join_line: Callable[[Place], None],
+        ready: Callable[[], bool],
+        seconds: float,
+        *,
+        begun: bool = True,
+    ) -> None:
+        self._came += 1
+        self._waiting += 1
+        if self._timer is None:
+            self._start_timer(seconds)
+        working = deputy()
+        if working is not None:
+            working.waits(True)
+        try:
+            place = Place(self._came if begun else self._came + _BEHIND, seconds)
+            while not await self._called_to(place, join_line, ready):
+                place = place.again()
+        finally:
+            if working is not None:
+                working.waits(False)
+            self._waiting -= 1
+            if not self._waiting and self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+        self._moves += 1
+
+    async def _called_to(
+        self, place: Place, join_line: Callable[[Place], None], ready: Callable[[], bool]
+    ) -> bool:
+        """Wait at *place* and return whether it is the turn of its task when it is called."""
+        try:
+            join_line(place)
+            self.wake()
+            await place.wait()
+            if place.expired:
+                raise self._too_long(place.seconds)
+            served = ready()
+        except BaseException:
+            # Also of one that is cancelled or closed at the moment of its turn.
+            place.gone = True
+            if self._called is place:
+                self._called = None
+            self.wake()
+            raise
+        place.gone = True
+        if self._called is place:
+            self._called = None
+            # The next one, when the running task had the opportunity to enter.
+            asyncio.get_running_loop().call_soon(self.wake, context=Context())
+        return served
+
+    def _too_long(self, seconds: float) -> RuntimeError:
+        holder = self.frames[-1].actor if self.frames else None
+        name = holder.name if holder is not None else "a task that ended"
+        return RuntimeError(
+            f"waited {seconds:g} s for a turn in the transaction: {name} is inside an"
+            " atomic() and has not left it. See 'turn_timeout' in OPTIONS"
+        )
+
+    def _start_timer(self, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        self._seen, self._moved = self.progress, loop.time()
+        # Four times in that time, to know when the last move was. A task's own context would
+        # keep the task.
+        self._timer = loop.call_later(seconds / 4, self._look, seconds / 4, context=Context())
+
+    def _look(self, interval: float) -> None:
+        """Tell those who have waited too long for somebody who does not move."""
+        self._timer = None
+        loop = asyncio.get_running_loop()
+        now, seen = loop.time(), self.progress
+        if seen != self._seen:
+            self._seen, self._moved = seen, now
+        for place in self._places():
+            if max(place.since, self._moved) + place.seconds <= now:
+                place.expire()
+        self._timer = loop.call_later(interval, self._look, interval, context=Context())
+
+    def _places(self) -> Iterator[Place]:
+        yield from self._line
+        for frame in self.frames:
+            yield from frame.line
+            if frame.leaver is not None:
+                yield frame.leaver
+
+    def enter_frame(self, wrapper: object, before: Before) -> Frame:
+        """Push a frame for an ``atomic`` that the running task enters."""
+        # One that enters by turns is never inside another's frame, save an ancestor's.
+        frame = Frame(self, wrapper, _entered(), before)  # type: ignore[arg-type]  # see ConnectionState
+        self.frames.append(frame)
+        self._moves += 1
+        innermost.set(frame)
+        return frame
+
+    def leave_frame(self, frame: Frame) -> None:
+        """Remove a frame pushed by `enter_frame` and let the next task have its turn."""
+        self._remove(frame)
+        frame.forgotten = False
+        step_out(frame)
+        if self.frames and self.frames[-1].pending_rollback:
+            self.frames[-1].pending_rollback = False
+            self.needs_rollback = True
+        if self.frames and self.frames[-1].when_on_top is not None:
+            asyncio.get_running_loop().call_soon(self.frames[-1].when_on_top, context=Context())
+        self.wake()
+
+    def frame_below_top(self) -> Frame | None:
+        """Return the running task's frame if another task's is on top, None if not."""
+        if self.has_turn():
+            return None
+        frame = innermost.get()
+        while frame is not None and (frame.state is not self or frame.left):
+            frame = frame.outer
+        return frame or self.frames[0]
+
+    def forget_frames_within(self, frame: Frame) -> None:
+        """Forget the frames of other tasks inside *frame*, which is going to fail."""
+        while self.frames[-1] is not frame:
+            self._forget(self.frames[-1])
+        self.wake()
+
+    def forget_all_frames(self) -> None:
+        """Forget all frames: their transaction is gone."""
+        while self.frames:
+            self._forget(self.frames[-1])
+        self.wake()
+
+    def _forget(self, frame: Frame) -> None:
+        frame.forgotten = self._forgotten = True
+        self._remove(frame)
+
+    def _remove(self, frame: Frame) -> None:
+        """Take *frame* away; those in its line wait for the one below."""
+        frame.left = True
+        frame.atomic = frame.body = None
+        frame.generators.clear()
+        self._moves += 1
+        if frame.leaver is not None:
+            # There is nothing to leave any more.
+            frame.leaver.call()
+        if frame in self.frames:
+            index = self.frames.index(frame)
+            below = self.frames[index - 1].line if index else self._line
+            below.take_over(frame.line)
+            del self.frames[index]
+
+    def wake(self) -> None:
+        """Let the first of those whose turn it is look again, unless one is about to."""
+        if self._called is not None:
+            return
+        top = self.frames[-1] if self.frames else None
+        if top is None or not (top.leaving or top.abandoned):
+            self._called = self._top_line.call_next()
+        elif top.leaver is not None and top.leaver.call():
+            # Who was started in a frame that is being left has its turn afterwards.
+            self._called = top.leaver

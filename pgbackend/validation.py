@@ -1,0 +1,108 @@
+"""A system check: do the pools together fit into the server's ``max_connections``?
+
+``manage.py check --database default`` runs it, as ``migrate`` does.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from django.core import checks
+from django.core.exceptions import ImproperlyConfigured
+from django.db import Error, connections
+
+from .base import DatabaseWrapper
+from .bridge.greenlets import is_bridged
+from .wrapper.options import pool_arguments
+from .wrapper.settings_checks import of_alias
+
+
+def check_budget(
+    *, databases: Sequence[str] | None = None, **kwargs: Any
+) -> list[checks.CheckMessage]:
+    """Warn of servers whose connections are fewer than the pools may open.
+
+    A process may open each alias's pool for the event loop and, if ``OPTIONS["pool"]`` is set,
+    Django's own for threads. How many processes there are is told by the environment variable
+    ``WEB_CONCURRENCY``, as servers use it; without it, one. A server that does not answer is told
+    of, too; aliases whose options are wrong are left to the check of those.
+    """
+    messages: list[checks.CheckMessage] = []
+    for aliases in _by_server(filter(_is_right, databases or ())).values():
+        wanted = sum(map(_wanted, aliases))
+        processes = _processes()
+        try:
+            left = _left(aliases[0])
+        except (Error, ImproperlyConfigured) as error:
+            messages.append(
+                checks.Warning(
+                    f"The server of {', '.join(map(repr, aliases))} could not be asked how many"
+                    f" connections it admits: {str(error).strip()}",
+                    id="pgbackend.W005",
+                )
+            )
+            continue
+        if wanted * processes > left:
+            messages.append(
+                checks.Warning(
+                    f"The pools of {', '.join(map(repr, aliases))} may open {wanted} connections"
+                    f" in each of {processes} processes; the server admits {left}.",
+                    hint="Lower 'max_size' in OPTIONS['pool'], or raise max_connections.",
+                    id="pgbackend.W002",
+                )
+            )
+    return messages
+
+
+def _is_right(alias: str) -> bool:
+    return not any(message.is_serious() for message in of_alias(alias))
+
+
+def _by_server(databases: Iterable[str]) -> dict[tuple[Any, Any], list[str]]:
+    servers: dict[tuple[Any, Any], list[str]] = defaultdict(list)
+    for alias in databases:
+        wrapper = connections[alias]
+        if isinstance(wrapper, DatabaseWrapper) and wrapper.bridge_enabled:
+            params = wrapper.get_connection_params()
+            servers[params.get("host"), params.get("port")].append(alias)
+    return servers
+
+
+def _wanted(alias: str) -> int:
+    options = connections[alias].settings_dict["OPTIONS"].get("pool")
+    arguments = pool_arguments(alias, options)
+    size = int(arguments["max_size"] or arguments["min_size"])
+    # Without the option a thread has one connection of its own.
+    return size * (2 if options else 1)
+
+
+def _left(alias: str) -> int:
+    wrapper: Any = connections[alias]
+    if is_bridged():
+        return _ask(wrapper)
+    # Past Django's pool, which would wait for its time-out, and hide the server's words.
+    wrapper = wrapper.copy()
+    wrapper.settings_dict["OPTIONS"].pop("pool", None)
+    try:
+        return _ask(wrapper)
+    finally:
+        wrapper.close()
+
+
+def _ask(wrapper: Any) -> int:
+    with wrapper.cursor() as cursor:
+        cursor.execute(
+            "SELECT current_setting('max_connections')::int"
+            " - current_setting('superuser_reserved_connections')::int"
+            # New in PostgreSQL 16.
+            " - coalesce(current_setting('reserved_connections', true), '0')::int"
+        )
+        return int(cursor.fetchone()[0])
+
+
+def _processes() -> int:
+    value = os.environ.get("WEB_CONCURRENCY", "")
+    return int(value) if value.isdecimal() and int(value) else 1

@@ -1,0 +1,197 @@
+"""Which databases a synchronous twin of Django's will use, by Django's own rules.
+
+Django's a-methods hand a method of a queryset, a manager, an instance or a cache to a thread. Where
+the answer decides between the bridge and a thread (`dispatch`), the router is asked here before the
+twin asks it. Its answer is kept for the twin, so that a router is asked once for each reason.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from operator import is_
+from typing import Any
+
+from django.core.cache.backends.db import BaseDatabaseCache
+from django.core.exceptions import FieldDoesNotExist
+from django.db import DEFAULT_DB_ALIAS, connections, router
+from django.db.models import Manager, Model
+
+# Twins of a queryset's that read where it writes.
+_WRITES = frozenset(
+    {
+        "bulk_create",
+        "bulk_update",
+        "create",
+        "delete",
+        "get_or_create",
+        "update",
+        "update_or_create",
+    }
+)
+
+# Twins of a many-to-many manager's that change rows of its table in between.
+_OF_THROUGH = frozenset({"add", "clear", "remove", "set"})
+
+# What the database's cache asks the router for: to read, to write, or one after the other.
+_CACHE_READS = frozenset({"get", "get_many", "has_key"})
+_CACHE_BOTH = frozenset({"get_or_set", "incr", "decr", "incr_version", "decr_version"})
+
+# A question to the router with its answer: the method's name, the model, the hints, the alias.
+_Answer = tuple[str, Any, dict[str, Any], str]
+
+# What the router has answered already, for who asks the same next.
+_answers: ContextVar[list[_Answer] | None] = ContextVar("pgbackend_router_answers", default=None)
+
+
+@contextmanager
+def remembering() -> Iterator[None]:
+    """Keep what the router answers in the block, for who asks the same next: once each."""
+    answers: list[_Answer] = []
+    token = _answers.set(answers)
+    try:
+        yield
+    finally:
+        # Tasks that were started in the block have the list, too.
+        answers.clear()
+        # Not in the context of another thread, where the coroutine of the block was collected.
+        if _answers.get() is answers:
+            _answers.reset(token)
+
+
+def answering(name: str, ask: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the router's method *name*, which gives an answer that was kept for it first."""
+
+    @functools.wraps(ask)
+    def route(self: Any, model: Any, **hints: Any) -> Any:
+        for answer in _answers.get() or ():
+            if (
+                answer[:2] == (name, model)
+                and answer[2].keys() == hints.keys()
+                and all(map(is_, answer[2].values(), map(hints.get, answer[2])))
+            ):
+                _forget(answer)
+                return answer[3]
+        return ask(self, model, **hints)
+
+    return route
+
+
+def _forget(answer: _Answer) -> None:
+    answers = _answers.get()
+    assert answers is not None
+    answers[:] = [each for each in answers if each is not answer]
+
+
+def _ask(name: str, model: Any, **hints: Any) -> str:
+    alias = str(getattr(router, name)(model, **hints))
+    if (answers := _answers.get()) is not None:
+        answers.append((name, model, hints, alias))
+    return alias
+
+
+def of(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> set[str]:
+    """Return the aliases that the twin *function* will use; an empty set where that is unknown."""
+    if len(connections.settings) == 1:
+        return {DEFAULT_DB_ALIAS}
+    subject: Any = getattr(function, "__self__", None)
+    name = getattr(function, "__name__", "")
+    if isinstance(subject, BaseDatabaseCache):
+        return _of_cache(subject, name)
+    if isinstance(subject, Model):
+        return {_of_instance(subject, name, kwargs.get("using"))}
+    if isinstance(subject, Manager) and hasattr(subject, "instance"):
+        return {_of_related_manager(subject, name)}
+    if hasattr(subject, "_prefetch_related_lookups"):
+        return of_queryset(subject, writes=name in _WRITES)
+    if args and isinstance(args[0], Sequence) and args[0] and isinstance(args[0][0], Model):
+        # prefetch_related_objects(instances, *lookups)
+        instance = args[0][0]
+        alias = instance._state.db or DEFAULT_DB_ALIAS
+        return _prefetched(type(instance), alias, args[1:])
+    if (alias := _free_variable(function, "using")) is not None:
+        # Saving a session.
+        return {str(alias)}
+    return set()
+
+
+def _free_variable(function: Any, name: str) -> Any:
+    code = getattr(function, "__code__", None)
+    if code is None or name not in code.co_freevars:
+        return None
+    return function.__closure__[code.co_freevars.index(name)].cell_contents
+
+
+def _of_cache(cache: Any, name: str) -> set[str]:
+    questions = ["db_for_read"] if name in _CACHE_READS | _CACHE_BOTH else []
+    if name not in _CACHE_READS:
+        questions.append("db_for_write")
+    return {_ask(question, cache.cache_model_class) for question in questions}
+
+
+def _of_instance(instance: Any, name: str, using: str | None) -> str:
+    if using:
+        return using
+    if name != "refresh_from_db":
+        return _ask("db_for_write", type(instance), instance=instance)
+    return instance._state.db or _ask("db_for_read", type(instance), instance=instance)
+
+
+def _of_related_manager(manager: Any, name: str) -> str:
+    model = manager.model
+    if hasattr(manager, "through"):
+        model = manager.through if name in _OF_THROUGH else type(manager.instance)
+    return _ask("db_for_write", model, instance=manager.instance)
+
+
+def of_queryset(queryset: Any, *, writes: bool = False) -> set[str]:
+    """Return the aliases that a queryset will use, with what it prefetches."""
+    alias = queryset._db
+    if not alias:
+        writes = writes or getattr(queryset, "_for_write", False)
+        question = "db_for_write" if writes else "db_for_read"
+        alias = _ask(question, queryset.model, **queryset._hints)
+    return _prefetched(queryset.model, alias, queryset._prefetch_related_lookups)
+
+
+def _prefetched(model: Any, alias: str, lookups: Iterable[Any]) -> set[str]:
+    """Return *alias*, and where the models are that *lookups* follow from there.
+
+    All aliases, if a model is not known before its rows are.
+    """
+    aliases = {alias}
+    for lookup in lookups:
+        at: Any = model
+        for name in getattr(lookup, "prefetch_through", lookup).split("__"):
+            at = at and _related(at, name)
+            if at is None:
+                return set(connections)
+            aliases.add(_of_related(at, alias))
+        queryset = getattr(lookup, "queryset", None)
+        if queryset is not None:
+            if queryset._db:
+                aliases.add(queryset._db)
+            aliases |= _prefetched(queryset.model, alias, queryset._prefetch_related_lookups)
+    return aliases
+
+
+def _related(model: Any, name: str) -> Any:
+    """Return the model at the other end of the relation *name*; None if it has no single one."""
+    for relation in model._meta.related_objects:
+        if relation.get_accessor_name() == name:
+            return relation.related_model
+    try:
+        return model._meta.get_field(name).related_model
+    except FieldDoesNotExist:
+        return None
+
+
+def _of_related(model: Any, alias: str) -> str:
+    """Return where rows of *model* are read that belong to one on *alias*."""
+    # Django asks with the row as a hint, and takes its alias without an answer.
+    for each in router.routers:
+        if (ask := getattr(each, "db_for_read", None)) and (chosen := ask(model)):
+            return str(chosen)
+    return alias

@@ -1,0 +1,324 @@
+"""Django's cursor wrappers, holding the lease of the connection they run on.
+
+Closing the cursor lets go of the lease; a cursor that is dropped unclosed does so when it is
+collected, and at the latest when the outermost bridged call ends.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet, ref
+
+import psycopg
+import psycopg.sql
+from django.db.backends import utils
+from django.db.backends.postgresql import base as postgresql
+
+from ..bridge.greenlets import can_wait, is_bridged
+from ..session.clean import CleanSQL
+from ..session.in_force import check_in_thread, check_on_loop, may_change, note_in_thread
+from ..tasks.membership import check_not_outlived
+from .query_log import request_wrapper
+
+if TYPE_CHECKING:
+    from ..tasks.lease import Lease
+    from ..tasks.membership import Transaction
+
+
+# The modules between a cursor's user and the cursor.
+_BETWEEN = frozenset({__name__, "django.db.backends.utils", "functools"})
+
+# Server-side cursors opened in this context are added; see `collect_opened`.
+_opened: ContextVar[list[LeaseHolder] | None] = ContextVar("pgbackend_opened", default=None)
+
+
+@contextmanager
+def collect_opened(cursors: list[LeaseHolder]) -> Iterator[None]:
+    """Add the server-side cursors that the block opens to *cursors*."""
+    token = _opened.set(cursors)
+    try:
+        yield
+    finally:
+        _opened.reset(token)
+
+
+def _is_of_the_cache() -> bool:
+    """Return whether the database's cache runs a statement: Django's own, though raw SQL."""
+    frame = sys._getframe(2)
+    while frame.f_globals.get("__name__") in _BETWEEN and frame.f_back is not None:
+        frame = frame.f_back
+    return frame.f_globals.get("__name__") == "django.core.cache.backends.db"
+
+
+class LeaseHolder(utils.CursorWrapper):
+    """What `CursorWrapper` and `CursorDebugWrapper` share.
+
+    Instrumentations such as django-debug-toolbar replace one, as soon as it is made, by one of a
+    class derived from its own for the same psycopg cursor: that takes the lease over.
+    """
+
+    # None before `hold`, on Django's own synchronous path, and once the lease was let go.
+    lease: Lease | None = None
+    # Whether it ever had one.
+    leased = False
+    # Whether it is a server-side cursor, which outlasts the bridged call.
+    pinned = False
+    # The transaction with which such a cursor ends; None: it ends with the session.
+    _transaction: Transaction | None = None
+    # The lease's count of what may close cursors when this one was opened.
+    _opened_at = 0
+
+    def __init__(self, cursor: Any, db: Any) -> None:
+        super().__init__(cursor, db)
+        if type(self) in (CursorWrapper, CursorDebugWrapper) or not db.bridged:
+            return
+        lease = db.state.lease
+        holder = lease.newest_holder() if lease is not None else None
+        if holder is not None and holder.cursor is cursor and holder.lease is lease:
+            holder.lease = None
+            self.hold(lease, pinned=holder.pinned)
+
+    def hold(self, lease: Lease, *, pinned: bool) -> None:
+        """Take over one hold on *lease*; *pinned* if it outlasts the bridged call."""
+        self.lease = lease
+        self.leased = True
+        self.pinned = pinned
+        lease.newest_holder = ref(self)
+        if pinned:
+            self._transaction = None if self.cursor.withhold else lease.state.transaction
+            self._opened_at = lease.closings
+            if self._transaction is None:
+                # Whoever gives the connection back early does not close it.
+                lease.dirty = True
+            if lease.named is None:
+                lease.named = WeakSet()
+            lease.named.add(self)
+        if pinned and (opened := _opened.get()) is not None:
+            opened[:] = [each for each in opened if each.cursor is not self.cursor]
+            opened.append(self)
+
+    def close(self) -> None:
+        """Close the cursor and let go of the lease; closing again does nothing.
+
+        A server-side cursor is closed in the server at once if the caller may wait, else before the
+        next statement. A generator that ends early does not wait: the collector may have ended it
+        in the middle of anything, a statement on the same connection included.
+        """
+        if self._in_server:
+            if not is_bridged():
+                self._abandon()
+            elif not can_wait() or isinstance(sys.exception(), GeneratorExit):
+                self.leave()
+            else:
+                self.close_in_server()
+            return
+        try:
+            if not self.leased or (self.lease is not None and self.lease.on_loan):
+                with self.db.wrap_database_errors:
+                    self.cursor.close()
+            else:
+                self._forget()
+        finally:
+            self._let_go()
+
+    def close_in_server(self) -> None:
+        """Close a server-side cursor that is open, waiting; `leave` it if it is others' turn."""
+        lease = self.lease
+        if lease is None or not self._in_server:
+            return
+        if not self._may_use(lease):
+            self.leave()
+            return
+        # Else it may be closed: an error can do that, raw SQL, or the end of a savepoint.
+        sure = (
+            sys.exception() is None
+            and self.cursor._described
+            and lease.closings == self._opened_at
+            and not lease.face.unseen
+        )
+        try:
+            with lease.face.limited(), self.db.wrap_database_errors:
+                lease.face.close_cursors([self.cursor.name], sure=sure, still=self._may_be_open)
+        except BaseException:
+            # Interrupted, most likely: the server may have it open still.
+            self.leave()
+            raise
+        self._forget()
+        self._let_go()
+
+    def _may_use(self, lease: Lease) -> bool:
+        """Return whether the running task uses *lease*, too, and it is its turn."""
+        try:
+            return self.db.state is lease.state and bool(lease.state.has_turn())
+        except RuntimeError:
+            # The cursor was moved to another event loop.
+            return False
+
+    @property
+    def _in_server(self) -> bool:
+        """Whether the server may have the cursor open after the lease was given back."""
+        return self.pinned and self.lease is not None and self.lease.on_loan
+
+    def _may_be_open(self) -> bool:
+        """Return whether the cursor's connection and transaction are those it was opened in."""
+        lease, transaction = self.lease, self._transaction
+        return (
+            lease is not None
+            and lease.on_loan
+            and (transaction is None or lease.state.transaction is transaction)
+        )
+
+    def __del__(self) -> None:
+        if self._in_server:
+            self._abandon()
+        else:
+            self._let_go()
+
+    def _abandon(self) -> None:
+        """Leave a server-side cursor that nobody closed where it can be waited for."""
+        lease = self.lease
+        assert lease is not None
+        # A transaction ends its cursors, and who holds the lease beside this one closes them.
+        alone = self._transaction is None and lease.holds <= 1
+        if alone:
+            warnings.warn(
+                "a server-side cursor was left open: its connection is closed. Read an"
+                " aiterator() to its end or `await aclose()` it",
+                ResourceWarning,
+                stacklevel=2,
+            )
+        self.leave(discard=alone)
+
+    def leave(self, *, discard: bool = False) -> None:
+        """Let go of a server-side cursor that is open in the server, without waiting.
+
+        From any thread. It is closed before the next statement on the connection, or with it at
+        once if *discard*.
+        """
+        lease, self.lease = self.lease, None
+        if lease is None:
+            return
+        self._forget()
+        leave = lease.leave_cursor
+        name, transaction = self.cursor.name, self._transaction
+        lease.pool.on_loop(functools.partial(leave, name, transaction, discard=discard))
+
+    def _forget(self) -> None:
+        """Do what needs no connection in psycopg's close(): its destructor would miss that."""
+        self.cursor._close()
+
+    def transaction_ended(self, transaction: Transaction) -> None:
+        """Let go of a server-side cursor that was opened in *transaction*, and ended with it."""
+        if self._transaction is transaction:
+            self._forget()
+            self._let_go()
+
+    def _let_go(self) -> None:
+        lease, self.lease = self.lease, None
+        if lease is not None:
+            lease.let_go_elsewhere(pinned=self.pinned)
+
+    def _check_lease(self) -> None:
+        """Take the task's turn; raise InterfaceError if the connection was given back."""
+        if self.lease is None:
+            if self.leased and self.cursor.closed:
+                # psycopg would look at the connection first, which is closed for this cursor.
+                with self.db.wrap_database_errors:
+                    raise psycopg.InterfaceError("the cursor is closed")
+            return
+        self.db.state_in_turn()
+        if self.lease.pins or not self.lease.on_loan:
+            check_not_outlived(self.db)
+        if not self.lease.on_loan:
+            with self.db.wrap_database_errors:
+                raise psycopg.InterfaceError(
+                    "the cursor's connection was given back when the bridged call that opened"
+                    " it ended: open, use and close a cursor in one bridged function"
+                )
+
+    def callproc(self, *args: Any, **kwargs: Any) -> Any:
+        self._check_lease()
+        self._in_force(f"SELECT {args[0]}" if args else "")
+        return super().callproc(*args, **kwargs)
+
+    def copy(self, statement: Any, *args: Any, **kwargs: Any) -> Any:
+        """Start a COPY, as psycopg's ``Cursor.copy``."""
+        self._check_lease()
+        self._in_force(statement)
+        return getattr(super(), "copy", self.cursor.copy)(statement, *args, **kwargs)
+
+    def stream(self, query: Any, *args: Any, **kwargs: Any) -> Any:
+        """Iterate over rows as they come, as psycopg's ``Cursor.stream``."""
+        self._check_lease()
+        self._in_force(query)
+        self._note(query, args[0] if args else None)
+        return self.cursor.stream(query, *args, **kwargs)
+
+    def _in_force(self, sql: Any) -> None:
+        """Raise ProgrammingError where *sql* would run without what its request has set."""
+        if self.lease is not None:
+            if self.db.set_in_threads or self.db.kept_lease is not None:
+                with self.db.wrap_database_errors:
+                    check_on_loop(self.db, self.lease, _text(self.cursor, sql))
+        elif self._in_thread_of_request:
+            with self.db.wrap_database_errors:
+                check_in_thread(self.db, _text(self.cursor, sql))
+
+    @property
+    def _in_thread_of_request(self) -> bool:
+        return not self.leased and request_wrapper(self.db.alias) is not None
+
+    def _note(self, sql: Any, params: Any) -> None:
+        """Note what *sql* has set, in a thread; on the loop that is done for all cursors."""
+        if self._in_thread_of_request and may_change(sql):
+            note_in_thread(self.db, _text(self.cursor, sql, params))
+
+    def _execute(self, sql: Any, params: Any, *args: Any) -> Any:
+        self._check_lease()
+        self._in_force(sql)
+        if type(sql) is str and self.lease is not None and _is_of_the_cache():
+            sql = CleanSQL(sql)
+        result = super()._execute(sql, params, *args)
+        self._note(sql, params)
+        if self.pinned and self.lease is not None:
+            self._opened_at = self.lease.closings
+        return result
+
+    def _executemany(self, sql: Any, param_list: Any, *args: Any) -> Any:
+        self._check_lease()
+        self._in_force(sql)
+        if not self._in_thread_of_request or not may_change(sql):
+            return super()._executemany(sql, param_list, *args)
+        param_list = list(param_list)
+        result = super()._executemany(sql, param_list, *args)
+        for params in param_list:
+            self._note(sql, params)
+        return result
+
+
+def _text(cursor: Any, query: Any, params: Any = None) -> str:
+    """Return the text of what *cursor* executes, with its parameters if they matter."""
+    if params and "set_config" in str(query).lower():
+        try:
+            return str(psycopg.ClientCursor(cursor.connection).mogrify(query, params))
+        except (psycopg.Error, TypeError, ValueError):
+            pass
+    if isinstance(query, bytes):
+        return query.decode(cursor.connection.info.encoding, "replace")
+    if isinstance(query, psycopg.sql.Composable):
+        return query.as_string(cursor.connection)
+    return str(query)
+
+
+class CursorWrapper(LeaseHolder):
+    """Django's cursor wrapper."""
+
+
+class CursorDebugWrapper(LeaseHolder, postgresql.CursorDebugWrapper):
+    """Django's cursor wrapper that logs queries."""

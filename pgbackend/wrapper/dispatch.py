@@ -1,0 +1,204 @@
+"""Where synchronous code called from asynchronous code goes: into the bridge, or to a thread.
+
+`bridged` is for applications. Django's asynchronous methods hand their synchronous twin to
+`sync_to_async`; the one here takes its place in the modules that `where_to_run` names.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+from collections.abc import Callable, Coroutine, Iterable
+from contextvars import ContextVar
+from typing import Any, ParamSpec, TypeVar, overload
+
+import asgiref.sync
+from django.db import connections
+from django.db.utils import load_backend
+
+from ..base import DatabaseWrapper
+from ..bridge.greenlets import await_bridged, is_bridged, last, run_bridged
+from ..patches.where_to_run import RULES
+from ..tasks.membership import Transaction, joined
+from . import aliases
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+# The aliases with a transaction open on the synchronous path, inherited by the coroutines
+# that the thread then waits for in async_to_sync.
+thread_transactions: ContextVar[frozenset[str]] = ContextVar(
+    "pgbackend_thread_transactions", default=frozenset()
+)
+
+
+@overload
+def bridged(
+    function: Callable[P, Coroutine[Any, Any, T]],
+) -> Callable[P, Coroutine[Any, Any, T]]: ...
+
+
+@overload
+def bridged(function: Callable[P, T]) -> Callable[P, Coroutine[Any, Any, T]]: ...
+
+
+def bridged(function: Callable[..., Any]) -> Callable[..., Coroutine[Any, Any, Any]]:
+    """Return an asynchronous function that runs *function* bridged.
+
+    For a synchronous one it is the counterpart of asgiref's ``sync_to_async`` without its
+    thread: as a call, ``await bridged(transfer)(source, target)``, and as a decorator on a
+    ``def``, a view for instance. Inside, the ORM, ``transaction.atomic()``, raw cursors and
+    lazy relations wait for the database without blocking the event loop; anything else that
+    blocks does block it.
+
+    For an asynchronous one, the whole coroutine runs in one bridge, as each request does:
+    lazy relations work in it as well, in a task of its own for instance.
+
+    Where Django's a-methods go back to the thread of a synchronous caller (see
+    `runs_bridged`), so does a synchronous *function*; and where ``OPTIONS["bridge"]`` is
+    False for every database, it runs in a thread, too.
+
+    Raise TypeError for an asynchronous generator function: decorate what iterates over it.
+    """
+    if inspect.isasyncgenfunction(function):
+        raise TypeError(
+            f"bridged() takes a function or a coroutine function; {function!r} is an"
+            " asynchronous generator: decorate the function that iterates over it"
+        )
+    if asgiref.sync.iscoroutinefunction(function):
+
+        @functools.wraps(function)
+        async def run_coroutine(*args: Any, **kwargs: Any) -> Any:
+            return await in_bridge(function, *args, **kwargs)
+
+        return run_coroutine
+
+    @functools.wraps(function)
+    async def run(*args: Any, **kwargs: Any) -> Any:
+        if is_bridged() or runs_bridged(None):
+            return await run_bridged(function, *args, **kwargs)
+        return await asgiref.sync.sync_to_async(function)(*args, **kwargs)
+
+    return run
+
+
+async def in_bridge(
+    function: Callable[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs
+) -> T:
+    """Await ``function(...)`` with the whole coroutine in one bridge, where there is one."""
+    if is_bridged() or not runs_bridged(None):
+        return await function(*args, **kwargs)
+    return await run_bridged(_await_call, function, args, kwargs)
+
+
+def _await_call(
+    function: Callable[..., Coroutine[Any, Any, T]], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> T:
+    last()
+    return await_bridged(function(*args, **kwargs))
+
+
+def sync_to_async_in(module: str) -> Callable[..., Any]:
+    """Return what takes the place of ``sync_to_async`` in a module of Django's."""
+    leads_to_database = RULES[module]
+
+    def sync_to_async(function: Callable[..., Any] | None = None, **options: Any) -> Any:
+        if function is None:
+            return functools.partial(sync_to_async, **options)
+
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            if not leads_to_database(function, args):
+                return await asgiref.sync.sync_to_async(function, **options)(*args, **kwargs)
+            if all_run_bridged():
+                return await run_bridged(function, *args, **kwargs)
+            with aliases.remembering():
+                used = aliases.of(function, args, kwargs)
+                work = functools.partial(function, *args, **kwargs)
+                return await run_for_aliases(used or {None}, work, **options)
+
+        return call
+
+    return sync_to_async
+
+
+async def run_for_alias(alias: str, function: Callable[..., Any], *args: Any) -> Any:
+    """Call *function*, which uses *alias*, where the a-methods for that alias run."""
+    return await run_for_aliases({alias}, functools.partial(function, *args))
+
+
+async def run_for_aliases(
+    used: Iterable[str | None], function: Callable[[], T], **options: Any
+) -> T | None:
+    """Call *function*, which uses those aliases, where the a-methods for all of them run.
+
+    In a thread, as `sync_to_async` with *options* does it, if one of them cannot be bridged.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        # A coroutine of a closed loop is being collected, and its connection with it.
+        return None
+    if all(map(runs_bridged, used)):
+        return await run_bridged(function)
+    for alias in used:
+        if (transaction := _joined(alias)) is not None:
+            result: T = await connections[alias].ahand_over(transaction, function)
+            return result
+    return await asgiref.sync.sync_to_async(function, **options)()
+
+
+def _joined(alias: str | None) -> Transaction | None:
+    """Return the transaction of *alias* on another loop that the running coroutine is in.
+
+    A thread that joined it waits for the coroutine.
+    """
+    if alias is None or alias not in connections.settings or not is_enabled(alias):
+        return None
+    return joined(alias)
+
+
+def runs_bridged(alias: str | None) -> bool:
+    """Return whether asynchronous access to *alias* runs bridged on the running loop.
+
+    None stands for any alias. Not for another engine or a switched-off alias; and, so that it
+    sees the data and holds the locks of its caller, not on behalf of a thread that waits in
+    ``async_to_sync``: on the loop that made, or on the main one while the thread is in a
+    transaction.
+    """
+    in_transaction = thread_transactions.get()
+    if alias is None:
+        enabled = any(map(is_enabled, connections))
+    elif alias in connections.settings:
+        enabled = is_enabled(alias)
+        in_transaction &= {alias}
+    else:
+        # Either path ends in Django's ConnectionDoesNotExist.
+        return True
+    return enabled and (is_bridged() or not _waiting_thread(in_transaction))
+
+
+def all_run_bridged() -> bool:
+    """Return whether asynchronous access runs bridged on the running loop, whatever its alias."""
+    # By the settings: to make every alias's wrapper for each task would cost more.
+    for conf in connections.settings.values():
+        if not _is_ours(conf["ENGINE"]) or not conf["OPTIONS"].get("bridge", True):
+            return False
+    return is_bridged() or not _waiting_thread(thread_transactions.get())
+
+
+@functools.cache
+def _is_ours(engine: str) -> bool:
+    return issubclass(load_backend(engine).DatabaseWrapper, DatabaseWrapper)
+
+
+def is_enabled(alias: str) -> bool:
+    """Return whether *alias* is this backend's, and not switched off."""
+    wrapper = connections[alias]
+    return isinstance(wrapper, DatabaseWrapper) and wrapper.bridge_enabled
+
+
+def _waiting_thread(in_transaction: frozenset[str]) -> bool:
+    """Return whether a thread waits in ``async_to_sync`` whose connection must be used."""
+    loops = asgiref.sync.AsyncToSync.loop_thread_executors
+    return bool(in_transaction) or asyncio.get_running_loop() in loops

@@ -1,0 +1,200 @@
+"""How the pool of a wrapper is made, and each of its connections before the first use."""
+
+from __future__ import annotations
+
+import math
+import os
+from asyncio import get_running_loop
+from typing import Any
+from weakref import WeakValueDictionary
+
+import psycopg
+import psycopg.rows
+import psycopg.sql
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
+from django.db import connections
+from django.db.backends.base.base import NO_DB_ALIAS
+from django.db.backends.signals import connection_created
+
+from ..pool.face import BridgedConnection
+from ..pool.open_pools import get_pool
+from ..pool.physical import PooledConnection
+from ..pool.pool import ConnectionPool
+from ..pool.session_reset import Reset
+from ..session import clean
+from ..tasks.membership import transactions
+
+# What of Django's connection arguments is the face's, not the asynchronous connection's.
+_FACE_ARGUMENTS = ("cursor_factory", "prepare_threshold", "context")
+
+
+def pool_settings(wrapper: Any) -> tuple[Any, ...]:
+    """Return what tells a wrapper's pool from those of other settings; OPTIONS come last."""
+    conf = wrapper.settings_dict
+    return (
+        wrapper.alias,
+        conf["NAME"],
+        conf["USER"],
+        conf["PASSWORD"],
+        conf["HOST"],
+        conf["PORT"],
+        conf["CONN_HEALTH_CHECKS"],
+        wrapper.timezone_name,
+        settings.USE_TZ,
+        conf["OPTIONS"],
+    )
+
+
+# Aliases that have had a pool in this process, until close_pool(). Django keeps an alias's pool as
+# long, and asks for CONN_MAX_AGE when it makes that.
+_with_pool: set[str] = set()
+
+# What wrappers of each alias found last: a task's first query finds it again.
+_found: WeakValueDictionary[str, FoundPool] = WeakValueDictionary()
+
+
+def find_pool(wrapper: Any) -> FoundPool:
+    """Return the running loop's pool for a wrapper's settings, opened on first use."""
+    found = _found.get(wrapper.alias)
+    if found is None or not found.serves(wrapper):
+        found = _found[wrapper.alias] = FoundPool(wrapper)
+        # It lasts as long as the pool.
+        found.pool.found = found
+    return found
+
+
+class FoundPool:
+    """A pool that a wrapper found, and for which settings."""
+
+    def __init__(self, wrapper: Any) -> None:
+        *others, options = pool_settings(wrapper)
+        self.pool = get_pool((*others, repr(options)), lambda: make_pool(wrapper))
+        # Settings are changed in place, by tests most of all.
+        pool = options.get("pool")
+        options = {**options, "pool": {**pool}} if isinstance(pool, dict) else {**options}
+        self._settings = (*others, options)
+
+    def serves(self, wrapper: Any) -> bool:
+        """Return whether it is still what *wrapper* would get on the running loop."""
+        return (
+            not self.pool.closed
+            and self.pool.loop is get_running_loop()
+            and self._settings == pool_settings(wrapper)
+        )
+
+
+def make_pool(wrapper: Any) -> ConnectionPool:
+    """Return a new pool for a wrapper's settings, to be started on the running loop."""
+    # Connections are configured by a wrapper of the pool's own, in the pool's context: what
+    # receivers of connection_created reach as connections[alias] is that one.
+    conf = {**wrapper.settings_dict, "OPTIONS": {**wrapper.settings_dict["OPTIONS"]}}
+    owner = type(wrapper)(conf, wrapper.alias)
+    owner.configures_pool = True
+    options = conf["OPTIONS"].get("pool")
+    if wrapper.alias == NO_DB_ALIAS:
+        options = {"max_size": 1}
+    elif options and conf["CONN_MAX_AGE"] != 0 and wrapper.alias not in _with_pool:
+        raise ImproperlyConfigured("Pooling doesn't support persistent connections.")
+
+    async def connect_arguments() -> dict[str, Any]:
+        params = owner.get_connection_params()
+        if "PGCONNECT_TIMEOUT" not in os.environ:
+            # Nobody waits for it any longer; psycopg's own, 130 s, would keep others from trying.
+            params.setdefault("connect_timeout", math.ceil(pool.timeout))
+        return {
+            **{name: value for name, value in params.items() if name not in _FACE_ARGUMENTS},
+            "autocommit": True,
+        }
+
+    pool = ConnectionPool(
+        wrapper.alias,
+        options,
+        kwargs=connect_arguments,
+        configure=lambda pooled: configure(owner, pooled, pool.timeout),
+        reset_session=reset_session,
+        context_setup=lambda: _set_up_context(owner),
+        check=conf["CONN_HEALTH_CHECKS"],
+    )
+    _with_pool.add(wrapper.alias)
+    return pool
+
+
+def _set_up_context(owner: Any) -> None:
+    """Set the context up that a pool's own tasks run in."""
+    connections[owner.alias] = owner
+    # They are in no transaction, whoever starts them.
+    transactions.set({})
+
+
+def note_closed(alias: str) -> None:
+    """Take note of close_pool(): an alias's next pool is its first again."""
+    _with_pool.discard(alias)
+
+
+def configure(owner: Any, pooled: PooledConnection, seconds: float) -> None:
+    """Give a new physical connection its face and base state.
+
+    As Django does with its own: the session's time zone and role, the check of the server's
+    version, then ``connection_created``, whose receivers find the connection on *owner*. No
+    statement may take longer than *seconds*.
+    """
+    face = pooled.face = BridgedConnection.over(pooled, **owner.get_connection_params())
+    face.cancel_timeout = owner.cancel_timeout
+    owner.isolation_level = isolation_level(owner)
+    if "isolation_level" in owner.settings_dict["OPTIONS"]:
+        face.isolation_level = owner.isolation_level
+    with face.limited(seconds):
+        owner.connection = face
+        made = face.made = []
+        try:
+            owner.autocommit = True
+            owner.init_connection_state()
+            connection_created.send(sender=type(owner), connection=owner)
+            # They are for whoever borrows the connection.
+            pooled.execute_wrappers, owner.execute_wrappers = owner.execute_wrappers or None, []
+        finally:
+            owner.connection = face.made = None
+        with psycopg.Cursor(face, row_factory=psycopg.rows.tuple_row) as cursor:
+            cursor.execute(clean.SNAPSHOT, [clean.own_settings(made)])
+            *settings, (_, temporary), (_, pid) = cursor.fetchall()
+            pooled.has_temporary = temporary == "true"
+            # A pooler such as PgBouncer tells its clients numbers of its own.
+            face.has_session = int(pid) == face.pgconn.backend_pid
+            parts = clean.reset_statements(
+                settings,
+                clean.to_be_made_again(made),
+                user=face.info.user,
+                quote=lambda text: psycopg.sql.Literal(text).as_string(face),
+            )
+            face.reset = Reset(parts, encoding=face.info.encoding)
+    face.remember()
+    face.reset.remember(face)
+
+
+def reset_session(pooled: PooledConnection) -> None:
+    """Give a connection's session back the state that `configure` left, in one message.
+
+    Raise psycopg's error if any of it fails.
+    """
+    face = pooled.face
+    face.restore()
+    face.reset_due = True
+    face.reset_now()
+
+
+def isolation_level(wrapper: Any) -> psycopg.IsolationLevel:
+    """Return the isolation level that OPTIONS asks for; PostgreSQL's default without it.
+
+    Raise ImproperlyConfigured, as Django does, for a value that is none.
+    """
+    value = wrapper.settings_dict["OPTIONS"].get(
+        "isolation_level", psycopg.IsolationLevel.READ_COMMITTED
+    )
+    try:
+        return psycopg.IsolationLevel(value)
+    except ValueError:
+        raise ImproperlyConfigured(
+            f"Invalid transaction isolation level {value} specified. Use one of the"
+            " psycopg.IsolationLevel values."
+        ) from None

@@ -1,0 +1,255 @@
+"""``connection.queries`` and ``connection.execute_wrapper()`` where several work for one request.
+
+Django keeps the log and the functions on the wrapper. But child tasks inherit their parent's
+wrapper, so that a function which one of them adds would be called for its siblings' statements;
+and each thread has a wrapper of its own, so that synchronous middleware would not see what an
+asynchronous view executes, nor asynchronous middleware what a synchronous view does. And what a
+thread that joined a transaction executes, the loop's wrapper does: both see it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterator, MutableSequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from ..tasks.actors import deputy
+from .thread_wrappers import ThreadWrapper
+
+# By alias, the wrappers that the request of this context has on the loop; see `request_wrappers`.
+_of_request: ContextVar[dict[str, Any]] = ContextVar("pgbackend_request_wrappers")
+
+# The functions added in this context, by database wrapper; outermost first.
+_added: ContextVar[dict[object, tuple[Callable[..., Any], ...]]] = ContextVar(
+    "pgbackend_execute_wrappers"
+)
+
+
+@contextmanager
+def serving_with(wrappers: dict[str, Any]) -> Iterator[None]:
+    """Serve a request in the block whose *wrappers*, by alias, are these."""
+    token = _of_request.set(wrappers)
+    try:
+        yield
+    finally:
+        _of_request.reset(token)
+
+
+def request_wrappers() -> list[Any]:
+    """Return the wrappers that the request has on the loop, to its threads too; [] without one."""
+    return list(_of_request.get({}).values())
+
+
+def request_wrapper(alias: str) -> Any:
+    """Return the loop's wrapper of *alias* for the request, also in its threads; None without."""
+    return _of_request.get({}).get(alias)
+
+
+def running_request() -> object:
+    """Return what stands for the request of this context, its tasks and threads; None without."""
+    return _of_request.get(None)
+
+
+class Watched:
+    """The part of a `DatabaseWrapper` that Django's query log and ``execute_wrapper`` are about."""
+
+    alias: str
+
+    # Those of the thread, and those that were added to the list itself.
+    _execute_wrappers: list[Callable[..., Any]]
+
+    _queries_log: deque[dict[str, Any]]
+
+    @property
+    def _watched(self) -> Any:
+        """The wrapper that stands for this one: in a request the loop's, in its threads too."""
+        return _of_request.get({}).get(self.alias, self)
+
+    @property
+    def _guest(self) -> Any:
+        """The wrapper of the thread whose statement runs, if one's does and it is watched apart."""
+        working = deputy()
+        if working is None or working.wrapper.alias != self.alias:
+            return None
+        guest = working.wrapper
+        return None if guest._watched is self._watched else guest
+
+    @property
+    def queries_logged(self) -> bool:
+        """Whether the running statement goes into a query log, this one or a thread's."""
+        guest = self._guest
+        return self._logs or (guest is not None and guest._logs)
+
+    @property
+    def _logs(self) -> bool:
+        return bool(super().queries_logged)  # type: ignore[misc]  # Django's wrapper
+
+    @property
+    def queries_log(self) -> Any:
+        """The statements of the request, whichever task or thread of it executed them.
+
+        While a thread's statement runs, the thread's log as well.
+        """
+        guest = self._guest
+        if guest is None:
+            return self._watched._queries_log
+        return _Logs([each._watched._queries_log for each in (self, guest) if each._logs])
+
+    @queries_log.setter
+    def queries_log(self, log: deque[dict[str, Any]]) -> None:
+        self._queries_log = log
+
+    @property
+    def execute_wrappers(self) -> MutableSequence[Callable[..., Any]]:
+        """What is called around each statement of the running task, outermost first.
+
+        What is appended to it stays until it is removed, as in Django.
+        """
+        added, guest = _added.get({}).get(self._watched), self._guest
+        if not added and guest is None:
+            return self._execute_wrappers
+        parts = [self._execute_wrappers, _OfContext(self._watched)]
+        return _Joined(parts if guest is None else [*parts, guest._execute_wrappers])
+
+    @execute_wrappers.setter
+    def execute_wrappers(self, functions: list[Callable[..., Any]]) -> None:
+        self._execute_wrappers = functions
+
+    def install(self, functions: list[Callable[..., Any]]) -> None:
+        """Add what receivers of connection_created have added for the connection in hand."""
+        self._execute_wrappers += [each for each in functions if each not in self._execute_wrappers]
+
+    @contextmanager
+    def execute_wrapper(self, wrapper: Callable[..., Any]) -> Iterator[None]:
+        """Call *wrapper* around the statements of the block, and of tasks started in it.
+
+        In a request, also around those of threads that the block, or one in a thread, waits for.
+        https://docs.djangoproject.com/en/stable/topics/db/instrumentation/
+        """
+        watched = self._watched
+        if watched is self and not _on_loop():
+            self._execute_wrappers.append(wrapper)
+            try:
+                yield
+            finally:
+                self._execute_wrappers.pop()
+            return
+        added = _OfContext(watched)
+        of_thread = None if _on_loop() else ThreadWrapper(wrapper)
+        added.append(of_thread or wrapper)
+        try:
+            yield
+        finally:
+            if of_thread is not None:
+                of_thread.left = True
+            # Not by token: a block may end in another copy of the context.
+            if len(added):
+                added.pop()
+
+
+class _OfContext(MutableSequence[Any]):
+    """The functions that were added in the running context, those of one wrapper."""
+
+    def __init__(self, watched: Any) -> None:
+        self._watched = watched
+
+    def _read(self) -> list[Any]:
+        return list(_added.get({}).get(self._watched, ()))
+
+    def _write(self, functions: list[Any]) -> None:
+        _added.set({**_added.get({}), self._watched: tuple(functions)})
+
+    def __len__(self) -> int:
+        return len(self._read())
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._read()[index]
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        functions = self._read()
+        functions[index] = value
+        self._write(functions)
+
+    def __delitem__(self, index: Any) -> None:
+        functions = self._read()
+        del functions[index]
+        self._write(functions)
+
+    def insert(self, index: int, value: Any) -> None:
+        functions = self._read()
+        functions.insert(index, value)
+        self._write(functions)
+
+
+class _Joined(MutableSequence[Any]):
+    """Several lists as one, which can be changed.
+
+    What is inserted goes into the first: it is the wrapper's own, which outlasts blocks.
+    """
+
+    def __init__(self, parts: list[Any]) -> None:
+        self._parts = parts
+
+    def __repr__(self) -> str:
+        return repr(list(self))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, list | _Joined) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]  # as a list's
+
+    def __len__(self) -> int:
+        return sum(map(len, self._parts))
+
+    def _at(self, index: int) -> tuple[Any, int]:
+        """Return the part that has what is at *index*, and where it is in that."""
+        if index < 0:
+            index += len(self)
+        for part in self._parts:
+            if 0 <= index < len(part):
+                return part, index
+            index -= len(part)
+        raise IndexError("execute_wrappers: index out of range")
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return list(self)[index]
+        part, index = self._at(index)
+        return part[index]
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        part, index = self._at(index)
+        part[index] = value
+
+    def __delitem__(self, index: Any) -> None:
+        if isinstance(index, slice):
+            for each in sorted(range(*index.indices(len(self))), reverse=True):
+                del self[each]
+            return
+        part, index = self._at(index)
+        del part[index]
+
+    def insert(self, index: int, value: Any) -> None:
+        self._parts[0].insert(index, value)
+
+
+class _Logs:
+    """Several query logs at once, for the statement that Django adds."""
+
+    def __init__(self, logs: list[Any]) -> None:
+        self._logs = logs
+
+    def append(self, entry: dict[str, str]) -> None:
+        for log in self._logs:
+            log.append(entry)
+
+
+def _on_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True

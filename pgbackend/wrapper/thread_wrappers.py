@@ -1,0 +1,160 @@
+"""Functions that a request's threads add by ``execute_wrapper``, for statements of the loop.
+
+They are called on the loop. But one may look in a ``threading.local`` of its package for what its
+own thread has put there: synchronous middleware's, for instance, which waits for the view. Then it
+is called in that thread, and each statement costs two changes of thread, as every one does with
+Django's own backend. Not inside a transaction: the thread may wait for its turn there, or for this
+very statement.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+from asgiref.sync import sync_to_async
+
+from ..bridge.greenlets import await_bridged, is_bridged
+
+Execute = Callable[..., Any]
+
+logger = logging.getLogger("pgbackend")
+
+# What comes of a call that the thread was not there for.
+_NOT_THERE = object()
+
+
+class ThreadWrapper:
+    """A *function* for ``execute_wrapper`` that the calling thread adds. It equals the function."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        # True once the thread has left the block: nothing calls the function any more, though
+        # tasks begun inside have it in their context.
+        self.left = False
+        self._thread = threading.get_ident()
+        self._needs_thread = False
+        self._warned = False
+
+    def __eq__(self, other: object) -> bool:
+        return self.function == (other.function if isinstance(other, ThreadWrapper) else other)
+
+    def __hash__(self) -> int:
+        return hash(self.function)
+
+    def __repr__(self) -> str:
+        return repr(self.function)
+
+    def __call__(self, execute: Execute, *args: Any) -> Any:
+        if self.left:
+            return execute(*args)
+        if self._thread == threading.get_ident():
+            return self.function(execute, *args)
+        done: list[Any] = []
+        if not self._needs_thread:
+
+            def noting(*statement: Any) -> Any:
+                done.append(execute(*statement))
+                return done[-1]
+
+            try:
+                return self.function(noting, *args)
+            except AttributeError as error:
+                if not isinstance(error.obj, threading.local):
+                    raise
+                self._needs_thread = True
+
+        def once(*statement: Any) -> Any:
+            # What it has executed before it failed is not executed again.
+            return done.pop(0) if done else execute(*statement)
+
+        if not is_bridged():
+            # A thread with a connection of its own, for which Django would not call it.
+            return once(*args)
+        if args[-1]["connection"].in_atomic_block:
+            self._warn()
+            return once(*args)
+        result = _Call(self.function, self._thread, once).make(args)
+        return once(*args) if result is _NOT_THERE else result
+
+    def _warn(self) -> None:
+        if not self._warned:
+            self._warned = True
+            logger.warning(
+                "%r, added by execute_wrapper() in a thread, keeps state in a threading.local: it"
+                " is not called for what asynchronous code executes inside a transaction. Keep the"
+                " state in a ContextVar or in asgiref's Local",
+                self.function,
+            )
+
+
+class _Call:
+    """A call of *function* in its *thread*, whose statements the loop executes by *execute*."""
+
+    def __init__(self, function: Callable[..., Any], thread: int, execute: Execute) -> None:
+        self._function = function
+        self._thread = thread
+        self._execute = execute
+        self._loop = asyncio.get_running_loop()
+        # Statements that the thread waits for; None at the end.
+        self._asked: asyncio.Queue[tuple[tuple[Any, ...], Future[Any]] | None] = asyncio.Queue()
+        self._interrupted = False
+
+    def make(self, args: tuple[Any, ...]) -> Any:
+        """Make the call, waiting through the bridge; return its result, or `_NOT_THERE`."""
+        work = self._loop.create_task(self._work(args))
+        work.add_done_callback(self._end)
+        try:
+            while (asked := await_bridged(self._asked.get())) is not None:
+                self._answer(*asked)
+        except BaseException:
+            self._interrupted = True
+            while not self._asked.empty():
+                if (asked := self._asked.get_nowait()) is not None:
+                    self._answer(*asked)
+            raise
+        return work.result()
+
+    async def _work(self, args: tuple[Any, ...]) -> Any:
+        # The thread of the request's synchronous code, which waits for the loop meanwhile.
+        return await sync_to_async(self._in_thread)(args)
+
+    def _end(self, work: asyncio.Task[Any]) -> None:
+        self._asked.put_nowait(None)
+        if not work.cancelled():
+            # It is raised by who makes the call; if that was interrupted, by nobody.
+            work.exception()
+
+    def _answer(self, statement: tuple[Any, ...], answer: Future[Any]) -> None:
+        if self._interrupted:
+            answer.set_exception(asyncio.CancelledError())
+            return
+        try:
+            answer.set_result(self._execute(*statement))
+        except BaseException as error:
+            answer.set_exception(error)
+        finally:
+            # An error's traceback leads here.
+            del answer
+
+    # In the thread
+
+    def _in_thread(self, args: tuple[Any, ...]) -> Any:
+        if self._thread != threading.get_ident():
+            return _NOT_THERE
+        return self._function(self._ask, *args)
+
+    def _ask(self, *statement: Any) -> Any:
+        answer: Future[Any] = Future()
+        self._loop.call_soon_threadsafe(self._take, statement, answer)
+        return answer.result()
+
+    def _take(self, statement: tuple[Any, ...], answer: Future[Any]) -> None:
+        if self._interrupted:
+            self._answer(statement, answer)
+        else:
+            self._asked.put_nowait((statement, answer))

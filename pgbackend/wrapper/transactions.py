@@ -1,0 +1,258 @@
+"""The part of a `DatabaseWrapper` that begins, commits and rolls back.
+
+Bridged, autocommit off binds the task's lease, and on again gives it back. In a thread that
+joined a transaction of the loop's, all of it happens there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio import _get_running_loop
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from django.core.exceptions import SynchronousOnlyOperation
+from django.db import DatabaseError, Error
+from django.db.backends.utils import debug_transaction
+from django.db.transaction import TransactionManagementError
+from psycopg.pq import TransactionStatus
+
+from ..bridge.greenlets import can_wait
+from ..errors import CommitInDoubt, NotCommitted
+from ..pool.face import ROLLED_BACK
+from ..sql.direct import may_be_short
+from ..tasks import membership
+from ..tasks.membership import check_not_outlived, joined_if_open
+from ..tasks.orphans import check_in_no_orphan
+from ..tasks.turns import check_inside
+from .attributes import StatePerTask
+from .on_commit import Hook
+
+if TYPE_CHECKING:
+    from ..tasks.lease import Lease
+
+
+INERROR = TransactionStatus.INERROR
+
+
+class TransactionControl(StatePerTask):
+    """Django's methods of the same names, on leased connections in the bridge."""
+
+    def get_autocommit(self) -> bool:
+        """Return the autocommit state; on the event loop, without a connection."""
+        if self.bridged:
+            return bool(self.autocommit)
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return bool(super().get_autocommit())
+        if not self.bridge_enabled:
+            return bool(super().get_autocommit())
+        from .dispatch import runs_bridged, thread_transactions  # which needs this module
+
+        if runs_bridged(self.alias):
+            return bool(self.autocommit)
+        # The connection is that of a thread that waits.
+        if self.alias in thread_transactions.get() or joined_if_open(self.alias) is not None:
+            return False
+        return bool(self.settings_dict["AUTOCOMMIT"])
+
+    def set_autocommit(
+        self, autocommit: bool, force_begin_transaction_with_broken_autocommit: bool = False
+    ) -> None:
+        """Enable or disable autocommit; bridged, off binds a lease and on gives it back.
+
+        The hooks of `on_commit` run after the connection was given back: they may wait for
+        tasks that need one.
+        """
+        if (transaction := self.joined) is not None:
+            self.hand_over(transaction, transaction.wrapper.set_autocommit, autocommit)
+            return
+        if not self.bridged:
+            super().set_autocommit(autocommit, force_begin_transaction_with_broken_autocommit)
+            return
+        self.validate_no_atomic_block()
+        if not autocommit:
+            self._begin()
+            return
+        state = self.state
+        if state.lease is not None or state.connection is not None:
+            self._set_autocommit(True)
+        state.unbind()
+        state.autocommit = True
+        if state.run_commit_hooks_on_set_autocommit_on:
+            self.run_and_clear_commit_hooks()
+            state.run_commit_hooks_on_set_autocommit_on = False
+
+    def commit(self) -> None:
+        """Commit, and run the hooks of `on_commit`."""
+        if (transaction := self.joined) is not None:
+            self.hand_over(transaction, transaction.wrapper.commit)
+            return
+        if self.bridged:
+            self.state_in_turn()
+        super().commit()
+
+    def rollback(self) -> None:
+        """Roll back, and forget the hooks of `on_commit`."""
+        if (transaction := self.joined) is not None:
+            self.hand_over(transaction, transaction.wrapper.rollback)
+            return
+        if self.bridged:
+            self.state_in_turn()
+        super().rollback()
+
+    def on_commit(self, func: Callable[[], Any], robust: bool = False) -> None:
+        """Call *func* after the commit, and wait for a coroutine that it returns.
+
+        Raise RuntimeError where the transaction that it would belong to has ended.
+        """
+        self._end_abandoned()
+        if _get_running_loop() is None:
+            _ = self.joined
+        else:
+            check_inside(self)
+            check_not_outlived(self)
+            check_in_no_orphan(self.alias, self.state)
+        if membership.sessions.get(membership.NO_SESSIONS) and self.bridged:
+            # Another task on this session may be in a transaction, for which *func* is not.
+            self.state_in_turn()
+        try:
+            super().on_commit(Hook(func) if callable(func) else func, robust)
+        except SynchronousOnlyOperation:
+            raise SynchronousOnlyOperation(
+                "on_commit() was called on a running event loop, outside the bridge and outside"
+                " a transaction of this task: `await pgbackend.transaction.aon_commit(...)`"
+            ) from None
+        state = self.state
+        if state.run_on_commit and (frame := state.frame_below_top()) is not None:
+            # Django notes the savepoints of all blocks: those of another task's are not its own.
+            own = state.frames[: state.frames.index(frame) + 1]
+            state.run_on_commit[-1] = (
+                {each.savepoint for each in own},
+                *state.run_on_commit[-1][1:],
+            )
+
+    def _end_abandoned(self) -> None:
+        """End the blocks that the task has abandoned: what it asks for is not for them.
+
+        Raise TransactionManagementError where that cannot be waited for.
+        """
+        state = self.state
+        if not state.frames or not state.frames[-1].abandoned:
+            return
+        if not self.bridged or not can_wait():
+            raise TransactionManagementError(
+                "an atomic block in a generator was left, and has not ended yet: `await"
+                " pgbackend.transaction.aon_commit(...)`, or await a query before"
+            )
+        self.state_in_turn()
+
+    def set_rollback(self, rollback: bool) -> None:
+        """Have the innermost block rolled back at its end, or not; who asks knows of it."""
+        self._end_abandoned()
+        super().set_rollback(rollback)
+        state = self.state
+        state.broken_by, state.rollback_asked = None, rollback
+
+    def _savepoint(self, sid: str) -> None:
+        with self._finishing():
+            super()._savepoint(sid)
+
+    def _savepoint_rollback(self, sid: str) -> None:
+        if (lease := self._own_lease()) is not None:
+            # The server closes the cursors that were opened since.
+            lease.closings += 1
+        with self._finishing():
+            super()._savepoint_rollback(sid)
+        state = self.state
+        state.rolled_back_to = sid
+        frame = next((each for each in state.frames if each.savepoint == sid), None)
+        if frame is not None:
+            state.was_rolled_back(frame)
+
+    def _savepoint_commit(self, sid: str) -> None:
+        with self._finishing():
+            super()._savepoint_commit(sid)
+
+    def _finishing(self) -> AbstractContextManager[None]:
+        lease = self._own_lease()
+        return nullcontext() if lease is None else lease.face.finishing()
+
+    def _commit(self) -> None:
+        lease = self._own_lease()
+        if lease is not None and (broken_by := self.state.broken_by) is not None:
+            raise NotCommitted(
+                "the transaction cannot be committed: its connection was lost, or the end of a"
+                " block in it was interrupted, and that was caught. Roll it back"
+            ) from broken_by
+        connection = self.connection if lease is None else lease.face
+        if connection is not None and connection.info.transaction_status == INERROR:
+            # The server would answer COMMIT with ROLLBACK, which psycopg takes for success.
+            with self.wrap_database_errors:
+                raise psycopg.errors.InFailedSqlTransaction(ROLLED_BACK)
+        if lease is None:
+            super()._commit()
+            return
+        was_lost = bool(lease.face.closed)
+        try:
+            self._end_transaction(super()._commit)
+        except Error as error:
+            if not was_lost and lease.face.lacks_answer(error.__cause__):
+                raise CommitInDoubt(*error.args) from error.__cause__
+            raise
+
+    def _rollback(self) -> None:
+        self._end_transaction(super()._rollback)
+        if self.bridged:
+            self.state.was_rolled_back(None)
+
+    def _end_transaction(self, end: Callable[[], None]) -> None:
+        """COMMIT or ROLLBACK; interrupted, drop the connection together with its state.
+
+        `Atomic` handles database errors only: after a cancelled COMMIT it would keep a
+        state in which the next transaction reports success and commits nothing.
+        """
+        lease = self._own_lease()
+        exposed = lease is not None and lease.exposed
+        state = self.state if self.bridged else None
+        try:
+            end()
+        except BaseException as error:
+            if state is not None and not isinstance(error, DatabaseError):
+                state.connection = None
+            raise
+        if lease is not None:
+            # It was Django that asked for the connection: nothing is changed on it.
+            lease.exposed = exposed
+
+    def _set_autocommit(self, autocommit: bool) -> None:
+        lease = self._own_lease()
+        if lease is None:
+            super()._set_autocommit(autocommit)
+            return
+        with self.wrap_database_errors:
+            lease.face.autocommit = autocommit
+
+    def _own_lease(self) -> Lease | None:
+        """Return the lease in hand in the bridge.
+
+        Whoever asks for the `connection` instead may change that, so it has to be restored.
+        """
+        return self.state.lease if self.bridged else None
+
+    def _begin(self) -> None:
+        """Turn autocommit off and bind the lease; the server's BEGIN comes with a statement."""
+        lease = self.hold_for_statement() if may_be_short(self) else self._hold()
+        try:
+            with debug_transaction(self, "BEGIN"):
+                self._set_autocommit(False)
+            state = self.state
+            if lease is not None and state.transaction is None:
+                state.bind(self)
+            state.autocommit = False
+        finally:
+            if lease is not None:
+                lease.let_go()
