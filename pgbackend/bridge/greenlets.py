@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import sys
 import threading
 from asyncio import (
@@ -84,6 +85,8 @@ class _Bridge(greenlet):
     lasting = False
     # What takes the callbacks of `on_end`; None: they are called when the function has ended.
     keep: Callable[[Callable[[], None]], None] | None = None
+    # What `keep_here` was given in the call that runs.
+    here: Any = None
 
 
 class _Idle(threading.local):
@@ -164,6 +167,27 @@ def is_bridged() -> bool:
     except RuntimeError:
         # No loop runs: this is a child process, forked off inside the bridge.
         return False
+
+
+def keep_here(value: object) -> None:
+    """Keep *value* as ``here`` of the running greenlet until its call ends, if that is bridged.
+
+    Who reads it checks that it was kept in the same context: an eager task may run in the greenlet
+    of the task that starts it, and a nested run of the event loop others.
+    """
+    if is_bridged():
+        bridge: Any = getcurrent()
+        bridge.here = value
+
+
+def _forget_here() -> None:
+    """Forget what a forked child found: nothing is bridged there."""
+    bridge = getcurrent()
+    if isinstance(bridge, _Bridge):
+        bridge.here = None
+
+
+os.register_at_fork(after_in_child=_forget_here)
 
 
 def await_bridged(awaitable: Awaitable[T]) -> T:
@@ -310,7 +334,7 @@ def _drive(
             result = bridge.switch(value)
     result, raised = bridge.returned, bridge.raised
     bridge.returned = bridge.raised = None
-    bridge.owner = bridge.gr_context = bridge.keep = None
+    bridge.owner = bridge.gr_context = bridge.keep = bridge.here = None
     bridge.lasting = False
     # It keeps its parent, too: the thread's own greenlet, or it was not only ours.
     if len(idle) < _KEPT and bridge.parent.parent is None:  # type: ignore[union-attr]  # has one

@@ -16,8 +16,9 @@ from weakref import WeakKeyDictionary, ref
 
 from django.core.exceptions import SynchronousOnlyOperation
 from django.db.backends.postgresql.base import DatabaseWrapper as PostgresDatabaseWrapper
+from greenlet import getcurrent
 
-from ..bridge.greenlets import is_bridged
+from ..bridge.greenlets import is_bridged, keep_here
 from ..tasks import membership
 from ..tasks.abandoning import end_abandoned
 from ..tasks.handover import ahand_over, hand_over
@@ -29,13 +30,26 @@ if TYPE_CHECKING:
     from ..tasks.lease import Lease
 
 
+# In place of the transactions that a context was copied in.
+NOTHING: dict[object, Transaction] = {}
+
+
 def state_attribute(name: str) -> Any:
     """Return a property of a wrapper that reads and writes *name* on the current state."""
 
     def read(wrapper: Any) -> Any:
-        return getattr(wrapper.state, name)
+        bridge: Any = getcurrent()
+        here = getattr(bridge, "here", None)
+        if here is not None and here[0] is wrapper and here[1] is bridge.gr_context:
+            return getattr(here[2], name)
+        return getattr(wrapper._states.current(wrapper), name)
 
     def write(wrapper: Any, value: Any) -> None:
+        bridge: Any = getcurrent()
+        here = getattr(bridge, "here", None)
+        if here is not None and here[0] is wrapper and here[1] is bridge.gr_context:
+            setattr(here[2], name, value)
+            return
         states = wrapper._states
         # What Django's constructor sets, the thread's state has already.
         if states.opened:
@@ -77,6 +91,11 @@ class StatePerTask(PostgresDatabaseWrapper):
     @property
     def state(self) -> ConnectionState:
         """The state of the running task, or of the thread."""
+        bridge: Any = getcurrent()
+        here = getattr(bridge, "here", None)
+        if here is not None and here[0] is self and here[1] is bridge.gr_context:
+            found: ConnectionState = here[2]
+            return found
         return self._states.current(self)
 
     def state_in_turn(self, *, entering: bool = False) -> ConnectionState:
@@ -100,6 +119,10 @@ class StatePerTask(PostgresDatabaseWrapper):
     @property
     def bridged(self) -> bool:
         """Whether the caller's statements run on leased connections."""
+        bridge: Any = getcurrent()
+        here = getattr(bridge, "here", None)
+        if here is not None and here[0] is self and here[1] is bridge.gr_context:
+            return self.bridge_enabled
         return self.bridge_enabled and is_bridged() and self._states.are_of_this_thread()
 
     @property
@@ -184,6 +207,9 @@ class States:
         task = None if loop is None else current_task(loop)
         last, state = self._last
         if state.transaction is not None and task is not None and last() is task:
+            entered = membership.transactions.get(NOTHING)
+            if len(entered) == 1 and entered.get(wrapper) is state.transaction:
+                self._keep(wrapper, state)
             return state
         if task is None:
             transaction = membership.joined_if_open(wrapper.alias)
@@ -191,7 +217,10 @@ class States:
         if self._thread != get_ident():
             return self._of_thread
         state = self._of(task)
-        if state.transaction is None and membership.in_any():
+        entered = membership.transactions.get(NOTHING)
+        if not entered:
+            self._keep(wrapper, state)
+        elif state.transaction is None:
             transaction = membership.inherited(wrapper)
             if transaction is not None:
                 return transaction.state
@@ -200,6 +229,15 @@ class States:
             if session is not None:
                 return session.state
         return state
+
+    def _keep(self, wrapper: Any, state: ConnectionState) -> None:
+        """Keep *state* on the bridge's greenlet for *wrapper*: it is the running task's own.
+
+        It stays that as long as the call runs in this context: whatever the task may join was there
+        when it was started, and what it begins itself is on this state.
+        """
+        if not membership.sessions.get(membership.NO_SESSIONS):
+            keep_here((wrapper, getcurrent().gr_context, state))
 
     def are_of_a_session(self) -> bool:
         """Return whether the running task uses the connection of the request it was started in."""
