@@ -230,7 +230,8 @@ def check_bridged() -> None:
     """Raise `BridgeError` where nothing can be awaited, before anything is begun."""
     if not is_bridged():
         raise BridgeError(_OUTSIDE)
-    if getattr(getcurrent(), "abandoned", False):
+    bridge: Any = getcurrent()
+    if bridge.abandoned:
         raise CallClosedError(_ABANDONED)
 
 

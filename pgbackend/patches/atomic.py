@@ -28,6 +28,7 @@ from ..tasks.abandoning import (
     taken,
     watch,
 )
+from ..tasks.actors import current_actor
 from ..tasks.orphans import was_left
 from ..tasks.turns import Frame, block_has_ended
 from ..wrapper.dispatch import thread_transactions
@@ -42,9 +43,9 @@ def entering(enter: Callable[..., Any]) -> Callable[..., Any]:
         wrapper = transaction.get_connection(self.using)
         if not isinstance(wrapper, DatabaseWrapper):
             return enter(self)
-        if (joined := wrapper.joined) is not None:
-            return wrapper.hand_over(joined, self.__enter__)
-        if not wrapper.bridged:
+        if wrapper.here() is None:
+            if (joined := wrapper.joined) is not None:
+                return wrapper.hand_over(joined, self.__enter__)
             before = noted_of_thread(wrapper)
             enter(self)
             wrapper.state.settings_before.append(before)
@@ -102,16 +103,17 @@ def leaving(leave: Callable[..., Any]) -> Callable[..., Any]:
         wrapper = transaction.get_connection(self.using)
         if not isinstance(wrapper, DatabaseWrapper):
             return leave(self, exc_type, exc_value, traceback)
-        try:
-            joined = wrapper.joined
-        except RuntimeError:
-            # The transaction has ended, and the block with it.
-            if exc_type is None:
-                raise
-            return None
-        if joined is not None:
-            return wrapper.hand_over(joined, self.__exit__, exc_type, exc_value, traceback)
-        if not wrapper.bridged:
+        state = wrapper.here()
+        if state is None:
+            try:
+                joined = wrapper.joined
+            except RuntimeError:
+                # The transaction has ended, and the block with it.
+                if exc_type is None:
+                    raise
+                return None
+            if joined is not None:
+                return wrapper.hand_over(joined, self.__exit__, exc_type, exc_value, traceback)
             settings = wrapper.state.settings_before
             before = settings.pop() if settings else frozenset()
             undone = exc_type is not None or wrapper.needs_rollback
@@ -126,7 +128,6 @@ def leaving(leave: Callable[..., Any]) -> Callable[..., Any]:
                     restore_of_thread(wrapper, before)
                 if not wrapper.in_atomic_block:
                     thread_transactions.set(thread_transactions.get() - {wrapper.alias})
-        state = wrapper.state
         if state.frames and state.frames[-1].abandoned:
             end_abandoned(state)
         if left.frame is None:
@@ -165,7 +166,9 @@ def which_block(atomic: Any, exc_type: Any, caller: FrameType | None) -> Leaving
     """Return which block of *atomic* the *caller* leaves."""
     if taken and leaves_taken(atomic, caller):
         return Leaving(atomic, None, None, is_gone=True)
-    return Leaving(atomic, own_frame(atomic, caller), abandoned_frame(atomic, exc_type, caller))
+    actor = current_actor()
+    own = own_frame(atomic, caller, actor)
+    return Leaving(atomic, own, abandoned_frame(atomic, exc_type, caller, actor))
 
 
 @contextmanager

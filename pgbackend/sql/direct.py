@@ -62,7 +62,7 @@ def cursor_for(wrapper: Any, sql: Any) -> Any:
         and not wrapper.queries_logged
         and not wrapper.execute_wrappers
         and may_be_short(wrapper)
-        and wrapper.bridged
+        and wrapper.here() is not None
     ):
         lease = wrapper.hold_for_statement()
         if (
@@ -164,7 +164,7 @@ class DirectCursor:
     def execute(self, sql: str, params: Any) -> None:
         """Run *sql*, with the errors of Django's cursors."""
         wrapper, face = self._wrapper, self._lease.face
-        if wrapper.needs_rollback:
+        if self._lease.state.needs_rollback:
             wrapper.validate_no_broken_transaction()
         if wrapper.set_in_threads or wrapper.kept_lease is not None:
             with wrapper.wrap_database_errors:

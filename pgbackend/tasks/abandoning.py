@@ -25,7 +25,7 @@ from django.db import connections
 from greenlet import GreenletExit, getcurrent
 
 from ..bridge.greenlets import can_wait, is_bridged, run_bridged
-from .actors import current_actor, work_for
+from .actors import Actor, current_actor, work_for
 from .turns import Frame, block_has_ended
 
 if TYPE_CHECKING:
@@ -55,12 +55,11 @@ class BlockLeftError(GeneratorExit):
         self.frame = frame
 
 
-def own_frame(atomic: Any, caller: FrameType | None) -> Frame | None:
-    """Return the frame of *atomic* that the running task leaves in *caller*, also one that is gone.
+def own_frame(atomic: Any, caller: FrameType | None, actor: Actor) -> Frame | None:
+    """Return the frame of *atomic* that *actor* leaves in *caller*, also one that is gone.
 
-    None if the task is in no block of *atomic* any more: another one of its blocks is not meant.
+    None if it is in no block of *atomic* any more: another one of its blocks is not meant.
     """
-    actor = current_actor()
     entered: Sequence[Frame] = getattr(atomic, "_pgbackend_frames", ())
     own = [frame for frame in entered if frame.actor == actor and not frame.abandoned]
     return _of_caller(own, caller)
@@ -77,9 +76,9 @@ def _of_caller(frames: list[Frame], caller: FrameType | None) -> Frame | None:
 
 
 def abandoned_frame(
-    atomic: Any, exc_type: type[BaseException] | None, caller: FrameType | None
+    atomic: Any, exc_type: type[BaseException] | None, caller: FrameType | None, actor: Actor
 ) -> Frame | None:
-    """Return the frame of *atomic* that *caller* leaves, if its end cannot be waited for here.
+    """Return the frame of *atomic* that *actor* leaves in *caller*, if its end cannot be awaited.
 
     A generator that is closed does not wait either: the collector may have closed it in the middle
     of anything.
@@ -88,7 +87,6 @@ def abandoned_frame(
     frames = [frame for frame in entered if not frame.left]
     if not frames or (exc_type is not None and issubclass(exc_type, BlockLeftError)):
         return None
-    actor = current_actor()
     own = _of_caller([frame for frame in frames if frame.actor == actor], caller)
     if own is not None:
         closed = exc_type is not None and (

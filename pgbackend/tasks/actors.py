@@ -27,7 +27,11 @@ class Actor:
     __slots__ = ("_thread", "context", "task")
 
     def __init__(self) -> None:
-        self.task = task = running_task()
+        try:
+            task = asyncio.current_task()
+        except RuntimeError:
+            task = None
+        self.task = task
         self.context = getcurrent().gr_context
         self._thread: threading.Thread | _Nobody | None = (
             threading.current_thread() if task is None else None
@@ -96,5 +100,6 @@ def deputy() -> Deputy | None:
 
 def current_actor() -> Actor:
     """Return whose turn it would be."""
-    found = deputy()
-    return Actor() if found is None else found.actor
+    if deputies.get() is None or (found := deputy()) is None:
+        return Actor()
+    return found.actor

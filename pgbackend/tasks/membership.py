@@ -269,6 +269,9 @@ def _started_in(wrapper: Any) -> Transaction | None:
 
 def check_not_outlived(wrapper: Any) -> None:
     """Raise RuntimeError in a task that was started in a transaction which has ended."""
+    entered, kept = transactions.get(None), sessions.get(None)
+    if not entered and not kept:
+        return
     transaction = _started_in(wrapper)
     if (
         transaction is not None
@@ -277,7 +280,7 @@ def check_not_outlived(wrapper: Any) -> None:
         and not transaction.ended_here
     ):
         raise outlived("task")
-    session = sessions.get({}).get(wrapper.states)
+    session = kept.get(wrapper.states) if kept else None
     if session is not None and not session.open and session.was_joined:
         raise RuntimeError(
             "this task was started in a request that has made something in its session: a setting,"

@@ -189,7 +189,18 @@ class Turns:
         """
         if self._forgotten:
             self._check_not_forgotten()
-        return not self.frames or self._is_within(self.frames[-1])
+        if not self.frames:
+            return True
+        top = self.frames[-1]
+        task = top.actor.task
+        if task is not None and top.ender is None and deputies.get() is None:
+            try:
+                if task is asyncio.current_task():
+                    return True
+            except RuntimeError:
+                # No event loop runs.
+                pass
+        return self._is_within(top)
 
     def _check_not_forgotten(self) -> None:
         frame = innermost.get()
@@ -201,9 +212,6 @@ class Turns:
     def _is_within(self, top: Frame) -> bool:
         if top.ender is not None:
             return top.ender is running_task()
-        task = top.actor.task
-        if task is not None and task is running_task() and deputies.get() is None:
-            return True
         actor = current_actor()
         if top.actor == actor:
             return True

@@ -98,6 +98,18 @@ class StatePerTask(PostgresDatabaseWrapper):
             return found
         return self._states.current(self)
 
+    def here(self) -> ConnectionState | None:
+        """Return the running task's state if its statements run on leased connections, or None."""
+        bridge: Any = getcurrent()
+        here = getattr(bridge, "here", None)
+        if here is not None and here[0] is self and here[1] is bridge.gr_context:
+            found: ConnectionState = here[2]
+            return found
+        states = self._states
+        if self.bridge_enabled and states.thread == get_ident() and is_bridged():
+            return states.current(self)
+        return None
+
     def state_in_turn(self, *, entering: bool = False) -> ConnectionState:
         """Return the running task's state when it is the task's turn to use it.
 
@@ -122,8 +134,8 @@ class StatePerTask(PostgresDatabaseWrapper):
         bridge: Any = getcurrent()
         here = getattr(bridge, "here", None)
         if here is not None and here[0] is self and here[1] is bridge.gr_context:
-            return self.bridge_enabled
-        return self.bridge_enabled and is_bridged() and self._states.are_of_this_thread()
+            return True
+        return self.bridge_enabled and self._states.thread == get_ident() and is_bridged()
 
     @property
     def joined(self) -> Transaction | None:
@@ -167,7 +179,9 @@ class States:
 
     def __init__(self, *, autocommit: bool) -> None:
         self._autocommit = autocommit
-        self._thread = get_ident()
+        # The thread that the wrapper was made in. Another thread's may be shared (Django's test
+        # servers do): its connection is that thread's, also when it is used by a task here.
+        self.thread = get_ident()
         self._of_thread = ConnectionState()
         self.opened = False
         # Of all tasks but the one that asked last; None until there is another one.
@@ -178,14 +192,6 @@ class States:
     def open(self) -> None:
         """End the wrapper's constructor: what Django initialized there was the thread's."""
         self.opened = True
-
-    def are_of_this_thread(self) -> bool:
-        """Return whether the wrapper was made in the calling thread.
-
-        Another thread's wrapper may be shared (Django's test servers do): its connection is
-        that thread's, also when it is used by a task here.
-        """
-        return self._thread == get_ident()
 
     def leases(self) -> list[Lease]:
         """Return what is on loan to the tasks."""
@@ -214,7 +220,7 @@ class States:
         if task is None:
             transaction = membership.joined_if_open(wrapper.alias)
             return self._of_thread if transaction is None else transaction.state
-        if self._thread != get_ident():
+        if self.thread != get_ident():
             return self._of_thread
         state = self._of(task)
         entered = membership.transactions.get(NOTHING)
@@ -236,7 +242,7 @@ class States:
         It stays that as long as the call runs in this context: whatever the task may join was there
         when it was started, and what it begins itself is on this state.
         """
-        if not membership.sessions.get(membership.NO_SESSIONS):
+        if wrapper.bridge_enabled and not membership.sessions.get(membership.NO_SESSIONS):
             keep_here((wrapper, getcurrent().gr_context, state))
 
     def are_of_a_session(self) -> bool:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from ..tasks.actors import deputy
+from ..tasks.actors import deputies, deputy
 from .thread_wrappers import ThreadWrapper
 
 # By alias, the wrappers that the request of this context has on the loop; see `request_wrappers`.
@@ -26,6 +26,7 @@ _of_request: ContextVar[dict[str, Any]] = ContextVar("pgbackend_request_wrappers
 _added: ContextVar[dict[object, tuple[Callable[..., Any], ...]]] = ContextVar(
     "pgbackend_execute_wrappers"
 )
+_NONE_ADDED: dict[object, tuple[Callable[..., Any], ...]] = {}
 
 
 @contextmanager
@@ -80,8 +81,11 @@ class Watched:
     @property
     def queries_logged(self) -> bool:
         """Whether the running statement goes into a query log, this one or a thread's."""
+        logs = bool(super().queries_logged)  # type: ignore[misc]  # Django's wrapper
+        if logs or deputies.get() is None:
+            return logs
         guest = self._guest
-        return self._logs or (guest is not None and guest._logs)
+        return guest is not None and guest._logs
 
     @property
     def _logs(self) -> bool:
@@ -108,8 +112,11 @@ class Watched:
 
         What is appended to it stays until it is removed, as in Django.
         """
-        added, guest = _added.get({}).get(self._watched), self._guest
-        if not added and guest is None:
+        added = _added.get(_NONE_ADDED)
+        if not added and deputies.get() is None:
+            return self._execute_wrappers
+        functions, guest = added.get(self._watched), self._guest
+        if not functions and guest is None:
             return self._execute_wrappers
         parts = [self._execute_wrappers, _OfContext(self._watched)]
         return _Joined(parts if guest is None else [*parts, guest._execute_wrappers])

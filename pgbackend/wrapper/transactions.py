@@ -67,17 +67,17 @@ class TransactionControl(StatePerTask):
         The hooks of `on_commit` run after the connection was given back: they may wait for
         tasks that need one.
         """
-        if (transaction := self.joined) is not None:
-            self.hand_over(transaction, transaction.wrapper.set_autocommit, autocommit)
-            return
-        if not self.bridged:
-            super().set_autocommit(autocommit, force_begin_transaction_with_broken_autocommit)
+        state = self.here()
+        if state is None:
+            if (transaction := self.joined) is not None:
+                self.hand_over(transaction, transaction.wrapper.set_autocommit, autocommit)
+            else:
+                super().set_autocommit(autocommit, force_begin_transaction_with_broken_autocommit)
             return
         self.validate_no_atomic_block()
         if not autocommit:
             self._begin()
             return
-        state = self.state
         if state.lease is not None or state.connection is not None:
             self._set_autocommit(True)
         state.unbind()
@@ -88,20 +88,20 @@ class TransactionControl(StatePerTask):
 
     def commit(self) -> None:
         """Commit, and run the hooks of `on_commit`."""
-        if (transaction := self.joined) is not None:
+        if self.here() is not None:
+            self.state_in_turn()
+        elif (transaction := self.joined) is not None:
             self.hand_over(transaction, transaction.wrapper.commit)
             return
-        if self.bridged:
-            self.state_in_turn()
         super().commit()
 
     def rollback(self) -> None:
         """Roll back, and forget the hooks of `on_commit`."""
-        if (transaction := self.joined) is not None:
+        if self.here() is not None:
+            self.state_in_turn()
+        elif (transaction := self.joined) is not None:
             self.hand_over(transaction, transaction.wrapper.rollback)
             return
-        if self.bridged:
-            self.state_in_turn()
         super().rollback()
 
     def on_commit(self, func: Callable[[], Any], robust: bool = False) -> None:
@@ -215,9 +215,9 @@ class TransactionControl(StatePerTask):
         `Atomic` handles database errors only: after a cancelled COMMIT it would keep a
         state in which the next transaction reports success and commits nothing.
         """
-        lease = self._own_lease()
+        state = self.here()
+        lease = None if state is None else state.lease
         exposed = lease is not None and lease.exposed
-        state = self.state if self.bridged else None
         try:
             end()
         except BaseException as error:
@@ -241,7 +241,8 @@ class TransactionControl(StatePerTask):
 
         Whoever asks for the `connection` instead may change that, so it has to be restored.
         """
-        return self.state.lease if self.bridged else None
+        state = self.here()
+        return None if state is None else state.lease
 
     def _begin(self) -> None:
         """Turn autocommit off and bind the lease; the server's BEGIN comes with a statement."""
