@@ -257,6 +257,13 @@ class DatabaseWrapper(Watched, TransactionControl):
         """Hold the task's lease beyond the bridged call; its session is reset in the end."""
         lease = self._hold(pinned=True)
         if lease is not None:
+            try:
+                with self.wrap_database_errors:
+                    # What uses the PGconn itself would come before it.
+                    lease.face.reset_now()
+            except BaseException:
+                lease.let_go(pinned=True)
+                raise
             lease.keepers += 1
             lease.dirty = True
             task = asyncio.current_task()

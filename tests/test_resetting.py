@@ -259,7 +259,7 @@ async def test_one_message(server: Server) -> None:
 
     pid, logged = await bridged(work)()
     sent = server.one(seen, pid)
-    assert sent.startswith("BEGIN; CLOSE ALL; ")
+    assert sent.startswith("BEGIN ISOLATION LEVEL READ COMMITTED, NOT DEFERRABLE; CLOSE ALL; ")
     assert sent.endswith(";\nSELECT pg_backend_pid()")
     assert logged[-1].endswith("SELECT pg_backend_pid()")
     assert "CLOSE" not in logged[-1]
@@ -469,3 +469,220 @@ async def test_cancelled_in_the_reset(server: Server) -> None:
         await asyncio.wait([task])
         assert await bridged(by_cursor)("default") == FRESH
     await until(lambda: wrapper.async_pool.get_stats()["pool_available"] == 1)
+
+
+# Attacks that a reset in one message with the statement once failed by.
+
+
+def committed_by(alias: str, how: Callable[[], Any]) -> list[Any]:
+    with connections[alias].cursor() as cursor:
+        cursor.execute("CREATE TABLE IF NOT EXISTS seen_tenants (tenant text)")
+        cursor.execute("TRUNCATE seen_tenants")
+        cursor.execute(
+            "CREATE OR REPLACE FUNCTION audit() RETURNS text LANGUAGE plpgsql AS $$ BEGIN"
+            " INSERT INTO seen_tenants VALUES (coalesce(current_setting('app.tenant', true), ''));"
+            " RETURN 'a'; END $$"
+        )
+    spoil("app.tenant=b", alias)
+    try:
+        how()
+        with connections[alias].cursor() as cursor:
+            cursor.execute("SELECT tenant FROM seen_tenants")
+            return cursor.fetchall()
+    finally:
+        with connections[alias].cursor() as cursor:
+            cursor.execute("DROP TABLE seen_tenants; DROP FUNCTION audit()")
+
+
+async def test_server_side_cursors_outside_transactions(add_alias: AddAlias) -> None:
+    """A cursor WITH HOLD is declared in a fresh session: it reads and writes as nobody's."""
+    alias = add_alias({"pool": {"max_size": 1}})
+
+    def chunks() -> None:
+        with connections[alias].chunked_cursor() as cursor:
+            cursor.execute("SELECT audit()")
+            assert cursor.fetchall() == [("a",)]
+
+    assert await bridged(committed_by)(alias, chunks) == [("",)]
+    await Author.objects.using(alias).acreate(name="a")
+    for what in ("app.tenant=b", "search_path=pg_catalog", "role=pg_monitor"):
+        await bridged(spoil)(what, alias)
+        assert [each.name async for each in Author.objects.using(alias).aiterator()] == ["a"]
+        await bridged(spoil)(what, alias)
+        assert await bridged(lambda: len(list(Author.objects.using(alias).iterator())))() == 1
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "SELECT 1,,",
+        "SELECT * FORM t",
+        "SELECT 'a",
+        "SELECT /* a",
+        "SELECT $a$",
+        'SELECT "a',
+        "SELECT ?",
+    ],
+)
+async def test_what_cannot_be_parsed(add_alias: AddAlias, wrong: str) -> None:
+    """A message that the server refuses whole costs an error, not the connection."""
+    alias = add_alias({"pool": {"max_size": 1}})
+
+    def work() -> None:
+        pid = value("SELECT pg_backend_pid()", alias)
+        spoil("app.tenant=b", alias)
+        with connections[alias].cursor() as cursor:
+            with pytest.raises(DatabaseError):
+                cursor.execute(wrong)
+            cursor.execute(LOOK)
+            assert cursor.fetchone() == FRESH
+        spoil("app.tenant=b", alias)
+        with connections[alias].cursor() as cursor:
+            with pytest.raises(DatabaseError):
+                list(Author.objects.using(alias).extra(where=["1 = = 1"]))
+            cursor.execute("SELECT pg_backend_pid()")
+            assert cursor.fetchone() == (pid,)
+
+    await bridged(work)()
+    await bridged(spoil)("app.tenant=b", alias)
+    async with pinned(alias):
+        with pytest.raises(DatabaseError):
+            await bridged(value)(wrong, alias)
+        assert await bridged(by_cursor)(alias) == FRESH
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "SJIS", "SQL_ASCII"])
+async def test_texts_of_receivers(add_alias: AddAlias, encoding: str) -> None:
+    """What a receiver has set comes back as it was, however texts are read in the old session."""
+
+    def receiver(connection: Any, **kwargs: Any) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("SET app.tenant = 'é€ C:\\new\\temp'")
+            cursor.execute("CREATE TEMP TABLE given AS SELECT 'ü\\n' AS a")
+
+    connection_created.connect(receiver)
+    try:
+        alias = add_alias({"pool": {"max_size": 1}})
+        for setting in (f"client_encoding={encoding}", "standard_conforming_strings=off"):
+            await bridged(spoil)(setting, alias)
+            found = await bridged(value)("SELECT current_setting('app.tenant')", alias)
+            assert found == "é€ C:\\new\\temp"
+            assert await bridged(value)("SELECT a FROM given", alias) == "ü\\n"
+        await bridged(spoil)("default_transaction_read_only=on", alias)
+        pid = await bridged(value)("SELECT pg_backend_pid() FROM given", alias)
+        await bridged(spoil)("default_transaction_read_only=on", alias)
+        assert await bridged(value)("SELECT pg_backend_pid() FROM given", alias) == pid
+    finally:
+        connection_created.disconnect(receiver)
+
+
+async def test_how_long_statements_are_read(add_alias: AddAlias) -> None:
+    """A time-out of the old session does not end the reading of a statement of the next one."""
+    alias = add_alias({"pool": {"max_size": 1}})
+    long = "x" * 1_000_000
+
+    def work() -> None:
+        for _ in range(5):
+            spoil("statement_timeout=1", alias)
+            with connections[alias].cursor() as cursor:
+                cursor.execute("SELECT length(%s)", [long])
+                assert cursor.fetchone() == (len(long),)
+            spoil("statement_timeout=1", alias)
+            assert not Author.objects.using(alias).filter(pk__in=list(range(1, 30_000))).exists()
+
+    await bridged(work)()
+
+
+async def test_how_backslashes_are_read(add_alias: AddAlias) -> None:
+    """A setting of the lexer that is not reported decides nothing."""
+    alias = add_alias({"pool": {"max_size": 1}})
+    await bridged(spoil)("backslash_quote=off", alias)
+    assert await bridged(value)(r"SELECT E'it\'s'", alias) == "it's"
+
+
+async def test_what_the_server_says(server: Server, add_alias: AddAlias) -> None:
+    """Handlers hear nothing that is of the session before."""
+    alias = add_alias({"pool": {"max_size": 1}})
+    heard: list[Any] = []
+
+    def work() -> None:
+        spoil("client_min_messages=debug5", alias)
+        with connections[alias].cursor() as cursor:
+            connections[alias].connection.add_notice_handler(heard.append)
+            cursor.execute("SELECT 1")
+        spoil("all", alias)
+        server.conn.execute("NOTIFY spoilt, 'secret'")
+        with connections[alias].cursor() as cursor:
+            conn = connections[alias].connection
+            conn.add_notify_handler(heard.append)
+            cursor.execute("SELECT 1")
+        spoil("all", alias)
+        server.conn.execute("NOTIFY spoilt, 'secret'")
+        with connections[alias].cursor() as cursor:
+            cursor.execute("SELECT 1")
+            heard.extend(connections[alias].connection.notifies(timeout=0.05))
+
+    await bridged(work)()
+    assert heard == []
+
+
+async def test_a_reset_that_cannot_go_with_a_statement(add_alias: AddAlias) -> None:
+    """Where a receiver executes what no transaction may hold, statements are not its victims."""
+
+    def receiver(connection: Any, **kwargs: Any) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("DISCARD ALL")
+
+    connection_created.connect(receiver)
+    try:
+        alias = add_alias({"pool": {"max_size": 1}})
+        for _ in range(3):
+            await bridged(spoil)("app.tenant=b", alias)
+            assert await bridged(by_cursor)(alias) == FRESH
+    finally:
+        connection_created.disconnect(receiver)
+
+
+async def test_psycopgs_own_ways(add_alias: AddAlias) -> None:
+    """The PGconn in pinned(), what the server reports, and the pool's own context manager."""
+    alias = add_alias({"pool": {"max_size": 1}})
+    setting = b"SELECT coalesce(current_setting('app.tenant', true), '')"
+
+    def by_pgconn() -> Any:
+        with connections[alias].cursor():
+            return connections[alias].connection.pgconn.exec_(setting).get_value(0, 0)
+
+    await bridged(spoil)("app.tenant=b", alias)
+    async with pinned(alias):
+        assert await bridged(by_pgconn)() == b""
+    await bridged(spoil)("application_name=evil", alias)
+
+    def reported() -> Any:
+        with connections[alias].cursor():
+            return connections[alias].connection.info.parameter_status("application_name")
+
+    assert await bridged(reported)() == "pgbackend-tests"
+    await bridged(spoil)("app.tenant=b", alias)
+    pool = await bridged(lambda: connections[alias].async_pool)()
+    async with pool.connection() as conn:
+        assert await (await conn.execute(setting)).fetchone() == ("",)
+
+
+async def test_defaults_for_transactions(server: Server, add_alias: AddAlias) -> None:
+    """A reset waits for no other client's transaction, whatever has become the default."""
+    alias = add_alias({"pool": {"max_size": 1}})
+    with psycopg.connect(server.dsn) as other:
+        other.isolation_level = psycopg.IsolationLevel.SERIALIZABLE
+        other.execute("CREATE TEMP TABLE mine AS SELECT 1")
+
+        def work() -> None:
+            with connections[alias].cursor() as cursor:
+                cursor.execute(
+                    "SELECT spoil('default_transaction_isolation=serializable'),"
+                    " spoil('default_transaction_read_only=on'),"
+                    " spoil('default_transaction_deferrable=on')"
+                )
+            assert by_cursor(alias) == FRESH
+
+        async with asyncio.timeout(5):
+            await bridged(work)()

@@ -466,3 +466,11 @@ def test_time_is_linear(name: str) -> None:
         return min(times)
 
     assert seconds(400_000) < 128 * seconds(25_000)
+
+
+def test_names_beyond_ascii() -> None:
+    """A character beyond ASCII belongs to a name: no dollar quote, nor an E'', begins behind it."""
+    assert look_at("SELECT 1 AS €$x$; SET ROLE a; --$x$").silent
+    assert look_at("SELECT 1 AS ü$x$; SET ROLE a; --$x$").silent
+    assert look_at("SELECT 1 AS \u00a0e'\\'; SET ROLE a; --'").silent
+    assert not look_at("SELECT $é$; SET ROLE a; $é$").silent

@@ -32,7 +32,7 @@ from psycopg.errors import _WaitTimeout
 from psycopg.pq import Format, PGconn, TransactionStatus
 from psycopg.waiting import Wait
 
-from ..bridge.greenlets import CallClosedError, await_bridged, check_bridged
+from ..bridge.greenlets import CallClosedError, await_bridged, can_wait, check_bridged
 from ..session.guard import guard
 from ..tasks.membership import outlived
 from . import session_reset
@@ -296,7 +296,7 @@ class BridgedConnection(psycopg.Connection[Any]):
         A cancelled task stops the statement in the server before CancelledError leaves.
         """
         if self.reset_due and not (self._autocommit and id(getcurrent()) in self.resetting):
-            gen = session_reset.first(self, gen)
+            self._reset_first()
         rest = gen
         if timeout is None and self._limit is None:
             try:
@@ -451,7 +451,25 @@ class BridgedConnection(psycopg.Connection[Any]):
         """Reset the session if that is due, waiting through the bridge."""
         if self.reset_due:
             with self.lock:
-                self.wait(_nothing())
+                self._reset_first()
+
+    def _reset_first(self) -> None:
+        """Reset the session, which is due, where the lock is held."""
+        if self.reset_due:
+            with self.limited():
+                await_bridged(self.wait_unbridged(session_reset.reset(self), _WAIT_INTERVAL, None))
+
+    @property
+    def info(self) -> psycopg.ConnectionInfo:
+        """Information about the connection; see psycopg. It is that of a session that was reset."""
+        if self.reset_due and not self.lock.held and can_wait():
+            self.reset_now()
+        return super().info
+
+    @property
+    def has_handlers(self) -> bool:
+        """Whether somebody hears what the server says beside its answers."""
+        return bool(self._notice_handlers or self._notify_handlers)
 
     @contextmanager
     def pipeline(self) -> Iterator[psycopg.Pipeline]:
@@ -639,11 +657,6 @@ class BridgedConnection(psycopg.Connection[Any]):
         self.lock = BridgedLock()
         # Of cursors, which have the PGconn themselves.
         vars(self)["wait"] = _refuse_to_wait
-
-
-def _nothing() -> PQGen[None]:
-    return
-    yield
 
 
 def _refuse_to_wait(*args: Any, **kwargs: Any) -> Any:

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import psycopg
 from psycopg import generators
-from psycopg.pq import ConnStatus
+from psycopg.pq import ConnStatus, TransactionStatus
 from psycopg.waiting import wait_conn_async
+
+from .session_reset import reset
 
 if TYPE_CHECKING:
     import asyncio
@@ -76,7 +78,11 @@ class PooledConnection(psycopg.AsyncConnection[Any]):
         timeout: float | None = None,  # noqa: ASYNC109  # psycopg's signature
     ) -> RV:
         """Wait for the server as borrowers do: cancelled, in the bounds of ``cancel_timeout``."""
-        result: RV = await self.face.wait_unbridged(gen, interval, timeout)
+        face = self.face
+        if face.reset_due and self.pgconn.transaction_status == TransactionStatus.IDLE:
+            # Somebody has it from the pool itself.
+            await face.wait_unbridged(reset(face), interval, face.cancel_timeout)
+        result: RV = await face.wait_unbridged(gen, interval, timeout)
         return result
 
     def says_goodbye(self) -> bool:
@@ -100,7 +106,12 @@ class PooledConnection(psycopg.AsyncConnection[Any]):
         """Have the pool connect anew if this server was to take writes and no longer does."""
         pool = cast("ConnectionPool | None", self._pool)
         # Once, not for each connection that was on loan then.
-        if pool is not None and self._was_demoted() and self._created_at > pool._drained_at:
+        if (
+            pool is not None
+            and not self.closed
+            and self._was_demoted()
+            and self._created_at > pool._drained_at
+        ):
             pool.drain_now()
 
     def _was_demoted(self) -> bool:

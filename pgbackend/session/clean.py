@@ -153,7 +153,7 @@ def changes_session(sql: str) -> bool:
 
 # What DISCARD ALL does, but for its own rule: it must be alone in a message. Plans are kept: they
 # show nothing, and each function in PL/pgSQL would be planned anew.
-_RESET = (
+RESET = (
     "CLOSE ALL",
     "SET SESSION AUTHORIZATION DEFAULT",
     "RESET ALL",
@@ -229,16 +229,16 @@ def to_be_made_again(made: Iterable[tuple[str, Effect]]) -> Iterator[str]:
             yield sql
 
 
-def reset_statements(
+def statements_after_reset(
     settings: Iterable[tuple[str, str]],
-    again: Iterable[str],
+    made: Iterable[tuple[str, Effect]],
     *,
     user: str,
     quote: Callable[[str], str],
 ) -> list[str]:
-    """Return the statements that reset a session to what it was after it was configured.
+    """Return the statements that make a session, after `RESET`, what it was configured to be.
 
-    *settings* are (name, value) as of `SNAPSHOT`, *again* what `to_be_made_again` and *user* who
+    *settings* are (name, value) as of `SNAPSHOT`, *made* what was executed meanwhile and *user* who
     has logged in. Whose session it is and its role come last: the others may need more rights.
     """
 
@@ -250,8 +250,8 @@ def reset_statements(
 
     *others, (_, owner), (_, role) = settings
     names = {name.lower() for name, _ in others}
-    parts = [*_RESET, *(setting(name, value) for name, value in others)]
-    for sql in again:
+    parts = [setting(name, value) for name, value in others]
+    for sql in to_be_made_again(made):
         found = _SET_CONFIG.fullmatch(sql)
         if found is None or found[1].lower() not in names:
             parts.append(sql)

@@ -19,7 +19,7 @@ from greenlet import getcurrent
 from psycopg import sql
 
 from ..bridge.greenlets import ending
-from ..pool.session_reset import sends_text, take_results
+from ..pool.session_reset import reset_and_execute, sends_text
 from ..tasks import membership
 from .clean import CleanSQL
 from .in_force import may_change, note_kept, note_on_loop
@@ -66,6 +66,9 @@ class Guarded:
 
     _conn: BridgedConnection
     _results: list[Any]
+    _query: Any
+    _check_results: Callable[[list[Any]], None]
+    _set_results: Callable[[list[Any]], None]
 
     def execute(self, query: Any, params: Any = None, **kwargs: Any) -> Any:
         """Execute a statement, as psycopg's ``Cursor.execute``."""
@@ -96,19 +99,14 @@ class Guarded:
 
     def _maybe_prepare_gen(self, pgq: Any, **kwargs: Any) -> PQGen[None]:
         face = self._conn
-        query = pgq.query
-        if face.reset_due:
-            # Nobody let this greenlet come here who could not send both.
-            pgq.query = face.reset.prefix + query
-        try:
+        if not face.reset_due:
             yield from super()._maybe_prepare_gen(pgq, **kwargs)  # type: ignore[misc]  # psycopg's
-        finally:
-            pgq.query = query
-
-    def _check_results(self, results: list[Any]) -> None:
-        if self._conn.reset_due:
-            take_results(self._conn, results)
-        super()._check_results(results)  # type: ignore[misc]  # psycopg's
+            return
+        # psycopg's own steps for a text, around those of the reset.
+        self._query = pgq
+        results = yield from reset_and_execute(face, pgq.query)
+        self._check_results(results)
+        self._set_results(results)
 
 
 class _Wrapped(Guarded):
@@ -156,7 +154,8 @@ def _execute(
         return execute(*args, **kwargs)
     here = id(getcurrent())
     face.looked_at.add(here)
-    if face.reset_due and (clean or effect.joins) and sends_text(cursor):
+    text = not (kwargs.get("binary") or cursor.format)
+    if face.reset_due and text and (clean or effect.joins) and sends_text(cursor):
         face.resetting.add(here)
     try:
         result = execute(*args, **kwargs)

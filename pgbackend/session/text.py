@@ -80,14 +80,18 @@ def _comment(depth: int) -> str:
     return rf"/\*(?:[^*/]++|\*(?!/)|/(?!\*){inner})*+\*/"
 
 
+# For the server every character beyond ASCII may be in a name.
+_OF_TAGS = r"[a-zA-Z0-9_\x80-\U0010ffff]"
+_OF_NAMES = r"[a-zA-Z0-9_$\x80-\U0010ffff]"
+
 # Literals go on after a line's end, in escapes if they began so.
 _GAP = r"(?:[^\S\n\r]++|--[^\n\r]*+)*+[\n\r](?:\s++|--[^\n\r]*+[\n\r])*+"
 _ESCAPED = r"'(?:[^'\\]++|\\.|'')*+'?"
-_WITH_ESCAPES = rf"(?<![\w$])[eE]{_ESCAPED}(?:{_GAP}{_ESCAPED})*+"
-_UNICODE = rf"(?<![\w$])[uU]&'(?:[^']++|''|'{_GAP}')*+'?"
+_WITH_ESCAPES = rf"(?<!{_OF_NAMES})[eE]{_ESCAPED}(?:{_GAP}{_ESCAPED})*+"
+_UNICODE = rf"(?<!{_OF_NAMES})[uU]&'(?:[^']++|''|'{_GAP}')*+'?"
 _OTHERS = rf"""'[^']*+'?|"[^"]*+"?|--[^\n\r]*+|{_comment(2)}"""
 _DOLLARS = (
-    r"(?<![\w$])\$(?P<tag>(?:[^\W\d]\w*+)?+)\$"
+    rf"(?<!{_OF_NAMES})\$(?P<tag>(?:(?!\d){_OF_TAGS}++)?+)\$"
     r"(?:(?:[^$]++|\$(?!(?P=tag)\$))*+\$(?P=tag)\$|.*+)"
 )
 

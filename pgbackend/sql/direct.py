@@ -23,7 +23,7 @@ from psycopg._queries import PostgresClientQuery
 from psycopg.pq import DiagnosticField, ExecStatus, TransactionStatus
 
 from ..pool.positions import error_after
-from ..pool.session_reset import failure, take_results
+from ..pool.session_reset import failure, reset_and_execute
 from ..session.clean import CleanSQL
 from ..session.in_force import check_on_loop
 from ..tasks.lease import Lease
@@ -239,9 +239,7 @@ def _exchange(face: BridgedConnection, query: bytes) -> PQGen[PGresult]:
     """
     pgconn = face.pgconn
     if face.reset_due:
-        pgconn.send_query(face.reset.prefix + query)
-        results: list[PGresult] = yield from generators.execute(pgconn)
-        take_results(face, results)
+        results: list[PGresult] = yield from reset_and_execute(face, query)
         return results[0]
     begin = b""
     if not face._autocommit and pgconn.transaction_status == IDLE:

@@ -161,13 +161,13 @@ def configure(owner: Any, pooled: PooledConnection, seconds: float) -> None:
             pooled.has_temporary = temporary == "true"
             # A pooler such as PgBouncer tells its clients numbers of its own.
             face.has_session = int(pid) == face.pgconn.backend_pid
-            parts = clean.reset_statements(
+            made_again = clean.statements_after_reset(
                 settings,
-                clean.to_be_made_again(made),
+                made,
                 user=face.info.user,
                 quote=lambda text: psycopg.sql.Literal(text).as_string(face),
             )
-            face.reset = Reset(parts, encoding=face.info.encoding)
+            face.reset = Reset(clean.RESET, made_again)
     face.remember()
     face.reset.remember(face)
 
