@@ -9,6 +9,8 @@
 #                          LABELS='tests/test_filters.py -k search'
 # make app-suite NAME=django-filter   a package's own tests, from its sdist, on Django's backend and
 #                          on this one, plain and bridged; see tests/app_suite/README.md
+# make ways        how far three calls go through this package, counted; and their CPU against that
+#                  of another commit: ARGS='--against main~10'
 # make bench       the speed of this backend and of its peers, against the targets;
 #                  ARGS='--peers pgbackend tortoise --works "1 get" --views'
 # make bench-full  the other kinds of work, sweeps and plots; see tests/benchmarks/README.md
@@ -30,7 +32,7 @@ MODE = bridged
 NAME =
 PARALLEL = 2
 
-.PHONY: help run test soak django-suite django-suite-diff drf-suite app-suite bench bench-full docs clean
+.PHONY: help run test soak django-suite django-suite-diff drf-suite app-suite bench bench-full docs ways clean
 
 help:
 	@sed -n '/^#/!q; s/^# //p' Makefile
@@ -60,6 +62,9 @@ app-suite:
 	@[ -n "$(NAME)" ] || { echo "Name a package: make app-suite NAME=django-filter" >&2; exit 1; }
 	@$(MAKE) --no-print-directory VENV=$(VENV)-app-$(NAME) $(VENV)-app-$(NAME)/installed-demo
 	@$(VENV)-app-$(NAME)/bin/python -m tests.app_suite $(NAME) $(ARGS) $(LABELS)
+
+ways: $(VENV)/installed-dev
+	@$(VENV)/bin/python -m tests.ways $(ARGS)
 
 # The versions of all peers are those that Django 6.1 and its Pythons admit.
 bench bench-full:
