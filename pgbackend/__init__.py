@@ -5,7 +5,8 @@ a-methods; to run a synchronous function that uses the ORM on the event loop, us
 """
 
 from . import base as base  # before routing: at its end it applies patches, which need both
-from .bridge.greenlets import BridgeError, await_bridged, is_bridged
+from .bridge.current import BridgeError, is_bridged
+from .bridge.greenlets import await_bridged
 from .errors import CommitInDoubt, NotCommitted
 from .version import __version__
 from .wrapper.dispatch import bridged

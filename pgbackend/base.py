@@ -35,30 +35,35 @@ if tuple(map(int, psycopg.__version__.split(".")[:2])) < (3, 3):
     )
 
 from .bridge.greenlets import await_bridged
+from .bridge.lock import BridgedLock
 from .creation import DatabaseCreation
 from .features import DatabaseFeatures
 from .operations import DatabaseOperations
-from .pool.face import BridgedConnection, BridgedLock
+from .patches.apply import apply
+from .pool.face import BridgedConnection
 from .pool.open_pools import open_pools
+from .pool.options import pool_arguments
 from .pool.passwords import without_passwords
-from .pool.pool import ConnectionPool
+from .pool.physical import unread
 from .session.guard import for_one_use, guard
 from .session.in_force import restore_of_thread
-from .tasks import membership
-from .tasks.abandoning import taken
+from .sql.instrumented import backend
+from .tasks import kept_sessions
 from .tasks.handover import Handed
 from .tasks.lease import Lease
 from .tasks.membership import check_not_outlived, joined_if_open
 from .tasks.orphans import check_in_no_orphan, opened, orphans
-from .wrapper.attributes import States
+from .tasks.states import States
+from .validation import register
 from .wrapper.cursors import CursorDebugWrapper, CursorWrapper, LeaseHolder
-from .wrapper.opening import FoundPool, find_pool, isolation_level, note_closed
-from .wrapper.options import NAMES, Options, pool_arguments
+from .wrapper.opening import FoundPool, isolation_level, note_closed
+from .wrapper.options import NAMES, Options
 from .wrapper.options import check as check_options
 from .wrapper.query_log import Watched
 from .wrapper.transactions import TransactionControl
 
 
+@backend
 class DatabaseWrapper(Watched, TransactionControl):
     """Django's PostgreSQL wrapper, with leased asynchronous connections in the bridge.
 
@@ -81,7 +86,7 @@ class DatabaseWrapper(Watched, TransactionControl):
         self.reset = options.reset
         self._found_pool: FoundPool | None = None
         # Held while a cursor is made, and by which task; see `_make_alone`.
-        self._making = BridgedLock()
+        self._making = BridgedLock(unread)
         self._maker: asyncio.Task[Any] | None = None
         # True for the wrapper by which a pool configures its connections.
         self.configures_pool = False
@@ -125,19 +130,6 @@ class DatabaseWrapper(Watched, TransactionControl):
         finally:
             self.settings_dict = conf
 
-    @property
-    def async_pool(self) -> ConnectionPool:
-        """The running loop's pool for this wrapper's settings, opened on first use."""
-        found = self._found_pool
-        if found is None or not found.serves(self):
-            found = self._found_pool = self._find_pool()
-        return found.pool
-
-    @without_passwords
-    def _find_pool(self) -> FoundPool:
-        check_options(self.alias, self.settings_dict["OPTIONS"])
-        return find_pool(self)
-
     @without_passwords
     def get_connection_params(self) -> dict[str, Any]:
         """Return psycopg's connection arguments, as Django does, without our options."""
@@ -180,96 +172,6 @@ class DatabaseWrapper(Watched, TransactionControl):
         lease = self._hold()
         if lease is not None:
             lease.let_go()
-
-    def hold_for_statement(self) -> Lease:
-        """Hold the task's lease, as `_hold`, by a shorter way if the pool has connections."""
-        state = self.state_in_turn()
-        if taken or (state.transaction is None and (opened or orphans)):
-            check_in_no_orphan(self.alias, state)
-        lease = state.lease
-        if (
-            lease is not None
-            and not lease.pins
-            and lease.face.is_executing
-            and lease.newest_holder() is None
-        ):
-            # The running task's own statement, in a coroutine that was closed: before CPython 3.13
-            # an asynchronous generator that it was in does not learn that. Nobody will read it.
-            lease.give_back()
-            lease = None
-        if lease is None and not state.in_atomic_block and self.settings_dict["AUTOCOMMIT"]:
-            check_not_outlived(self)
-            pool = self.async_pool
-            pooled = pool.take()
-            if pooled is None and pool.is_full:
-                # Nothing about settings can be wrong: wait without Django's way to connect.
-                with self.wrap_database_errors:
-                    pooled = await_bridged(pool.checkout())
-            if pooled is not None:
-                lease = state.lease = Lease(state, pool, pooled)
-                lease.suspect = self.reset == "always" or pooled.has_temporary
-                if pooled.execute_wrappers is not None:
-                    self.install(pooled.execute_wrappers)
-        if lease is None:
-            lease = self._hold()
-            assert lease is not None
-        else:
-            if lease.pins:
-                check_not_outlived(self)
-            lease.hold()
-            if lease.left is not None:
-                self._close_left(lease, pinned=False)
-        return lease
-
-    def _close_left(self, lease: Lease, *, pinned: bool) -> None:
-        """Close the server-side cursors that were left on a *lease* that is held."""
-        try:
-            with self.wrap_database_errors:
-                lease.close_left()
-        except BaseException:
-            lease.let_go(pinned=pinned)
-            raise
-
-    def _hold(self, *, pinned: bool = False) -> Lease | None:
-        """Hold the task's lease, taking its turn and borrowing a connection if need be.
-
-        Return None for the connection that is being configured: no lease is needed there.
-        """
-        state = self.state_in_turn()
-        if taken or (state.transaction is None and (opened or orphans)):
-            check_in_no_orphan(self.alias, state)
-        if state.lease is not None:
-            state.lease.hold(pinned=pinned)
-            if state.lease.left is not None:
-                self._close_left(state.lease, pinned=pinned)
-        elif state.connection is None:
-            state.connecting = True
-            try:
-                # Ends in Django's own, which its test cases replace, and that in `connect`.
-                self.ensure_connection()
-            finally:
-                state.connecting = False
-            if pinned and state.lease is not None:
-                state.lease.pins += 1
-        return state.lease
-
-    def pin(self) -> Lease | None:
-        """Hold the task's lease beyond the bridged call; its session is reset in the end."""
-        lease = self._hold(pinned=True)
-        if lease is not None:
-            try:
-                with self.wrap_database_errors:
-                    # What uses the PGconn itself would come before it.
-                    lease.face.reset_now()
-            except BaseException:
-                lease.let_go(pinned=True)
-                raise
-            lease.keepers += 1
-            lease.dirty = True
-            task = asyncio.current_task()
-            assert task is not None
-            task.add_done_callback(lease.owner_ended)
-        return lease
 
     def is_usable(self) -> bool:
         """Return whether the connection works, by a round trip."""
@@ -363,7 +265,7 @@ class DatabaseWrapper(Watched, TransactionControl):
             face = lease.face
             # WITH HOLD, it would live in a session that the next FETCH may not reach; or whose
             # other users may have a transaction open by then.
-            if not face.has_session or membership.sessions.get(membership.NO_SESSIONS):
+            if not face.has_session or kept_sessions.sessions.get(kept_sessions.NO_SESSIONS):
                 name, pinned = None, False
                 lease.pins -= 1
         try:
@@ -408,6 +310,6 @@ class DatabaseWrapper(Watched, TransactionControl):
         return CursorDebugWrapper(cursor, self)
 
 
-from .patches.apply import apply  # noqa: E402  # needs the wrapper above; a project names this module only
-
+# A project names this module only: with it, all is in place.
 apply()
+register()

@@ -25,7 +25,7 @@ from django.db.models.sql.constants import (
     SINGLE,
 )
 
-from .bridge.greenlets import is_bridged
+from .bridge.current import is_bridged
 from .session import clean
 from .session.clean import CleanSQL
 from .sql import originals, select_lists, statement_cache

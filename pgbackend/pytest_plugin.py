@@ -93,7 +93,7 @@ class BridgePlugin:
                 "pgbackend_bridge is on, but Django's settings are not configured: set"
                 " DJANGO_SETTINGS_MODULE, or switch it off by --no-pgbackend"
             )
-        from .bridge.greenlets import is_bridged
+        from .bridge.current import is_bridged
         from .runner import Runner
         from .test import uses_bridge
 
@@ -121,7 +121,7 @@ class BridgePlugin:
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self) -> Generator[None, object, object]:
         """Cancel the tasks that a test leaves, as the end of a loop of its own would."""
-        from .runner import no_tasks_left
+        from .testing.leftovers import no_tasks_left
 
         with no_tasks_left():
             return (yield)
@@ -130,7 +130,7 @@ class BridgePlugin:
     @pytest.hookimpl
     def pytest_pyfunc_call(self, pyfuncitem: pytest.Function) -> object | None:
         """Await an asynchronous test that nobody has claimed."""
-        from .bridge.greenlets import is_bridged
+        from .bridge.current import is_bridged
 
         if not inspect.iscoroutinefunction(pyfuncitem.obj) or not is_bridged():
             return None
@@ -144,8 +144,8 @@ class BridgePlugin:
         self, fixturedef: Any, request: pytest.FixtureRequest
     ) -> Generator[None, object, object]:
         """Await an asynchronous fixture that nobody has claimed."""
-        from .bridge.greenlets import is_bridged
-        from .runner import outside_loop
+        from .bridge.current import is_bridged
+        from .testing.loops import outside_loop
 
         function = fixturedef.func
         if not is_bridged():

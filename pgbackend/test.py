@@ -25,16 +25,17 @@ from django.db import connections
 from django.test import runner
 from django.test.signals import setting_changed
 
-from .base import DatabaseWrapper
-from .bridge.greenlets import await_bridged, is_bridged
+from .bridge.current import is_bridged
+from .bridge.greenlets import await_bridged
 from .pool.open_pools import open_pools
 from .runner import Runner
+from .wrapper.attributes import BackendWrapper
 
 
 def uses_bridge() -> bool:
     """Return whether a database is this backend's, with ``OPTIONS["bridge"]`` on."""
     return any(
-        isinstance(wrapper, DatabaseWrapper) and wrapper.bridge_enabled
+        isinstance(wrapper, BackendWrapper) and wrapper.bridge_enabled
         for wrapper in connections.all()
     )
 

@@ -19,10 +19,10 @@ from weakref import WeakKeyDictionary
 
 from django.db import DEFAULT_DB_ALIAS, connections, transaction
 
-from .base import DatabaseWrapper
 from .tasks.actors import running_task
 from .tasks.lease import Lease, unpin
 from .tasks.membership import detached
+from .wrapper.attributes import BackendWrapper
 from .wrapper.dispatch import run_for_alias
 
 __all__ = [
@@ -110,9 +110,9 @@ class pinned:
 
     def __enter__(self) -> Any:
         wrapper = connections[self.using]
-        if isinstance(wrapper, DatabaseWrapper) and wrapper.bridge_enabled:
+        if isinstance(wrapper, BackendWrapper) and wrapper.bridge_enabled:
             wrapper.check_not_on_loop()
-        if isinstance(wrapper, DatabaseWrapper) and wrapper.bridged:
+        if isinstance(wrapper, BackendWrapper) and wrapper.bridged:
             lease = wrapper.pin()
             self._leases.setdefault(_task(), []).append(lease)
             self._entered += 1

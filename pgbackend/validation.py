@@ -1,4 +1,4 @@
-"""A system check: do the pools together fit into the server's ``max_connections``?
+"""System checks; that of this module asks whether pools fit into ``max_connections``.
 
 ``manage.py check --database default`` runs it, as ``migrate`` does.
 """
@@ -14,10 +14,21 @@ from django.core import checks
 from django.core.exceptions import ImproperlyConfigured
 from django.db import Error, connections
 
-from .base import DatabaseWrapper
-from .bridge.greenlets import is_bridged
-from .wrapper.options import pool_arguments
-from .wrapper.settings_checks import of_alias
+from .bridge.current import is_bridged
+from .fingerprints import check_unpatched
+from .patches.early import check_early
+from .pool.options import pool_arguments
+from .wrapper.attributes import BackendWrapper
+from .wrapper.settings_checks import check_options, check_own_settings, of_alias
+
+
+def register() -> None:
+    """Have Django run the checks of this backend."""
+    checks.register(check_unpatched, checks.Tags.async_support)
+    checks.register(check_early, checks.Tags.async_support)
+    checks.register(check_budget, checks.Tags.database)
+    checks.register(check_options)
+    checks.register(check_own_settings)
 
 
 def check_budget(
@@ -65,7 +76,7 @@ def _by_server(databases: Iterable[str]) -> dict[tuple[Any, Any], list[str]]:
     servers: dict[tuple[Any, Any], list[str]] = defaultdict(list)
     for alias in databases:
         wrapper = connections[alias]
-        if isinstance(wrapper, DatabaseWrapper) and wrapper.bridge_enabled:
+        if isinstance(wrapper, BackendWrapper) and wrapper.bridge_enabled:
             params = wrapper.get_connection_params()
             servers[params.get("host"), params.get("port")].append(alias)
     return servers

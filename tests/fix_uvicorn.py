@@ -156,7 +156,7 @@ class Site:
         """Return the most connections that the project's settings allow its pool."""
         source = (
             "import json; from django.conf import settings;"
-            " from pgbackend.wrapper.options import pool_arguments;"
+            " from pgbackend.pool.options import pool_arguments;"
             " options = settings.DATABASES['default']['OPTIONS'];"
             " print(json.dumps(pool_arguments('default', options.get('pool'))))"
         )

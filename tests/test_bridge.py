@@ -17,16 +17,9 @@ import uvloop
 from greenlet import getcurrent, greenlet
 
 from pgbackend import bridged
-from pgbackend.bridge.greenlets import (
-    BridgeError,
-    await_bridged,
-    is_bridged,
-    last,
-    lasts,
-    on_end,
-    on_exit,
-    run_bridged,
-)
+from pgbackend.bridge.current import BridgeError, is_bridged
+from pgbackend.bridge.ends import last, lasts, on_end, on_exit
+from pgbackend.bridge.greenlets import await_bridged, run_bridged
 
 number: contextvars.ContextVar[int] = contextvars.ContextVar("number", default=0)
 

@@ -15,7 +15,8 @@ from psycopg.types import TypeInfo
 from psycopg.types.enum import EnumInfo
 
 from pgbackend.base import DatabaseWrapper
-from pgbackend.bridge.greenlets import BridgeError, await_bridged, run_bridged
+from pgbackend.bridge.current import BridgeError
+from pgbackend.bridge.greenlets import await_bridged, run_bridged
 from tests.conftest import NAME, Server
 from tests.models import Author
 from tests.wrapper import make_wrapper, run, until, use_wrapper

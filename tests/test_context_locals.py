@@ -15,7 +15,7 @@ from asgiref.sync import async_to_sync, sync_to_async
 from pgbackend import bridged
 from pgbackend.patches import context_locals
 from pgbackend.patches.context_locals import ContextLocal, RequestLocal
-from pgbackend.wrapper.query_log import serving_with
+from pgbackend.tasks.request import serving_with
 
 LOOPS = pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
 

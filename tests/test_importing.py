@@ -213,7 +213,7 @@ FAILS_FIRST = """
     django.setup()
     for name in failed:
         module = importlib.import_module(name)
-        assert module.sync_to_async.__module__ == "pgbackend.wrapper.dispatch", name
+        assert module.sync_to_async.__module__ == "pgbackend.patches.a_methods", name
     assert fingerprints.unpatched == []
     print("patched")
     """

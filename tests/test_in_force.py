@@ -13,7 +13,7 @@ from django.db import DataError, ProgrammingError, connection, transaction
 from psycopg import sql
 
 from pgbackend import bridged
-from pgbackend.asgi import serve
+from pgbackend.requests.serving import serve
 from pgbackend.session.in_force import Change, changes, only_sets
 from pgbackend.transaction import detached, pinned
 from tests.conftest import Server

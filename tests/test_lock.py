@@ -10,7 +10,7 @@ import pytest
 import uvloop
 
 from pgbackend.bridge.greenlets import await_bridged, run_bridged
-from pgbackend.pool.face import BridgedLock
+from pgbackend.bridge.lock import BridgedLock
 
 Factory = Callable[[], asyncio.AbstractEventLoop]
 

@@ -21,9 +21,9 @@ from asgiref.sync import sync_to_async
 from django.db import connection, transaction
 
 from pgbackend import bridged
-from pgbackend.asgi import serve
-from pgbackend.tasks.abandoning import taken
+from pgbackend.requests.serving import serve
 from pgbackend.tasks.orphans import opened, orphans
+from pgbackend.tasks.taken import taken
 from pgbackend.transaction import aon_commit, detached
 from tests.conftest import Server
 from tests.faults.conftest import LOOPS

@@ -15,7 +15,8 @@ from psycopg_pool import AsyncConnectionPool
 
 import pgbackend
 from pgbackend import conf, transaction
-from pgbackend.wrapper import options
+from pgbackend.pool.options import POOL_DEFAULTS
+from pgbackend.wrapper.options import Options
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -136,7 +137,7 @@ def test_settings_are_in_the_reference() -> None:
 
 def test_options_are_in_the_reference() -> None:
     """The reference has a row for each option of an alias, with its default."""
-    for field in dataclasses.fields(options.Options):
+    for field in dataclasses.fields(Options):
         row = re.search(rf"^\| `{field.name}` \| `([^`]*)`", settings_page(), re.MULTILINE)
         assert row is not None, field.name
         assert ast.literal_eval(row[1]) == field.default
@@ -146,7 +147,7 @@ def test_options_of_the_pool_are_in_the_reference() -> None:
     """The reference has all arguments of psycopg's pool, and a row with each default of ours."""
     for name in set(inspect.signature(AsyncConnectionPool.__init__).parameters) - {"self"}:
         assert f"`{name}`" in settings_page()
-    for name, default in options.POOL_DEFAULTS.items():
+    for name, default in POOL_DEFAULTS.items():
         row = re.search(rf"^\| `{name}` \| `([^`]*)`", settings_page(), re.MULTILINE)
         assert row is not None, name
         assert ast.literal_eval(row[1]) == default

@@ -15,7 +15,9 @@ from asgiref.testing import ApplicationCommunicator
 from django.db import connection, connections, transaction
 
 from pgbackend import await_bridged, bridged, is_bridged
-from pgbackend.runner import Runner, no_tasks_left, outside_loop
+from pgbackend.runner import Runner
+from pgbackend.testing.leftovers import no_tasks_left
+from pgbackend.testing.loops import outside_loop
 from pgbackend.transaction import detached
 from tests.conftest import Server
 from tests.models import Author

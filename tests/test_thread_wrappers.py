@@ -11,7 +11,7 @@ from asgiref.sync import ThreadSensitiveContext, async_to_sync, sync_to_async
 from django.db import IntegrityError, connection, transaction
 
 from pgbackend import bridged
-from pgbackend.wrapper.query_log import serving_with
+from pgbackend.tasks.request import serving_with
 from tests.conftest import Server
 from tests.models import Author
 

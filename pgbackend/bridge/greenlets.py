@@ -16,16 +16,11 @@ psycopg.
 
 from __future__ import annotations
 
-import functools
 import inspect
-import os
-import sys
 import threading
 from asyncio import (
     AbstractEventLoop,
-    BaseEventLoop,
     Future,
-    SelectorEventLoop,
     Task,
     _get_running_loop,
     current_task,
@@ -37,21 +32,19 @@ from types import CoroutineType, coroutine
 from typing import Any, NoReturn, ParamSpec, TypeVar
 from weakref import ref
 
-from greenlet import GreenletExit, getcurrent, greenlet
+from greenlet import GreenletExit, getcurrent
+
+from .current import Bridge, BridgeError, is_bridged
+from .loops import calls_from_python, in_step
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
 
 _OUTSIDE = (
     "await_bridged() was called outside the bridge: run the synchronous function by `await"
     " pgbackend.bridged(function)(...)`, or await this directly in asynchronous code"
 )
 _ABANDONED = "the bridged call was closed while it waited: nothing is left to await it"
-
-
-class BridgeError(RuntimeError):
-    """Something was awaited from synchronous code where that is not possible."""
 
 
 class CallClosedError(BridgeError):
@@ -65,38 +58,14 @@ _ENDED = object()
 _KEPT = 100
 
 
-class _Bridge(greenlet):
-    """The greenlet that outermost calls of `run_bridged` run in, one after the other."""
-
-    # The task whose steps drive this greenlet. It may differ from the running task: an
-    # eager task starts inside the greenlet of the task that creates it.
-    owner: Any = None
-    # What the call that has just ended returned or raised.
-    returned: Any = None
-    raised: BaseException | None = None
-    # Called, last registered first, when the function has ended; see `on_exit`. A dict
-    # for its order and because each is kept once.
-    exits: dict[Callable[[], None], None] | None = None
-    # True once the coroutine driving this greenlet was closed: nobody is left to await.
-    abandoned = False
-    # The thread that it belongs to: it cannot be switched to from another.
-    thread = 0
-    # Whether it is the bridge of something that has a session of its own; see `last`.
-    lasting = False
-    # What takes the callbacks of `on_end`; None: they are called when the function has ended.
-    keep: Callable[[Callable[[], None]], None] | None = None
-    # What `keep_here` was given in the call that runs.
-    here: Any = None
-
-
 class _Idle(threading.local):
     """The calling thread's greenlets that wait for a call."""
 
     def __init__(self) -> None:
         # On loops that call back from Python code only.
-        self.bridges: list[_Bridge] = []
+        self.bridges: list[Bridge] = []
         # On the last other loop.
-        self.on_loop: list[_Bridge] = []
+        self.on_loop: list[Bridge] = []
         self.loop: Callable[[], AbstractEventLoop | None] = _no_loop
 
 
@@ -105,89 +74,6 @@ def _no_loop() -> None:
 
 
 _idle = _Idle()
-
-# The tasks whose first step runs where they are made, from Python 3.12 on: asyncio's private name.
-# Without it some of them may be starting at any time.
-_starting: Any = getattr(tasks, "_eager_tasks", [None] if sys.version_info >= (3, 12) else [])
-
-
-def calls_from_python(loop: AbstractEventLoop | None) -> bool:
-    """Return whether *loop* calls back from Python code only, as asyncio's own do.
-
-    uvloop calls back from within libuv, which keeps pointers into the C stack meanwhile. A
-    greenlet that was started elsewhere may have its own stack laid over what they point to, and
-    whoever then tells libuv to forget a socket writes there. So in callbacks of such a loop no
-    greenlet may be resumed, or used again; tasks that it runs later are safe. See `_in_step`.
-    """
-    return loop is None or isinstance(loop, SelectorEventLoop)
-
-
-def _in_step() -> bool:
-    """Return whether the caller runs in a step of a task that the loop has called by itself.
-
-    A loop such as uvloop's does that when libuv has no pointers into the C stack, and always at
-    one depth of it: a greenlet that began in a step may run in any later one. A task may also be
-    started in the middle of a callback; its first step is then counted as none.
-    """
-    return not _starting and current_task() is not None
-
-
-def may_touch_loop(loop: AbstractEventLoop) -> bool:
-    """Return whether the caller may tell *loop* to forget a socket now.
-
-    Not from a greenlet inside a callback from libuv, where the collector may end a call; see
-    `calls_from_python`.
-    """
-    bridge = getcurrent()
-    if calls_from_python(loop) or not isinstance(bridge, _Bridge):
-        return True
-    # A call that is closed unwinds as its own task, wherever that happens.
-    return _get_running_loop() is not loop or (_in_step() and not bridge.abandoned)
-
-
-def may_run_nested(loop: AbstractEventLoop) -> bool:
-    """Return whether *loop* was changed so that it may be run while it runs, as in notebooks.
-
-    Who does that, nest_asyncio for one, replaces the method that calls the ready callbacks.
-    """
-    turn = getattr(type(loop), "_run_once", None)
-    return turn is not None and turn.__module__ != BaseEventLoop.__module__
-
-
-def is_bridged() -> bool:
-    """Return whether the caller runs bridged, so that `await_bridged` is possible.
-
-    True if the current greenlet is the bridge's and belongs to the running task.
-    """
-    bridge = getcurrent()
-    if not isinstance(bridge, _Bridge):
-        return False
-    try:
-        return bridge.owner is current_task()
-    except RuntimeError:
-        # No loop runs: this is a child process, forked off inside the bridge.
-        return False
-
-
-def keep_here(value: object) -> None:
-    """Keep *value* as ``here`` of the running greenlet until its call ends, if that is bridged.
-
-    Who reads it checks that it was kept in the same context: an eager task may run in the greenlet
-    of the task that starts it, and a nested run of the event loop others.
-    """
-    if is_bridged():
-        bridge: Any = getcurrent()
-        bridge.here = value
-
-
-def _forget_here() -> None:
-    """Forget what a forked child found: nothing is bridged there."""
-    bridge = getcurrent()
-    if isinstance(bridge, _Bridge):
-        bridge.here = None
-
-
-os.register_at_fork(after_in_child=_forget_here)
 
 
 def await_bridged(awaitable: Awaitable[T]) -> T:
@@ -301,13 +187,13 @@ def _drive(
     if calls_from_python(loop):
         idle, reuses = _idle.bridges, True
     else:
-        idle, reuses = _idle_on(loop), _in_step()
+        idle, reuses = _idle_on(loop), in_step()
     del loop
     if idle and reuses:
         bridge = idle.pop()
         bridge.parent = driver
     else:
-        bridge = _Bridge(_serve, driver)
+        bridge = Bridge(_serve, driver)
         bridge.thread = threading.get_ident()
         # Without arguments: it would keep those as long as it lives.
         bridge.switch()
@@ -353,14 +239,14 @@ def _drive(
     return result  # type: ignore[no-any-return]  # as above
 
 
-def _idle_on(loop: Any) -> list[_Bridge]:
+def _idle_on(loop: Any) -> list[Bridge]:
     """Return the calling thread's idle greenlets that began on *loop*."""
     if _idle.loop() is not loop:
         _idle.loop, _idle.on_loop = ref(loop), []
     return _idle.on_loop
 
 
-def _unwind(bridge: _Bridge) -> None:
+def _unwind(bridge: Bridge) -> None:
     """Let the function of a closed call unwind, in the thread that the greenlet belongs to.
 
     The coroutine may have been collected in another one.
@@ -375,7 +261,7 @@ def _unwind(bridge: _Bridge) -> None:
         loop.call_soon_threadsafe(_throw_exit, bridge, context=Context())
 
 
-def _throw_exit(bridge: _Bridge) -> None:
+def _throw_exit(bridge: Bridge) -> None:
     """Unwind the function as if its own task had closed it: what it looks up is that one's."""
     loop, owner = _get_running_loop(), bridge.owner
     bridge.parent = getcurrent()
@@ -437,67 +323,3 @@ def _call_exits(exits: dict[Callable[[], None], None]) -> None:
     finally:
         if exits:
             _call_exits(exits)
-
-
-def on_exit(callback: Callable[[], None]) -> None:
-    """Call *callback* at the end of the outermost bridged call around the caller.
-
-    It runs inside the bridge, also after an exception, and may wait by `await_bridged`. A
-    callback registered again (by equality) is still called once.
-    """
-    if not is_bridged():
-        raise BridgeError("on_exit() was called outside the bridge")
-    bridge: Any = getcurrent()
-    if bridge.exits is None:
-        bridge.exits = {}
-    bridge.exits[callback] = None
-
-
-def last(keep: Callable[[Callable[[], None]], None] | None = None) -> None:
-    """Mark the outermost bridged call around the caller as one that lasts, such as a request.
-
-    What belongs to a database session may be kept until its end. If it is only a part of what
-    lasts, *keep* takes the callbacks that are to be called at the end of the whole.
-    """
-    if not is_bridged():
-        raise BridgeError("last() was called outside the bridge")
-    bridge: Any = getcurrent()
-    bridge.lasting = True
-    bridge.keep = keep
-
-
-def on_end(callback: Callable[[], None]) -> None:
-    """Call *callback* at the end of what `last` marked, as `on_exit` does at that of a call.
-
-    It may not wait.
-    """
-    keep = getattr(getcurrent(), "keep", None)
-    if keep is None:
-        on_exit(callback)
-    else:
-        keep(callback)
-
-
-def lasts() -> bool:
-    """Return whether `last` marked the outermost bridged call around the caller."""
-    return bool(getattr(getcurrent(), "lasting", False))
-
-
-def ending() -> Callable[[Callable[[], None]], None] | None:
-    """Return what does as `on_end` for what `last` marked around the caller, also called elsewhere.
-
-    None if nothing was marked. After that end it does nothing.
-    """
-    bridge: Any = getcurrent()
-    if not getattr(bridge, "lasting", False):
-        return None
-    keep: Callable[[Callable[[], None]], None] | None = bridge.keep
-    return functools.partial(_on_exit_of, ref(bridge)) if keep is None else keep
-
-
-def _on_exit_of(bridge: Callable[[], _Bridge | None], callback: Callable[[], None]) -> None:
-    found = bridge()
-    if found is not None and found.lasting:
-        if found.exits is None:
-            found.exits = {}
-        found.exits[callback] = None

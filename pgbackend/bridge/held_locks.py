@@ -9,23 +9,20 @@ logger ``pgbackend.detector``.
 
 from __future__ import annotations
 
-import functools
 import importlib
 import logging
 import sys
 from types import FrameType
 from typing import Any
 
-from . import greenlets
-
 logger = logging.getLogger("pgbackend.detector")
 
 # What CPython keeps of modules that are being imported, by any thread; empty otherwise.
-_importing: dict[str, Any] = importlib._bootstrap._module_locks  # type: ignore[attr-defined]  # private
+importing: dict[str, Any] = importlib._bootstrap._module_locks  # type: ignore[attr-defined]  # private
 _IMPORT = importlib._bootstrap._find_and_load.__code__  # type: ignore[attr-defined]  # private
 
 # The handlers that emit just now, in any thread.
-_emitting: list[logging.Handler] = []
+emitting: list[logging.Handler] = []
 _HANDLE = logging.Handler.handle.__code__
 
 _named: set[str] = set()
@@ -33,7 +30,7 @@ _named: set[str] = set()
 
 def name_held() -> None:
     """Warn if the caller is part of an import, or of a handler that emits, and is about to wait."""
-    if not _importing and not _emitting:
+    if not importing and not emitting:
         return
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
@@ -58,19 +55,3 @@ def _name(what: str, consequence: str) -> None:
         # Before it is told: a handler may be told by the very one that waits.
         _named.add(what)
         logger.warning("%s waits in the bridge: %s", what, consequence)
-
-
-def patch() -> None:
-    """Watch imports and logging handlers; see `patches.apply`."""
-    handle = logging.Handler.handle
-
-    @functools.wraps(handle)
-    def patched(self: logging.Handler, record: logging.LogRecord) -> Any:
-        _emitting.append(self)
-        try:
-            return handle(self, record)
-        finally:
-            _emitting.remove(self)
-
-    logging.Handler.handle = patched  # type: ignore[method-assign]  # the patch
-    greenlets.before_waits((_importing, _emitting), name_held)

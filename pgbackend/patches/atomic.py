@@ -1,204 +1,74 @@
-"""Blocks of ``atomic``: on the loop, in turns.
-
-``Atomic`` itself stays Django's and does all the work: here is when, and where.
-"""
+"""``atomic``: in turns on the loop, with ``async with``, on coroutine functions and for views."""
 
 from __future__ import annotations
 
 import functools
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-from types import FrameType
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
 
-from django.db import transaction
+import asgiref.sync
+from django.db import connections, transaction
 
-from ..base import DatabaseWrapper
-from ..session.in_force import noted_of_thread, restore_of_thread
-from ..tasks.abandoning import (
-    BlockLeftError,
-    abandon,
-    abandoned_frame,
-    end_abandoned,
-    leaves_taken,
-    left_elsewhere,
-    own_frame,
-    taken,
-    watch,
-)
-from ..tasks.actors import current_actor
-from ..tasks.orphans import was_left
-from ..tasks.turns import Frame, block_has_ended
-from ..wrapper.dispatch import thread_transactions
-from .atomic_ends import leave_block, leave_in_thread
+from ..fingerprints import fingerprint, is_known
+from ..wrapper.dispatch import is_enabled
+from . import atomic_awaited, atomic_blocks, atomic_decorated, early
 
 
-def entering(enter: Callable[..., Any]) -> Callable[..., Any]:
-    """Return ``Atomic.__enter__``: it waits for its turn, in a frame of the task's."""
+def patch(module: ModuleType) -> None:
+    """Add ``async with`` to ``atomic``, and turns for tasks that share a transaction.
 
-    @functools.wraps(enter)
-    def __enter__(self: Any) -> Any:
-        wrapper = transaction.get_connection(self.using)
-        if not isinstance(wrapper, DatabaseWrapper):
-            return enter(self)
-        if wrapper.here() is None:
-            if (joined := wrapper.joined) is not None:
-                return wrapper.hand_over(joined, self.__enter__)
-            before = noted_of_thread(wrapper)
-            enter(self)
-            wrapper.state.settings_before.append(before)
-            thread_transactions.set(thread_transactions.get() | {wrapper.alias})
-            return None
-        state = wrapper.state_in_turn(entering=True)
-        if state.broken_by is not None and not state.in_atomic_block:
-            # By hand, after a block: Django would let another one begin.
-            wrapper.validate_no_broken_transaction()
-        frame = state.enter_block(wrapper)
-        try:
-            enter(self)
-            if frame.left:
-                # The block around it was rolled back while SAVEPOINT was waited for.
-                _take_back(wrapper, self)
-                raise block_has_ended()
-        except BaseException:
-            if not frame.left:
-                # Django leaves it half entered where anything but the database interrupts it.
-                state.forget_block(frame)
-            state.leave_frame(frame)
-            raise
-        frame.atomic = self
-        frames_of(self).append(frame)
-        watch(frame, sys._getframe(1))
-        if len(state.savepoint_ids) > frame.before.savepoint_ids:
-            frame.savepoint = state.savepoint_ids[-1]
-        return None
+    ``Atomic`` itself stays Django's and does all the work. What it has decorated before is found,
+    and done as what comes later. (5.2 to 6.1.)
+    """
+    cls = module.Atomic
+    enter, leave = cls.__enter__, cls.__exit__
+    for function in (enter, leave):
+        if not is_known(
+            f"django.db.transaction.{function.__qualname__}",
+            fingerprint(function),
+            "`async with transaction.atomic()` is not available",
+        ):
+            return
 
-    return __enter__
+    for name in atomic_decorated.adopt_decorated(cls):
+        early.note(
+            f"@transaction.atomic decorated the coroutine function {name}",
+            "it runs in a transaction, but who looked at it before took it for a synchronous one",
+        )
+    for name, changed in (
+        ("__enter__", atomic_blocks.entering(enter)),
+        ("__exit__", atomic_blocks.leaving(leave)),
+        ("__aenter__", atomic_awaited.aenter),
+        ("__aexit__", atomic_awaited.aexit),
+        ("__call__", atomic_decorated.decorating(cls.__call__)),
+        ("_recreate_cm", atomic_decorated.recreating(cls._recreate_cm)),
+    ):
+        setattr(cls, name, changed)
 
 
-def _take_back(wrapper: DatabaseWrapper, atomic: Any) -> None:
-    """Undo what ``Atomic.__enter__`` has just noted of *atomic*, a nested block."""
-    wrapper.savepoint_ids.pop()
-    if wrapper.atomic_blocks[-1:] == [atomic]:
-        wrapper.atomic_blocks.pop()
+def patch_requests(module: ModuleType) -> None:
+    """Let ``ATOMIC_REQUESTS`` hold for asynchronous views, which Django refuses. (5.2 to 6.1.)"""
+    handler = module.BaseHandler
+    make_view_atomic = handler.make_view_atomic
+    if not is_known(
+        "django.core.handlers.base.BaseHandler.make_view_atomic",
+        fingerprint(make_view_atomic),
+        "ATOMIC_REQUESTS does not hold for asynchronous views",
+    ):
+        return
 
+    @functools.wraps(make_view_atomic)
+    def patched(self: Any, view: Callable[..., Any]) -> Any:
+        aliases = [
+            alias
+            for alias, conf in connections.settings.items()
+            if conf["ATOMIC_REQUESTS"] and alias not in getattr(view, "_non_atomic_requests", ())
+        ]
+        if not asgiref.sync.iscoroutinefunction(view) or not all(map(is_enabled, aliases)):
+            return make_view_atomic(self, view)
+        for alias in aliases:
+            view = transaction.atomic(using=alias)(view)
+        return view
 
-def leaving(leave: Callable[..., Any]) -> Callable[..., Any]:
-    """Return ``Atomic.__exit__``: it waits until the blocks within are left."""
-
-    @functools.wraps(leave)
-    def __exit__(self: Any, exc_type: Any, exc_value: Any, traceback: Any) -> Any:
-        left = _which(self, exc_type, exc_value, sys._getframe(1))
-        if left.is_gone:
-            if exc_type is None:
-                raise block_has_ended()
-            return None
-        if left.abandoned is not None:
-            abandon(left.abandoned)
-            if exc_type is None:
-                raise left_elsewhere(left.abandoned)
-            return None
-        wrapper = transaction.get_connection(self.using)
-        if not isinstance(wrapper, DatabaseWrapper):
-            return leave(self, exc_type, exc_value, traceback)
-        state = wrapper.here()
-        if state is None:
-            try:
-                joined = wrapper.joined
-            except RuntimeError:
-                # The transaction has ended, and the block with it.
-                if exc_type is None:
-                    raise
-                return None
-            if joined is not None:
-                return wrapper.hand_over(joined, self.__exit__, exc_type, exc_value, traceback)
-            settings = wrapper.state.settings_before
-            before = settings.pop() if settings else frozenset()
-            undone = exc_type is not None or wrapper.needs_rollback
-            try:
-                return leave_in_thread(
-                    wrapper.state,
-                    lambda: leave(self, exc_type, exc_value, traceback),
-                    failed=exc_type is not None,
-                )
-            finally:
-                if undone:
-                    restore_of_thread(wrapper, before)
-                if not wrapper.in_atomic_block:
-                    thread_transactions.set(thread_transactions.get() - {wrapper.alias})
-        if state.frames and state.frames[-1].abandoned:
-            end_abandoned(state)
-        if left.frame is None:
-            was_left(self)
-        try:
-            return leave_block(
-                wrapper,
-                left.frame,
-                lambda: leave(self, exc_type, exc_value, traceback),
-                failed=exc_type is not None,
-                error=exc_value,
-            )
-        finally:
-            _forget_left(self)
-
-    return __exit__
-
-
-class Leaving(NamedTuple):
-    """Which block of an ``atomic`` is being left."""
-
-    atomic: Any
-    # That of the running task, if it is in one.
-    frame: Frame | None
-    # The one whose end cannot be waited for.
-    abandoned: Frame | None
-    # Whether it has ended, since it was taken away from the generator that it is in.
-    is_gone: bool = False
-
-
-# What ``__aexit__`` has found out for ``__exit__``, which does not see its caller.
-_leaving: ContextVar[Leaving | None] = ContextVar("pgbackend_leaving", default=None)
-
-
-def which_block(atomic: Any, exc_type: Any, caller: FrameType | None) -> Leaving:
-    """Return which block of *atomic* the *caller* leaves."""
-    if taken and leaves_taken(atomic, caller):
-        return Leaving(atomic, None, None, is_gone=True)
-    actor = current_actor()
-    own = own_frame(atomic, caller, actor)
-    return Leaving(atomic, own, abandoned_frame(atomic, exc_type, caller, actor))
-
-
-@contextmanager
-def leaving_it(left: Leaving) -> Iterator[None]:
-    """Let ``__exit__`` in the block leave *left*."""
-    _leaving.set(left)
-    try:
-        yield
-    finally:
-        # Elsewhere, in a coroutine that is only now collected, this is another context.
-        if _leaving.get() is left:
-            _leaving.set(None)
-
-
-def _which(atomic: Any, exc_type: Any, exc_value: Any, caller: FrameType) -> Leaving:
-    if isinstance(exc_value, BlockLeftError):
-        return Leaving(atomic, exc_value.frame, None)
-    left = _leaving.get()
-    if left is not None and left.atomic is atomic:
-        _leaving.set(None)
-        return left
-    return which_block(atomic, exc_type, caller)
-
-
-def frames_of(atomic: Any) -> list[Frame]:
-    """Return the frames of the tasks that are inside *atomic*: of one, mostly."""
-    frames: list[Frame] = atomic.__dict__.setdefault("_pgbackend_frames", [])
-    return frames
-
-
-def _forget_left(atomic: Any) -> None:
-    frames = frames_of(atomic)
-    frames[:] = [frame for frame in frames if not frame.left]
+    handler.make_view_atomic = patched

@@ -19,13 +19,13 @@ from typing import Any
 
 from django.db import DEFAULT_DB_ALIAS, DatabaseError, transaction
 
-from ..base import DatabaseWrapper
 from ..bridge.greenlets import run_bridged
-from ..pool.face import shielded
+from ..pool.stopping import shielded
 from ..tasks.abandoning import abandon, end, left_elsewhere, may_wait, watch
-from ..tasks.turns import block_has_ended
+from ..tasks.frames import block_has_ended
+from ..wrapper.attributes import BackendWrapper
 from ..wrapper.dispatch import run_for_alias, runs_bridged, thread_transactions
-from .atomic import frames_of, leaving_it, which_block
+from .atomic_blocks import frames_of, leaving_it, which_block
 
 
 class _Step:
@@ -146,7 +146,7 @@ def _break_block(alias: str, error: BaseException) -> None:
     wrapper = transaction.get_connection(alias)
     if not wrapper.in_atomic_block:
         return
-    if isinstance(wrapper, DatabaseWrapper):
+    if isinstance(wrapper, BackendWrapper):
         wrapper.state.break_block(error)
     else:
         wrapper.needs_rollback = True

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psycopg
 from django.db import DatabaseError, OperationalError
@@ -19,14 +19,12 @@ from psycopg.pq import TransactionStatus
 
 from ..bridge.greenlets import await_bridged, can_wait, run_bridged
 from ..errors import NotCommitted
-from ..pool.face import shielded
+from ..pool.face import BridgedConnection
+from ..pool.stopping import shielded
 from ..tasks.abandoning import end_within
+from ..tasks.frames import Frame, block_has_ended, step_out
 from ..tasks.orphans import end_orphan_on_top
-from ..tasks.turns import Frame, block_has_ended, step_out
-
-if TYPE_CHECKING:
-    from ..pool.face import BridgedConnection
-    from ..tasks.state import ConnectionState
+from ..tasks.state import ConnectionState
 
 INTRANS = TransactionStatus.INTRANS
 

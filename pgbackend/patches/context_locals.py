@@ -17,7 +17,7 @@ from contextvars import ContextVar
 from types import ModuleType
 from typing import Any
 
-from ..wrapper.query_log import running_request
+from ..tasks.request import running_request
 
 
 class ContextLocal:

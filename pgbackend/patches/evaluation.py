@@ -3,7 +3,7 @@
 In stock Django one thread does it for all of them, one after the other. Here each waits for the
 database by itself: none waits for another, who may need a turn or a connection that it has. What
 one found becomes the queryset's when it is whole, prefetched objects included, and that of the
-first stays. These functions are methods of querysets; see `patches`.
+first stays. These functions are methods of querysets; see `patch`.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import Any
 
-from django.db.models.query import QuerySet, RawQuerySet
+from ..fingerprints import fingerprint, is_known
 
-_PREFETCH = (QuerySet._prefetch_related_objects, RawQuerySet._prefetch_related_objects)
+# Django's own methods that prefetch, of both kinds of querysets.
+_prefetch_methods: list[Any] = []
 
 
 def fetch_all(self: Any) -> None:
@@ -69,7 +71,7 @@ def _copy(queryset: Any) -> Any:
 
 def _prefetch(queryset: Any, found: list[Any]) -> None:
     """Give *queryset* what was *found* with what it prefetches, unless another was first."""
-    if queryset._prefetch_done or type(queryset)._prefetch_related_objects not in _PREFETCH:
+    if queryset._prefetch_done or type(queryset)._prefetch_related_objects not in _prefetch_methods:
         return
     # On a copy, which nobody else sees: Django's method works on the cache of its queryset.
     alone = _copy(queryset)
@@ -77,3 +79,25 @@ def _prefetch(queryset: Any, found: list[Any]) -> None:
     alone._prefetch_related_objects()
     if queryset._result_cache is None:
         queryset._result_cache, queryset._prefetch_done = found, True
+
+
+def patch(module: ModuleType) -> None:
+    """Let tasks that evaluate one queryset at once not disturb each other. (5.2 to 6.1.)"""
+    plain, raw = module.QuerySet, module.RawQuerySet
+    for function in (
+        plain._fetch_all,
+        plain._prefetch_related_objects,
+        raw._fetch_all,
+        raw._prefetch_related_objects,
+        raw.iterator,
+    ):
+        if not is_known(
+            f"{module.__name__}.{function.__qualname__}",
+            fingerprint(function),
+            "tasks that evaluate one queryset at once may see it without what it prefetches",
+        ):
+            return
+    _prefetch_methods[:] = plain._prefetch_related_objects, raw._prefetch_related_objects
+    plain._fetch_all = functools.wraps(plain._fetch_all)(fetch_all)
+    raw._fetch_all = functools.wraps(raw._fetch_all)(fetch_all_raw)
+    raw.iterator = iterating(raw.iterator)

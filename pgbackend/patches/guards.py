@@ -13,14 +13,15 @@ import functools
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType, FunctionType
+from types import FrameType, FunctionType, ModuleType
 from typing import Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.postgresql import base as postgresql
 
-from ..base import DatabaseWrapper
-from ..bridge.greenlets import is_bridged
+from ..bridge.current import is_bridged
+from ..fingerprints import fingerprint, is_known
+from ..wrapper.attributes import BackendWrapper
 
 _GUARDS = "django.utils.asyncio"
 
@@ -49,7 +50,7 @@ def get_running_loop() -> asyncio.AbstractEventLoop:
     with a message that names its way out.
     """
     subject = _guarded(sys._getframe(1))
-    if isinstance(subject, DatabaseWrapper):
+    if isinstance(subject, BackendWrapper):
         if subject.bridge_enabled:
             subject.check_not_on_loop()
             raise RuntimeError("the call may wait for the database here")
@@ -88,9 +89,20 @@ def _shortened(guarded: Any) -> Callable[..., Any]:
 
     @functools.wraps(unguarded)
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(self, DatabaseWrapper) and self.bridge_enabled:
+        if isinstance(self, BackendWrapper) and self.bridge_enabled:
             self.check_not_on_loop()
             return unguarded(self, *args, **kwargs)
         return guarded(self, *args, **kwargs)
 
     return method
+
+
+def patch(module: ModuleType) -> None:
+    """Let the methods that are marked ``async_unsafe`` run in the bridge. (5.2 to 6.1.)"""
+    if is_known(
+        "django.utils.asyncio.async_unsafe",
+        fingerprint(module.async_unsafe),
+        "the synchronous ORM is refused in asynchronous code",
+    ):
+        module.get_running_loop = get_running_loop  # type: ignore[attr-defined]  # the patch
+        shorten()

@@ -2,28 +2,28 @@
 
 Django drops the generators inside it: the one that holds the cursor would be finalized where
 nothing can be awaited, and whenever the event loop gets to it. These functions are methods of
-its iterables and querysets; see `patches`.
+its iterables and querysets; see `patch`.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
 from asyncio import _get_running_loop
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import Any
 from weakref import ref
 
 import psycopg
 from django.db import DatabaseError, InterfaceError
 
-from ..wrapper import aliases
-from ..wrapper.cursors import collect_opened
+from ..fingerprints import fingerprint, is_known
+from ..wrapper.cursors import LeaseHolder, collect_opened
 from ..wrapper.dispatch import all_run_bridged, run_for_aliases, runs_bridged
-
-if TYPE_CHECKING:
-    from ..wrapper.cursors import LeaseHolder
+from . import aliases
 
 logger = logging.getLogger("pgbackend.connection")
 
@@ -152,3 +152,19 @@ async def _read(items: AsyncGenerator[Any, None], reading: Reading) -> AsyncGene
             # Before CPython 3.13 one that waits does not learn that who waits for it was closed.
             if not each.ag_running:
                 await each.aclose()
+
+
+def patch(module: ModuleType) -> None:
+    """Let ``aiterator()`` close its cursor when it is left early. (5.2 to 6.1.)"""
+    iterable, queryset = module.BaseIterable, module.QuerySet
+    for function in (iterable._async_generator, queryset.aiterator):
+        if not is_known(
+            f"{module.__name__}.{function.__qualname__}",
+            fingerprint(function),
+            "aiterator() left early closes its connection",
+        ):
+            return
+    aiterator = queryset.aiterator
+    iterable._async_generator = chunks
+    iterable.__aiter__ = rows
+    queryset.aiterator = functools.wraps(aiterator)(closing(aiterator))

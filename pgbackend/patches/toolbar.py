@@ -12,8 +12,8 @@ from typing import Any
 
 from django.db import connections
 
-from ..base import DatabaseWrapper
-from ..wrapper.query_log import request_wrappers
+from ..tasks.request import request_wrappers
+from ..wrapper.attributes import BackendWrapper
 
 
 def patch(panel: ModuleType) -> None:
@@ -39,14 +39,14 @@ def _wrapping(wrap_cursor: Callable[[Any], None]) -> Callable[[Any], None]:
     def patched(wrapper: Any) -> None:
         was_wrapped = hasattr(wrapper, "_djdt_cursor")
         wrap_cursor(wrapper)
-        if isinstance(wrapper, DatabaseWrapper) and not was_wrapped:
+        if isinstance(wrapper, BackendWrapper) and not was_wrapped:
             for name in ("cursor", "chunked_cursor"):
                 setattr(wrapper, name, _unless_joined(wrapper, getattr(wrapper, name)))
 
     return patched
 
 
-def _unless_joined(wrapper: DatabaseWrapper, method: Callable[..., Any]) -> Callable[..., Any]:
+def _unless_joined(wrapper: BackendWrapper, method: Callable[..., Any]) -> Callable[..., Any]:
     """Return a method without the toolbar where a transaction on the loop runs the statements.
 
     The toolbar sees them there, on the loop's own wrapper.

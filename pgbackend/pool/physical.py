@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import select
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import psycopg
 from psycopg import generators
@@ -20,11 +20,19 @@ if TYPE_CHECKING:
     from psycopg.abc import PQGen, PQGenConn
     from psycopg.pq.abc import PGcancelConn
 
-    from .pool import ConnectionPool
-
 RV = TypeVar("RV")
 
 logger = logging.getLogger("pgbackend.pool")
+
+
+class _Owner(Protocol):
+    """What a connection asks of its pool."""
+
+    _drained_at: float
+
+    def abandon(self, conn: PooledConnection) -> None: ...
+
+    def drain_now(self) -> None: ...
 
 
 class PooledConnection(psycopg.AsyncConnection[Any]):
@@ -32,6 +40,8 @@ class PooledConnection(psycopg.AsyncConnection[Any]):
 
     # A `face.BridgedConnection` on the same PGconn, made before the first use.
     face: Any = None
+    # What each cursor of the face's is put through, and returns it: its statements are looked at.
+    guard: Callable[[Any], Any]
     # Whether receivers of connection_created made temporary tables: a borrower may write into them
     # by statements that leave the session as it was otherwise.
     has_temporary = False
@@ -50,20 +60,21 @@ class PooledConnection(psycopg.AsyncConnection[Any]):
 
     def abandon(self) -> None:
         """Close the connection at once, in the middle of a statement of its borrower's."""
-        pool = cast("ConnectionPool | None", self._pool)
+        pool = cast("_Owner | None", self._pool)
         if pool is None:
             self.finish()
         else:
             pool.abandon(self)
 
-    def give_up(self) -> None:
-        """Do what `abandon` does if a statement runs, whose answer nobody reads.
+    def lost(self) -> psycopg.OperationalError:
+        """Do what `abandon` does if a statement runs, whose answer nobody reads; return why.
 
         The coroutine that waited for it was closed.
         """
         self.face.given_up()
         if self.face.lease is not None:
             self.face.lease.state.coroutine_was_closed()
+        return unread()
 
     async def close(self) -> None:
         """Close the connection, as psycopg's ``close``."""
@@ -104,7 +115,7 @@ class PooledConnection(psycopg.AsyncConnection[Any]):
 
     def found_read_only(self) -> None:
         """Have the pool connect anew if this server was to take writes and no longer does."""
-        pool = cast("ConnectionPool | None", self._pool)
+        pool = cast("_Owner | None", self._pool)
         # Once, not for each connection that was on loan then.
         if (
             pool is not None
@@ -124,6 +135,14 @@ class PooledConnection(psycopg.AsyncConnection[Any]):
         return (standby and b"primary" in wanted) or (
             (standby or read_only) and b"read-write" in wanted
         )
+
+
+def unread() -> psycopg.OperationalError:
+    """Return the error for who waits behind a statement whose answer nobody reads."""
+    return psycopg.OperationalError(
+        "the connection was closed: the coroutine that used it was closed while it waited"
+        " for the server, and nobody reads the answer"
+    )
 
 
 async def cancel(cancel_conn: PGcancelConn, seconds: float) -> None:

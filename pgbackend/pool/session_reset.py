@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from psycopg.abc import PQGen
     from psycopg.pq.abc import PGresult
 
-    from .face import BridgedConnection
-
 _FAILED = frozenset({ExecStatus.FATAL_ERROR, ExecStatus.BAD_RESPONSE})
 
 # The settings that statements are written by. The server reports them without being asked. A reset
@@ -77,11 +75,11 @@ class Reset:
         self.messages = (line,) if simple else (emptying, "\n;".join(made))
         self._written_by: tuple[bytes | None, ...] = ()
 
-    def remember(self, face: BridgedConnection) -> None:
+    def remember(self, face: Any) -> None:
         """Take what *face* is now for the state that it was configured with."""
         self._written_by = tuple(map(face.pgconn.parameter_status, _WRITTEN_BY))
 
-    def can_wait(self, face: BridgedConnection) -> bool:
+    def can_wait(self, face: Any) -> bool:
         """Return whether what is executed next may be sent behind it, in one message."""
         pgconn = face.pgconn
         return (
@@ -91,7 +89,7 @@ class Reset:
         )
 
 
-def reset(face: BridgedConnection) -> PQGen[None]:
+def reset(face: Any) -> PQGen[None]:
     """Reset the session of *face* by messages of its own, one mostly.
 
     Raise psycopg's error if any of it fails; the connection is closed then. What the server says
@@ -115,7 +113,7 @@ def reset(face: BridgedConnection) -> PQGen[None]:
     _was_reset(face)
 
 
-def reset_and_execute(face: BridgedConnection, query: bytes) -> PQGen[list[PGresult]]:
+def reset_and_execute(face: Any, query: bytes) -> PQGen[list[PGresult]]:
     """Reset the session of *face*, execute *query*, and return the results of that.
 
     In one message, if the server can take both. Raise psycopg's error of what has failed.
@@ -153,7 +151,7 @@ def sends_text(cursor: Any) -> bool:
     )
 
 
-def _was_reset(face: BridgedConnection) -> None:
+def _was_reset(face: Any) -> None:
     """Take note that the session of *face* is as it was configured."""
     face.reset_due = False
     # The server has forgotten them.

@@ -20,7 +20,8 @@ import psycopg
 from psycopg.pq import ConnStatus
 from psycopg.waiting import Ready, wait_async
 
-from ..bridge.greenlets import await_future, calls_from_python, may_run_nested, may_touch_loop
+from ..bridge.greenlets import await_future
+from ..bridge.loops import calls_from_python, may_run_nested, may_touch_loop
 
 if TYPE_CHECKING:
     from psycopg.abc import PQGen

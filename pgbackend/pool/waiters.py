@@ -10,16 +10,14 @@ import asyncio
 from collections import deque
 from contextvars import Context
 from time import monotonic
-from typing import TYPE_CHECKING
 
 from psycopg_pool import PoolClosed, PoolTimeout
 from psycopg_pool.pool_async import WaitingClient
 
-if TYPE_CHECKING:
-    from .physical import PooledConnection
+from .physical import PooledConnection
 
 
-class Client(WaitingClient["PooledConnection"]):
+class Client(WaitingClient[PooledConnection]):
     """One who waits for a connection until *deadline*, as of `time.monotonic`."""
 
     __slots__ = ("_future", "deadline")
@@ -67,7 +65,7 @@ class Client(WaitingClient["PooledConnection"]):
         return True
 
 
-class Queue(deque[WaitingClient["PooledConnection"]]):
+class Queue(deque[WaitingClient[PooledConnection]]):
     """The waiting clients of a pool, each a `Client`."""
 
     def __init__(self, name: str) -> None:

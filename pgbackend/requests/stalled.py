@@ -16,7 +16,7 @@ from typing import Any
 from django.db import connections
 
 from .. import conf
-from ..base import DatabaseWrapper
+from ..wrapper.attributes import BackendWrapper
 
 Message = MutableMapping[str, Any]
 Send = Callable[[Message], Awaitable[None]]
@@ -64,14 +64,14 @@ def give_back_what_is_left() -> None:
                 lease.give_back()
 
 
-def _wrappers() -> list[DatabaseWrapper]:
-    return [each for each in connections.all() if isinstance(each, DatabaseWrapper)]
+def _wrappers() -> list[BackendWrapper]:
+    return [each for each in connections.all() if isinstance(each, BackendWrapper)]
 
 
 class _BoundedSend:
     """A ``send()`` that is looked at, now and then, while it waits."""
 
-    def __init__(self, send: Send, seconds: float, wrappers: list[DatabaseWrapper]) -> None:
+    def __init__(self, send: Send, seconds: float, wrappers: list[BackendWrapper]) -> None:
         self._send = send
         self._seconds = seconds
         self._wrappers = wrappers

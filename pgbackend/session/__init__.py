@@ -2,8 +2,9 @@
 
 This room knows the text of SQL and the transactions of tasks, but not how SQL is compiled.
 
-- `words`, `text`: what the text of a statement does to its session.
-- `clean`: statements that leave a session as it was, and how it is reset after others.
+- `words`, `masking`, `text`: what the text of a statement does to its session.
+- `clean`: statements that leave a session as it was.
+- `snapshot`: the state that a session was configured with, and what gives it back after others.
 - `in_force`: roles and settings that a request has made on one of its connections.
 - `guard`: statements of psycopg's cursors, looked at before they are sent.
 """

@@ -18,18 +18,17 @@ import psycopg
 from greenlet import getcurrent
 from psycopg import sql
 
-from ..bridge.greenlets import ending
+from ..bridge.ends import ending
+from ..pool.face import BridgedConnection
 from ..pool.session_reset import reset_and_execute, sends_text
-from ..tasks import membership
+from ..tasks.kept_sessions import enter_session
+from ..tasks.lease import Lease
 from .clean import CleanSQL
 from .in_force import may_change, note_kept, note_on_loop
 from .text import Effect, local_settings, look_at
 
 if TYPE_CHECKING:
     from psycopg.abc import PQGen
-
-    from ..pool.face import BridgedConnection
-    from ..tasks.lease import Lease
 
 # The server's answers to statements whose effect lives in the session, and to SET LOCAL.
 _SILENT_TAGS = frozenset({b"SET", b"LISTEN"})
@@ -263,7 +262,7 @@ def _keep(lease: Lease, *, silent: bool, late: bool = False) -> None:
     if register is not None:
         lease.keep()
         register(lease.keep_no_longer)
-        membership.enter_session(lease, transaction)
+        enter_session(lease, transaction)
         note_kept(lease)
     elif silent or transaction is None:
         raise psycopg.ProgrammingError(_refusal(lease, in_block=transaction is not None, late=late))

@@ -14,16 +14,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import psycopg
 
-from ..tasks import membership
-from ..wrapper.query_log import request_wrapper
+from ..tasks import kept_sessions
+from ..tasks.lease import Lease
+from ..tasks.membership import is_detached
+from ..tasks.request import request_wrapper
 from .text import look_at, masked
-
-if TYPE_CHECKING:
-    from ..tasks.lease import Lease
 
 _OWN = r"[a-z_]\w*(?:\.\w+)+"
 _NAMES = rf"role|session[\s']+authorization|search_path|row_security|schema|{_OWN}"
@@ -193,7 +192,7 @@ def check_on_loop(wrapper: Any, lease: Lease, sql: str) -> None:
     elsewhere, where = wrapper.set_in_threads, "of a thread; on the event loop"
     kept: Lease | None = wrapper.kept_lease
     others = kept is not None and kept is not lease and kept.on_loan and kept.keepers > 0
-    if kept is not None and others and not membership.is_detached():
+    if kept is not None and others and not is_detached():
         elsewhere, where = elsewhere | kept.settings, "that it keeps; on that of this task"
     if not elsewhere:
         return
@@ -214,7 +213,7 @@ def check_in_thread(wrapper: Any, sql: str) -> None:
     of_loop = request_wrapper(wrapper.alias)
     if of_loop is None or wrapper.bridged:
         return
-    session = membership.sessions.get(membership.NO_SESSIONS).get(of_loop.states)
+    session = kept_sessions.sessions.get(kept_sessions.NO_SESSIONS).get(of_loop.states)
     if session is None or not session.open:
         return
     missing = session.settings - _of_thread(of_loop)

@@ -10,13 +10,13 @@ https://www.postgresql.org/docs/current/sql-syntax-lexical.html
 from __future__ import annotations
 
 import re
-import sys
 from bisect import bisect_right
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
-from .words import HARMLESS
+from .masking import Masked, compiled
+from .words import is_plain, joins_others
 
 
 class Effect(NamedTuple):
@@ -68,61 +68,7 @@ def local_settings(sql: str, *, backslashes: bool = False) -> int:
 
 def masked(sql: str) -> str:
     """Return *sql* with a quote in place of each literal, comment and quoted identifier."""
-    return _Text(sql, backslashes=False).code
-
-
-# Masking: a literal, comment or quoted identifier becomes one quote. A quote then counts as a
-# space, since no literal is between the words that are looked for.
-
-
-def _comment(depth: int) -> str:
-    inner = f"|{_comment(depth - 1)}" if depth else ""
-    return rf"/\*(?:[^*/]++|\*(?!/)|/(?!\*){inner})*+\*/"
-
-
-# For the server every character beyond ASCII may be in a name.
-_OF_TAGS = r"[a-zA-Z0-9_\x80-\U0010ffff]"
-_OF_NAMES = r"[a-zA-Z0-9_$\x80-\U0010ffff]"
-
-# Literals go on after a line's end, in escapes if they began so.
-_GAP = r"(?:[^\S\n\r]++|--[^\n\r]*+)*+[\n\r](?:\s++|--[^\n\r]*+[\n\r])*+"
-_ESCAPED = r"'(?:[^'\\]++|\\.|'')*+'?"
-_WITH_ESCAPES = rf"(?<!{_OF_NAMES})[eE]{_ESCAPED}(?:{_GAP}{_ESCAPED})*+"
-_UNICODE = rf"(?<!{_OF_NAMES})[uU]&'(?:[^']++|''|'{_GAP}')*+'?"
-_OTHERS = rf"""'[^']*+'?|"[^"]*+"?|--[^\n\r]*+|{_comment(2)}"""
-_DOLLARS = (
-    rf"(?<!{_OF_NAMES})\$(?P<tag>(?:(?!\d){_OF_TAGS}++)?+)\$"
-    r"(?:(?:[^$]++|\$(?!(?P=tag)\$))*+\$(?P=tag)\$|.*+)"
-)
-
-# By what is in the text: dollars; escapes in E'' and U&'', or backslashes in each literal.
-_MASKED = {
-    (dollars, escapes): re.compile(
-        "|".join(
-            [_DOLLARS] * dollars
-            + [_WITH_ESCAPES, _UNICODE] * (escapes == "e")
-            + [_ESCAPED] * (escapes == "all")
-            + [_OTHERS]
-        ),
-        re.DOTALL,
-    )
-    for dollars in (False, True)
-    for escapes in ("", "e", "all")
-}
-_COMMENT_MARKS = re.compile(r"/\*|\*/")
-
-# The names that are looked for are as good in quotes.
-_QUOTED_NAMES = re.compile(
-    r'"(set_config|set_limit|setseed|dblink_connect(?:_u)?|pg_settings|pg_temp(?:_\d+)?'
-    r'|pg_(?:try_)?advisory_lock(?:_shared)?|pg_replication_origin_session_setup)"'
-)
-
-
-def _compiled(pattern: str) -> re.Pattern[str]:
-    """Return a pattern in which ~ stands for space that has to be there, and @ for other space."""
-    return re.compile(
-        pattern.replace("~", r"(?:[\s']++)").replace("@", r"(?:[\s']*+)"), re.VERBOSE | re.DOTALL
-    )
+    return ";" + Masked(sql, backslashes=False).code
 
 
 _START = r""";[\s'(]*+
@@ -133,172 +79,69 @@ _SILENT = r"""set\b (?!@(?:local|transaction|constraints)\b(?!@\.))
 _LOUD = r"""load\b | reset\b | discard~all\b | prepare\b (?!~transaction\b)
     | create~(?:or~replace~)?(?:(?:global|local)~)?temp(?:orary)?\b
         (?![^;]*\bon~commit~drop\b)"""
-_STARTS = _compiled(rf"{_START} (?: (?P<silent>{_SILENT}) | (?P<loud>{_LOUD}) | (?P<do>do\b) )")
-_SILENT_STARTS = _compiled(rf"{_START} (?: {_SILENT} )")
-_LOUD_STARTS = _compiled(rf"{_START} (?: {_LOUD} )")
-_HOLD = _compiled(rf"{_START} declare\b[^;]*?\bcursor~with~hold\b")
-_LOCAL = _compiled(r";@set~(?:local|transaction)\b")
-_DO = _compiled(rf"{_START} do\b([^;]*+)")
-_INTO_TEMP = _compiled(
+_STARTS = compiled(rf"{_START} (?: (?P<silent>{_SILENT}) | (?P<loud>{_LOUD}) | (?P<do>do\b) )")
+_SILENT_STARTS = compiled(rf"{_START} (?: {_SILENT} )")
+_LOUD_STARTS = compiled(rf"{_START} (?: {_LOUD} )")
+_HOLD = compiled(rf"{_START} declare\b[^;]*?\bcursor~with~hold\b")
+_LOCAL = compiled(r";@set~(?:local|transaction)\b")
+_DO = compiled(rf"{_START} do\b([^;]*+)")
+_INTO_TEMP = compiled(
     r"""into~(?: (?:(?:global|local)~)?temp(?:orary)?~(?!from\b|values\b|select\b|where\b)[\w'(]
               | (?:(?:unlogged~)?table~)?pg_temp(?:_\d+)?@\. )"""
 )
-_CREATE_TEMP = _compiled(rf"{_START} create\b[^;]*?\bpg_temp(?:_\d+)?@\.")
+_CREATE_TEMP = compiled(rf"{_START} create\b[^;]*?\bpg_temp(?:_\d+)?@\.")
 # Where what is made without a schema's name is temporary; as a literal, too.
-_TEMPORARY_PATH = _compiled(r"""search_path["\s']*+(?:=|\bto\b|,)["\s']*+pg_temp\b""")
+_TEMPORARY_PATH = compiled(r"""search_path["\s']*+(?:=|\bto\b|,)["\s']*+pg_temp\b""")
 _MAKES = re.compile(r"\b(?:create|into)\b")
-_UPDATE_SETTINGS = _compiled(r"update~(?:only~)?(?:pg_catalog@\.@)?pg_settings\b")
+_UPDATE_SETTINGS = compiled(r"update~(?:only~)?(?:pg_catalog@\.@)?pg_settings\b")
 
-_LOCKS = _compiled(r"advisory_lock(?:_shared)?@\(")
-_SET_OTHERS = _compiled(r"\b(?:setseed|set_limit|pg_replication_origin_session_setup)@\(")
-_CONNECT = _compiled(r"\bdblink_connect(?:_u)?@\(")
+_LOCKS = compiled(r"advisory_lock(?:_shared)?@\(")
+_SET_OTHERS = compiled(r"\b(?:setseed|set_limit|pg_replication_origin_session_setup)@\(")
+_CONNECT = compiled(r"\bdblink_connect(?:_u)?@\(")
 
 _TRUE = r"true@(?:::@bool(?:ean)?@)?"
 _ARGUMENT = r"(?:[^(),]++|\([^()]*+\))*+,"
 # A call of set_config() that is not for the transaction only, as far as can be seen here. The
 # first is faster, the second knows of calls in arguments.
-_NOT_SIMPLE = _compiled(rf"set_config@\((?![^(),]*+,[^(),]*+,@{_TRUE}\))")
-_SET_CONFIG = _compiled(rf"set_config@\((?!{_ARGUMENT}{_ARGUMENT}@{_TRUE}\))")
-_IS_TRUE = _compiled(rf"@(?:{_TRUE}|1@::@bool(?:ean)?@)")
-_IS_LITERAL = _compiled(r"\s*+(?:bool(?:ean)?\s*+)?'+\s*+(?:::\s*+bool(?:ean)?\s*+)?")
-_IS_NULL = _compiled(r"@null@(?:::@text@)?")
-_IS_PARAMETER = _compiled(r"@(?:%[sbt]|%\(\w+\)[sbt]|\$\d+)@(?:::@bool(?:ean)?@)?")
-_IS_LOCAL = _compiled(r"@is_local@(?:=>|:=)")
+_NOT_SIMPLE = compiled(rf"set_config@\((?![^(),]*+,[^(),]*+,@{_TRUE}\))")
+_SET_CONFIG = compiled(rf"set_config@\((?!{_ARGUMENT}{_ARGUMENT}@{_TRUE}\))")
+_IS_TRUE = compiled(rf"@(?:{_TRUE}|1@::@bool(?:ean)?@)")
+_IS_LITERAL = compiled(r"\s*+(?:bool(?:ean)?\s*+)?'+\s*+(?:::\s*+bool(?:ean)?\s*+)?")
+_IS_NULL = compiled(r"@null@(?:::@text@)?")
+_IS_PARAMETER = compiled(r"@(?:%[sbt]|%\(\w+\)[sbt]|\$\d+)@(?:::@bool(?:ean)?@)?")
+_IS_LOCAL = compiled(r"@is_local@(?:=>|:=)")
 _WORDS_FOR_TRUE = frozenset({"t", "tr", "tru", "true", "y", "ye", "yes", "on", "1"})
 _MARKS = re.compile(r"[(),]")
 
 # What only defines what somebody runs later.
-_DEFINITIONS = _compiled(
+_DEFINITIONS = compiled(
     r"""; [\s'(]*+ create~(?:or~replace~)?(?:(?:temp(?:orary)?|recursive)~)*+
         (?: (?:function|procedure)\b[^;]*?\bbegin~atomic\b.*?(?:;@end\b|\Z)
           | (?:function|procedure|view|rule|policy|trigger|event)\b[^;]*+ )"""
 )
 
-_HEADS = _compiled(r";[\s'(]*+(\w*)")
-# With the quote that stands for a name in quotes.
-_CALLED = re.compile(r"([\w$.']*)\s*+\(")
-# Names that have a list of columns: of a table in INSERT, of a query in WITH.
-_COLUMNS = _compiled(r"\binto~[\w.]*@\( | \b\w++@\([^()]*+\)@as\b@(?:(?:not~)?materialized\b@)?\(")
-_PLAIN_HEADS = frozenset(
-    {
-        "",
-        "delete",
-        "explain",
-        "insert",
-        "merge",
-        "select",
-        "set",
-        "show",
-        "update",
-        "values",
-        "with",
-    }
-)
-
-# SET TRANSACTION must come first.
-_JOINING_HEADS = _PLAIN_HEADS - {"set"}
-
 # In the procedural language of DO, a statement comes after these words, too.
 _BEFORE_STATEMENTS = re.compile(r"\b(?:begin|then|else|loop)\b")
-
 
 # Blocks in strings of blocks are looked at no deeper: they may do anything.
 _DEEP = 4
 
 
-class _Text:
-    """A text, and the same in small letters with its literals masked.
-
-    *depth* is how many literals it is in.
-    """
+class _Text(Masked):
+    """A text of which is asked what it does; *depth* is how many literals it is in."""
 
     def __init__(
         self, text: str, backslashes: bool, *, procedural: bool = False, depth: int = 0
     ) -> None:
-        lowered = text.lower()
-        # A name in escapes may be any name.
-        self._any_name = 'u&"' in lowered and ("\\" in text or "uescape" in lowered)
-        if '"' in text:
-            text = _QUOTED_NAMES.sub(r"\1", text)
-        escapes = ""
-        if "\\" in text and (backslashes or "e'" in lowered):
-            escapes = "all" if backslashes else "e"
-        elif "u&'" in lowered:
-            escapes = "e"
-        # As it is written: an escape is another in a capital letter, and so are a dollar's tags.
-        self._text = text
-        self._backslashes = backslashes
+        super().__init__(text, backslashes)
         self._depth = depth
-        dollars = "$" in text
-        self._pattern = _MASKED[dollars, escapes]
-        if dollars:
-            code = self._pattern.sub("'", text)
-        elif not escapes and not any(each in text for each in ('"', "--", "/*")):
-            # Literals alone: what is between them is each second part.
-            parts = text.split("'")
-            code = "'".join([*parts[::2], ""] if len(parts) % 2 == 0 else parts[::2])
-        else:
-            code = "'".join(self._pattern.split(text))
-        self._deep = "/*" in code
-        if self._deep:
-            code = "'".join(each for each, _ in self._pieces())
-        code = code.lower()
-        if procedural:
-            code = _BEFORE_STATEMENTS.sub(";", code)
+        code = _BEFORE_STATEMENTS.sub(";", self.code) if procedural else self.code
         # A statement begins after a semicolon; so does the first one.
         self.code = ";" + code
 
-    def _pieces(self) -> Iterator[tuple[str, str]]:
-        """Yield what is between masked things, each with the one that follows it."""
-        text, begin, position = self._text, 0, 0
-        pattern = re.compile(rf"{self._pattern.pattern}|/\*", re.DOTALL)
-        while found := pattern.search(text, position):
-            end = found.end()
-            if found.group() == "/*":
-                # One with many others inside it, or without an end.
-                end = _comment_end(text, end)
-            yield text[begin : found.start()], text[found.start() : end]
-            begin = position = end
-        yield text[begin:], ""
-
-    def _masked(self) -> list[str]:
-        """Return what was masked, in the order of the quotes in `code`."""
-        if self._deep:
-            return [each for _, each in self._pieces() if each]
-        return [found.group() for found in self._pattern.finditer(self._text)]
-
-    def _literals(self) -> Iterator[tuple[int, str]]:
-        """Yield the literals, each with the place in `code` where it begins, without escapes."""
-        code = self.code
-        begin, end = 0, 0
-        held: list[str] = []
-        places = [found.start() for found in _QUOTES.finditer(code)]
-        for place, token in zip(places, self._masked(), strict=False):
-            if token.startswith(("--", "/*", '"')):
-                continue
-            if held:
-                between = code[end:place]
-                words = between.strip(_BLANKS)
-                if words == "uescape" and held[0][0] in "uU":
-                    yield begin, _content(held[0], self._backslashes, token[1:2] or "\\")
-                    held = []
-                    continue
-                if token[0] == held[0][0] == "'" and not words:
-                    goes_on = "\n" in between or "\r" in between
-                    if goes_on:
-                        held[-1] = held[-1].removesuffix("'")
-                    if goes_on or not between:
-                        held.append(token[1:] if goes_on else token)
-                        end = place + 1
-                        continue
-                yield begin, _content("".join(held), self._backslashes)
-            begin, end, held = place, place + 1, [token]
-        if held:
-            yield begin, _content("".join(held), self._backslashes)
-
     def effect(self) -> Effect:
         code = self.code
-        if self._any_name:
+        if self.any_name:
             return Effect(silent=True)
         silent = loud = depends = False
         blocks: list[str] = []
@@ -315,14 +158,14 @@ class _Text:
             inner = self._blocks()
             silent, loud = inner.silent, loud or inner.loud
             depends = depends or inner.depends or any("%" in each for each in blocks)
-        plain = not (silent or loud or depends) and len(code) <= _LONG and _is_plain(code)
-        joins = not (silent or loud) and _joins(code)
+        plain = not (silent or loud or depends) and len(code) <= _LONG and is_plain(code)
+        joins = not (silent or loud) and joins_others(code)
         return Effect(silent, loud, depends, plain, joins)
 
     def _makes_temporary(self) -> bool:
         code = self.code
         if "search_path" in code or "set_config" in code:
-            lowered = self._text.lower()
+            lowered = self.text.lower()
             for each in (code, lowered) if "pg_temp" in lowered else ():
                 if (path := _TEMPORARY_PATH.search(each)) and _MAKES.search(each, path.end()):
                     return True
@@ -399,7 +242,7 @@ class _Text:
 
     def _all_say_true(self, code: str, spans: list[tuple[int, int]]) -> bool:
         """Return whether the literals at *spans*, in their order, are such as 'true'."""
-        masked = self._masked() if spans else []
+        masked = self.masked() if spans else []
         position = count = 0
         for begin, end in spans:
             count += code.count("'", position, begin)
@@ -418,12 +261,12 @@ class _Text:
         blocks = list(_DO.finditer(self.code))
         begins = [found.start(1) for found in blocks]
         languages = [_LANGUAGE.search(found.group(1)) for found in blocks]
-        for place, body in self._literals():
+        for place, body in self.literals():
             number = bisect_right(begins, place) - 1
             if number < 0 or place >= blocks[number].end():
                 continue
             language = languages[number]
-            inner = _Text(body, self._backslashes, procedural=True, depth=self._depth + 1)
+            inner = _Text(body, self.backslashes, procedural=True, depth=self._depth + 1)
             effects = [inner.effect()]
             if language and language.group(1) != "plpgsql":
                 silent = silent or _OF_OTHER_LANGUAGES.search(body.lower()) is not None
@@ -436,77 +279,16 @@ class _Text:
 
     def executed(self) -> Iterator[Effect]:
         """Yield what each literal would do if it were executed."""
-        for _, sql in self._literals():
-            yield _Text(sql, self._backslashes, depth=self._depth + 1).effect()
+        for _, sql in self.literals():
+            yield _Text(sql, self.backslashes, depth=self._depth + 1).effect()
 
 
-_LANGUAGE = _compiled(r"\blanguage~(\w*)")
+_LANGUAGE = compiled(r"\blanguage~(\w*)")
 
 # In a block of a language that is not read here.
 _OF_OTHER_LANGUAGES = re.compile(
     r"\b(?:re)?set\b|\bset_config\b|\blisten\b|\bprepare\b|\btemp|advisory_lock|\bdiscard\b"
 )
-
-
-_QUOTES = re.compile("'")
-_BLANKS = " \t\n\r\f\v'"
-
-_ESCAPES = re.compile(
-    rf"""\\(?: x([0-9a-fA-F]{{1,2}}) | u([0-9a-fA-F]{{4}}) | U([0-9a-fA-F]{{8}})
-            | ([0-7]{{1,3}}) | (.) )
-        | '(?:{_GAP})?'""",
-    re.DOTALL | re.VERBOSE,
-)
-_CONTROLS = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
-
-
-def _content(literal: str, backslashes: bool, mark: str = "\\") -> str:
-    """Return what is between the quotes of a literal, or between its dollars, without escapes.
-
-    *mark* is what begins one in U&''.
-    """
-    if literal.startswith("$"):
-        length = literal.index("$", 1) + 1
-        return literal[length : max(length, len(literal) - length)]
-    begin = literal.find("'") + 1
-    inside = literal[begin:].removesuffix("'")
-    if literal[0] in "uU":
-        escape = re.escape(mark)
-        return re.sub(
-            rf"{escape}(?:([0-9a-fA-F]{{4}})|\+([0-9a-fA-F]{{6}})|({escape}))|'(?:{_GAP})?'",
-            lambda found: found[3] or _unescaped(found, found[1] or found[2], 16),
-            inside,
-        )
-    if literal[0] in "eE" or (backslashes and "\\" in inside):
-        return _ESCAPES.sub(
-            lambda found: (
-                _CONTROLS.get(found[5], found[5])
-                if found[5]
-                else _unescaped(found, found[4], 8)
-                if found[4]
-                else _unescaped(found, found[1] or found[2] or found[3], 16)
-            ),
-            inside,
-        )
-    return inside.replace("''", "'")
-
-
-def _unescaped(found: re.Match[str], digits: str | None, base: int) -> str:
-    """Return the character of an escape; of no digits: the quote that two stand for, or none."""
-    if digits:
-        number = int(digits, base)
-        return chr(number) if number <= sys.maxunicode else "\ufffd"
-    return "'" if found.group() == "''" else ""
-
-
-def _comment_end(text: str, position: int) -> int:
-    """Return where a comment ends that has begun before *position*, with those inside it."""
-    depth = 1
-    for found in _COMMENT_MARKS.finditer(text, position):
-        depth += 1 if found.group() == "/*" else -1
-        if depth == 0:
-            return found.end()
-    return len(text)
 
 
 def _arguments(code: str, position: int, budget: int) -> tuple[list[tuple[int, int]], int]:
@@ -527,16 +309,3 @@ def _arguments(code: str, position: int, budget: int) -> tuple[list[tuple[int, i
             if mark == ")":
                 return spans, found.end()
     return [], len(code)
-
-
-def _joins(code: str) -> bool:
-    heads = set(_HEADS.findall(code))
-    return heads != {""} and _JOINING_HEADS.issuperset(heads)
-
-
-def _is_plain(code: str) -> bool:
-    """Return whether statements that make nothing in the session call harmless functions only."""
-    if not _PLAIN_HEADS.issuperset(_HEADS.findall(code)):
-        return False
-    called = _CALLED.findall(_COLUMNS.sub(",(", code))
-    return HARMLESS.issuperset(each.removeprefix("pg_catalog.") for each in called)

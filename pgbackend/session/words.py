@@ -1,6 +1,13 @@
-"""What may stand before a parenthesis in SQL without anything being done to the session."""
+"""What may stand before a parenthesis in SQL without anything being done to the session.
+
+And statements that have nothing else there, or may be sent behind others.
+"""
 
 from __future__ import annotations
+
+import re
+
+from .masking import compiled
 
 _KEYWORDS = """
     all and any array as between bit by case cast char character conflict decimal distinct dec
@@ -57,3 +64,44 @@ _FUNCTIONS = """
 
 # An empty word is a parenthesis after another, after an operator or a comma.
 HARMLESS = frozenset({"", *_KEYWORDS.split(), *_FUNCTIONS.split()})
+
+_HEADS = compiled(r";[\s'(]*+(\w*)")
+
+# With the quote that stands for a name in quotes.
+_CALLED = re.compile(r"([\w$.']*)\s*+\(")
+
+# Names that have a list of columns: of a table in INSERT, of a query in WITH.
+_COLUMNS = compiled(r"\binto~[\w.]*@\( | \b\w++@\([^()]*+\)@as\b@(?:(?:not~)?materialized\b@)?\(")
+
+_PLAIN_HEADS = frozenset(
+    {
+        "",
+        "delete",
+        "explain",
+        "insert",
+        "merge",
+        "select",
+        "set",
+        "show",
+        "update",
+        "values",
+        "with",
+    }
+)
+
+# SET TRANSACTION must come first.
+_JOINING_HEADS = _PLAIN_HEADS - {"set"}
+
+
+def joins_others(code: str) -> bool:
+    """Return whether statements may be sent behind others in one message, in their transaction."""
+    heads = set(_HEADS.findall(code))
+    return heads != {""} and _JOINING_HEADS.issuperset(heads)
+
+
+def is_plain(code: str) -> bool:
+    """Return whether statements that make nothing in the session call harmless functions only."""
+    if not _PLAIN_HEADS.issuperset(_HEADS.findall(code)):
+        return False
+    called = _CALLED.findall(_COLUMNS.sub(",(", code))
+    return HARMLESS.issuperset(each.removeprefix("pg_catalog.") for each in called)

@@ -8,51 +8,30 @@ what Django's and psycopg's cursors do together. Where anybody has a hand in tho
 
 from __future__ import annotations
 
-import functools
-from operator import attrgetter, call, itemgetter
-from types import FunctionType, TracebackType
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import psycopg
-from django.apps import apps
-from django.db.backends import utils
 from django.db.backends.postgresql.base import Cursor
 from greenlet import getcurrent
 from psycopg import generators
 from psycopg._queries import PostgresClientQuery
 from psycopg.pq import DiagnosticField, ExecStatus, TransactionStatus
 
+from ..pool.face import BridgedConnection
 from ..pool.positions import error_after
 from ..pool.session_reset import failure, reset_and_execute
 from ..session.clean import CleanSQL
 from ..session.in_force import check_on_loop
 from ..tasks.lease import Lease
+from .instrumented import may_be_short
 
 if TYPE_CHECKING:
     from psycopg.abc import PQGen
     from psycopg.pq.abc import PGresult
 
-    from ..pool.face import BridgedConnection
-
 TUPLES_OK = ExecStatus.TUPLES_OK
 IDLE = TransactionStatus.IDLE
-
-# The ways to the server that are not taken: whoever replaces one of them, as test cases do to
-# forbid connections, wants to see statements.
-_OF_WRAPPER = (
-    "cursor",
-    "_cursor",
-    "_prepare_cursor",
-    "create_cursor",
-    "make_cursor",
-    "ensure_connection",
-    "connect",
-)
-_OF_DJANGOS = ("execute", "_execute", "_execute_with_wrappers")
-_OF_PSYCOPGS = ("execute", "fetchone", "fetchall")
-
-_of_wrapper = attrgetter(*_OF_WRAPPER)
-_of_psycopgs = attrgetter(*_OF_PSYCOPGS)
 
 
 def cursor_for(wrapper: Any, sql: Any) -> Any:
@@ -76,65 +55,6 @@ def cursor_for(wrapper: Any, sql: Any) -> Any:
         finally:
             lease.let_go()
     return wrapper.cursor()
-
-
-def may_be_short(wrapper: Any) -> bool:
-    """Return whether the way to the server may be shorter than Django's: nobody has replaced it."""
-    if wrapper.configures_pool or not apps.ready:
-        return False
-    of_wrapper, of_psycopgs, looks, held, of_classes, size = _originals()
-    replaced: bool = (
-        _of_wrapper(type(wrapper)) != of_wrapper
-        or _of_psycopgs(Cursor) != of_psycopgs
-        or list(map(call, looks, held)) != of_classes
-        # Django's class has none of ``fetchone()`` and its like: they may be added.
-        or len(utils.CursorWrapper.__dict__) != size
-        or not wrapper.__dict__.keys().isdisjoint(_OF_WRAPPER)
-    )
-    return not replaced
-
-
-@functools.cache
-def _originals() -> tuple[Any, ...]:
-    """Return what is there when the first statement is made, if it is Django's, psycopg's or ours.
-
-    What was replaced before that is none's, and `may_be_short` never holds. What the backend's own
-    methods call by ``super()`` is looked at in the classes that have it.
-    """
-    from ..base import DatabaseWrapper  # which needs this module
-
-    places: list[tuple[type, list[str]]] = [
-        (utils.CursorWrapper, list(_OF_DJANGOS)),
-        (psycopg.Connection, ["cursor"]),
-    ]
-    seen: set[str] = set()
-    for cls in DatabaseWrapper.__mro__:
-        names = vars(cls).keys() & set(_OF_WRAPPER)
-        if overridden := sorted(names & seen):
-            places.append((cls, overridden))
-        seen |= names
-    looks, held, of_classes = [], [], []
-    for cls, found in places:
-        looks.append(itemgetter(*found))
-        held.append(vars(cls))
-        originals = tuple(_original(vars(cls)[name]) for name in found)
-        of_classes.append(originals if len(found) > 1 else originals[0])
-    return (
-        tuple(map(_original, _of_wrapper(DatabaseWrapper))),
-        tuple(map(_original, _of_psycopgs(Cursor))),
-        looks,
-        held,
-        of_classes,
-        len(vars(utils.CursorWrapper)),
-    )
-
-
-def _original(function: Any) -> Any:
-    modules = ("django.", "psycopg.", "pgbackend.")
-    ours = isinstance(function, FunctionType) and function.__globals__["__name__"].startswith(
-        modules
-    )
-    return function if ours else None
 
 
 class DirectCursor:

@@ -13,23 +13,22 @@ import contextlib
 import functools
 import gc
 import inspect
-import sys
 from asyncio import AbstractEventLoop, _get_running_loop
-from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextvars import Context
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 from weakref import WeakSet, ref
 
 from django.db import connections
-from greenlet import GreenletExit, getcurrent
+from greenlet import GreenletExit
 
-from ..bridge.greenlets import can_wait, is_bridged, run_bridged
+from ..bridge.current import is_bridged
+from ..bridge.greenlets import can_wait, run_bridged
 from .actors import Actor, current_actor, work_for
-from .turns import Frame, block_has_ended
-
-if TYPE_CHECKING:
-    from .state import ConnectionState
+from .frames import Frame
+from .taken import stack_ids, take_away
+from .turns import Turns
 
 _GENERATORS = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
 
@@ -190,7 +189,7 @@ async def _end(frame: Frame) -> None:
         await run_bridged(end, frame)
 
 
-def end_abandoned(state: ConnectionState) -> None:
+def end_abandoned(state: Turns) -> None:
     """End the blocks on top of *state* that the running task has abandoned, innermost first."""
     while state.frames and state.frames[-1].abandoned:
         frame = state.frames[-1]
@@ -226,51 +225,6 @@ def end_within(frame: Frame) -> None:
         end(top)
 
 
-# Blocks that were taken away from generators
-
-
-class Taken(NamedTuple):
-    """A block that has ended, in the body of a generator that has not left it."""
-
-    body: FrameType
-    atomic: Any
-    # The asynchronous generators that it is in, by weak references.
-    generators: list[Any]
-
-
-# Mostly there is none.
-taken: list[Taken] = []
-
-
-def take_away(frame: Frame) -> None:
-    """Note that the block of *frame* ends, though the generator that it is in has not left it.
-
-    What the generator executes in the rest of the block's body is refused.
-    """
-    if frame.body is not None:
-        taken.append(Taken(frame.body, frame.atomic, list(frame.generators)))
-
-
-def leaves_taken(atomic: Any, caller: FrameType | None) -> bool:
-    """Return whether the block of *atomic* that *caller* leaves was taken away from it."""
-    for index in reversed(range(len(taken))):
-        if taken[index].body is caller and taken[index].atomic is atomic:
-            del taken[index]
-            return True
-    return False
-
-
-def check_not_taken() -> None:
-    """Raise RuntimeError in a generator's block that was taken away from it."""
-    gone = [each for each in taken if each.generators and not any(x() for x in each.generators)]
-    for each in gone:
-        # Its event loop was closed, and never closed the generator.
-        taken.remove(each)
-    bodies = {id(each.body) for each in taken}
-    if not bodies.isdisjoint(_stack()):
-        raise block_has_ended()
-
-
 # Asynchronous generators
 
 
@@ -302,29 +256,17 @@ def _is_context_manager(body: FrameType) -> bool:
     return body.f_back is not None and body.f_back.f_code in _CONTEXT_MANAGERS
 
 
-def abandon_lost(state: ConnectionState) -> None:
+def abandon_lost(state: Turns) -> None:
     """Abandon the blocks of *state* in generators that wait for what nobody will tell them.
 
     Before CPython 3.13 a coroutine that is closed does not close the asynchronous generator that
     it waits in: that counts as running, but is not where the running task is.
     """
-    stack = set(_stack())
+    stack = set(stack_ids())
     for frame in reversed(state.frames):
         generators = [generator for each in frame.generators if (generator := each())]
         if any(each.ag_running and id(each.ag_frame) not in stack for each in generators):
             abandon(frame)
-
-
-def _stack() -> Iterator[int]:
-    """Yield the ids of the frames that the caller runs in, in whichever greenlets."""
-    found: FrameType | None = sys._getframe(1)
-    bridge = getcurrent()
-    while found is not None:
-        yield id(found)
-        found = found.f_back
-        if found is None and bridge.parent is not None:
-            bridge = bridge.parent
-            found = bridge.gr_frame
 
 
 def _generators(loop: AbstractEventLoop, frame: FrameType | None) -> list[AsyncGenerator[Any, Any]]:

@@ -19,10 +19,10 @@ from django.db import connections
 from ..bridge.greenlets import run_bridged
 from ..bridge.held_locks import name_held
 from .actors import current_actor, work_for
-from .membership import Transaction, transactions
+from .frames import innermost
 from .own_threads import Threads
 from .thread_calls import leave_thread
-from .turns import innermost
+from .transaction import Transaction, transactions
 
 T = TypeVar("T")
 

@@ -6,21 +6,18 @@ import asyncio
 import functools
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakSet
 
 from greenlet import getcurrent
 from psycopg.pq import TransactionStatus
 
-from . import membership
-
-if TYPE_CHECKING:
-    from ..pool.face import BridgedConnection
-    from ..pool.physical import PooledConnection
-    from ..pool.pool import ConnectionPool
-    from ..wrapper.cursors import LeaseHolder
-    from .membership import Transaction
-    from .state import ConnectionState
+from ..pool.face import BridgedConnection
+from ..pool.physical import PooledConnection
+from ..pool.pool import ConnectionPool
+from .kept_sessions import leave_session
+from .membership import outlived
+from .transaction import Transaction
 
 
 def _nobody() -> None:
@@ -54,9 +51,8 @@ class Lease:
         "suspect",
     )
 
-    def __init__(
-        self, state: ConnectionState, pool: ConnectionPool, pooled: PooledConnection
-    ) -> None:
+    def __init__(self, state: Any, pool: ConnectionPool, pooled: PooledConnection) -> None:
+        # The `state.ConnectionState` that has borrowed it.
         self.state = state
         self.pool = pool
         self.pooled = pooled
@@ -67,10 +63,10 @@ class Lease:
         # How many of these pins are for the session: its settings, locks, ... are to last.
         self.keepers = 0
         self.on_loan = True
-        # The cursor wrapper that took a hold on it last, by a weak reference.
-        self.newest_holder: Callable[[], LeaseHolder | None] = _nobody
-        # The wrappers of open server-side cursors, by weak references; None before the first.
-        self.named: WeakSet[LeaseHolder] | None = None
+        # The `cursors.LeaseHolder` that took a hold on it last, by a weak reference.
+        self.newest_holder: Callable[[], Any] = _nobody
+        # Those of open server-side cursors, by weak references; None before the first.
+        self.named: WeakSet[Any] | None = None
         # Server-side cursors that were left and are open still: their names, and the transaction
         # with which they end, if not with the session. Closed before the next statement.
         self.left: list[tuple[str, Transaction | None]] | None = None
@@ -107,7 +103,7 @@ class Lease:
 
     def refuse_others(self) -> None:
         """Refuse the statements that wait for the one that runs: they have come too late."""
-        self.face.lock.refuse_waiting()
+        self.face.lock.refuse_waiting(functools.partial(outlived, "task"))
 
     def let_go_elsewhere(self, *, pinned: bool = False) -> None:
         """Do what `let_go` does, from any thread and loop: the collector may run in each."""
@@ -156,7 +152,7 @@ class Lease:
         """Undo one `keep`; without effect once the connection was given back."""
         if self.on_loan:
             self.keepers -= 1
-            membership.leave_session(self)
+            leave_session(self)
             self.let_go(pinned=True)
 
     def give_back(self) -> None:
@@ -170,7 +166,7 @@ class Lease:
         self.on_loan = False
         self.state.lease = None
         if self.keepers:
-            membership.leave_session(self)
+            leave_session(self)
         if self.face.lock.held:
             self.refuse_others()
         self.face.lease = None

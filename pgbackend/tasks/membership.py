@@ -1,182 +1,19 @@
-"""Transactions and the tasks and threads started in them, which join them.
-
-A context knows the transactions that were open where it was copied. That is used for ancestry
-only: a task's own transaction is found by the task.
-"""
+"""Which transaction a task or a thread is part of: that in which it was started."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
-from weakref import ref
+from typing import Any
 
 from greenlet import getcurrent
 
-from ..bridge.greenlets import ending
-from .actors import running_task
-from .turns import innermost
-
-if TYPE_CHECKING:
-    from ..wrapper.attributes import States
-    from .lease import Lease
-    from .state import ConnectionState
-
-
-class Transaction:
-    """What tasks started inside a transaction share, and what tells them that it has ended."""
-
-    __slots__ = (
-        "__weakref__",
-        "context",
-        "ended",
-        "ending",
-        "loop",
-        "owner",
-        "request",
-        "settings",
-        "state",
-        "thread",
-        "wrapper",
-    )
-
-    def __init__(self, wrapper: Any, state: ConnectionState, owner: asyncio.Task[Any]) -> None:
-        self.wrapper = wrapper
-        self.state = state
-        self.owner = ref(owner)
-        self.loop = owner.get_loop()
-        self.thread = threading.get_ident()
-        self.context = getcurrent().gr_context
-        # Set from the moment that its end is due: nobody but its owner may use it any more.
-        self.ended = False
-        # See `orphans`.
-        self.request: object = None
-        # The settings of `in_force` that it has made for itself.
-        self.settings: frozenset[str] = frozenset()
-        # What its owner's request, or whatever lasts around it, calls at the end; see `ending`.
-        self.ending = ending()
-
-    @property
-    def open(self) -> bool:
-        """Whether tasks started in it can be part of it."""
-        return self.state.transaction is self and not self.ended
-
-    @property
-    def ended_here(self) -> bool:
-        """Whether the running task ends it in the place of its owner; see `abandoning`."""
-        frames = self.state.frames
-        return bool(frames) and frames[0].ender is not None and frames[0].ender is running_task()
-
-
-# The transactions of this context, by wrapper.
-transactions: ContextVar[dict[object, Transaction]] = ContextVar("pgbackend_transactions")
-
-
-def enter(transaction: Transaction) -> None:
-    """Let what is started in this context from now on join *transaction*."""
-    transactions.set({**transactions.get({}), transaction.wrapper: transaction})
-
-
-def leave(transaction: Transaction) -> None:
-    """Undo `enter`."""
-    entered = transactions.get({})
-    if entered.get(transaction.wrapper) is transaction:
-        transactions.set(
-            {wrapper: each for wrapper, each in entered.items() if each is not transaction}
-        )
-
-
-class KeptSession:
-    """A connection that a request keeps for its session: tasks started since then use it, too."""
-
-    __slots__ = ("_context", "_lease", "_loop", "owner", "state")
-
-    def __init__(self, lease: Lease, owner: asyncio.Task[Any] | None, context: Any) -> None:
-        self.owner = ref(owner) if owner is not None else _nobody
-        self.state = lease.state
-        self._lease = lease
-        self._loop = asyncio.get_running_loop()
-        self._context = context
-
-    @property
-    def open(self) -> bool:
-        """Whether the session is kept."""
-        return self._lease.on_loan and self._lease.keepers > 0
-
-    @property
-    def settings(self) -> frozenset[str]:
-        """The settings of `in_force` that were made for it."""
-        return self._lease.settings
-
-    def is_of(self, lease: Lease) -> bool:
-        """Return whether *lease* is what it keeps."""
-        return self._lease is lease
-
-    @property
-    def was_joined(self) -> bool:
-        """Whether the running task was started in it: by its owner, or by who was."""
-        owner, context = self.owner(), self._context
-        return owner is not asyncio.current_task() and context is not getcurrent().gr_context
-
-    def check_loop(self) -> None:
-        """Raise RuntimeError on another event loop, whose tasks cannot wait for the connection."""
-        if self._loop is not asyncio.get_running_loop():
-            raise RuntimeError(
-                "this task runs on another event loop than the request it was started in, which"
-                " keeps a connection for its session; start that loop inside `with"
-                " pgbackend.transaction.detached():`"
-            )
-
-
-def _nobody() -> None:
-    return None
-
-
-# The kept sessions of this context, by the states of their wrappers.
-sessions: ContextVar[dict[States, KeptSession]] = ContextVar("pgbackend_sessions")
-NO_SESSIONS: dict[States, KeptSession] = {}
-
-
-def enter_session(lease: Lease, transaction: Transaction | None) -> None:
-    """Let what is started from now on by the lease's owner use the session that it keeps.
-
-    *transaction* is the one in which the running task, maybe a child, has made it be kept.
-    """
-    states = lease.state.states()
-    if states is None:
-        return
-    here = getcurrent().gr_context
-    if transaction is None or transaction.context is here:
-        session = KeptSession(lease, asyncio.current_task(), here)
-        sessions.set({**sessions.get({}), states: session})
-        return
-    session = KeptSession(lease, transaction.owner(), transaction.context)
-    sessions.set({**sessions.get({}), states: session})
-    if transaction.context is not None:
-        # For what the owner starts later, too. It cannot be where this task was started eagerly, in
-        # the middle of the owner's step.
-        with suppress(RuntimeError):
-            transaction.context.run(lambda: sessions.set({**sessions.get({}), states: session}))
-
-
-def leave_session(lease: Lease) -> None:
-    """Undo `enter_session`, as far as this context goes."""
-    entered = sessions.get(None)
-    if entered:
-        sessions.set({key: each for key, each in entered.items() if not each.is_of(lease)})
-
-
-def kept_session(states: States) -> KeptSession | None:
-    """Return the session that the running task was started in, if it is kept still."""
-    session = sessions.get({}).get(states)
-    if session is None or not session.open or not session.was_joined:
-        return None
-    session.check_loop()
-    return session
-
+from .frames import innermost
+from .kept_sessions import sessions
+from .transaction import Transaction, transactions
 
 # Whether this context is inside `detached`, or was started there.
 _is_detached: ContextVar[bool] = ContextVar("pgbackend_detached", default=False)

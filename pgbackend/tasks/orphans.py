@@ -12,17 +12,16 @@ from __future__ import annotations
 import asyncio
 from asyncio import AbstractEventLoop, Task, _get_running_loop
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import ref
 
 from ..bridge.greenlets import await_bridged, can_wait
-from ..wrapper.query_log import running_request
-from .abandoning import abandon, check_not_taken, take_away, taken
-
-if TYPE_CHECKING:
-    from .membership import Transaction
-    from .state import ConnectionState
-    from .turns import Frame
+from .abandoning import abandon
+from .frames import Frame
+from .request import running_request
+from .taken import check_not_taken, take_away, taken
+from .transaction import Transaction
+from .turns import Turns
 
 # The open transactions, by the id of their request, 0 without one. A task's own callbacks may tell
 # us last that it has ended, after who waits for it: so that is looked at.
@@ -86,7 +85,7 @@ class Orphan:
         )
 
 
-def owner_has_ended(state: ConnectionState, task: Task[Any]) -> None:
+def owner_has_ended(state: Turns, task: Task[Any]) -> None:
     """Note the blocks of *state* that *task* has ended inside of, before they are forgotten."""
     transaction = state.transaction
     if transaction is None:
@@ -116,7 +115,7 @@ def was_left(atomic: Any) -> None:
             return
 
 
-def check_in_no_orphan(alias: str, state: ConnectionState) -> None:
+def check_in_no_orphan(alias: str, state: Turns) -> None:
     """Raise RuntimeError where the caller may believe to be in a block that has ended."""
     if state.transaction is None and not state.in_atomic_block and (opened or orphans):
         _note_who_has_ended()
@@ -145,7 +144,7 @@ async def _some_turns_of_the_loop() -> None:
         await asyncio.sleep(0)
 
 
-def end_orphan_on_top(state: ConnectionState) -> None:
+def end_orphan_on_top(state: Turns) -> None:
     """Do not let the caller wait for a task that has ended inside the innermost blocks of *state*.
 
     Blocks in a generator are rolled back, and that cannot go on in them. Raise RuntimeError for

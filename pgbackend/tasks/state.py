@@ -10,21 +10,21 @@ from __future__ import annotations
 import asyncio
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from greenlet import getcurrent
 
-from ..bridge.greenlets import await_bridged, is_bridged, on_exit
-from . import membership, orphans
+from ..bridge.current import is_bridged
+from ..bridge.ends import on_exit
+from ..bridge.greenlets import await_bridged
+from ..pool.pool import ConnectionPool
+from . import orphans
 from .abandoning import abandon_lost
+from .frames import Before, Frame
 from .lease import Lease
-from .membership import Transaction
 from .own_threads import Threads
-from .turns import Before, Frame, Turns
-
-if TYPE_CHECKING:
-    from ..pool.pool import ConnectionPool
-    from ..wrapper.attributes import States
+from .transaction import Transaction, enter, leave
+from .turns import Turns
 
 
 def _of_nobody() -> None:
@@ -43,8 +43,9 @@ class ConnectionState(Turns):
         self._initial_autocommit = autocommit
         # The synchronous path's own psycopg connection; see the property `connection`.
         self._own_connection: Any = None
-        # Whose it is, if it is a task's: weakly, so that no cycle keeps a wrapper's memory.
-        self.states: Callable[[], States | None] = _of_nobody
+        # The `states.States` that it is one of, if it is a task's: weakly, so that no cycle keeps a
+        # wrapper's memory.
+        self.states: Callable[[], object] = _of_nobody
         self.lease: Lease | None = None
         # True while a holder waits for Django's `ensure_connection` to make the lease.
         self.connecting = False
@@ -176,7 +177,7 @@ class ConnectionState(Turns):
         self.transaction = Transaction(wrapper, self, task)
         task.add_done_callback(self._owner_ended)
         orphans.begins(self.transaction)
-        membership.enter(self.transaction)
+        enter(self.transaction)
 
     def own_threads(self) -> Threads:
         """Return the threads of the transaction's own."""
@@ -204,7 +205,7 @@ class ConnectionState(Turns):
             self.lease.refuse_others()
         if (owner := transaction.owner()) is not None:
             owner.remove_done_callback(self._owner_ended)
-        membership.leave(transaction)
+        leave(transaction)
         if self.lease is not None:
             self.lease.transaction_ended(transaction)
         if self.lease is not None:

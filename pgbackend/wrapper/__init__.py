@@ -2,11 +2,12 @@
 
 This room knows Django's connection wrapper, but changes nothing of Django's.
 
-- `options`, `settings_checks`: what ``OPTIONS`` may have, and what checks say of it.
+- `options`: what ``OPTIONS`` may have; `settings_checks`: the checks of it, and of settings.
+- `attributes`: `BackendWrapper`, whose attributes are those of the running task or thread.
 - `opening`: how a pool is made, and each connection before its first use.
-- `attributes`: the wrapper's attributes, for each task and thread.
-- `transactions`, `on_commit`: begin, commit and roll back; the hooks of a commit.
+- `leasing`: borrowing a connection and holding it.
+- `dispatch`: whether a call goes to the bridge or to a thread.
+- `on_commit`, `transactions`: the hooks of a commit; begin, commit and roll back.
 - `cursors`: Django's cursor wrappers, holding a lease.
-- `query_log`, `thread_wrappers`: ``connection.queries`` and ``execute_wrapper`` of a request.
-- `aliases`, `dispatch`: which alias a call will use; whether it goes to the bridge or a thread.
+- `thread_wrappers`, `query_log`: ``execute_wrapper`` and ``connection.queries`` of a request.
 """

@@ -6,32 +6,25 @@ each has a `ConnectionState` of its own, or that of the transaction it joined.
 
 from __future__ import annotations
 
-import asyncio
 import os
-from asyncio import _get_running_loop, current_task
+from asyncio import _get_running_loop
 from collections.abc import Callable
 from threading import get_ident
-from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary, ref
+from typing import Any
 
 from django.core.exceptions import SynchronousOnlyOperation
 from django.db.backends.postgresql.base import DatabaseWrapper as PostgresDatabaseWrapper
 from greenlet import getcurrent
 
-from ..bridge.greenlets import is_bridged, keep_here
-from ..tasks import membership
+from ..bridge.current import is_bridged
 from ..tasks.abandoning import end_abandoned
 from ..tasks.handover import ahand_over, hand_over
-from ..tasks.membership import Transaction, joined
+from ..tasks.lease import Lease
+from ..tasks.membership import joined
 from ..tasks.orphans import end_orphan_on_top
 from ..tasks.state import ConnectionState
-
-if TYPE_CHECKING:
-    from ..tasks.lease import Lease
-
-
-# In place of the transactions that a context was copied in.
-NOTHING: dict[object, Transaction] = {}
+from ..tasks.states import States
+from ..tasks.transaction import Transaction
 
 
 def state_attribute(name: str) -> Any:
@@ -58,8 +51,11 @@ def state_attribute(name: str) -> Any:
     return property(read, write, doc=f"`{name}` of the running task, or of the thread.")
 
 
-class StatePerTask(PostgresDatabaseWrapper):
-    """Django's attributes, read from and written to the state of whoever asks."""
+class BackendWrapper(PostgresDatabaseWrapper):
+    """Django's attributes, read from and written to the state of whoever asks.
+
+    All wrappers of this backend are instances: by this class the rest of the package knows them.
+    """
 
     bridge_enabled: bool
     # Seconds a task waits for its turn in a transaction it shares.
@@ -172,100 +168,3 @@ class StatePerTask(PostgresDatabaseWrapper):
             " `async for row in queryset` or `await instance.asave()`; or decorate the function"
             " with @pgbackend.bridged and await it."
         )
-
-
-class States:
-    """The states of one wrapper."""
-
-    def __init__(self, *, autocommit: bool) -> None:
-        self._autocommit = autocommit
-        # The thread that the wrapper was made in. Another thread's may be shared (Django's test
-        # servers do): its connection is that thread's, also when it is used by a task here.
-        self.thread = get_ident()
-        self._of_thread = ConnectionState()
-        self.opened = False
-        # Of all tasks but the one that asked last; None until there is another one.
-        self._of_tasks: WeakKeyDictionary[asyncio.Task[Any], ConnectionState] | None = None
-        # The task that asked last, and its state.
-        self._last: tuple[Callable[[], Any], ConnectionState] = (_nobody, self._of_thread)
-
-    def open(self) -> None:
-        """End the wrapper's constructor: what Django initialized there was the thread's."""
-        self.opened = True
-
-    def leases(self) -> list[Lease]:
-        """Return what is on loan to the tasks."""
-        states = [self._last[1], *(self._of_tasks or {}).values()]
-        return [state.lease for state in states if state.lease is not None]
-
-    def close_shared(self) -> None:
-        """Close the connection of a thread with which the wrapper was shared, if there is one."""
-        connection = self._of_thread.connection
-        if connection is not None:
-            self._of_thread.connection = None
-            connection.close()
-
-    def current(self, wrapper: Any) -> ConnectionState:
-        """Return the state of the running task; the thread's where no task runs."""
-        if not self.opened:
-            return self._of_thread
-        loop = _get_running_loop()
-        task = None if loop is None else current_task(loop)
-        last, state = self._last
-        if state.transaction is not None and task is not None and last() is task:
-            entered = membership.transactions.get(NOTHING)
-            if len(entered) == 1 and entered.get(wrapper) is state.transaction:
-                self._keep(wrapper, state)
-            return state
-        if task is None:
-            transaction = membership.joined_if_open(wrapper.alias)
-            return self._of_thread if transaction is None else transaction.state
-        if self.thread != get_ident():
-            return self._of_thread
-        state = self._of(task)
-        entered = membership.transactions.get(NOTHING)
-        if not entered:
-            self._keep(wrapper, state)
-        elif state.transaction is None:
-            transaction = membership.inherited(wrapper)
-            if transaction is not None:
-                return transaction.state
-        if state.lease is None and membership.sessions.get(membership.NO_SESSIONS):
-            session = membership.kept_session(self)
-            if session is not None:
-                return session.state
-        return state
-
-    def _keep(self, wrapper: Any, state: ConnectionState) -> None:
-        """Keep *state* on the bridge's greenlet for *wrapper*: it is the running task's own.
-
-        It stays that as long as the call runs in this context: whatever the task may join was there
-        when it was started, and what it begins itself is on this state.
-        """
-        if wrapper.bridge_enabled and not membership.sessions.get(membership.NO_SESSIONS):
-            keep_here((wrapper, getcurrent().gr_context, state))
-
-    def are_of_a_session(self) -> bool:
-        """Return whether the running task uses the connection of the request it was started in."""
-        return membership.kept_session(self) is not None
-
-    def _of(self, task: asyncio.Task[Any]) -> ConnectionState:
-        # A task asks often in a row; most wrappers are one task's only.
-        last, state = self._last
-        before = last()
-        if before is task:
-            return state
-        if self._of_tasks is None:
-            self._of_tasks = WeakKeyDictionary()
-        if before is not None:
-            self._of_tasks[before] = state
-        found = self._of_tasks.get(task)
-        if found is None:
-            found = ConnectionState(autocommit=self._autocommit)
-            found.states = ref(self)
-        self._last = (ref(task), found)
-        return found
-
-
-def _nobody() -> None:
-    """Stand for a reference to a task where there is none yet."""

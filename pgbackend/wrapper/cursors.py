@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakSet, ref
 
 import psycopg
@@ -20,16 +20,14 @@ import psycopg.sql
 from django.db.backends import utils
 from django.db.backends.postgresql import base as postgresql
 
-from ..bridge.greenlets import can_wait, is_bridged
+from ..bridge.current import is_bridged
+from ..bridge.greenlets import can_wait
 from ..session.clean import CleanSQL
 from ..session.in_force import check_in_thread, check_on_loop, may_change, note_in_thread
+from ..tasks.lease import Lease
 from ..tasks.membership import check_not_outlived
-from .query_log import request_wrapper
-
-if TYPE_CHECKING:
-    from ..tasks.lease import Lease
-    from ..tasks.membership import Transaction
-
+from ..tasks.request import request_wrapper
+from ..tasks.transaction import Transaction
 
 # The modules between a cursor's user and the cursor.
 _BETWEEN = frozenset({__name__, "django.db.backends.utils", "functools"})

@@ -1,7 +1,7 @@
 """Where synchronous code called from asynchronous code goes: into the bridge, or to a thread.
 
 `bridged` is for applications. Django's asynchronous methods hand their synchronous twin to
-`sync_to_async`; the one here takes its place in the modules that `where_to_run` names.
+`sync_to_async`; see `patches.a_methods` for what takes its place.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ import asgiref.sync
 from django.db import connections
 from django.db.utils import load_backend
 
-from ..base import DatabaseWrapper
-from ..bridge.greenlets import await_bridged, is_bridged, last, run_bridged
-from ..patches.where_to_run import RULES
-from ..tasks.membership import Transaction, joined
-from . import aliases
+from ..bridge.current import is_bridged
+from ..bridge.ends import last
+from ..bridge.greenlets import await_bridged, run_bridged
+from ..tasks.membership import joined
+from ..tasks.transaction import Transaction
+from ..wrapper.attributes import BackendWrapper
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -99,29 +100,6 @@ def _await_call(
     return await_bridged(function(*args, **kwargs))
 
 
-def sync_to_async_in(module: str) -> Callable[..., Any]:
-    """Return what takes the place of ``sync_to_async`` in a module of Django's."""
-    leads_to_database = RULES[module]
-
-    def sync_to_async(function: Callable[..., Any] | None = None, **options: Any) -> Any:
-        if function is None:
-            return functools.partial(sync_to_async, **options)
-
-        async def call(*args: Any, **kwargs: Any) -> Any:
-            if not leads_to_database(function, args):
-                return await asgiref.sync.sync_to_async(function, **options)(*args, **kwargs)
-            if all_run_bridged():
-                return await run_bridged(function, *args, **kwargs)
-            with aliases.remembering():
-                used = aliases.of(function, args, kwargs)
-                work = functools.partial(function, *args, **kwargs)
-                return await run_for_aliases(used or {None}, work, **options)
-
-        return call
-
-    return sync_to_async
-
-
 async def run_for_alias(alias: str, function: Callable[..., Any], *args: Any) -> Any:
     """Call *function*, which uses *alias*, where the a-methods for that alias run."""
     return await run_for_aliases({alias}, functools.partial(function, *args))
@@ -189,13 +167,13 @@ def all_run_bridged() -> bool:
 
 @functools.cache
 def _is_ours(engine: str) -> bool:
-    return issubclass(load_backend(engine).DatabaseWrapper, DatabaseWrapper)
+    return issubclass(load_backend(engine).DatabaseWrapper, BackendWrapper)
 
 
 def is_enabled(alias: str) -> bool:
     """Return whether *alias* is this backend's, and not switched off."""
     wrapper = connections[alias]
-    return isinstance(wrapper, DatabaseWrapper) and wrapper.bridge_enabled
+    return isinstance(wrapper, BackendWrapper) and wrapper.bridge_enabled
 
 
 def _waiting_thread(in_transaction: frozenset[str]) -> bool:

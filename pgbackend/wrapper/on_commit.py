@@ -10,7 +10,8 @@ from typing import Any
 
 from asgiref.sync import async_to_sync
 
-from ..bridge.greenlets import await_bridged, is_bridged
+from ..bridge.current import is_bridged
+from ..bridge.greenlets import await_bridged
 
 
 class Hook:

@@ -22,8 +22,9 @@ from ..pool.open_pools import get_pool
 from ..pool.physical import PooledConnection
 from ..pool.pool import ConnectionPool
 from ..pool.session_reset import Reset
-from ..session import clean
-from ..tasks.membership import transactions
+from ..session import snapshot
+from ..session.guard import guard
+from ..tasks.transaction import transactions
 
 # What of Django's connection arguments is the face's, not the asynchronous connection's.
 _FACE_ARGUMENTS = ("cursor_factory", "prepare_threshold", "context")
@@ -139,6 +140,7 @@ def configure(owner: Any, pooled: PooledConnection, seconds: float) -> None:
     version, then ``connection_created``, whose receivers find the connection on *owner*. No
     statement may take longer than *seconds*.
     """
+    pooled.guard = guard
     face = pooled.face = BridgedConnection.over(pooled, **owner.get_connection_params())
     face.cancel_timeout = owner.cancel_timeout
     owner.isolation_level = isolation_level(owner)
@@ -156,18 +158,18 @@ def configure(owner: Any, pooled: PooledConnection, seconds: float) -> None:
         finally:
             owner.connection = face.made = None
         with psycopg.Cursor(face, row_factory=psycopg.rows.tuple_row) as cursor:
-            cursor.execute(clean.SNAPSHOT, [clean.own_settings(made)])
+            cursor.execute(snapshot.SNAPSHOT, [snapshot.own_settings(made)])
             *settings, (_, temporary), (_, pid) = cursor.fetchall()
             pooled.has_temporary = temporary == "true"
             # A pooler such as PgBouncer tells its clients numbers of its own.
             face.has_session = int(pid) == face.pgconn.backend_pid
-            made_again = clean.statements_after_reset(
+            made_again = snapshot.statements_after_reset(
                 settings,
                 made,
                 user=face.info.user,
                 quote=lambda text: psycopg.sql.Literal(text).as_string(face),
             )
-            face.reset = Reset(clean.RESET, made_again)
+            face.reset = Reset(snapshot.RESET, made_again)
     face.remember()
     face.reset.remember(face)
 

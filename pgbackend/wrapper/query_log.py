@@ -17,41 +17,14 @@ from contextvars import ContextVar
 from typing import Any
 
 from ..tasks.actors import deputies, deputy
+from ..tasks.request import of_request
 from .thread_wrappers import ThreadWrapper
-
-# By alias, the wrappers that the request of this context has on the loop; see `request_wrappers`.
-_of_request: ContextVar[dict[str, Any]] = ContextVar("pgbackend_request_wrappers")
 
 # The functions added in this context, by database wrapper; outermost first.
 _added: ContextVar[dict[object, tuple[Callable[..., Any], ...]]] = ContextVar(
     "pgbackend_execute_wrappers"
 )
 _NONE_ADDED: dict[object, tuple[Callable[..., Any], ...]] = {}
-
-
-@contextmanager
-def serving_with(wrappers: dict[str, Any]) -> Iterator[None]:
-    """Serve a request in the block whose *wrappers*, by alias, are these."""
-    token = _of_request.set(wrappers)
-    try:
-        yield
-    finally:
-        _of_request.reset(token)
-
-
-def request_wrappers() -> list[Any]:
-    """Return the wrappers that the request has on the loop, to its threads too; [] without one."""
-    return list(_of_request.get({}).values())
-
-
-def request_wrapper(alias: str) -> Any:
-    """Return the loop's wrapper of *alias* for the request, also in its threads; None without."""
-    return _of_request.get({}).get(alias)
-
-
-def running_request() -> object:
-    """Return what stands for the request of this context, its tasks and threads; None without."""
-    return _of_request.get(None)
 
 
 class Watched:
@@ -67,7 +40,7 @@ class Watched:
     @property
     def _watched(self) -> Any:
         """The wrapper that stands for this one: in a request the loop's, in its threads too."""
-        return _of_request.get({}).get(self.alias, self)
+        return of_request.get({}).get(self.alias, self)
 
     @property
     def _guest(self) -> Any:

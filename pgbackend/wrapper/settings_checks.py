@@ -16,8 +16,10 @@ from django.db import connections
 from django.db.utils import load_backend
 
 from .. import conf
-from ..base import DatabaseWrapper
-from .options import NAMES, OF_PSYCOPG, Values, nearest, pool_problems, problems_of
+from ..pool.options import pool_problems
+from ..pool.values import Values, nearest
+from ..wrapper.attributes import BackendWrapper
+from .options import NAMES, OF_PSYCOPG, problems_of
 
 # Django's own options, and what psycopg's connect() takes, beside libpq's.
 _OF_DJANGO = ("assume_role", "isolation_level", "pool", "server_side_binding")
@@ -57,7 +59,7 @@ def check_options(**kwargs: Any) -> list[checks.CheckMessage]:
 def of_alias(alias: str) -> Iterator[checks.CheckMessage]:
     """Report what is wrong in the ``OPTIONS`` of one alias, if it is this backend's."""
     conf = connections.settings[alias]
-    if not issubclass(load_backend(conf["ENGINE"]).DatabaseWrapper, DatabaseWrapper):
+    if not issubclass(load_backend(conf["ENGINE"]).DatabaseWrapper, BackendWrapper):
         return
     options = conf["OPTIONS"]
     problems = [

@@ -18,7 +18,8 @@ from typing import Any
 
 from asgiref.sync import sync_to_async
 
-from ..bridge.greenlets import await_bridged, is_bridged
+from ..bridge.current import is_bridged
+from ..bridge.greenlets import await_bridged
 
 Execute = Callable[..., Any]
 

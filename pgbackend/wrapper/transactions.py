@@ -10,7 +10,7 @@ import asyncio
 from asyncio import _get_running_loop
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psycopg
 from django.core.exceptions import SynchronousOnlyOperation
@@ -22,22 +22,20 @@ from psycopg.pq import TransactionStatus
 from ..bridge.greenlets import can_wait
 from ..errors import CommitInDoubt, NotCommitted
 from ..pool.face import ROLLED_BACK
-from ..sql.direct import may_be_short
-from ..tasks import membership
+from ..sql.instrumented import may_be_short
+from ..tasks import kept_sessions
+from ..tasks.frames import check_inside
+from ..tasks.lease import Lease
 from ..tasks.membership import check_not_outlived, joined_if_open
 from ..tasks.orphans import check_in_no_orphan
-from ..tasks.turns import check_inside
-from .attributes import StatePerTask
+from .dispatch import runs_bridged, thread_transactions
+from .leasing import Leasing
 from .on_commit import Hook
-
-if TYPE_CHECKING:
-    from ..tasks.lease import Lease
-
 
 INERROR = TransactionStatus.INERROR
 
 
-class TransactionControl(StatePerTask):
+class TransactionControl(Leasing):
     """Django's methods of the same names, on leased connections in the bridge."""
 
     def get_autocommit(self) -> bool:
@@ -50,8 +48,6 @@ class TransactionControl(StatePerTask):
             return bool(super().get_autocommit())
         if not self.bridge_enabled:
             return bool(super().get_autocommit())
-        from .dispatch import runs_bridged, thread_transactions  # which needs this module
-
         if runs_bridged(self.alias):
             return bool(self.autocommit)
         # The connection is that of a thread that waits.
@@ -116,7 +112,7 @@ class TransactionControl(StatePerTask):
             check_inside(self)
             check_not_outlived(self)
             check_in_no_orphan(self.alias, self.state)
-        if membership.sessions.get(membership.NO_SESSIONS) and self.bridged:
+        if kept_sessions.sessions.get(kept_sessions.NO_SESSIONS) and self.bridged:
             # Another task on this session may be in a transaction, for which *func* is not.
             self.state_in_turn()
         try:

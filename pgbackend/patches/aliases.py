@@ -1,8 +1,8 @@
 """Which databases a synchronous twin of Django's will use, by Django's own rules.
 
 Django's a-methods hand a method of a queryset, a manager, an instance or a cache to a thread. Where
-the answer decides between the bridge and a thread (`dispatch`), the router is asked here before the
-twin asks it. Its answer is kept for the twin, so that a router is asked once for each reason.
+the answer decides between the bridge and a thread (`a_methods`), the router is asked here before
+the twin asks it. Its answer is kept for the twin, so that a router is asked once for each reason.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from operator import is_
+from types import ModuleType
 from typing import Any
 
 from django.core.cache.backends.db import BaseDatabaseCache
@@ -195,3 +196,10 @@ def _of_related(model: Any, alias: str) -> str:
         if (ask := getattr(each, "db_for_read", None)) and (chosen := ask(model)):
             return str(chosen)
     return alias
+
+
+def patch(module: ModuleType) -> None:
+    """Let the router's answer be found by the twin that it was asked for. (5.2 to 6.1.)"""
+    router = module.ConnectionRouter
+    for name in ("db_for_read", "db_for_write"):
+        setattr(router, name, answering(name, getattr(router, name)))

@@ -17,8 +17,8 @@ from weakref import WeakKeyDictionary
 
 from django.db import connections
 
-from .membership import transactions
-from .turns import innermost
+from ..tasks.frames import innermost
+from ..tasks.transaction import transactions
 
 # The context of each task that was made here.
 _contexts: WeakKeyDictionary[asyncio.Task[Any], Context] = WeakKeyDictionary()

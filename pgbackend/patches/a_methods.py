@@ -1,0 +1,49 @@
+"""Django's asynchronous methods: their synchronous twins run bridged instead of in a thread."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import asgiref.sync
+
+from ..bridge.greenlets import run_bridged
+from ..fingerprints import fingerprint_of_calls, is_known
+from ..wrapper.dispatch import all_run_bridged, run_for_aliases
+from . import aliases
+from .where_to_run import RULES
+
+
+def sync_to_async_in(module: str) -> Callable[..., Any]:
+    """Return what takes the place of ``sync_to_async`` in a module of Django's."""
+    leads_to_database = RULES[module]
+
+    def sync_to_async(function: Callable[..., Any] | None = None, **options: Any) -> Any:
+        if function is None:
+            return functools.partial(sync_to_async, **options)
+
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            if not leads_to_database(function, args):
+                return await asgiref.sync.sync_to_async(function, **options)(*args, **kwargs)
+            if all_run_bridged():
+                return await run_bridged(function, *args, **kwargs)
+            with aliases.remembering():
+                used = aliases.of(function, args, kwargs)
+                work = functools.partial(function, *args, **kwargs)
+                return await run_for_aliases(used or {None}, work, **options)
+
+        return call
+
+    return sync_to_async
+
+
+def patch(module: ModuleType) -> None:
+    """Let a module's a-methods run bridged: replace the name ``sync_to_async`` in it."""
+    if hasattr(module, "sync_to_async") and is_known(
+        f"{module.__name__}:sync_to_async",
+        fingerprint_of_calls(module),
+        "its asynchronous methods keep using threads",
+    ):
+        module.sync_to_async = sync_to_async_in(module.__name__)  # type: ignore[attr-defined]

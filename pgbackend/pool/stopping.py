@@ -1,0 +1,266 @@
+"""Waiting for the server through the bridge, and stopping what it does for who is cancelled."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, TypeVar
+
+import psycopg
+from greenlet import GreenletExit, getcurrent
+from psycopg.abc import PQGen
+from psycopg.errors import _WaitTimeout
+from psycopg.pq import TransactionStatus
+from psycopg.waiting import Wait
+
+from ..bridge.greenlets import CallClosedError, await_bridged, check_bridged
+from . import session_reset
+from .physical import PooledConnection
+from .socket_wait import SocketWait, continued
+
+RV = TypeVar("RV")
+
+WAIT_R = Wait.R
+
+# psycopg's own: how often a waiting connection looks whether its socket was closed, seconds.
+_WAIT_INTERVAL = 0.1
+
+# How long the server may take over what is only to clean up, seconds; OPTIONS["cancel_timeout"].
+CANCEL_TIMEOUT = 5.0
+
+# After how long a cancellation that had no effect is sent again, seconds; then twice that, ...
+_RESEND_INTERVAL = 0.1
+
+logger = logging.getLogger("pgbackend.connection")
+
+
+class StoppableConnection(psycopg.Connection[Any]):
+    """A `psycopg.Connection` whose every wait goes through the bridge, and can be stopped."""
+
+    def __init__(self, pooled: PooledConnection) -> None:
+        super().__init__(pooled.pgconn)
+        self._pooled = pooled
+        self.cancel_timeout = CANCEL_TIMEOUT
+        # See `limited`.
+        self._limit: float | None = None
+        self._limits: list[float] = []
+        # See `finishing`.
+        self._finishing = 0
+        # Whether a cancellation stopped a statement of this borrower's.
+        self.was_stopped = False
+        self._socket_wait = SocketWait(pooled.pgconn)
+        # Whether the session is to be reset before anything is executed in it, how, and in which
+        # greenlets a statement sees to that itself; see `session_reset`.
+        self.reset_due = False
+        self.reset: Any = None
+        self.resetting: set[int] = set()
+
+    def wait(
+        self, gen: PQGen[RV], interval: float = _WAIT_INTERVAL, timeout: float | None = None
+    ) -> RV:
+        """Consume a generator of psycopg's, waiting on the event loop.
+
+        A cancelled task stops the statement in the server before CancelledError leaves.
+        """
+        if self.reset_due and not (self._autocommit and id(getcurrent()) in self.resetting):
+            self._reset_first()
+        rest = gen
+        if timeout is None and self._limit is None:
+            try:
+                check_bridged()
+            except CallClosedError:
+                self.given_up()
+                raise
+            try:
+                state = next(gen)
+                while state == WAIT_R:
+                    state = gen.send(self._socket_wait.until_readable())
+            except StopIteration as stop:
+                result: RV = stop.value
+                return result
+            except (GeneratorExit, GreenletExit):
+                self.given_up()
+                raise
+            except psycopg.Error as error:
+                self._note(error)
+                raise
+            except BaseException:
+                await_bridged(self._interrupted(gen))
+                raise
+            rest = continued(gen, state)
+        return await_bridged(self.wait_unbridged(rest, interval, timeout))
+
+    def _reset_first(self) -> None:
+        """Reset the session, which is due, where the lock is held."""
+        if self.reset_due:
+            with self.limited():
+                await_bridged(self.wait_unbridged(session_reset.reset(self), _WAIT_INTERVAL, None))
+
+    async def wait_unbridged(self, gen: PQGen[RV], interval: float, seconds: float | None) -> RV:
+        """Do what `wait` does, in asynchronous code."""
+        limit = self._limit
+        try:
+            seconds = seconds if limit is None else limit
+            return await self._socket_wait.elsewhere(gen, interval, seconds)
+        except (GeneratorExit, GreenletExit):
+            self.given_up()
+            raise
+        except _WaitTimeout:
+            if limit is None:
+                raise
+            self.close()
+            raise psycopg.OperationalError(
+                f"the server did not answer within {limit:g} s, and the connection was closed."
+                " See 'cancel_timeout' in OPTIONS, and 'timeout' of its pool"
+            ) from None
+        except psycopg.Error as error:
+            self._note(error)
+            raise
+        except BaseException:
+            await self._interrupted(gen)
+            raise
+
+    def given_up(self) -> None:
+        """Close the connection if nobody will read the answer to what it runs.
+
+        Whoever waited for that was closed, and can await nothing any more.
+        """
+        if self.is_executing:
+            self._pooled.abandon()
+
+    def _note(self, error: psycopg.Error) -> None:
+        if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
+            self._pooled.found_read_only()
+
+    async def _interrupted(self, gen: PQGen[Any]) -> None:
+        """Stop what is running: a wait was cancelled, mostly, or a signal handler has raised."""
+        if self.is_executing:
+            # Not where the pool itself uses it.
+            self.was_stopped = self._pooled.borrower is not None
+            # The caller raises what has interrupted it first.
+            with suppress(asyncio.CancelledError):
+                await shielded(self._stop(gen))
+
+    async def _stop(self, gen: PQGen[Any]) -> None:
+        """Cancel the running statement in the server; close the connection if that fails."""
+        try:
+            async with asyncio.timeout(self.cancel_timeout):
+                await self._cancel_until_ended(gen)
+        except psycopg.errors.QueryCanceled:
+            pass
+        except Exception as error:
+            self._give_up(error)
+
+    async def _cancel_until_ended(self, gen: PQGen[Any]) -> None:
+        interval, waits = _RESEND_INTERVAL, self._finishing > 0
+        while True:
+            if not waits:
+                await self._pooled.cancel_safe(timeout=self.cancel_timeout)
+            waits = False
+            try:
+                await self._socket_wait.elsewhere(gen, _WAIT_INTERVAL, interval)
+            except _WaitTimeout:
+                # A server that had not yet read the statement has ignored it.
+                interval *= 2
+            else:
+                return
+
+    def _give_up(self, error: Exception) -> None:
+        words = str(error) or f"no answer within {self.cancel_timeout:g} s"
+        logger.warning("closing %s, whose statement could not be stopped: %s", self, words)
+        self.close()
+
+    @contextmanager
+    def limited(self, seconds: float | None = None) -> Iterator[None]:
+        """Close the connection if a statement in the block takes longer than *seconds*.
+
+        `cancel_timeout` unless given. For what cleans up: to wait for a server that does not
+        answer would be of no use, and no second cancellation may come.
+        """
+        limit = self.cancel_timeout if seconds is None else seconds
+        self._limits.append(limit)
+        self._limit = limit
+        try:
+            yield
+        finally:
+            # Blocks of several tasks end in any order.
+            self._limits.remove(limit)
+            self._limit = self._limits[-1] if self._limits else None
+
+    @contextmanager
+    def finishing(self) -> Iterator[None]:
+        """Let a statement in the block, if it is interrupted, end by itself when it is short.
+
+        For savepoints: one that is stopped in the server aborts the whole transaction.
+        """
+        self._finishing += 1
+        try:
+            yield
+        finally:
+            self._finishing -= 1
+
+    @property
+    def is_executing(self) -> bool:
+        """Whether a statement is running, some task's."""
+        return self.pgconn.transaction_status == TransactionStatus.ACTIVE
+
+    def stop(self) -> None:
+        """Cancel the statement that another task runs; close the connection if that fails."""
+        await_bridged(self._stop_shielded())
+
+    async def _stop_shielded(self) -> None:
+        await shielded(self.stop_other())
+
+    async def stop_other(self) -> None:
+        """Do what `stop` does, and wait until that task has heard of it."""
+        loop = asyncio.get_running_loop()
+        interval = _RESEND_INTERVAL
+        try:
+            async with asyncio.timeout(self.cancel_timeout):
+                while self.is_executing:
+                    await self._pooled.cancel_safe(timeout=self.cancel_timeout)
+                    again = loop.time() + interval
+                    while self.is_executing and loop.time() < again:  # noqa: ASYNC110
+                        # That task reads the answer; there is nothing to be woken by.
+                        await asyncio.sleep(_WAIT_INTERVAL / 10)
+                    interval *= 2
+        except Exception as error:
+            self._give_up(error)
+
+    def finish(self) -> None:
+        """Close the connection at once, without a word to the server; wake who waits for it."""
+        self._socket_wait.close()
+        self.pgconn.finish()
+
+    def close(self) -> None:
+        """Close the connection, as psycopg's ``close``; wake who waits for it."""
+        self._socket_wait.close()
+        super().close()
+
+    def stop_listening(self) -> None:
+        """Wake who waits for the connection, and have the event loop forget its socket."""
+        self._socket_wait.close()
+
+    def cancel_safe(self, *, timeout: float = 30.0) -> None:
+        """Cancel the current operation, waiting through the bridge; see psycopg."""
+        if self.closed:
+            return
+        await_bridged(self._pooled.cancel_safe(timeout=timeout))
+
+
+async def shielded(coro: Coroutine[Any, Any, None]) -> None:
+    """Wait for *coro* whatever cancels the caller meanwhile; it must be bounded in time.
+
+    Raise CancelledError, afterwards, if something did.
+    """
+    task = asyncio.ensure_future(coro)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled

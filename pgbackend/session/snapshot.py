@@ -1,0 +1,118 @@
+"""The state that a session was configured with, and the statements that give it back."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+
+from .text import Effect
+
+# What DISCARD ALL does, but for its own rule: it must be alone in a message. Plans are kept: they
+# show nothing, and each function in PL/pgSQL would be planned anew.
+RESET = (
+    "CLOSE ALL",
+    "SET SESSION AUTHORIZATION DEFAULT",
+    "RESET ALL",
+    "DEALLOCATE ALL",
+    "UNLISTEN *",
+    "SELECT pg_catalog.pg_advisory_unlock_all()",
+    "DISCARD TEMP",
+    "DISCARD SEQUENCES",
+)
+
+# The settings of a session that are not those it started with. The server does not list the
+# role, nor the application's own settings, whose names have a dot. Last, whether it has temporary
+# tables, and whose session it is.
+SNAPSHOT = (
+    "SELECT name, setting FROM pg_catalog.pg_settings WHERE source = 'session'"
+    " UNION ALL SELECT name, current_setting(name, true) FROM unnest(%s::text[]) AS own (name)"
+    " WHERE current_setting(name, true) IS NOT NULL"
+    " UNION ALL SELECT 'session_authorization', session_user"
+    " UNION ALL SELECT 'role', current_setting('role')"
+    " UNION ALL SELECT 'temporary', (EXISTS (SELECT FROM pg_catalog.pg_class"
+    " WHERE relnamespace = pg_catalog.pg_my_temp_schema()))::text"
+    " UNION ALL SELECT 'pg_backend_pid()', pg_catalog.pg_backend_pid()::text"
+)
+
+_OWN_SETTING = re.compile(
+    r"\bset\s+(?:session\s+)?([a-z_]\w*(?:\.\w+)+)|'([a-z_]\w*(?:\.\w+)+)'", re.IGNORECASE
+)
+
+
+def own_settings(made: Iterable[tuple[str, Effect]]) -> list[str]:
+    """Return what may be names of the application's own settings in the text of statements."""
+    found = [names for sql, _ in made for names in _OWN_SETTING.findall(sql)]
+    return sorted({first or second for first, second in found})
+
+
+# SET takes the value of any other as one text, as set_config() does, for half the time.
+_LISTS_OF_NAMES = frozenset(
+    {
+        "local_preload_libraries",
+        "search_path",
+        "session_preload_libraries",
+        "shared_preload_libraries",
+        "temp_tablespaces",
+        "unix_socket_directories",
+    }
+)
+
+# A setting made by one call and nothing else, as Django makes that of the time zone.
+_SET_CONFIG = re.compile(
+    r"\s*select\s+(?:pg_catalog\.)?set_config\(\s*'(\w+)'\s*,\s*'[^'\\]*'\s*,\s*false\s*\)\s*;?\s*",
+    re.IGNORECASE,
+)
+
+_TEMPORARY = re.compile(
+    r"""\btemp(?:orary)?\s+(?:recursive\s+)?(?:(?:table|view|sequence)\s+)?
+        (?:if\s+not\s+exists\s+)?"?(\w+)
+      | \bpg_temp"?\s*\.\s*"?(\w+)""",
+    re.IGNORECASE | re.VERBOSE,
+)
+
+
+def to_be_made_again(made: Iterable[tuple[str, Effect]]) -> Iterator[str]:
+    """Yield those of the statements executed on a new session that a reset undoes.
+
+    They make something in it, or name a temporary table that one of them has made: its rows.
+    """
+    temporary: set[str] = set()
+    for sql, effect in made:
+        if effect.lasts:
+            temporary.update(first or second for first, second in _TEMPORARY.findall(sql))
+            yield sql
+        elif not temporary.isdisjoint(re.findall(r"\w+", sql)):
+            yield sql
+
+
+def statements_after_reset(
+    settings: Iterable[tuple[str, str]],
+    made: Iterable[tuple[str, Effect]],
+    *,
+    user: str,
+    quote: Callable[[str], str],
+) -> list[str]:
+    """Return the statements that make a session, after `RESET`, what it was configured to be.
+
+    *settings* are (name, value) as of `SNAPSHOT`, *made* what was executed meanwhile and *user* who
+    has logged in. Whose session it is and its role come last: the others may need more rights.
+    """
+
+    def setting(name: str, value: str) -> str:
+        if name in _LISTS_OF_NAMES or '"' in name:
+            return f"SELECT pg_catalog.set_config({quote(name)}, {quote(value)}, false)"
+        quoted = ".".join(f'"{each}"' for each in name.split("."))
+        return f"SET {quoted} TO {quote(value)}"
+
+    *others, (_, owner), (_, role) = settings
+    names = {name.lower() for name, _ in others}
+    parts = [setting(name, value) for name, value in others]
+    for sql in to_be_made_again(made):
+        found = _SET_CONFIG.fullmatch(sql)
+        if found is None or found[1].lower() not in names:
+            parts.append(sql)
+    if owner != user:
+        parts.append(setting("session_authorization", owner))
+    if role != "none":
+        parts.append(setting("role", role))
+    return parts

@@ -1,0 +1,105 @@
+"""Sessions that requests keep, and the tasks started in those requests, which use them, too."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from contextvars import ContextVar
+from typing import Any
+from weakref import ref
+
+from greenlet import getcurrent
+
+from .transaction import Transaction
+
+
+class KeptSession:
+    """A connection that a request keeps for its session: tasks started since then use it, too."""
+
+    __slots__ = ("_context", "_lease", "_loop", "owner", "state")
+
+    # *lease* is a `lease.Lease`.
+    def __init__(self, lease: Any, owner: asyncio.Task[Any] | None, context: Any) -> None:
+        self.owner = ref(owner) if owner is not None else _nobody
+        self.state: Any = lease.state
+        self._lease = lease
+        self._loop = asyncio.get_running_loop()
+        self._context = context
+
+    @property
+    def open(self) -> bool:
+        """Whether the session is kept."""
+        return bool(self._lease.on_loan and self._lease.keepers > 0)
+
+    @property
+    def settings(self) -> frozenset[str]:
+        """The settings of `in_force` that were made for it."""
+        settings: frozenset[str] = self._lease.settings
+        return settings
+
+    def is_of(self, lease: object) -> bool:
+        """Return whether *lease* is what it keeps."""
+        return self._lease is lease
+
+    @property
+    def was_joined(self) -> bool:
+        """Whether the running task was started in it: by its owner, or by who was."""
+        owner, context = self.owner(), self._context
+        return owner is not asyncio.current_task() and context is not getcurrent().gr_context
+
+    def check_loop(self) -> None:
+        """Raise RuntimeError on another event loop, whose tasks cannot wait for the connection."""
+        if self._loop is not asyncio.get_running_loop():
+            raise RuntimeError(
+                "this task runs on another event loop than the request it was started in, which"
+                " keeps a connection for its session; start that loop inside `with"
+                " pgbackend.transaction.detached():`"
+            )
+
+
+def _nobody() -> None:
+    return None
+
+
+# The kept sessions of this context, by the `states.States` of their wrappers.
+sessions: ContextVar[dict[object, KeptSession]] = ContextVar("pgbackend_sessions")
+
+NO_SESSIONS: dict[object, KeptSession] = {}
+
+
+def enter_session(lease: Any, transaction: Transaction | None) -> None:
+    """Let what is started from now on by the owner of *lease* use the session that it keeps.
+
+    *transaction* is the one in which the running task, maybe a child, has made it be kept.
+    """
+    states = lease.state.states()
+    if states is None:
+        return
+    here = getcurrent().gr_context
+    if transaction is None or transaction.context is here:
+        session = KeptSession(lease, asyncio.current_task(), here)
+        sessions.set({**sessions.get({}), states: session})
+        return
+    session = KeptSession(lease, transaction.owner(), transaction.context)
+    sessions.set({**sessions.get({}), states: session})
+    if transaction.context is not None:
+        # For what the owner starts later, too. It cannot be where this task was started eagerly, in
+        # the middle of the owner's step.
+        with suppress(RuntimeError):
+            transaction.context.run(lambda: sessions.set({**sessions.get({}), states: session}))
+
+
+def leave_session(lease: object) -> None:
+    """Undo `enter_session`, as far as this context goes."""
+    entered = sessions.get(None)
+    if entered:
+        sessions.set({key: each for key, each in entered.items() if not each.is_of(lease)})
+
+
+def kept_session(states: object) -> KeptSession | None:
+    """Return the session that the running task was started in, if it is kept still."""
+    session = sessions.get({}).get(states)
+    if session is None or not session.open or not session.was_joined:
+        return None
+    session.check_loop()
+    return session

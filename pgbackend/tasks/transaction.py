@@ -1,0 +1,82 @@
+"""Transactions, and the contexts in which they were open.
+
+A context knows the transactions that were open where it was copied. That is used for ancestry
+only: a task's own transaction is found by the task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from contextvars import ContextVar
+from typing import Any
+from weakref import ref
+
+from greenlet import getcurrent
+
+from ..bridge.ends import ending
+from .actors import running_task
+
+
+class Transaction:
+    """What tasks started inside a transaction share, and what tells them that it has ended."""
+
+    __slots__ = (
+        "__weakref__",
+        "context",
+        "ended",
+        "ending",
+        "loop",
+        "owner",
+        "request",
+        "settings",
+        "state",
+        "thread",
+        "wrapper",
+    )
+
+    def __init__(self, wrapper: Any, state: Any, owner: asyncio.Task[Any]) -> None:
+        self.wrapper = wrapper
+        # The `state.ConnectionState` that it is open on.
+        self.state = state
+        self.owner = ref(owner)
+        self.loop = owner.get_loop()
+        self.thread = threading.get_ident()
+        self.context = getcurrent().gr_context
+        # Set from the moment that its end is due: nobody but its owner may use it any more.
+        self.ended = False
+        # See `orphans`.
+        self.request: object = None
+        # The settings of `in_force` that it has made for itself.
+        self.settings: frozenset[str] = frozenset()
+        # What its owner's request, or whatever lasts around it, calls at the end; see `ending`.
+        self.ending = ending()
+
+    @property
+    def open(self) -> bool:
+        """Whether tasks started in it can be part of it."""
+        return self.state.transaction is self and not self.ended
+
+    @property
+    def ended_here(self) -> bool:
+        """Whether the running task ends it in the place of its owner; see `abandoning`."""
+        frames = self.state.frames
+        return bool(frames) and frames[0].ender is not None and frames[0].ender is running_task()
+
+
+# The transactions of this context, by wrapper.
+transactions: ContextVar[dict[object, Transaction]] = ContextVar("pgbackend_transactions")
+
+
+def enter(transaction: Transaction) -> None:
+    """Let what is started in this context from now on join *transaction*."""
+    transactions.set({**transactions.get({}), transaction.wrapper: transaction})
+
+
+def leave(transaction: Transaction) -> None:
+    """Undo `enter`."""
+    entered = transactions.get({})
+    if entered.get(transaction.wrapper) is transaction:
+        transactions.set(
+            {wrapper: each for wrapper, each in entered.items() if each is not transaction}
+        )
