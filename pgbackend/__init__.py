@@ -2,14 +2,30 @@
 
 Set ``ENGINE = "pgbackend"`` in ``DATABASES``. From asynchronous code await Django's own
 a-methods; to run a synchronous function that uses the ORM on the event loop, use `bridged`.
+
+The names of ``__all__`` are public, and so are the modules `asgi`, `base`, `detector`, `errors`,
+`test` and `transaction`, and those whose names are Django's. Each is imported when it is asked for:
+``import pgbackend`` needs neither Django nor psycopg. Django is changed when `base` is imported,
+which Django does for the first wrapper of such a database, and the application "pgbackend" before.
 """
 
-from . import base as base  # before routing: at its end it applies patches, which need both
-from .bridge.current import BridgeError, is_bridged
-from .bridge.greenlets import await_bridged
-from .errors import CommitInDoubt, NotCommitted
-from .version import __version__
-from .wrapper.dispatch import bridged
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from . import asgi as asgi
+    from . import base as base
+    from . import detector as detector
+    from . import errors as errors
+    from . import test as test
+    from . import transaction as transaction
+    from .bridge.current import BridgeError, is_bridged
+    from .bridge.greenlets import await_bridged
+    from .errors import CommitInDoubt, NotCommitted
+    from .version import __version__
+    from .wrapper.dispatch import bridged
 
 __all__ = [
     "BridgeError",
@@ -20,3 +36,34 @@ __all__ = [
     "bridged",
     "is_bridged",
 ]
+
+# The modules of the public names.
+_PLACES = {
+    "BridgeError": "bridge.current",
+    "CommitInDoubt": "errors",
+    "NotCommitted": "errors",
+    "__version__": "version",
+    "await_bridged": "bridge.greenlets",
+    "bridged": "wrapper.dispatch",
+    "is_bridged": "bridge.current",
+}
+
+_MODULES = ("asgi", "base", "detector", "errors", "test", "transaction")
+
+# Type checkers see the imports above, and no other names.
+if not TYPE_CHECKING:
+
+    def __getattr__(name):
+        """Import what is asked for (PEP 562)."""
+        if name in _MODULES:
+            return import_module(f".{name}", __name__)
+        if name not in _PLACES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(f".{_PLACES[name]}", __name__), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    """Return the names that there are, also those that were not asked for yet."""
+    return sorted({*globals(), *__all__, *_MODULES})

@@ -6,6 +6,8 @@ import functools
 from importlib import import_module
 from typing import Any
 
+# First: Django's own module cannot be the first of its backend that is imported.
+from django.db.backends.postgresql import base as base
 from django.db.backends.postgresql.operations import (
     DatabaseOperations as PostgresDatabaseOperations,
 )

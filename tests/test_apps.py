@@ -95,7 +95,7 @@ def test_application_made_too_early() -> None:
     printed = run_script(
         "installed = []\nimport logging\nlogging.basicConfig(stream=sys.stdout)\n"
         + SITE
-        + "import pgbackend\n"
+        + "import pgbackend.base\n"
         + VIEWS
         + "asyncio.run(visit())\nprint(*[message.msg for message in run_checks()], sep=chr(10))\n"
     ).splitlines()
@@ -109,10 +109,10 @@ def test_application_made_too_early() -> None:
 
 
 def test_before_settings() -> None:
-    """The package can be imported before settings are there, as the project's __init__.py does."""
+    """The backend can be imported before settings are there, as the project's __init__.py does."""
     printed = run_script(
         """
-        import pgbackend
+        import pgbackend.base
         assert not settings.configured
         settings.configure(**conf)
         import django

@@ -369,7 +369,7 @@ def test_generator_decorated_before_loading() -> None:
         async def generate():
             yield
 
-        import pgbackend
+        import pgbackend.base
         try:
             generate()
         except TypeError as error:

@@ -197,7 +197,7 @@ FAILS_FIRST = """
     settings.configure(**conf)
     import importlib
     import django
-    import pgbackend
+    import pgbackend.base
     from pgbackend import fingerprints
     from pgbackend.patches import where_to_run
     early = [name for name in where_to_run.RULES if name not in sys.modules]

@@ -16,7 +16,7 @@ from django.core import checks
 logger = logging.getLogger("pgbackend")
 
 HINT = (
-    'Put "pgbackend" first in INSTALLED_APPS, or `import pgbackend` before it where that is'
+    'Put "pgbackend" first in INSTALLED_APPS, or `import pgbackend.base` before it where that is'
     " too late, as in the project's __init__.py."
 )
 

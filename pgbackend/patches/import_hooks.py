@@ -24,6 +24,8 @@ def after_import(name: str, callback: Callback) -> None:
     Called again with the new module whenever it is imported anew: after a first import that
     failed, or was undone, and by `importlib.reload`.
     """
+    if _finder not in sys.meta_path:
+        sys.meta_path.insert(0, _finder)
     _finder.callbacks[name].append(callback)
     module = sys.modules.get(name)
     if module is None:
@@ -120,5 +122,5 @@ class _ReportingLoader(Loader):
             self._finder.loading.discard(module.__name__)
 
 
+# It is among Python's finders from the first `after_import` on.
 _finder = _Finder()
-sys.meta_path.insert(0, _finder)

@@ -41,8 +41,6 @@ def _says_something(record: logging.LogRecord) -> bool:
     )
 
 
-logging.getLogger("psycopg.pool").addFilter(_says_something)
-
 logger = logging.getLogger("pgbackend.pool")
 
 # How many of those who hold connections an error names.
@@ -73,6 +71,8 @@ class ConnectionPool(ReturningPool):
         context_setup: Callable[[], None],
         check: bool = False,
     ) -> None:
+        # Once, however many pools there are.
+        logging.getLogger("psycopg.pool").addFilter(_says_something)
         arguments = pool_arguments(alias, options)
         if arguments.get("reset") is not None:
             arguments["reset"] = functools.partial(call_hook, arguments["reset"])
