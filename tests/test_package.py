@@ -205,3 +205,17 @@ def test_plugin_of_another_backend(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1 passed" in done.stdout
+
+
+def test_public_modules() -> None:
+    """What is imported by name from the modules that are public is what the rooms hold."""
+    from pgbackend.bridge import await_bridged, greenlets, is_bridged, run_bridged
+    from pgbackend.bridge import current as of_bridge
+    from pgbackend.connection import BridgedConnection
+    from pgbackend.pool import face, open_pools
+    from pgbackend.registry import open_pools as opened
+
+    assert (await_bridged, run_bridged) == (greenlets.await_bridged, greenlets.run_bridged)
+    assert is_bridged is of_bridge.is_bridged
+    assert BridgedConnection is face.BridgedConnection
+    assert opened is open_pools.open_pools

@@ -9,3 +9,8 @@ This room knows neither Django nor psycopg, and none of the other rooms.
 - `lock`: a lock between tasks that bridged code can wait for.
 - `held_locks`: locks of Python's own that a function holds while it waits in the bridge.
 """
+
+from .current import BridgeError, is_bridged
+from .greenlets import await_bridged, run_bridged
+
+__all__ = ["BridgeError", "await_bridged", "is_bridged", "run_bridged"]

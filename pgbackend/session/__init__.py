@@ -8,3 +8,7 @@ This room knows the text of SQL and the transactions of tasks, but not how SQL i
 - `in_force`: roles and settings that a request has made on one of its connections.
 - `guard`: statements of psycopg's cursors, looked at before they are sent.
 """
+
+from .clean import changes_session
+
+__all__ = ["changes_session"]

@@ -1,0 +1,6 @@
+"""Public: the class of ``connection.connection`` on the event loop, for ``isinstance`` and types."""
+
+from .bridge.lock import BridgedLock
+from .pool.face import BridgedConnection
+
+__all__ = ["BridgedConnection", "BridgedLock"]
