@@ -4,9 +4,10 @@ Set ``ENGINE = "pgbackend"`` in ``DATABASES``. From asynchronous code await Djan
 a-methods; to run a synchronous function that uses the ORM on the event loop, use `bridged`.
 
 The names of ``__all__`` are public, and so are the modules `asgi`, `base`, `connection`,
-`detector`, `errors`, `registry`, `test` and `transaction`, and those whose names are Django's. Each is imported when it is asked for:
-``import pgbackend`` needs neither Django nor psycopg. Django is changed when `base` is imported,
-which Django does for the first wrapper of such a database, and the application "pgbackend" before.
+`detector`, `errors`, `registry`, `test` and `transaction`, and those whose names are Django's. Each
+is imported when it is asked for: ``import pgbackend`` needs neither Django nor psycopg. Django is
+changed when `base` is imported, which Django does for the first wrapper of such a database, and the
+application "pgbackend" before.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Public: the class of ``connection.connection`` on the event loop, for ``isinstance`` and types."""
+"""Public: the class of ``connection.connection`` on the event loop, for types and isinstance()."""
 
 from .bridge.lock import BridgedLock
 from .pool.face import BridgedConnection

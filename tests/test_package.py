@@ -207,7 +207,7 @@ def test_plugin_of_another_backend(tmp_path: Path) -> None:
     assert "1 passed" in done.stdout
 
 
-def test_public_modules() -> None:
+def test_names_of_public_modules() -> None:
     """What is imported by name from the modules that are public is what the rooms hold."""
     from pgbackend.bridge import await_bridged, greenlets, is_bridged, run_bridged
     from pgbackend.bridge import current as of_bridge
