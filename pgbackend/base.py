@@ -70,7 +70,7 @@ class DatabaseWrapper(Watched, TransactionControl):
     Beside Django's own ``OPTIONS`` it takes those of `options.Options`.
     """
 
-    # Django's, which is untyped, assigns them.
+    # Django assigns these attributes without annotations.
     settings_dict: dict[str, Any]
     isolation_level: psycopg.IsolationLevel
 
@@ -85,15 +85,16 @@ class DatabaseWrapper(Watched, TransactionControl):
         self.cancel_timeout = options.cancel_timeout
         self.reset = options.reset
         self._found_pool: FoundPool | None = None
-        # Held while a cursor is made, and by which task; see `_make_alone`.
+        # `_make_alone` holds the lock while it makes a cursor; `_maker` is the task that holds it.
         self._making = BridgedLock(unread)
         self._maker: asyncio.Task[Any] | None = None
-        # True for the wrapper by which a pool configures its connections.
+        # True for the wrapper that a pool uses to configure its connections.
         self.configures_pool = False
-        # What its request's threads have set on their connections, each and all; see `in_force`.
+        # Settings that the request's threads changed on their connections, per thread and together;
+        # see `in_force`.
         self.settings_of_threads: dict[int, frozenset[str]] = {}
         self.set_in_threads: frozenset[str] = frozenset()
-        # The connection that its request keeps for the session.
+        # The lease that the request keeps for its whole session.
         self.kept_lease: Lease | None = None
         self._states = States(autocommit=settings_dict["AUTOCOMMIT"])
         super().__init__(settings_dict, alias)
@@ -104,9 +105,10 @@ class DatabaseWrapper(Watched, TransactionControl):
     @property
     @without_passwords
     def pool(self) -> Any:
-        """Django's own pool for synchronous code; in the bridge the running loop's."""
+        """Return Django's own pool in synchronous code, the running loop's pool in the bridge."""
         if self.bridged:
-            # None for the wrapper that configures connections: Django then does it.
+            # The configuring wrapper reports no pool, so that Django configures the connection
+            # itself.
             return None if self.configures_pool else self.async_pool
         conf = self.settings_dict
         options = conf["OPTIONS"].get("pool")
@@ -115,8 +117,8 @@ class DatabaseWrapper(Watched, TransactionControl):
         pool_arguments(self.alias, options)
         if not isinstance(options, dict):
             return super().pool
-        # The same options are good on both sides: psycopg_pool would refuse a max_size below
-        # its min_size, 4 unless said otherwise, and a min_size of 0 without a max_size.
+        # Accept the same options on both sides: psycopg_pool refuses a max_size below min_size,
+        # which is 4 by default, and a min_size of 0 without a max_size.
         sizes = {"min_size": min(4, options.get("max_size") or 4)}
         if options.get("min_size") == 0:
             sizes["max_size"] = 4
@@ -160,12 +162,13 @@ class DatabaseWrapper(Watched, TransactionControl):
             self._begin()
 
     def _configure_timezone(self, connection: Any) -> bool:
-        # Django's, also where a test changes settings: another time zone has another pool.
+        # Call Django's method even where a test changes the time zone: another time zone has
+        # another pool.
         with for_one_use() if self.bridged else nullcontext():
             return bool(super()._configure_timezone(connection))
 
     def ensure_connection(self) -> None:
-        """Connect if need be; bridged, borrow a connection and give it back."""
+        """Connect if necessary; bridged, borrow a connection and give it back."""
         if not self.bridged or self.state.connecting:
             super().ensure_connection()
             return
@@ -182,13 +185,14 @@ class DatabaseWrapper(Watched, TransactionControl):
     def close(self) -> None:
         """Close the connection; bridged, give it back to its pool, which rolls it back.
 
-        In a thread that joined a transaction, only the thread's own: the other is the loop's.
+        In a thread that joined a transaction, close only the thread's own connection: the
+        transaction's connection belongs to the event loop.
         """
         if not self.bridged and joined_if_open(self.alias) is not None:
             self._states.close_shared()
             return
         if self.bridged and self._states.are_of_a_session():
-            # The request's: with it, its session would be gone.
+            # The connection belongs to the request: closing it would end the request's session.
             return
         super().close()
         if not self.bridged:
@@ -199,7 +203,9 @@ class DatabaseWrapper(Watched, TransactionControl):
                 self.close_pool()
 
     def close_if_unusable_or_obsolete(self) -> None:
-        """Close what a request left behind, but not a transaction around it, as a test's."""
+        """Close what a request left behind, but no transaction around the request, such as a
+        test's.
+        """
         if not (self.bridged and self.in_atomic_block):
             super().close_if_unusable_or_obsolete()
 
@@ -217,7 +223,8 @@ class DatabaseWrapper(Watched, TransactionControl):
         for pool in open_pools(self.alias):
             await_bridged(pool.close())
         note_closed(self.alias)
-        # That of threads, which Django keeps for the alias. To close it waits for its workers.
+        # Close the pool of the threads, too; Django keeps one for each alias. Closing it waits for
+        # its workers, so a thread does that.
         of_threads = self._connection_pools.pop(self.alias, None)
         if of_threads is not None:
             await_bridged(asyncio.to_thread(of_threads.close))
@@ -235,8 +242,8 @@ class DatabaseWrapper(Watched, TransactionControl):
     def _make_alone(self, make: Callable[[], Any]) -> Any:
         """Call *make*, one task at a time where a subclass has its own ``_cursor``.
 
-        What that keeps on the wrapper meanwhile is not for the cursors of other tasks: for
-        django-tenants, that the search path is just being set.
+        Such a subclass may keep state on the wrapper while it makes a cursor; other tasks must not
+        see it. django-tenants, for example, notes there that it is setting the search path.
         """
         if type(self)._cursor is DatabaseWrapper._cursor or not self.bridged:
             return make()
@@ -244,7 +251,8 @@ class DatabaseWrapper(Watched, TransactionControl):
         if self._maker is task:
             return make()
         while True:
-            # Who waited for its turn in here would keep out the one that has it.
+            # Wait for the turn before taking the lock: a task that waited inside would block the
+            # task that has the turn.
             state = self.state_in_turn()
             with self._making:
                 if self.state is not state or not state.has_turn():
@@ -263,8 +271,8 @@ class DatabaseWrapper(Watched, TransactionControl):
         lease = self._hold(pinned=pinned)
         if pinned and lease is not None and lease.face.autocommit:
             face = lease.face
-            # WITH HOLD, it would live in a session that the next FETCH may not reach; or whose
-            # other users may have a transaction open by then.
+            # Make a client-side cursor instead: a cursor WITH HOLD would live in a session that the
+            # next FETCH may not reach, or that other users may by then have a transaction open in.
             if not face.has_session or kept_sessions.sessions.get(kept_sessions.NO_SESSIONS):
                 name, pinned = None, False
                 lease.pins -= 1
@@ -279,7 +287,8 @@ class DatabaseWrapper(Watched, TransactionControl):
         elif isinstance(cursor, LeaseHolder):
             cursor.hold(lease, pinned=pinned)
         else:
-            # Somebody's own make_cursor: the lease lasts as long as the object.
+            # A custom make_cursor returned an object that holds no lease: release the hold when the
+            # object is collected.
             finalize(cursor, lease.let_go_elsewhere, pinned=pinned)
         return cursor
 
@@ -290,14 +299,15 @@ class DatabaseWrapper(Watched, TransactionControl):
                 check_in_no_orphan(self.alias, self.state)
             return super()._cursor(name)
         call = functools.partial(self.hand_over, transaction)
-        # By the public methods, which instrumentations replace.
+        # Use the public methods: instrumentations replace those.
         wrapper = transaction.wrapper
         return Handed(call(wrapper.cursor if name is None else wrapper.chunked_cursor), call)
 
     def create_cursor(self, name: str | None = None) -> Any:
         """Return a psycopg cursor, for a wrapper of Django's."""
         cursor = super().create_cursor(name)
-        # Django makes a server-side one of a class of its own, without asking the connection.
+        # Django makes a server-side cursor directly from its own class and does not call the
+        # connection's `cursor()`, so guard the cursor here.
         ours = isinstance(getattr(cursor, "connection", None), BridgedConnection)
         return guard(cursor, wrapped=True) if ours else cursor
 
@@ -310,6 +320,6 @@ class DatabaseWrapper(Watched, TransactionControl):
         return CursorDebugWrapper(cursor, self)
 
 
-# A project names this module only: with it, all is in place.
+# A project names only this module in its settings, so importing it installs everything.
 apply()
 register()

@@ -1,4 +1,4 @@
-"""The greenlet that the running call is bridged in, if it is."""
+"""Find the greenlet that the running call is bridged in."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ class Bridge(greenlet):
     # The task whose steps drive this greenlet. It may differ from the running task: an
     # eager task starts inside the greenlet of the task that creates it.
     owner: Any = None
-    # What the call that has just ended returned or raised.
+    # The return value or the exception of the call that has just ended.
     returned: Any = None
     raised: BaseException | None = None
-    # Called, last registered first, when the function has ended; see `on_exit`. A dict
-    # for its order and because each is kept once.
+    # The callbacks of `on_exit`, called last registered first when the function has ended. A dict
+    # keeps their order and holds each only once.
     exits: dict[Callable[[], None], None] | None = None
-    # True once the coroutine driving this greenlet was closed: nobody is left to await.
+    # True once the coroutine that drives this greenlet was closed: nothing can be awaited any more.
     abandoned = False
-    # The thread that it belongs to: it cannot be switched to from another.
+    # The id of the greenlet's thread: no other thread can switch to the greenlet.
     thread = 0
-    # Whether it is the bridge of something that has a session of its own; see `last`.
+    # Whether the bridged call has a session of its own, as a request has; see `ends.last`.
     lasting = False
-    # What takes the callbacks of `on_end`; None: they are called when the function has ended.
+    # The function that takes the callbacks of `on_end`. None: they run when the function has ended.
     keep: Callable[[Callable[[], None]], None] | None = None
-    # What `keep_here` was given in the call that runs.
+    # The value that the running call passed to `keep_here`.
     here: Any = None
 
 
@@ -49,15 +49,16 @@ def is_bridged() -> bool:
     try:
         return bridge.owner is current_task()
     except RuntimeError:
-        # No loop runs: this is a child process, forked off inside the bridge.
+        # No event loop runs: this process was forked inside the bridge.
         return False
 
 
 def keep_here(value: object) -> None:
-    """Keep *value* as ``here`` of the running greenlet until its call ends, if that is bridged.
+    """Keep *value* as ``here`` of the running greenlet until the bridged call ends.
 
-    Who reads it checks that it was kept in the same context: an eager task may run in the greenlet
-    of the task that starts it, and a nested run of the event loop others.
+    Do nothing outside the bridge. Readers must check that the value was kept in the same context:
+    an eager task may run in the greenlet of the task that starts it, and a nested run of the event
+    loop may run other tasks there.
     """
     if is_bridged():
         bridge: Any = getcurrent()
@@ -65,7 +66,7 @@ def keep_here(value: object) -> None:
 
 
 def _forget_here() -> None:
-    """Forget what a forked child found: nothing is bridged there."""
+    """Clear ``here`` in a forked child: nothing is bridged there."""
     bridge = getcurrent()
     if isinstance(bridge, Bridge):
         bridge.here = None

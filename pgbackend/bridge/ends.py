@@ -1,4 +1,4 @@
-"""Callbacks at the end of bridged calls, and of what lasts longer, such as a request."""
+"""Callbacks at the end of bridged calls, and of longer scopes such as a request."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from .current import Bridge, BridgeError, is_bridged
 def on_exit(callback: Callable[[], None]) -> None:
     """Call *callback* at the end of the outermost bridged call around the caller.
 
-    It runs inside the bridge, also after an exception, and may wait by `await_bridged`. A
-    callback registered again (by equality) is still called once.
+    The callback runs inside the bridge, even after an exception, and may use `await_bridged`. A
+    callback registered again (by equality) is still called once. Raise `BridgeError` outside the
+    bridge.
     """
     if not is_bridged():
         raise BridgeError("on_exit() was called outside the bridge")
@@ -27,10 +28,11 @@ def on_exit(callback: Callable[[], None]) -> None:
 
 
 def last(keep: Callable[[Callable[[], None]], None] | None = None) -> None:
-    """Mark the outermost bridged call around the caller as one that lasts, such as a request.
+    """Mark the outermost bridged call around the caller as a lasting scope, such as a request.
 
-    What belongs to a database session may be kept until its end. If it is only a part of what
-    lasts, *keep* takes the callbacks that are to be called at the end of the whole.
+    The database session may be kept until the scope ends. If the call is only a part of the scope,
+    *keep* takes the callbacks to be called when the whole scope ends. Raise `BridgeError` outside
+    the bridge.
     """
     if not is_bridged():
         raise BridgeError("last() was called outside the bridge")
@@ -40,9 +42,9 @@ def last(keep: Callable[[Callable[[], None]], None] | None = None) -> None:
 
 
 def on_end(callback: Callable[[], None]) -> None:
-    """Call *callback* at the end of what `last` marked, as `on_exit` does at that of a call.
+    """Call *callback* when the scope that `last` marked ends; without one, when the call ends.
 
-    It may not wait.
+    The callback must not wait.
     """
     keep = getattr(getcurrent(), "keep", None)
     if keep is None:
@@ -57,9 +59,10 @@ def lasts() -> bool:
 
 
 def ending() -> Callable[[Callable[[], None]], None] | None:
-    """Return what does as `on_end` for what `last` marked around the caller, also called elsewhere.
+    """Return a function that registers callbacks as `on_end` does, but may be called anywhere.
 
-    None if nothing was marked. After that end it does nothing.
+    The callbacks run at the end of the scope that `last` marked around the caller. Return None if
+    there is no such scope. Once the scope has ended, the function does nothing.
     """
     bridge: Any = getcurrent()
     if not getattr(bridge, "lasting", False):

@@ -51,26 +51,26 @@ class CallClosedError(BridgeError):
     """Something was awaited in a bridged call that was closed."""
 
 
-# What a greenlet hands out when a call has ended: the outcome is among its attributes.
+# A greenlet switches this value out when a call has ended; the outcome is in its attributes.
 _ENDED = object()
 
-# How many greenlets a thread keeps for calls to come: to make one costs more than a switch.
+# How many greenlets a thread keeps for later calls: making one costs more than a switch.
 _KEPT = 100
 
 
 class _Idle(threading.local):
-    """The calling thread's greenlets that wait for a call."""
+    """The idle greenlets of the calling thread."""
 
     def __init__(self) -> None:
-        # On loops that call back from Python code only.
+        # Greenlets for event loops that call back from Python code only.
         self.bridges: list[Bridge] = []
-        # On the last other loop.
+        # Greenlets for the last other event loop that was used, which `loop` refers to.
         self.on_loop: list[Bridge] = []
         self.loop: Callable[[], AbstractEventLoop | None] = _no_loop
 
 
 def _no_loop() -> None:
-    """Stand for a reference to a loop where there was none yet."""
+    """Stand in for a weak reference to a loop while there is none."""
 
 
 _idle = _Idle()
@@ -87,8 +87,8 @@ def await_bridged(awaitable: Awaitable[T]) -> T:
     """
     if not is_bridged():
         _refuse(awaitable, _OUTSIDE)
-    # The frame lives in the greenlet: a local that names the greenlet across a switch would
-    # be a reference cycle, and keep an abandoned one from being collected.
+    # Do not name the greenlet in a local variable: this frame lives in the greenlet, so the name
+    # would make a reference cycle and keep an abandoned greenlet from being collected.
     if getattr(getcurrent(), "abandoned", False):
         _refuse(awaitable, _ABANDONED, CallClosedError)
 
@@ -131,12 +131,13 @@ async def _as_coroutine(awaitable: Awaitable[T]) -> T:
     return await awaitable
 
 
-# Containers, and what is called before a wait while one of them is not empty; see `before_waits`.
+# Containers that `_look` is about: it is called before a wait while one of them is not empty; see
+# `before_waits`.
 _suspects: tuple[Collection[Any], ...] = ()
 
 
 def _look() -> None:
-    """Do nothing, unless `before_waits` said what."""
+    """Do nothing; `before_waits` replaces this function."""
 
 
 def before_waits(suspects: tuple[Collection[Any], ...], look: Callable[[], None]) -> None:
@@ -146,7 +147,7 @@ def before_waits(suspects: tuple[Collection[Any], ...], look: Callable[[], None]
 
 
 def _suspend(waiting: Any) -> Any:
-    """Hand what an awaitable yielded to the event loop and return what it answers."""
+    """Hand an awaitable's yielded value to the event loop and return the loop's answer."""
     if any(_suspects):
         _look()
     bridge: Any = getcurrent()
@@ -168,9 +169,9 @@ def _refuse(
 async def run_bridged(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
     """Run the synchronous *function* bridged, in this task, and return its result.
 
-    Called from code that is already bridged, it is a plain call. Exceptions pass through
-    as they are; cancelling the task raises CancelledError inside the function, from the
-    `await_bridged` it waits in.
+    In code that is already bridged this is a plain call. Exceptions pass through unchanged.
+    Cancelling the task raises CancelledError inside the function, from the `await_bridged` that it
+    waits in.
     """
     if is_bridged():
         return function(*args, **kwargs)
@@ -181,7 +182,7 @@ async def run_bridged(function: Callable[P, T], /, *args: P.args, **kwargs: P.kw
 def _drive(
     function: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Generator[Any, Any, T]:
-    """Run one outermost bridged call to its end, yielding what it waits for."""
+    """Run one outermost bridged call to its end; yield whatever it waits for."""
     driver = getcurrent()
     loop = _get_running_loop()
     if calls_from_python(loop):
@@ -195,7 +196,7 @@ def _drive(
     else:
         bridge = Bridge(_serve, driver)
         bridge.thread = threading.get_ident()
-        # Without arguments: it would keep those as long as it lives.
+        # Start the greenlet without arguments: it would keep them as long as it lives.
         bridge.switch()
     bridge.owner = current_task()
     bridge.gr_context = driver.gr_context
@@ -207,8 +208,8 @@ def _drive(
         try:
             value = yield result
         except GeneratorExit:
-            # The coroutine is being closed or collected: the function may unwind, but there
-            # is no loop any more to wait in.
+            # The coroutine is being closed or collected: the function may unwind, but no loop is
+            # left to wait in.
             bridge.abandoned = True
             _unwind(bridge)
             raise
@@ -216,24 +217,27 @@ def _drive(
             bridge.parent = getcurrent()
             result = bridge.throw(error)
         else:
-            # The task may be resumed from another greenlet than it was suspended in.
+            # The task may be resumed from a greenlet other than the one it was suspended in.
             bridge.parent = getcurrent()
             result = bridge.switch(value)
     result, raised = bridge.returned, bridge.raised
     bridge.returned = bridge.raised = None
     bridge.owner = bridge.gr_context = bridge.keep = bridge.here = None
     bridge.lasting = False
-    # It keeps its parent, too: the thread's own greenlet, or it was not only ours.
+    # Reuse the greenlet only if its parent is the thread's main greenlet: an idle greenlet keeps
+    # its parent alive, which must not be another library's greenlet.
     if len(idle) < _KEPT and bridge.parent.parent is None:  # type: ignore[union-attr]  # has one
         idle.append(bridge)
-    # What is raised keeps this frame: without a name a greenlet that is not kept ends here.
+    # Drop the name: the traceback of a raised exception keeps this frame, and the frame would keep
+    # a greenlet that is not reused.
     del bridge
     if raised is not None:
         context = raised.__context__
         try:
             raise raised
         finally:
-            # Raised anew it would lose that; and its traceback leads here.
+            # Restore the context, which `raise` replaces, and drop the names: the traceback keeps
+            # this frame, so they would make a cycle.
             raised.__context__ = context
             del context, raised
     return result  # type: ignore[no-any-return]  # as above
@@ -249,20 +253,20 @@ def _idle_on(loop: Any) -> list[Bridge]:
 def _unwind(bridge: Bridge) -> None:
     """Let the function of a closed call unwind, in the thread that the greenlet belongs to.
 
-    The coroutine may have been collected in another one.
+    The garbage collector may have closed the coroutine in another thread.
     """
     if bridge.thread == threading.get_ident():
         _throw_exit(bridge)
         return
     owner: Task[Any] | None = bridge.owner
     loop = None if owner is None else owner.get_loop()
-    # With its loop closed there is nothing left to hand back.
+    # If the loop is closed, no thread is left that could unwind the function.
     if loop is not None and not loop.is_closed():
         loop.call_soon_threadsafe(_throw_exit, bridge, context=Context())
 
 
 def _throw_exit(bridge: Bridge) -> None:
-    """Unwind the function as if its own task had closed it: what it looks up is that one's."""
+    """Unwind the function as its own task: `current_task()` in it returns that task."""
     loop, owner = _get_running_loop(), bridge.owner
     bridge.parent = getcurrent()
     if loop is None or owner is None or owner.get_loop() is not loop:
@@ -272,6 +276,7 @@ def _throw_exit(bridge: Bridge) -> None:
     if running is owner:
         bridge.throw(GreenletExit)
         return
+    # asyncio has no public way to change the running task.
     if running is not None:
         tasks._leave_task(loop, running)
     tasks._enter_task(loop, owner)
@@ -284,12 +289,12 @@ def _throw_exit(bridge: Bridge) -> None:
 
 
 def _serve() -> None:
-    """Run one call after the other, inside the greenlet, which is idle in between.
+    """Run one call after the other inside the greenlet, which is idle in between.
 
-    Then nothing of a call may be kept here, not even as the argument of a switch. A greenlet
-    whose call was abandoned ends with it, and so does one that is collected.
+    An idle greenlet must keep nothing of a call, not even as the argument of a switch. A greenlet
+    ends with a call that was abandoned, and when it is collected.
     """
-    # No name for the greenlet itself: see `await_bridged`.
+    # The greenlet itself must have no name here; see `await_bridged`.
     current: Any = getcurrent
     while True:
         function, args, kwargs = current().parent.switch(_ENDED)
@@ -307,7 +312,7 @@ def _serve() -> None:
 
 
 def _call(function: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
-    """Run *function* and then what it registered by `on_exit`, inside the greenlet."""
+    """Run *function*, then the callbacks it registered by `on_exit`, inside the greenlet."""
     try:
         return function(*args, **kwargs)
     finally:
@@ -317,7 +322,7 @@ def _call(function: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, A
 
 
 def _call_exits(exits: dict[Callable[[], None], None]) -> None:
-    """Call the last registered first; one that fails keeps no other from running."""
+    """Call the callbacks, last registered first; a failing one does not stop the others."""
     try:
         exits.popitem()[0]()
     finally:

@@ -1,10 +1,10 @@
-"""Locks of Python's own that a function in the bridge holds while it waits: they are named.
+"""Warn of Python's own locks that a bridged function holds while it waits.
 
-A lock that threads share does not keep tasks of one thread apart. While a module is imported, its
-lock is the importing thread's: another task that imports it goes past, and gets a module that is
-not complete. A logging handler holds its lock while it emits: another task goes past, and a thread
-that logs waits; if the event loop then logs, everything does. The first wait in each is told to the
-logger ``pgbackend.detector``.
+A lock that threads share does not keep tasks of one thread apart. The import lock of a module
+belongs to the importing thread: another task that imports the module passes the lock and gets an
+incomplete module. A logging handler holds its lock while it emits: another task passes the lock,
+and a thread that logs waits; if the event loop then logs from another handler's thread, everything
+waits. The first wait in each is logged to ``pgbackend.detector``.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Any
 
 logger = logging.getLogger("pgbackend.detector")
 
-# What CPython keeps of modules that are being imported, by any thread; empty otherwise.
+# CPython's locks of the modules that any thread is importing; empty otherwise.
 importing: dict[str, Any] = importlib._bootstrap._module_locks  # type: ignore[attr-defined]  # private
 _IMPORT = importlib._bootstrap._find_and_load.__code__  # type: ignore[attr-defined]  # private
 
-# The handlers that emit just now, in any thread.
+# The logging handlers that are emitting now, in any thread.
 emitting: list[logging.Handler] = []
 _HANDLE = logging.Handler.handle.__code__
 
@@ -29,7 +29,7 @@ _named: set[str] = set()
 
 
 def name_held() -> None:
-    """Warn if the caller is part of an import, or of a handler that emits, and is about to wait."""
+    """Warn if the caller is about to wait inside an import or inside an emitting handler."""
     if not importing and not emitting:
         return
     frame: FrameType | None = sys._getframe(1)
@@ -52,6 +52,6 @@ def name_held() -> None:
 
 def _name(what: str, consequence: str) -> None:
     if what not in _named:
-        # Before it is told: a handler may be told by the very one that waits.
+        # Add the name before logging: the same handler may emit this warning, and come back here.
         _named.add(what)
         logger.warning("%s waits in the bridge: %s", what, consequence)

@@ -15,32 +15,32 @@ from .greenlets import await_bridged
 
 
 def _lost() -> BaseException:
-    """Return the error for who waits for a lock that nobody will release."""
+    """Return the error for a task that waits for a lock that nobody will release."""
     return BridgeError(
         "the coroutine that held this lock was closed while it waited, and will not release it"
     )
 
 
 class BridgedLock:
-    """A lock between tasks, with the synchronous face that DB-API cursors expect.
+    """A lock between tasks, with the synchronous interface that DB-API cursors expect.
 
-    It is held while a statement waits for the server: a `threading.Lock` there would stop
-    the event loop as soon as a second task of the same transaction wanted its turn. Taking a
-    free one costs nothing.
+    A task holds the lock while a statement waits for the server. A `threading.Lock` would block the
+    event loop as soon as a second task of the same transaction wanted its turn. Taking a free lock
+    never waits.
 
-    Where its holder will not release it any more, *lost* is called, and returns what is raised.
+    *lost* returns the error to raise where the holder will never release the lock.
     """
 
     def __init__(self, lost: Callable[[], BaseException] = _lost) -> None:
         self.held = False
-        # The task that took it.
+        # The task that took the lock.
         self.holder: asyncio.Task[Any] | None = None
         self._lost = lost
-        # How often it was taken.
+        # How often the lock was taken.
         self.uses = 0
-        # A turn's future says whether the lock was handed over, or refused.
+        # Each future's result says whether the lock was handed over (True) or refused (False).
         self._waiting: deque[asyncio.Future[bool]] = deque()
-        # How often those who waited were refused, and what makes the error of the last time.
+        # How often the waiting tasks were refused, and the function that returns the latest error.
         self._refusals = 0
         self._refusal: Callable[[], BaseException] = _lost
 
@@ -52,7 +52,7 @@ class BridgedLock:
         self.uses += 1
 
     async def acquire(self) -> None:
-        """Do what ``with`` does at its beginning, in asynchronous code."""
+        """Take the lock in asynchronous code, as entering ``with`` does."""
         if self.held:
             await self._wait()
         self.held = True
@@ -60,7 +60,7 @@ class BridgedLock:
         self.uses += 1
 
     def release(self) -> None:
-        """Do what ``with`` does at its end."""
+        """Release the lock, as leaving ``with`` does, and hand it to the next waiting task."""
         self.holder = None
         while self._waiting:
             turn = self._waiting.popleft()
@@ -69,9 +69,9 @@ class BridgedLock:
         self.held = False
 
     def refuse_waiting(self, error: Callable[[], BaseException]) -> None:
-        """Have all who wait raise what *error* returns: what they wait for has ended.
+        """Make all waiting tasks raise the error that *error* returns, since their aim has ended.
 
-        Also those who were handed the lock and have not gone on yet.
+        This includes tasks that were handed the lock but have not resumed yet.
         """
         self._refusals += 1
         self._refusal = error
@@ -85,7 +85,7 @@ class BridgedLock:
         holder = self.holder
         if holder is not None and (holder is current_task() or holder.done()):
             # The holder waits in a coroutine that was closed: before CPython 3.13 an asynchronous
-            # generator that it is in does not learn that, and never goes on.
+            # generator around the wait is not told, and never resumes.
             raise self._lost()
         refusals = self._refusals
         turn = asyncio.get_running_loop().create_future()
@@ -94,7 +94,7 @@ class BridgedLock:
             handed = await turn
         except BaseException:
             if not _give_up(turn) and turn.result():
-                # The lock was handed over together with the cancellation, or the closing.
+                # The lock was handed over at the same moment as the cancellation or the closing.
                 self.release()
             raise
         if self._refusals != refusals:
@@ -112,20 +112,20 @@ class BridgedLock:
 
 
 def _give_up(turn: asyncio.Future[bool]) -> bool:
-    """Mark *turn* as one that nobody waits for; return False if it was there already.
+    """Mark *turn* as one that nobody waits for; return False if it has its result already.
 
-    A closed coroutine leaves its future as it is, unlike a cancelled one.
+    A closed coroutine leaves its future pending, unlike a cancelled one.
     """
     if turn.done() and not turn.cancelled():
         return False
-    # The loop of a coroutine that is only now collected may be closed.
+    # The loop may be closed if the coroutine is collected only now.
     with suppress(RuntimeError):
         turn.cancel()
     return True
 
 
 def _answer(turn: asyncio.Future[bool], handed: bool) -> bool:
-    """Tell who waits for *turn*; return False if its event loop is closed."""
+    """Tell the task that waits for *turn*; return False if its event loop is closed."""
     if turn.get_loop().is_closed():
         return False
     turn.set_result(handed)
