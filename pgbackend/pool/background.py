@@ -1,4 +1,4 @@
-"""What a pool does by itself: its tasks on the event loop, and its end together with that."""
+"""A pool's own tasks on the event loop, and its end together with the loop."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from psycopg_pool import AsyncConnectionPool
 from .open_pools import forget, open_pools
 from .physical import PooledConnection
 
-# How often a closing pool looks whether all connections are back, seconds.
+# How often a closing pool checks whether all connections are back, seconds.
 _IDLE_INTERVAL = 0.05
 
-# How long, when the loop ends, pools are kept open for cancelled tasks on their way out, seconds.
+# How long pools stay open for cancelled tasks on their way out when the loop ends, seconds.
 _END_TIMEOUT = 5.0
 
 
 class PoolOfLoop(AsyncConnectionPool[PooledConnection]):
     """A pool that begins and ends with its event loop, and whose tasks are its own."""
 
-    # The loop it was started on.
+    # The loop that the pool was started on.
     loop: asyncio.AbstractEventLoop | None
-    # The task that closes it when the loop ends; None before `start`, and from `close` on.
+    # The task that closes the pool when the loop ends; None before `start` and from `close` on.
     _keeper: asyncio.Task[None] | None
-    # Tasks of the pool start here: they must not see the context of whichever request happened to
-    # open it.
+    # The context that the pool's tasks start in: they must not see the context of the request that
+    # happened to open the pool.
     _context: Context
     _detached: set[asyncio.Task[Any]]
-    # For the resets of idle connections' sessions that were put off.
+    # The timer for postponed resets of idle connections' sessions.
     _reset_timer: asyncio.TimerHandle | None
 
     def start(self) -> None:
         """Open the pool on the running loop; connections are made when first asked for.
 
-        It never waits, so concurrent first requests cannot race.
+        `start` never waits, so concurrent first requests cannot race.
         """
         self._context.run(self._detach, self.open())
         self.loop = asyncio.get_running_loop()
@@ -51,23 +51,23 @@ class PoolOfLoop(AsyncConnectionPool[PooledConnection]):
     async def _keep(self) -> None:
         """Close the pool when the loop ends: `asyncio.run` then cancels every task.
 
-        Without it a worker that is cancelled while it connects, and swallows that, would
-        wait for work for ever, and `asyncio.run` for the worker.
+        Without this task, a worker that is cancelled while it connects, and swallows the
+        cancellation, would wait for work for ever, and `asyncio.run` for the worker.
 
-        What the other tasks still write on their way out opens pools that nobody cancels: they
-        are closed here, too, when those tasks have ended.
+        The other tasks may still query on their way out, which opens pools that nobody cancels:
+        this task closes those pools, too, once the other tasks have ended.
         """
         try:
             await asyncio.get_running_loop().create_future()
         except asyncio.CancelledError:
             if self._keeper is None:
-                # By close() itself.
+                # `close()` itself cancelled this task.
                 raise
             self._keeper = None
             task = asyncio.current_task()
             assert task is not None
             task.uncancel()
-            # Not who waits for the cancelled ones: the keepers are among them.
+            # Leave out the pools' own tasks: the other keepers wait for the same tasks as this one.
             others = [
                 each for each in asyncio.all_tasks() if each.cancelling() and not is_of_pool(each)
             ]
@@ -78,9 +78,9 @@ class PoolOfLoop(AsyncConnectionPool[PooledConnection]):
                 await pool.close()
 
     async def close(self, timeout: float = 5.0) -> None:  # noqa: ASYNC109  # psycopg_pool's
-        """Close the pool and its idle connections; those on loan close when given back.
+        """Close the pool and its idle connections; a connection on loan closes when given back.
 
-        Wait up to *timeout* seconds for connections being opened.
+        Wait up to *timeout* seconds for connections that are being opened.
         """
         keeper, self._keeper = self._keeper, None
         if keeper is not None:
@@ -95,7 +95,7 @@ class PoolOfLoop(AsyncConnectionPool[PooledConnection]):
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
-            # The workers were cancelled, with the loop, not whoever closes the pool.
+            # The end of the loop cancelled the workers, not the task that closes the pool.
         finally:
             for conn in idle:
                 conn.finish()
@@ -103,7 +103,7 @@ class PoolOfLoop(AsyncConnectionPool[PooledConnection]):
             await self._stop_detached(timeout)
 
     async def _stop_detached(self, timeout: float) -> None:  # noqa: ASYNC109  # as close()
-        """Wait for the pool's own tasks: where the loop ends, nobody else does."""
+        """Wait for the pool's own tasks: where the loop ends, nothing else waits for them."""
         current = asyncio.current_task()
         while tasks := [task for task in self._detached if task is not current]:
             _, late = await asyncio.wait(tasks, timeout=timeout)
@@ -111,16 +111,16 @@ class PoolOfLoop(AsyncConnectionPool[PooledConnection]):
                 task.cancel()
 
     async def close_when_idle(self, timeout: float) -> None:  # noqa: ASYNC109  # as close()
-        """Close the pool once no connection is on loan, after *timeout* seconds at the latest."""
+        """Close the pool once no connection is on loan, or after *timeout* seconds."""
         deadline = monotonic() + timeout
         while len(self._pool) < self._nconns and monotonic() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(_IDLE_INTERVAL)
         await self.close()
 
     def on_loop(self, callback: Callable[[], None]) -> None:
-        """Call *callback* where connections are given back: soon, on the pool's loop.
+        """Call *callback* on the pool's loop, where connections are given back: soon.
 
-        At once if that is the running one, or does not run at all.
+        Call it at once if the pool's loop is the running one, or does not run at all.
         """
         loop = self.loop
         if loop is None or loop is _get_running_loop() or not loop.is_running():
@@ -129,7 +129,7 @@ class PoolOfLoop(AsyncConnectionPool[PooledConnection]):
             loop.call_soon_threadsafe(callback, context=Context())
 
     def _detach(self, coro: Coroutine[Any, Any, Any], conn: PooledConnection | None = None) -> None:
-        """Run *coro* as far as it goes without waiting; a task of the pool does the rest."""
+        """Run *coro* up to its first wait; a task of the pool does the rest."""
         try:
             waiting = coro.send(None)
         except StopIteration:
@@ -137,17 +137,18 @@ class PoolOfLoop(AsyncConnectionPool[PooledConnection]):
         self.spawn(_rest(coro, waiting), conn)
 
     def spawn(self, coro: Coroutine[Any, Any, Any], conn: PooledConnection | None = None) -> None:
-        """Run *coro* as a task of the pool; close *conn*, which it returns, if it is cancelled."""
+        """Run *coro* as a task of the pool; close *conn*, which it gives back, if cancelled."""
         task = asyncio.get_running_loop().create_task(coro, context=self._context)
         self._detached.add(task)
         task.add_done_callback(self._detached.discard)
         if conn is not None:
-            # Together with the loop, and maybe before its first step.
+            # The loop may cancel the task before its first step, so that no code of *coro* ever
+            # runs.
             task.add_done_callback(lambda task: conn.finish() if task.cancelled() else None)
 
 
 def is_of_pool(task: asyncio.Task[Any]) -> bool:
-    """Return whether *task* is a pool's own, not one of the application's."""
+    """Return whether *task* belongs to a pool, not to the application."""
     frame = getattr(task.get_coro(), "cr_frame", None)
     module = "" if frame is None else frame.f_globals.get("__name__", "")
     return module.startswith((f"{__package__}.", "psycopg_pool."))

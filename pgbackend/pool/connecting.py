@@ -1,4 +1,4 @@
-"""How a pool's connections are made, and looked at before somebody gets them."""
+"""How a pool's connections are made, and checked before they are lent."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from .physical import PooledConnection
 
 
 class ConnectingPool(PoolOfLoop):
-    """A pool whose failures to connect are told to those who wait, in the server's words."""
+    """A pool that tells the waiting tasks why connecting failed, in the server's words."""
 
-    # Gives a new connection its face; see `pool.ConnectionPool`.
+    # The function that gives a new connection its face; see `pool.ConnectionPool`.
     _borrowers_configure: Callable[[PooledConnection], None]
-    # All connections that were configured.
+    # All configured connections.
     _physical: WeakSet[PooledConnection]
 
     async def _configure_bridged(self, conn: PooledConnection) -> None:
@@ -35,7 +35,7 @@ class ConnectingPool(PoolOfLoop):
         self._physical.add(conn)
 
     async def _check_connection(self, conn: PooledConnection) -> None:
-        """Raise psycopg's error for a connection that is dead: the pool then tries the next."""
+        """Raise psycopg's error for a dead connection: the pool then tries the next one."""
         if conn.closed or conn.says_goodbye():
             self._drop_idle(PooledConnection.says_goodbye)
             raise psycopg.OperationalError("the server closed the idle connection")
@@ -49,14 +49,15 @@ class ConnectingPool(PoolOfLoop):
                 raise
 
     def _drop_idle(self, dead: Callable[[PooledConnection], bool]) -> None:
-        """Close the idle connections that are *dead*, as one of them was.
+        """Close the idle connections that are *dead*, after one of them was found dead.
 
-        What ended it has mostly ended all, and psycopg_pool waits longer after each it meets.
+        The same event has usually ended them all, and psycopg_pool waits longer after each dead
+        connection that it meets.
         """
         for conn in [each for each in self._pool if dead(each)]:
             self._pool.remove(conn)
             conn.finish()
-            # It is opened again when it is asked for.
+            # The next checkout opens a connection in its place.
             self._nconns -= 1
         self._nconns_min = min(self._nconns_min, len(self._pool))
         while self._nconns < self._min_size:
@@ -64,7 +65,7 @@ class ConnectingPool(PoolOfLoop):
             self.run_task(AddConnection(self))
 
     async def _reset_connection(self, conn: PooledConnection) -> None:
-        """Roll back what a borrower left, and call the option ``reset``."""
+        """Roll back the borrower's open transaction, and call the option ``reset``."""
         with conn.face.limited():
             await super()._reset_connection(conn)
 
@@ -72,7 +73,7 @@ class ConnectingPool(PoolOfLoop):
         self,
         timeout: float | None = None,  # noqa: ASYNC109
     ) -> PooledConnection:
-        """Connect; tell a failure to those who wait, unless some connection still lives."""
+        """Connect; tell the waiting tasks of a failure, unless some connection still lives."""
         try:
             return await super()._connect(timeout)
         except Exception as error:
@@ -86,14 +87,14 @@ class ConnectingPool(PoolOfLoop):
         self, attempt: AttemptWithBackoff | None, growing: bool = False
     ) -> None:
         if attempt is None and not self.reconnect_timeout:
-            # psycopg_pool gives up at a second failure, if it is late enough; here at the first.
+            # psycopg_pool gives up at a second failure, if it is late enough; give up at the first.
             attempt = AttemptWithBackoff(timeout=0.0)
             attempt.give_up_at = monotonic()
         await super()._add_connection(attempt, growing)
 
 
 async def call_hook(hook: Callable[[Any], Any], conn: PooledConnection) -> None:
-    """Call a ``check`` or ``reset``: an asynchronous one, or one written for Django's pool."""
+    """Call a ``check`` or ``reset`` hook: an asynchronous one, or one for Django's pool."""
     if inspect.iscoroutinefunction(hook):
         await hook(conn)
     else:
@@ -101,7 +102,7 @@ async def call_hook(hook: Callable[[Any], Any], conn: PooledConnection) -> None:
 
 
 def _copy_of(error: Exception) -> Exception:
-    """Return an error for one more waiter: an instance raised twice mixes its tracebacks."""
+    """Return a copy of *error* for one more task: an instance raised twice mixes tracebacks."""
     if not isinstance(error, psycopg.Error):
         return error
     copy = type(error)(*error.args)

@@ -37,14 +37,14 @@ if TYPE_CHECKING:
     from psycopg.pq.abc import PGresult
 
 
-# Why a COMMIT has failed that the server answered with ROLLBACK, which is no error for psycopg.
+# Why a COMMIT failed that the server answered with ROLLBACK; psycopg raises no error then.
 ROLLED_BACK = (
     "the transaction cannot be committed: a statement in it failed, or was stopped by a"
     " cancellation or a time-out. Let that leave the atomic block, or put the statement into a"
     " nested one"
 )
 
-# The settings that loaders and dumpers read, by names that the server reports them under.
+# The settings that loaders and dumpers read, by the names that the server reports.
 _ADAPTED_TO = (b"TimeZone", b"DateStyle", b"IntervalStyle", b"client_encoding")
 
 # The connection whose face is being made.
@@ -76,13 +76,13 @@ class _AsyncLock:
 class BridgedConnection(StoppableConnection):
     """A `psycopg.Connection` whose every wait goes through the bridge.
 
-    One at a time for each physical connection, made by `over` in its pool's ``configure``. What a
-    borrower may change on it (row and cursor factories, adapters, handlers, isolation level, ...)
-    is restored by `restore` to what `remember` saw; and a borrower who may have kept it finds it
-    closed, since the next one gets another, by `succeed`.
+    Each physical connection has one face at a time, made by `over` in the pool's ``configure``. A
+    borrower may change the face (row and cursor factories, adapters, handlers, isolation level,
+    ...): `restore` sets it back to the state that `remember` saved. A borrower who keeps the face
+    finds it closed, since `succeed` makes another one for the next borrower.
     """
 
-    lock: BridgedLock  # type: ignore[assignment]  # see there
+    lock: BridgedLock  # type: ignore[assignment]  # psycopg has a threading.Lock here
 
     _REMEMBERED = (
         "cursor_factory",
@@ -95,7 +95,7 @@ class BridgedConnection(StoppableConnection):
 
     def __init__(self, pooled: PooledConnection) -> None:
         super().__init__(pooled)
-        # Marks it as a pool's for psycopg, which warns of unclosed connections otherwise.
+        # Marks the connection as a pool's: psycopg warns of other connections that are not closed.
         self._pool = None
         # See `take_transformer`.
         self.transformer: abc.Transformer | None = None
@@ -103,12 +103,14 @@ class BridgedConnection(StoppableConnection):
         self._adapted_to: tuple[bytes | None, ...] = ()
         # False behind a pooler, which may send each transaction to another session.
         self.has_session = True
-        # To whom it is on loan, a `tasks.lease.Lease`; None in the pool's own hands.
+        # The `tasks.lease.Lease` that the connection is on loan to; None in the pool's own hands.
         self.lease: Any = None
-        # While it is configured: what is executed, each text with its effect on the session.
+        # The texts executed while the connection is configured, each with its effect on the
+        # session.
         self.made: list[tuple[str, Any]] | None = None
-        # Whether this borrower has executed what was not looked at, by a cursor of its own making,
-        # and in which greenlets what they execute is looked at; see `session.guard`.
+        # `unseen`: whether this borrower executed something that was not inspected, by a cursor of
+        # its own making. `looked_at`: the greenlets whose statements are being inspected; see
+        # `session.guard`.
         self.unseen = False
         self.looked_at: set[int] = set()
         self.lock = BridgedLock(pooled.lost)
@@ -117,31 +119,32 @@ class BridgedConnection(StoppableConnection):
     def over(cls, pooled: PooledConnection, **arguments: Any) -> BridgedConnection:
         """Return the face of *pooled*, made by psycopg's ``connect`` with its *arguments*.
 
-        Who instruments psycopg wraps that: OpenTelemetry replaces *cursor_factory* there.
+        Instrumentations of psycopg wrap ``connect``: OpenTelemetry replaces *cursor_factory* there.
         """
         token = _over.set(pooled)
         try:
             face = cls.connect(autocommit=True, **arguments)
         finally:
             _over.reset(token)
-        # The pool's own rollback waits for who is at work, and keeps others out.
+        # With the face's lock, the pool's rollback waits for running statements and keeps others
+        # out.
         pooled.lock = _AsyncLock(pooled)  # type: ignore[assignment]  # as the face's own
         face.remember()
         return face
 
     @classmethod
     def _connect_gen(cls, conninfo: str = "", **options: Any) -> PQGenConn[BridgedConnection]:
-        """Return the face of a connection that is there already: psycopg's step that connects."""
+        """Return the face of an existing connection; psycopg connects in this step."""
         return cls(_over.get())
         yield
 
     def _exec_command(
         self, command: Any, result_format: Format = Format.TEXT
     ) -> PQGen[PGresult | None]:
-        """Run a command of psycopg's own; a COMMIT that the server rolls back is an error."""
+        """Run a command of psycopg's own; raise if the server rolls back instead of COMMIT."""
         result = yield from super()._exec_command(command, result_format)
         if command == b"COMMIT" and result is not None and result.command_status == b"ROLLBACK":
-            # A statement of another task's, since it was looked whether one had failed.
+            # Another task's statement failed after the check for failed statements.
             raise psycopg.errors.InFailedSqlTransaction(ROLLED_BACK)
         return result
 
@@ -151,7 +154,7 @@ class BridgedConnection(StoppableConnection):
             and self._pipeline is None
             and not self.lock.held
         ):
-            # There is nothing to wait for.
+            # An idle connection can change autocommit without a round trip.
             self._autocommit = bool(value)
         else:
             super()._set_autocommit(value)
@@ -164,14 +167,14 @@ class BridgedConnection(StoppableConnection):
 
     @property
     def info(self) -> psycopg.ConnectionInfo:
-        """Information about the connection; see psycopg. It is that of a session that was reset."""
+        """Information about the connection, after a reset that is due; see psycopg."""
         if self.reset_due and not self.lock.held and can_wait():
             self.reset_now()
         return super().info
 
     @property
     def has_handlers(self) -> bool:
-        """Whether somebody hears what the server says beside its answers."""
+        """Whether a handler receives the server's notices or notifications."""
         return bool(self._notice_handlers or self._notify_handlers)
 
     @contextmanager
@@ -182,7 +185,7 @@ class BridgedConnection(StoppableConnection):
             yield pipeline
 
     def cursor(self, *args: Any, **kwargs: Any) -> Any:
-        """Return a cursor; see psycopg. What it executes is looked at."""
+        """Return a cursor whose statements are inspected; see psycopg."""
         return self._pooled.guard(super().cursor(*args, **kwargs))
 
     def _start_query(self) -> PQGen[None]:
@@ -191,10 +194,10 @@ class BridgedConnection(StoppableConnection):
         return super()._start_query()
 
     def lacks_answer(self, error: BaseException | None) -> bool:
-        """Return whether *error* is not the server's answer, but came in its place."""
+        """Return whether *error* came instead of an answer of the server."""
         if self.closed or not isinstance(error, psycopg.Error):
             return self.closed
-        # A pooler that loses its server says so, and may keep the client's connection.
+        # A pooler that loses its server reports it, and may keep the client's connection open.
         code, severity = error.sqlstate or "", error.diag.severity_nonlocalized
         return severity in ("FATAL", "PANIC") or code.startswith("08")
 
@@ -206,11 +209,11 @@ class BridgedConnection(StoppableConnection):
     def close_cursors(
         self, names: Sequence[str], *, sure: bool = False, still: Callable[[], bool] = _always
     ) -> None:
-        """Close server-side cursors, waiting through the bridge, if they exist.
+        """Close server-side cursors, if they exist, waiting through the bridge.
 
-        A CLOSE of one that does not would abort the transaction, so it is looked first, unless it
-        is *sure*. Nothing is done in a transaction that is broken, nor where *still* returns False
-        when it is the caller's turn on the connection.
+        A CLOSE of a missing cursor would abort the transaction, so look first which cursors exist,
+        unless *sure*. Do nothing in a broken transaction, nor if *still* returns False when the
+        caller has its turn on the connection.
         """
         with self.lock:
             if not self.closed and still():
@@ -233,31 +236,32 @@ class BridgedConnection(StoppableConnection):
             yield from self._exec_command(sql.SQL("CLOSE {}").format(sql.Identifier(name)))
 
     def remember(self) -> None:
-        """Take what the connection is now for its base state."""
+        """Save the current state of this object as its base state."""
         self._base = [(name, getattr(self, name)) for name in self._REMEMBERED]
         self._base_prepare = (self.prepare_threshold, self.prepared_max)
         self._base_handlers = (tuple(self._notice_handlers), tuple(self._notify_handlers))
         self._base_adapters = super().adapters
         self.unseen = False
-        # A map made from the base one: changes to it leave the base as it is.
+        # A map derived from the base map: changes to it leave the base as it is.
         self._adapters = AdaptersMap(self._base_adapters)
         self.transformer = None
 
     @property
     def adapters(self) -> AdaptersMap:
-        """The map of adapters; see psycopg. Who asks may be about to change it."""
+        """The map of adapters; see psycopg. A caller that reads it may be about to change it."""
         self.transformer = None
         self.asked = True
         return super().adapters
 
     def take_transformer(self) -> abc.Transformer:
-        """Return what adapts parameters or rows of a statement that needs no cursor, for one use.
+        """Return a transformer for parameters or rows of a statement without a cursor, for one use.
 
-        To use it again, put it back: unless somebody has `asked` for the adapters, set
-        `transformer` to it. A statement that runs meanwhile, a loader's own say, gets another.
+        To reuse the transformer, set `transformer` to it afterwards, unless the adapters were
+        `asked` for meanwhile. A statement that runs meanwhile, such as a loader's own, gets another
+        one.
         """
-        # What psycopg's adapters have read from these when they were made may be wrong by now: of a
-        # transaction that was rolled back, or before the server's configuration was reloaded.
+        # psycopg's adapters read these settings when they are made. The values may have changed
+        # since: by a rollback, or because the server's configuration was reloaded.
         settings = tuple(map(self.pgconn.parameter_status, _ADAPTED_TO))
         transformer, self.transformer = self.transformer, None
         if transformer is None or settings != self._adapted_to:
@@ -267,7 +271,7 @@ class BridgedConnection(StoppableConnection):
         return transformer
 
     def restore(self) -> None:
-        """Undo what a borrower changed on this object. The server's side is not touched."""
+        """Undo the borrower's changes to this object. The session in the server is not touched."""
         for name, value in self._base:
             setattr(self, name, value)
         self.was_stopped = False
@@ -287,13 +291,13 @@ class BridgedConnection(StoppableConnection):
     def succeed(self) -> BridgedConnection:
         """Return another face of the same connection, in the base state, and close this one.
 
-        Only this object is closed, and the cursors that were made from it.
+        This closes only the face and the cursors made from it, not the physical connection.
         """
         face = object.__new__(type(self))
         face.__dict__.update(self.__dict__)
         pgconn = self.pgconn
         myself: ref[psycopg.BaseConnection[Any]] = ref(face)
-        # As psycopg does: the server's words are for the face that is in use.
+        # As in psycopg: the server's notices and notifications go to the face that is in use.
         pgconn.notice_handler = partial(psycopg.BaseConnection._notice_handler, myself)
         pgconn.notify_handler = partial(psycopg.BaseConnection._notify_handler, myself)
         face._adapters = AdaptersMap(self._base_adapters)
@@ -303,14 +307,14 @@ class BridgedConnection(StoppableConnection):
         return face
 
     def _retire(self) -> None:
-        """Close this object, which shares nothing with its successor any more."""
+        """Close this object, so that it shares nothing with its successor any more."""
         self.pgconn = PGconn()
         self._socket_wait = SocketWait(self.pgconn)
         self._notice_handlers, self._notify_handlers = [], []
         self._notifies_backlog = deque()
         self._prepared = PrepareManager()
         self.lock = BridgedLock(unread)
-        # Of cursors, which have the PGconn themselves.
+        # Cursors hold the PGconn themselves, so their waits have to be refused, too.
         vars(self)["wait"] = _refuse_to_wait
 
 
@@ -322,9 +326,9 @@ def _refuse_to_wait(*args: Any, **kwargs: Any) -> Any:
 
 
 def _shares_tables(adapters: AdaptersMap, base: AdaptersMap) -> bool:
-    """Return whether nothing was registered in a map made from *base*.
+    """Return whether nothing was registered in a map that was derived from *base*.
 
-    psycopg shares each table of the two until one of them is written to.
+    psycopg shares each table of the two maps until one of them is written to.
     """
     return (
         adapters.types._registry is base.types._registry

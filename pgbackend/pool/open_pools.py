@@ -1,4 +1,4 @@
-"""Which pools are open: those of an event loop, of this process."""
+"""The open pools of each event loop in this process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 
 
 class Pool(Protocol):
-    """What is asked here of a `pool.ConnectionPool`."""
+    """The part of `pool.ConnectionPool` that this module uses."""
 
     alias: str
     name: str
@@ -32,13 +32,13 @@ P = TypeVar("P", bound=Pool)
 
 _pools: WeakKeyDictionary[AbstractEventLoop, dict[Hashable, Pool]] = WeakKeyDictionary()
 
-# What a forked child found open. Kept, for a task of the parent's loop that is collected
-# pending says so on stderr.
+# The pools that a forked child inherited. They are kept alive: a pending task of the parent's loop
+# that is collected says so on stderr.
 _inherited: list[Any] = []
 
 
 def _forget_inherited() -> None:
-    """Let a forked child open pools of its own: the sockets of these are the parent's."""
+    """Let a forked child open its own pools: the inherited sockets belong to the parent."""
     _inherited.append(dict(_pools))
     _pools.clear()
 
@@ -47,7 +47,7 @@ os.register_at_fork(after_in_child=_forget_inherited)
 
 
 def get_pool(key: Hashable, make: Callable[[], P]) -> P:
-    """Return the running loop's pool for *key*; open the one that *make* returns if none is."""
+    """Return the running loop's pool for *key*; if none is open, open the one from *make*."""
     loop = asyncio.get_running_loop()
     pools = _pools.get(loop)
     if pools is None:
@@ -59,12 +59,12 @@ def get_pool(key: Hashable, make: Callable[[], P]) -> P:
         pool = make()
         pool.start()
         pools[key] = pool
-    # What *make* once made for the same key.
+    # An earlier *make* for the same key returned the same type.
     return cast(P, pool)
 
 
 def forget(pool: object) -> None:
-    """Drop a closed pool from the running loop's."""
+    """Remove a closed pool from the running loop's pools."""
     pools = _pools.get(asyncio.get_running_loop(), {})
     for key in [key for key, each in pools.items() if each is pool]:
         del pools[key]

@@ -1,4 +1,4 @@
-"""What ``OPTIONS["pool"]`` may have: psycopg_pool's arguments, with defaults of our own."""
+"""The options in ``OPTIONS["pool"]``: psycopg_pool's arguments, with our defaults."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from .values import count, function, or_none, perhaps_endless, seconds, text, with_nearest
 
-# What OPTIONS["pool"] leaves open. Seconds where psycopg_pool has seconds.
+# Defaults for OPTIONS["pool"]; times in seconds, as in psycopg_pool.
 POOL_DEFAULTS: dict[str, Any] = {
     "min_size": 0,
     "max_size": 20,
@@ -18,12 +18,12 @@ POOL_DEFAULTS: dict[str, Any] = {
     "max_waiting": 1000,
     "max_lifetime": 60 * 60.0,
     "max_idle": 10 * 60.0,
-    # No retries in the background: a failure is told to whoever waits, and the next
-    # checkout connects anew.
+    # No retries in the background: the waiting tasks get the error, and the next checkout connects
+    # anew.
     "reconnect_timeout": 0.0,
 }
 
-# Arguments of psycopg_pool that the backend itself gives, or that would mean nothing.
+# psycopg_pool's arguments that the backend itself passes, or that have no meaning here.
 _RESERVED = frozenset(
     {"self", "conninfo", "connection_class", "kwargs", "open", "configure", "close_returns"}
 )
@@ -45,7 +45,7 @@ _POOL_VALUES = {
 
 
 def pool_problems(alias: str, options: Any) -> list[str]:
-    """Return in words what is wrong with ``OPTIONS["pool"]``."""
+    """Return the problems of ``OPTIONS["pool"]``, in words."""
     setting = f"DATABASES[{alias!r}]['OPTIONS']['pool']"
     if options is None or isinstance(options, bool):
         return []
@@ -75,9 +75,9 @@ def pool_problems(alias: str, options: Any) -> list[str]:
 
 
 def pool_arguments(alias: str, options: Any) -> dict[str, Any]:
-    """Return psycopg_pool's arguments for ``OPTIONS["pool"]``, defaults filled in.
+    """Return psycopg_pool's arguments for ``OPTIONS["pool"]``, with defaults filled in.
 
-    Raise ImproperlyConfigured that names an unknown key or a wrong value.
+    Raise ImproperlyConfigured, naming the key or value, for an unknown key or a wrong value.
     """
     for problem in pool_problems(alias, options):
         raise ImproperlyConfigured(problem)
@@ -87,6 +87,6 @@ def pool_arguments(alias: str, options: Any) -> dict[str, Any]:
 def _with_defaults(options: dict[str, Any]) -> dict[str, Any]:
     arguments = {**POOL_DEFAULTS, **options}
     if "max_size" not in options and options.get("min_size"):
-        # psycopg_pool's own rule: a lower bound alone means a pool of that size.
+        # As in psycopg_pool, a min_size alone means a pool of exactly that size.
         arguments["max_size"] = options["min_size"]
     return arguments

@@ -1,8 +1,8 @@
-"""Passwords stay out of tracebacks.
+"""Keep passwords out of tracebacks.
 
-Debug pages, error mails and error trackers show the locals of each frame that an exception has
-passed. Frames of Django's, psycopg's and ours that had connection arguments among theirs are
-cleared before the exception leaves the backend.
+Debug pages, error mails and error trackers show the local variables of each frame that an exception
+has passed. Before an exception leaves the backend, the frames of Django, psycopg and pgbackend that
+held connection arguments are cleared.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-# By Django's settings and by libpq: what is secret among connection arguments.
+# The secret connection arguments, by the names of Django's settings and of libpq.
 SECRETS = (
     "PASSWORD",
     "password",
@@ -24,22 +24,22 @@ SECRETS = (
     "scram_server_key",
 )
 
-# Frames of an application's own are left as they are: what it keeps there is its own.
+# Only frames of these packages are cleared; an application's own frames are left as they are.
 _MODULES = ("django.", "psycopg.", "psycopg_pool.", "pgbackend.")
 
-# How deep containers are looked into: settings are nested that deep.
+# How deep containers are searched: settings are nested that deep.
 _DEPTH = 4
 
 
 def secrets_of(settings: dict[str, Any]) -> set[str]:
-    """Return the secrets in the settings of an alias."""
+    """Return the secrets in one alias's settings."""
     options = settings.get("OPTIONS") or {}
     values = [places.get(name) for places in (settings, options) for name in SECRETS]
     return {value for value in values if isinstance(value, str) and value}
 
 
 def without_passwords(method: F) -> F:
-    """Return a method of a database wrapper that clears such frames before it raises."""
+    """Wrap a method of a database wrapper: clear frames with passwords before it raises."""
 
     @functools.wraps(method)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -53,9 +53,9 @@ def without_passwords(method: F) -> F:
 
 
 def forget_passwords(error: BaseException, secrets: Iterable[str] = ()) -> None:
-    """Clear the frames in the tracebacks of *error*, and of what led to it, that hold a password.
+    """Clear the frames with a password in the tracebacks of *error* and of its causes.
 
-    Those that have ended already: whoever calls this must not hold one.
+    Only frames that have ended can be cleared: the caller itself must not hold a password.
     """
     secrets = tuple(secrets)
     found: list[BaseException | None] = [error]
@@ -79,7 +79,7 @@ def forget_passwords(error: BaseException, secrets: Iterable[str] = ()) -> None:
 
 def _holds(value: Any, secrets: tuple[str, ...], depth: int = _DEPTH) -> bool:
     if isinstance(value, str):
-        # Of a conninfo string, too, whoever's password it is.
+        # A conninfo string counts whoever's password it holds.
         return "password=" in value or any(secret in value for secret in secrets)
     if not depth:
         return False

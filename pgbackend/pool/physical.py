@@ -1,4 +1,4 @@
-"""A pool's physical connection, and what its socket and its server say without being asked."""
+"""A pool's physical connection, and what its socket and server report without a query."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ logger = logging.getLogger("pgbackend.pool")
 
 
 class _Owner(Protocol):
-    """What a connection asks of its pool."""
+    """The part of the pool that a connection uses."""
 
     _drained_at: float
 
@@ -38,28 +38,29 @@ class _Owner(Protocol):
 class PooledConnection(psycopg.AsyncConnection[Any]):
     """A pool's physical connection, with the DB-API face that borrowers see."""
 
-    # A `face.BridgedConnection` on the same PGconn, made before the first use.
+    # The `face.BridgedConnection` on the same PGconn, made before the first use.
     face: Any = None
-    # What each cursor of the face's is put through, and returns it: its statements are looked at.
+    # The function that each of the face's cursors is passed through, so that its statements are
+    # inspected.
     guard: Callable[[Any], Any]
-    # Whether receivers of connection_created made temporary tables: a borrower may write into them
-    # by statements that leave the session as it was otherwise.
+    # Whether receivers of connection_created made temporary tables. A borrower may write to such a
+    # table by statements that do not otherwise change the session.
     has_temporary = False
-    # What receivers of connection_created added to ``execute_wrappers`` for it.
+    # The ``execute_wrappers`` that receivers of connection_created added for this connection.
     execute_wrappers: list[Callable[..., Any]] | None = None
-    # The task it is on loan to; None in the pool's own hands.
+    # The task that the connection is on loan to; None in the pool's own hands.
     borrower: asyncio.Task[Any] | None = None
-    # When the pool had made it ready, as of `time.monotonic`: psycopg_pool's, set last.
+    # When the pool had made the connection ready, by `time.monotonic`. psycopg_pool sets it last.
     _created_at = 0.0
 
     def finish(self) -> None:
-        """Close the connection at once, without a word to the server."""
+        """Close the connection at once, without telling the server."""
         if self.face is not None:
             self.face.stop_listening()
         self.pgconn.finish()
 
     def abandon(self) -> None:
-        """Close the connection at once, in the middle of a statement of its borrower's."""
+        """Close the connection at once, in the middle of its borrower's statement."""
         pool = cast("_Owner | None", self._pool)
         if pool is None:
             self.finish()
@@ -67,9 +68,9 @@ class PooledConnection(psycopg.AsyncConnection[Any]):
             pool.abandon(self)
 
     def lost(self) -> psycopg.OperationalError:
-        """Do what `abandon` does if a statement runs, whose answer nobody reads; return why.
+        """Abandon the connection if a statement runs whose answer nobody reads; return the error.
 
-        The coroutine that waited for it was closed.
+        The coroutine that waited for the answer was closed.
         """
         self.face.given_up()
         if self.face.lease is not None:
@@ -77,7 +78,7 @@ class PooledConnection(psycopg.AsyncConnection[Any]):
         return unread()
 
     async def close(self) -> None:
-        """Close the connection, as psycopg's ``close``."""
+        """Close the connection politely, as psycopg's ``close`` does."""
         if self.face is not None:
             self.face.stop_listening()
         await super().close()
@@ -88,22 +89,24 @@ class PooledConnection(psycopg.AsyncConnection[Any]):
         interval: float = 0.1,
         timeout: float | None = None,  # noqa: ASYNC109  # psycopg's signature
     ) -> RV:
-        """Wait for the server as borrowers do: cancelled, in the bounds of ``cancel_timeout``."""
+        """Wait for the server as borrowers do; ``cancel_timeout`` bounds a cancelled wait."""
         face = self.face
         if face.reset_due and self.pgconn.transaction_status == TransactionStatus.IDLE:
-            # Somebody has it from the pool itself.
+            # A caller took the connection directly from the pool, so nothing has reset the session
+            # yet.
             await face.wait_unbridged(reset(face), interval, face.cancel_timeout)
         result: RV = await face.wait_unbridged(gen, interval, timeout)
         return result
 
     def says_goodbye(self) -> bool:
-        """Return whether the server has closed the idle connection, without asking it.
+        """Return whether the server has closed the idle connection, without asking the server.
 
-        The socket of one that it closed is readable; so is one with a notification, which is read.
+        The socket of a closed connection is readable. So is a socket with a notification, which is
+        read.
         """
         poll = select.poll()
         poll.register(self.pgconn.socket, select.POLLIN)
-        # Until nothing is left: the server says why it closes, and the end is behind that.
+        # Read until nothing is left: the server sends the reason first, and then the end.
         while poll.poll(0):
             try:
                 self.pgconn.consume_input()
@@ -114,9 +117,9 @@ class PooledConnection(psycopg.AsyncConnection[Any]):
         return False
 
     def found_read_only(self) -> None:
-        """Have the pool connect anew if this server was to take writes and no longer does."""
+        """Have the pool reconnect if this server should accept writes and no longer does."""
         pool = cast("_Owner | None", self._pool)
-        # Once, not for each connection that was on loan then.
+        # Drain the pool once, not for each connection that was on loan at the time.
         if (
             pool is not None
             and not self.closed
@@ -126,7 +129,7 @@ class PooledConnection(psycopg.AsyncConnection[Any]):
             pool.drain_now()
 
     def _was_demoted(self) -> bool:
-        """Return whether libpq would not take this server any more, by ``target_session_attrs``."""
+        """Return whether libpq would refuse this server now, by ``target_session_attrs``."""
         wanted = {each.val for each in self.pgconn.info if each.keyword == b"target_session_attrs"}
         standby, read_only = (
             self.pgconn.parameter_status(name) == b"on"
@@ -138,7 +141,7 @@ class PooledConnection(psycopg.AsyncConnection[Any]):
 
 
 def unread() -> psycopg.OperationalError:
-    """Return the error for who waits behind a statement whose answer nobody reads."""
+    """Return the error for a task that waits behind a statement whose answer nobody reads."""
     return psycopg.OperationalError(
         "the connection was closed: the coroutine that used it was closed while it waited"
         " for the server, and nobody reads the answer"
@@ -146,7 +149,7 @@ def unread() -> psycopg.OperationalError:
 
 
 async def cancel(cancel_conn: PGcancelConn, seconds: float) -> None:
-    """Ask the server, within *seconds*, to stop the statement of a connection that was closed."""
+    """Ask the server, within *seconds*, to stop the statement of a closed connection."""
 
     def steps() -> PQGenConn[None]:
         cancel_conn.start()

@@ -1,8 +1,8 @@
 """Connection pools: one `ConnectionPool` for each alias and settings, event loop and process.
 
-psycopg_pool keeps charge of size, lifetime and health; who waits is in `waiters`. What is added
-here: the defaults, the names of bad options, the server's own words when connecting fails, a
-give-back that never waits, and an end together with the event loop.
+psycopg_pool manages size, lifetime and health; `waiters` holds the queue. This module adds the
+defaults, error messages for wrong options, the server's own words when connecting fails, giving
+back without waiting, and an end together with the event loop.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from .waiters import Client, Queue
 
 
 def _says_something(record: logging.LogRecord) -> bool:
-    """Return False for warnings of psycopg_pool that are none here.
+    """Return False for psycopg_pool's warnings that do not apply here.
 
-    A connect that the end of the loop cancels has not failed, and whoever keeps the record
-    would keep the half-open connection. That no retry followed is what was asked for.
+    A connection attempt that the end of the loop cancels has not failed, and a handler that keeps
+    the record would keep the half-open connection. A missing retry is what the options asked for.
     """
     arguments = record.args if isinstance(record.args, tuple) else ()
     return not (
@@ -43,18 +43,19 @@ def _says_something(record: logging.LogRecord) -> bool:
 
 logger = logging.getLogger("pgbackend.pool")
 
-# How many of those who hold connections an error names.
+# How many borrowers an error message names.
 _NAMES = 5
 
 
 class ConnectionPool(ReturningPool):
     """A pool of asynchronous connections that lives on the running event loop.
 
-    *options* are ``OPTIONS["pool"]``: True, None, or psycopg_pool's arguments; *kwargs*
-    returns those of `psycopg.AsyncConnection.connect`, asked for each new connection.
-    *configure* is a synchronous function that gets each new `PooledConnection`, bridged,
-    before its first use; it sets ``face``. *context_setup* is called once in the context
-    that all of this runs in.
+    *options* are ``OPTIONS["pool"]``: True, None, or psycopg_pool's arguments. *kwargs* returns the
+    arguments of `psycopg.AsyncConnection.connect`; it is called for each new connection.
+    *configure* is a synchronous function that gets each new `PooledConnection`, bridged, before its
+    first use; it sets ``face``. *reset_session* is a synchronous function that gives a session back
+    its configured state. *context_setup* is called once in the context that all of these run in.
+    *check* turns on psycopg_pool's check of idle connections before they are lent.
 
     Raise ImproperlyConfigured for options that psycopg_pool does not take. Source:
     https://www.psycopg.org/psycopg3/docs/api/pool.html
@@ -71,7 +72,7 @@ class ConnectionPool(ReturningPool):
         context_setup: Callable[[], None],
         check: bool = False,
     ) -> None:
-        # Once, however many pools there are.
+        # The logger keeps a filter only once, however many pools there are.
         logging.getLogger("psycopg.pool").addFilter(_says_something)
         arguments = pool_arguments(alias, options)
         if arguments.get("reset") is not None:
@@ -86,7 +87,7 @@ class ConnectionPool(ReturningPool):
         self._reset_timer: asyncio.TimerHandle | None = None
         self._physical: WeakSet[PooledConnection] = WeakSet()
         self._keeper: asyncio.Task[None] | None = None
-        # What wrappers keep of it; see `opening.find_pool`.
+        # The `opening.FoundPool` that wrappers share; see `opening.find_pool`.
         self.found: Any = None
         self.loop: asyncio.AbstractEventLoop | None = None
         self._context = Context()
@@ -108,7 +109,7 @@ class ConnectionPool(ReturningPool):
 
     @property
     def is_full(self) -> bool:
-        """Whether all connections that it may have are open: who finds none idle has to wait."""
+        """Whether the pool has max_size connections: a task that finds none idle has to wait."""
         return self._nconns >= self._max_size
 
     @property
@@ -117,9 +118,10 @@ class ConnectionPool(ReturningPool):
         return bool(self._waiting) and self.is_full
 
     def take(self) -> PooledConnection | None:
-        """Borrow an idle connection without waiting; None: `checkout` may know of one.
+        """Borrow an idle connection without waiting; return None if `checkout` is needed.
 
-        What `checkout` does with one that is idle and alive. The caller owes a `give_back`.
+        This is the fast path of `checkout` for a connection that is idle and alive. The caller owes
+        a `give_back`.
         """
         if not self._pool or self._check is not None or self._closed or self._lock.locked():
             return None
@@ -136,17 +138,17 @@ class ConnectionPool(ReturningPool):
     async def checkout(self) -> PooledConnection:
         """Borrow a connection; the caller owes a `give_back`.
 
-        Wait up to the option ``timeout`` seconds. Raise `psycopg_pool.PoolTimeout` after
-        that, `psycopg_pool.TooManyRequests` at once beyond ``max_waiting``, and what
-        connecting raised (psycopg's error, with the server's words) when that failed and no
-        connection is left to wait for.
+        Wait up to the option ``timeout`` seconds. Raise `psycopg_pool.PoolTimeout` after that,
+        `psycopg_pool.TooManyRequests` at once if ``max_waiting`` tasks wait already, and psycopg's
+        error with the server's words if connecting failed and no connection is left to wait for.
         """
         task = asyncio.current_task()
         cancelling = task.cancelling() if task is not None else 0
         try:
             conn = await self.getconn()
         except PoolTimeout:
-            # One may have come free at the last moment, when nobody was told any more.
+            # A connection may have come back at the last moment, after this task had left the
+            # queue.
             late = self.take()
             if late is None:
                 raise PoolTimeout(
@@ -160,8 +162,8 @@ class ConnectionPool(ReturningPool):
                 f" tasks waiting already. See 'max_waiting' and 'max_size' in {self._setting}"
             ) from None
         if task is not None and task.cancelling() > cancelling:
-            # CPython 3.11: asyncio.wait_for, which psycopg_pool waits by, may swallow a
-            # cancellation that comes together with the result.
+            # CPython 3.11: `asyncio.wait_for`, which psycopg_pool uses, may swallow a cancellation
+            # that comes together with the result.
             self.give_back(conn)
             raise asyncio.CancelledError
         conn.borrower = task
@@ -171,9 +173,9 @@ class ConnectionPool(ReturningPool):
         self,
         timeout: float,  # noqa: ASYNC109  # psycopg_pool's
     ) -> PooledConnection:
-        """Return an idle connection, or wait in the queue for one that comes free.
+        """Return an idle connection, or wait in the queue for one.
 
-        Who leaves the queue, cancelled, closed or by the time-out, leaves no place behind.
+        A task that is cancelled, closed or timed out leaves no entry in the queue.
         """
         async with self._lock:
             conn = await self._get_ready_connection(timeout)
@@ -189,7 +191,7 @@ class ConnectionPool(ReturningPool):
             except BaseException:
                 self._stats[self._REQUESTS_ERRORS] += 1
                 if client.conn is not None:
-                    # It came together with the cancellation.
+                    # The connection came at the same moment as the cancellation.
                     client.conn._pool = self
                     self.give_back(client.conn)
                 elif client in self._waiting:
@@ -201,24 +203,24 @@ class ConnectionPool(ReturningPool):
         return conn
 
     def _maybe_grow_pool(self) -> None:
-        """Open one more connection for those who wait, unless those being reset are enough.
+        """Open one more connection for the queue, unless the connections being reset suffice.
 
-        A reset takes one message, a new connection a process of the server's.
+        A reset takes one message; a new connection takes a new process of the server.
         """
         if len(self._waiting) > self._resetting:
             super()._maybe_grow_pool()
 
     def drain_now(self) -> None:
-        """Do what `drain` does before the next checkout, from any code on the loop's thread."""
+        """Drain the pool before the next checkout, from any code on the loop's thread."""
         logger.warning("the server of %r has become read-only: connecting anew", self.name)
         self._detach(self.drain())
 
     def _get_measures(self) -> dict[str, int]:
-        """Return psycopg_pool's sizes and ``pool_resetting``: how many sessions are being reset."""
+        """Return psycopg_pool's sizes and ``pool_resetting``, the number of sessions in reset."""
         return {**super()._get_measures(), "pool_resetting": self._resetting}
 
     def _shortage(self, task: asyncio.Task[Any] | None) -> str:
-        """Say where the connections are that *task* has waited for."""
+        """Say who holds the connections that *task* has waited for."""
         names = [name for name, _ in self.borrowers()]
         if len(names) < self.max_size:
             words = f"{len(names)} of {self.max_size} are on loan and no other could be opened"
@@ -234,7 +236,7 @@ class ConnectionPool(ReturningPool):
         return words
 
     def borrowers(self) -> list[tuple[str, asyncio.Task[Any]]]:
-        """Return the tasks, with their names, that have connections on loan."""
+        """Return the tasks that have connections on loan, with their names, sorted by name."""
         tasks = [conn.borrower for conn in self._physical if conn.borrower is not None]
         return sorted(((task.get_name(), task) for task in tasks), key=itemgetter(0))
 

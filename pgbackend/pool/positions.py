@@ -1,7 +1,7 @@
-"""Errors of a statement that was sent behind a BEGIN or a reset: where they say that they are.
+"""Correct the positions in errors of a statement that was sent behind a BEGIN or a reset.
 
-The server counts characters, and libpq lines, from the beginning of the message. Whoever reads an
-error has the statement only.
+The server counts characters, and libpq counts lines, from the beginning of the message. The reader
+of an error sees only the statement.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def error_after(prefix: int, result: PGresult, encoding: str) -> psycopg.Error:
-    """Return the error of *result*, of a statement after one line of *prefix* ASCII characters."""
+    """Return the error in *result*, for a statement sent after a line of *prefix* characters."""
     position = result.error_field(DiagnosticField.STATEMENT_POSITION)
     if prefix and position and int(position) > prefix:
         shifted: Any = _Shifted(result, prefix)
@@ -26,7 +26,7 @@ def error_after(prefix: int, result: PGresult, encoding: str) -> psycopg.Error:
 
 
 class _Shifted:
-    """A result with an error, as it were without the line before the statement."""
+    """A result with an error, as if the line before the statement had not been sent."""
 
     def __init__(self, result: PGresult, prefix: int) -> None:
         self._result = result
@@ -36,18 +36,18 @@ class _Shifted:
         return getattr(self._result, name)
 
     def error_field(self, field: int) -> bytes | None:
-        """Return a field of the error; a position is that in the statement."""
+        """Return a field of the error; the position counts from the statement's beginning."""
         value = self._result.error_field(field)
         if field == DiagnosticField.STATEMENT_POSITION and value:
             value = b"%d" % (int(value) - self._prefix)
         return value
 
     def get_error_message(self, encoding: str = "") -> str:
-        """Return the server's message; the line it shows is numbered as in the statement."""
+        """Return the server's message, with the line number as in the statement."""
         message: str = self._result.get_error_message(encoding)
         primary = self._result.error_field(DiagnosticField.MESSAGE_PRIMARY) or b""
         text, end, shown = message.partition(f"{primary.decode(encoding or 'utf-8', 'replace')}\n")
-        # "LINE 2: SELECT ...", in whatever language, above a line with a caret.
+        # The message has "LINE 2: SELECT ...", in the server's language, above a line with a caret.
         shown = re.sub(r"^(\D*)(\d+)([^\n]*\n)( ?)", _line_above, shown, count=1)
         return text + end + shown
 
@@ -55,5 +55,5 @@ class _Shifted:
 def _line_above(found: re.Match[str]) -> str:
     before, number, line, space = found.groups()
     above = str(int(number) - 1)
-    # The caret stands below a column: one less if the number has one less.
+    # The caret marks a column: move it left by one if the new number has one digit less.
     return before + above + line + (space if len(above) == len(number) else "")

@@ -1,4 +1,4 @@
-"""How connections come back to their pool, and their sessions to what they were."""
+"""How connections are given back to their pool, and their sessions reset."""
 
 from __future__ import annotations
 
@@ -20,22 +20,23 @@ from .waiters import Client
 
 logger = logging.getLogger("pgbackend.pool")
 
-# How long the reset of an idle connection's session is put off, seconds: locks, say, go with it.
+# How long the reset of an idle connection's session is postponed, seconds. The delay is short,
+# since the session may still hold locks, for example.
 _RESET_AFTER = 0.05
 
 
 class ReturningPool(ConnectingPool):
-    """A pool that takes connections back without waiting, and hands them to those who wait."""
+    """A pool that takes connections back without waiting, and hands them to waiting tasks."""
 
-    # Gives a session back the state that it was configured with; see `pool.ConnectionPool`.
+    # The function that gives a session back its configured state; see `pool.ConnectionPool`.
     _reset_session: Callable[[PooledConnection], None]
-    # How many sessions are being reset.
+    # How many sessions are being reset now.
     _resetting: int
 
     def _put(self, conn: PooledConnection) -> bool:
-        """Put a connection back that is idle and alive, or hand it to whoever waits; say if it was.
+        """Put an idle, living connection back, or hand it to a waiting task; return whether it was.
 
-        For anything else psycopg_pool's way is needed.
+        Return False where psycopg_pool's own way back is needed.
         """
         if (
             self._closed
@@ -54,7 +55,8 @@ class ReturningPool(ConnectingPool):
             if client.give(conn):
                 return True
         if conn.face.reset_due:
-            # It is taken first: its reset costs a statement little, and one of its own much.
+            # Lend this connection first: the reset costs little with a statement, and much on its
+            # own.
             self._pool.appendleft(conn)
         else:
             self._pool.append(conn)
@@ -63,14 +65,14 @@ class ReturningPool(ConnectingPool):
     def give_back(
         self, conn: PooledConnection, *, dirty: bool = False, suspect: bool = False
     ) -> None:
-        """Return *conn* without waiting, from any code on the loop's thread.
+        """Give *conn* back without waiting, from any code on the loop's thread.
 
-        The session of a *dirty* one is reset at once, that of a *suspect* one before the next
-        statement in it; see `session_reset`.
+        Reset the session of a *dirty* connection at once, and that of a *suspect* one before its
+        next statement; see `session_reset`.
 
-        What cannot be done at once (a rollback, a contended lock) is left to a task of the
-        pool, so that neither cancelling the borrower nor closing its coroutine loses the
-        connection. Elsewhere than on its loop see `_give_back_elsewhere`.
+        A task of the pool does everything that takes time (a rollback, a contended lock), so that
+        neither cancelling the borrower nor closing its coroutine loses the connection. For calls
+        outside the pool's loop see `_give_back_elsewhere`.
         """
         if _get_running_loop() is not self.loop:
             self._give_back_elsewhere(conn, dirty or suspect)
@@ -79,20 +81,20 @@ class ReturningPool(ConnectingPool):
         if suspect and not dirty:
             dirty = not self._put_off(conn)
         if conn.face.reset_due and self._reset_timer is None and self.loop is not None:
-            # Not in the context of a task, which it would keep.
+            # Use the pool's context: the timer would keep a task's own context alive.
             self._reset_timer = self.loop.call_later(
                 _RESET_AFTER, self._reset_idle, context=self._context
             )
         if dirty and not conn.closed and not self.closed:
-            # Not begun here, in the middle of the borrower's bridge.
+            # A task does the reset: it must not begin here, inside the borrower's bridge.
             self._begin_reset(conn)
         elif not self._put(conn):
             self._detach(self._return(conn), conn)
 
     def _put_off(self, conn: PooledConnection) -> bool:
-        """Have the next statement on *conn* reset its session, if it can."""
+        """Postpone the reset to the next statement on *conn*; return False if it cannot be."""
         face = conn.face
-        # Those who check or reset connections by means of their own want them as they were.
+        # A ``check`` or ``reset`` of the project expects a session that is already reset.
         if self._check is not None or self._reset is not None or not face.reset.can_wait(face):
             return False
         face.reset_due = True
@@ -103,7 +105,7 @@ class ReturningPool(ConnectingPool):
         self.spawn(self._renew(conn), conn)
 
     def _reset_idle(self) -> None:
-        """Reset the sessions of idle connections that nobody has used since it was put off."""
+        """Reset the sessions of idle connections that nobody has used since the postponement."""
         self._reset_timer = None
         for conn in [each for each in self._pool if each.face.reset_due]:
             self._pool.remove(conn)
@@ -112,10 +114,10 @@ class ReturningPool(ConnectingPool):
         self._nconns_min = min(self._nconns_min, len(self._pool))
 
     def _give_back_elsewhere(self, conn: PooledConnection, dirty: bool) -> None:
-        """Do what `give_back` does where the pool's loop does not run, or runs in another thread.
+        """Give back while the pool's loop does not run, or runs in another thread.
 
-        If it does not run, nobody can say whether it will again: the connection is closed at once,
-        and its place is free when the loop runs again.
+        If the loop does not run, it may never run again: close the connection at once. The pool
+        frees the connection's place when the loop runs again.
         """
         assert self.loop is not None
         if not self.loop.is_running():
@@ -126,7 +128,7 @@ class ReturningPool(ConnectingPool):
             self.loop.call_soon_threadsafe(back, context=Context())
 
     def abandon(self, conn: PooledConnection) -> None:
-        """Close *conn* at once, in the middle of a statement, and have the server stop that."""
+        """Close *conn* at once, in the middle of a statement, and have the server stop it."""
         if _get_running_loop() is self.loop and capabilities.has_cancel_safe():
             self.spawn(cancel(conn.pgconn.cancel_conn(), conn.face.cancel_timeout))
         conn.finish()
@@ -138,11 +140,12 @@ class ReturningPool(ConnectingPool):
             returned = not self.closed
         finally:
             if not returned:
-                # Cancelled with the loop, or the pool was closed meanwhile: nobody else would.
+                # The loop's end cancelled this task, or the pool was closed meanwhile: nothing else
+                # closes *conn*.
                 conn.finish()
 
     async def _renew(self, conn: PooledConnection) -> None:
-        """Return *conn* with its session as it was after connecting; close it if that fails."""
+        """Give *conn* back with its session reset; discard it if the reset fails."""
         try:
             async with asyncio.timeout(conn.face.cancel_timeout):
                 if conn.pgconn.transaction_status != TransactionStatus.IDLE:

@@ -1,13 +1,13 @@
-"""Resets of sessions, sent in one message with the next statement.
+"""Reset sessions in one message with the next statement.
 
-After a statement that may have changed its session (raw SQL that calls a function of the
-application's) the session is reset before anything else is executed in it. A reset of its own costs
-as much as a statement. So it is put off: the connection is idle at once, and whoever gets it sends
-the reset in front of the first statement, where the server can take both in one message; otherwise
-before it. If nobody comes, the pool sends it soon.
+A statement may have changed its session (raw SQL that calls the application's functions, for
+example). The session is then reset before anything else is executed in it. A separate reset costs
+as much as a statement, so it is postponed: the connection becomes idle at once, and its next
+borrower sends the reset in front of the first statement. Where the server cannot take both in one
+message, the reset goes first, alone. If no borrower comes, the pool soon sends the reset.
 
-The reset is a transaction of its own there, too: it stays if the statement fails, and what a
-function has set for new transactions is gone when that of the statement begins.
+The reset remains a transaction of its own: it stays in effect if the statement fails, and settings
+that a function made for new transactions are gone when the statement's transaction begins.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 _FAILED = frozenset({ExecStatus.FATAL_ERROR, ExecStatus.BAD_RESPONSE})
 
-# The settings that statements are written by. The server reports them without being asked. A reset
-# that changes them comes before the statement is written.
+# The settings that decide how a statement's text is written. The server reports them without being
+# asked. If a reset changes one of them, it must come before the statement is written.
 _WRITTEN_BY = (
     b"TimeZone",
     b"DateStyle",
@@ -39,48 +39,52 @@ _WRITTEN_BY = (
     b"standard_conforming_strings",
 )
 
-# A longer statement may take so long to be read that a time-out of the old session ends it, in
-# bytes. One with a backslash may be read by a setting that is not reported.
+# The longest statement that is sent behind a reset, bytes. The old session's time-outs are in force
+# while the server parses the message, and could end a longer one. A statement with a backslash is
+# never sent so: a setting that is not reported may change its meaning.
 _LONG = 8192
 
-# What is one statement for certain, with one result, and takes no long time.
+# Matches text that is certainly one statement, with one result, and quick to execute.
 _SIMPLE = re.compile(
     r"""\s*(?:close|deallocate|discard\s+(?!all\b)|listen|reset|select|set|unlisten)\b
         (?!.*(?:;|--|/\*|\bfrom\b)).*""",
     re.IGNORECASE | re.VERBOSE,
 )
 
-# Whatever a function has made the default: it waits for no other transaction.
+# Names the isolation explicitly, whatever default a function has set: such a transaction never
+# waits for another one.
 _BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED, NOT DEFERRABLE"
 
 
 class Reset:
-    """What gives a session back the state that it was configured with.
+    """The statements that give a session back the state that it was configured with.
 
-    *resets* are the statements that make it an empty one, and *made* those that make it again.
+    *resets* are the statements that empty the session; *made* are those that configure it again.
     """
 
     def __init__(self, resets: Sequence[str], made: Sequence[str]) -> None:
         together = [_BEGIN, *resets, *made, "COMMIT"]
         line = "; ".join(together)
-        # Errors count characters, and lines.
+        # Errors count characters and lines, so the prefix must be one line of ASCII.
         simple = line.isascii() and line.isprintable() and all(map(_SIMPLE.match, together[1:-1]))
         simple = simple and "\\" not in line
-        # What goes before a statement, and how many results that has; nothing if it cannot.
+        # `prefix` goes before a statement, and `results` is the number of its results. An empty
+        # prefix means that it cannot go before a statement.
         self.prefix = f"{line};\n".encode() if simple else b""
         self.results = len(together)
-        # Without a statement: the server reads what is made as the session is by then. Statements
-        # on lines of their own: one may end with a comment.
+        # `messages` are for a reset without a statement. The server parses the statements in *made*
+        # by the settings of the emptied session. Each starts on its own line, since the one before
+        # may end with a comment.
         emptying = "; ".join([_BEGIN, *resets, "COMMIT"])
         self.messages = (line,) if simple else (emptying, "\n;".join(made))
         self._written_by: tuple[bytes | None, ...] = ()
 
     def remember(self, face: Any) -> None:
-        """Take what *face* is now for the state that it was configured with."""
+        """Save the current settings of *face* as those that it was configured with."""
         self._written_by = tuple(map(face.pgconn.parameter_status, _WRITTEN_BY))
 
     def can_wait(self, face: Any) -> bool:
-        """Return whether what is executed next may be sent behind it, in one message."""
+        """Return whether the reset can wait for the next statement, and go in its message."""
         pgconn = face.pgconn
         return (
             bool(self.prefix)
@@ -90,10 +94,10 @@ class Reset:
 
 
 def reset(face: Any) -> PQGen[None]:
-    """Reset the session of *face* by messages of its own, one mostly.
+    """Reset the session of *face* by messages of its own, usually one.
 
-    Raise psycopg's error if any of it fails; the connection is closed then. What the server says
-    meanwhile is for nobody.
+    Raise psycopg's error if a statement fails, and close the connection. Notices and notifications
+    of the server meanwhile are dropped.
     """
     pgconn = face.pgconn
     handlers = pgconn.notice_handler, pgconn.notify_handler
@@ -114,9 +118,9 @@ def reset(face: Any) -> PQGen[None]:
 
 
 def reset_and_execute(face: Any, query: bytes) -> PQGen[list[PGresult]]:
-    """Reset the session of *face*, execute *query*, and return the results of that.
+    """Reset the session of *face*, execute *query*, and return the results of *query*.
 
-    In one message, if the server can take both. Raise psycopg's error of what has failed.
+    Use one message if the server can take both. Raise psycopg's error for whichever part failed.
     """
     pgconn = face.pgconn
     prefix: bytes = face.reset.prefix
@@ -133,7 +137,7 @@ def reset_and_execute(face: Any, query: bytes) -> PQGen[list[PGresult]]:
             error = psycopg.errors.error_from_result(failed, encoding=pgconn._encoding)
             face.close()
             raise error
-        # The server cannot parse it, and has refused it whole.
+        # The server could not parse the message, and has executed none of it.
     yield from reset(face)
     pgconn.send_query(query)
     results = yield from generators.execute(pgconn)
@@ -143,7 +147,7 @@ def reset_and_execute(face: Any, query: bytes) -> PQGen[list[PGresult]]:
 
 
 def sends_text(cursor: Any) -> bool:
-    """Return whether a psycopg cursor sends a statement as text, with its parameters in it."""
+    """Return whether a psycopg cursor sends its statement as text that includes the parameters."""
     return (
         isinstance(cursor, ClientCursorMixin)
         and not isinstance(cursor, psycopg.ServerCursor)
@@ -152,17 +156,17 @@ def sends_text(cursor: Any) -> bool:
 
 
 def _was_reset(face: Any) -> None:
-    """Take note that the session of *face* is as it was configured."""
+    """Note that the session of *face* is in its configured state."""
     face.reset_due = False
-    # The server has forgotten them.
+    # The reset has made the server forget prepared statements.
     face._prepared.clear()
     if face._notifies_backlog:
-        # Of channels that the session listened to before.
+        # The backlog holds notifications of channels that the old session listened to.
         face._notifies_backlog.clear()
 
 
 def failure(results: list[PGresult]) -> PGresult | None:
-    """Return which of the *results* of a message is an error: nothing is executed after that."""
+    """Return the error among the *results* of a message, if any: it is always the last."""
     last = results[-1]
     return last if last.status in _FAILED else None
 

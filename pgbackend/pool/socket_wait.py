@@ -1,8 +1,8 @@
-"""Waiting for a connection's socket, without registering it and a timer for each wait.
+"""Wait for a connection's socket without a registration and a timer for each wait.
 
-psycopg's ``wait_async`` registers the socket for each wait, and a timer that looks at intervals
-whether the connection was closed meanwhile. Here a connection stays registered, and the timer of
-one wait is the next one's, too. No wait relies on the registration alone: see `_Reader`.
+psycopg's ``wait_async`` registers the socket for each wait, and sets a timer that checks at
+intervals whether the connection was closed. Here a connection stays registered, and the next wait
+reuses the timer of the last. No wait relies on the registration alone: see `_Reader`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 RV = TypeVar("RV")
 
-# How long a wait for a connection that was closed meanwhile may go on, seconds; psycopg's own.
+# How long a wait may outlast its connection, which another task closed, seconds; as in psycopg.
 INTERVAL = 0.1
 
 
@@ -55,19 +55,22 @@ class SocketWait:
             self._unregister()
             self._reader = _Reader(loop, self)
         elif reader.is_called and may_run_nested(loop):
-            # The task goes on inside the reader's callback: a run of the loop in there could not
-            # call it again, for its context is entered.
+            # This task runs inside the reader's callback. A nested run of the loop could not call
+            # the callback again, because its context is already entered: register it anew, in a new
+            # context.
             reader.listen()
         elif reader.may_have_ended and reader.is_readable():
-            # In the loop's next iteration: an answer in many parts holds up nobody.
+            # Wake the task in the loop's next iteration, so that an answer in many parts blocks no
+            # other task.
             loop.call_soon(_wake, future)
         if self._timer is None:
-            # It may outlive the wait: in the task's own context it would keep that alive.
+            # The timer may outlive the wait: in the task's own context it would keep the task
+            # alive.
             self._timer = loop.call_later(INTERVAL, self._look, context=Context())
         try:
             ready: Ready = await_future(future)
             if self._closed:
-                # After it was woken, and before it went on.
+                # The connection was closed after the wake-up and before the task resumed.
                 self._check_open()
             return ready
         finally:
@@ -76,8 +79,8 @@ class SocketWait:
     async def elsewhere(self, gen: PQGen[RV], interval: float, seconds: float | None) -> RV:
         """Consume *gen* by psycopg's own ``wait_async``, outside the bridge.
 
-        By a file descriptor of its own, too: if the connection is closed meanwhile, libuv would
-        find the number closed, or another connection's, and abort the process.
+        Wait on a duplicate of the file descriptor: if the connection is closed meanwhile, libuv
+        would find the number closed, or reused by another connection, and abort the process.
         """
         fd = os.dup(self.socket)
         try:
@@ -86,7 +89,9 @@ class SocketWait:
             os.close(fd)
 
     def _while_open(self, gen: Generator[Any, Any, RV]) -> Generator[Any, Any, RV]:
-        """Consume *gen* as long as the connection is open: psycopg's would read freed memory."""
+        """Consume *gen* while the connection is open: on a closed one, psycopg would read freed
+        memory.
+        """
         ready = None
         while True:
             self._check_open()
@@ -102,7 +107,7 @@ class SocketWait:
             raise psycopg.OperationalError("the connection is closed")
 
     def close(self) -> None:
-        """Wake whoever waits, with an error: the connection is about to be closed."""
+        """Wake the waiting task with an error: the connection is about to be closed."""
         self._closed = True
         if self._future is not None:
             _fail(self._future)
@@ -114,9 +119,9 @@ class SocketWait:
             reader.close()
 
     def readable(self, *, at_once: bool) -> None:
-        """Wake whoever waits, *at_once* or in the loop's next iteration.
+        """Wake the waiting task, *at_once* or in the loop's next iteration.
 
-        If nobody waits, the server has said something: listen no more.
+        If no task waits, the server has sent something unasked: stop listening.
         """
         future = self._future
         if future is None:
@@ -129,7 +134,7 @@ class SocketWait:
             _wake(future)
 
     def _look(self) -> None:
-        """Look at the connection and at its socket, whatever the loop says of them."""
+        """Check the connection and its socket directly, independent of the loop's callbacks."""
         self._timer = None
         future, reader = self._future, self._reader
         if future is None or future.done():
@@ -151,11 +156,11 @@ class SocketWait:
 class _Reader:
     """A connection's socket, registered on an event loop.
 
-    By a file descriptor of its own: whoever closes the connection, the number is not given to
-    another socket as long as the loop listens to it.
+    The reader uses a duplicate of the file descriptor: when the connection is closed, the number is
+    not given to another socket while the loop still listens to it.
     """
 
-    # Whether a task goes on inside the callback just now.
+    # True while a task runs inside the callback.
     is_called = False
 
     def __init__(self, loop: AbstractEventLoop, wait: SocketWait) -> None:
@@ -164,11 +169,11 @@ class _Reader:
         self._poll = poll = select.poll()
         poll.register(fd, select.POLLIN)
         at_once = calls_from_python(loop)
-        # libuv calls once for a socket with an error, such as a reset by the peer, and listens
-        # to it no more. What the server said before the reset is read in more than one wait. A
-        # selector, as asyncio's loops have, tells of such a socket as often as it is asked.
+        # libuv reports a socket with an error, such as a reset by the peer, once, and then stops
+        # listening to it. Reading what the server sent before the reset takes more than one wait. A
+        # selector, as in asyncio's loops, reports such a socket as often as it is asked.
         self.may_have_ended = not at_once
-        # The loop keeps what it calls.
+        # The callback holds weak references only, since the loop keeps the callback alive.
         waiting, this = ref(wait), ref(self)
 
         def readable() -> None:
@@ -182,7 +187,8 @@ class _Reader:
                 finally:
                     reader.is_called = False
             elif poll.poll(0):
-                # Where the task goes on later, it may be called once more after that has read.
+                # The task resumes later, so libuv may call once more after the task has read
+                # everything.
                 wait.readable(at_once=False)
 
         self._readable = readable
@@ -191,16 +197,16 @@ class _Reader:
         self._finalizer.atexit = False
 
     def listen(self) -> None:
-        """Have the loop call whoever waits, in a context that nobody has entered."""
+        """Register the callback on the loop, in a new context that nothing has entered."""
         self.is_called = False
         Context().run(self.loop.add_reader, self._fd, self._readable)
 
     def is_readable(self) -> bool:
-        """Return whether a read would not wait: something, the end or an error is there."""
+        """Return whether a read would not block: there is data, the end, or an error."""
         return bool(self._poll.poll(0))
 
     def close(self) -> None:
-        """Listen no more."""
+        """Unregister the socket from the loop."""
         if self._finalizer.detach() is None:
             return
         if may_touch_loop(self.loop):
@@ -210,10 +216,11 @@ class _Reader:
 
 
 def _resume(future: Future[Ready]) -> None:
-    """Give *future* its result, and go on at once with the task that waits for it.
+    """Set the result of *future*, and resume the task that waits for it at once.
 
-    Future.set_result() would have the loop do that in its next iteration: it would ask the
-    selector once more before, and be told of what the task is about to read.
+    `Future.set_result` alone would resume the task in the loop's next iteration. Before that, the
+    loop would ask the selector once more, and hear again of the data that the task is about to
+    read. ``_callbacks`` is asyncio's private list of the callbacks with their contexts.
     """
     callbacks: Any = future._callbacks
     if callbacks is None or len(callbacks) != 1:
@@ -231,14 +238,14 @@ def _wake(future: Future[Ready]) -> None:
 
 
 def _unregister(loop: AbstractEventLoop, fd: int) -> None:
-    # A closed loop listens to nothing; uvloop's refuses to be told so.
+    # A closed loop has no readers; uvloop's raises if asked to remove one.
     if not loop.is_closed():
         loop.remove_reader(fd)
     os.close(fd)
 
 
 def _unregister_later(loop: AbstractEventLoop, fd: int) -> None:
-    """Do what `_unregister` does, wherever the collector runs."""
+    """Do what `_unregister` does, from any place where the collector may run."""
     if loop.is_closed():
         os.close(fd)
     else:
@@ -246,13 +253,13 @@ def _unregister_later(loop: AbstractEventLoop, fd: int) -> None:
 
 
 def _fail(future: Future[Any]) -> None:
-    # A closed loop calls nobody.
+    # A closed loop calls no callbacks.
     if not future.done() and not future.get_loop().is_closed():
         future.set_exception(psycopg.OperationalError("the connection is closed"))
 
 
 def continued(gen: Generator[Any, Any, RV], state: Any) -> Generator[Any, Any, RV]:
-    """Return a generator that goes on where *gen* has yielded *state*."""
+    """Return a generator that resumes *gen*, which has yielded *state*."""
     while True:
         ready = yield state
         try:

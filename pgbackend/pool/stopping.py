@@ -1,4 +1,4 @@
-"""Waiting for the server through the bridge, and stopping what it does for who is cancelled."""
+"""Wait for the server through the bridge, and stop its statement when the task is cancelled."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ RV = TypeVar("RV")
 
 WAIT_R = Wait.R
 
-# psycopg's own: how often a waiting connection looks whether its socket was closed, seconds.
+# How often a waiting connection checks whether its socket was closed, seconds; as in psycopg.
 _WAIT_INTERVAL = 0.1
 
-# How long the server may take over what is only to clean up, seconds; OPTIONS["cancel_timeout"].
+# How long the server may take for clean-up, seconds; the default of OPTIONS["cancel_timeout"].
 CANCEL_TIMEOUT = 5.0
 
-# After how long a cancellation that had no effect is sent again, seconds; then twice that, ...
+# How long to wait before an ineffective cancellation is sent again, seconds; doubled each time.
 _RESEND_INTERVAL = 0.1
 
 logger = logging.getLogger("pgbackend.connection")
@@ -48,11 +48,12 @@ class StoppableConnection(psycopg.Connection[Any]):
         self._limits: list[float] = []
         # See `finishing`.
         self._finishing = 0
-        # Whether a cancellation stopped a statement of this borrower's.
+        # Whether a cancellation has stopped one of this borrower's statements.
         self.was_stopped = False
         self._socket_wait = SocketWait(pooled.pgconn)
-        # Whether the session is to be reset before anything is executed in it, how, and in which
-        # greenlets a statement sees to that itself; see `session_reset`.
+        # `reset_due`: whether the session must be reset before the next statement. `reset`: the
+        # `session_reset.Reset` that does so. `resetting`: the greenlets whose statement sends the
+        # reset itself; see `session_reset`.
         self.reset_due = False
         self.reset: Any = None
         self.resetting: set[int] = set()
@@ -60,9 +61,9 @@ class StoppableConnection(psycopg.Connection[Any]):
     def wait(
         self, gen: PQGen[RV], interval: float = _WAIT_INTERVAL, timeout: float | None = None
     ) -> RV:
-        """Consume a generator of psycopg's, waiting on the event loop.
+        """Consume one of psycopg's generators, waiting on the event loop.
 
-        A cancelled task stops the statement in the server before CancelledError leaves.
+        If the task is cancelled, stop the statement in the server before CancelledError is raised.
         """
         if self.reset_due and not (self._autocommit and id(getcurrent()) in self.resetting):
             self._reset_first()
@@ -93,7 +94,7 @@ class StoppableConnection(psycopg.Connection[Any]):
         return await_bridged(self.wait_unbridged(rest, interval, timeout))
 
     def _reset_first(self) -> None:
-        """Reset the session, which is due, where the lock is held."""
+        """Reset the session if that is due; the caller holds the lock."""
         if self.reset_due:
             with self.limited():
                 await_bridged(self.wait_unbridged(session_reset.reset(self), _WAIT_INTERVAL, None))
@@ -123,9 +124,9 @@ class StoppableConnection(psycopg.Connection[Any]):
             raise
 
     def given_up(self) -> None:
-        """Close the connection if nobody will read the answer to what it runs.
+        """Close the connection if a statement runs whose answer nobody will read.
 
-        Whoever waited for that was closed, and can await nothing any more.
+        The call that waited for the answer was closed, and cannot await anything any more.
         """
         if self.is_executing:
             self._pooled.abandon()
@@ -135,11 +136,11 @@ class StoppableConnection(psycopg.Connection[Any]):
             self._pooled.found_read_only()
 
     async def _interrupted(self, gen: PQGen[Any]) -> None:
-        """Stop what is running: a wait was cancelled, mostly, or a signal handler has raised."""
+        """Stop the running statement after a cancellation or a signal handler's exception."""
         if self.is_executing:
-            # Not where the pool itself uses it.
+            # Only a borrower's statement counts, not one of the pool's own.
             self.was_stopped = self._pooled.borrower is not None
-            # The caller raises what has interrupted it first.
+            # The caller raises the original interruption, which comes before this cancellation.
             with suppress(asyncio.CancelledError):
                 await shielded(self._stop(gen))
 
@@ -162,7 +163,7 @@ class StoppableConnection(psycopg.Connection[Any]):
             try:
                 await self._socket_wait.elsewhere(gen, _WAIT_INTERVAL, interval)
             except _WaitTimeout:
-                # A server that had not yet read the statement has ignored it.
+                # The server had not read the statement yet, and has ignored the cancellation.
                 interval *= 2
             else:
                 return
@@ -176,8 +177,8 @@ class StoppableConnection(psycopg.Connection[Any]):
     def limited(self, seconds: float | None = None) -> Iterator[None]:
         """Close the connection if a statement in the block takes longer than *seconds*.
 
-        `cancel_timeout` unless given. For what cleans up: to wait for a server that does not
-        answer would be of no use, and no second cancellation may come.
+        The default is `cancel_timeout`. Use the block for clean-up: waiting for a server that does
+        not answer is of no use there, and no second cancellation may come.
         """
         limit = self.cancel_timeout if seconds is None else seconds
         self._limits.append(limit)
@@ -185,15 +186,16 @@ class StoppableConnection(psycopg.Connection[Any]):
         try:
             yield
         finally:
-            # Blocks of several tasks end in any order.
+            # The blocks of several tasks may end in any order.
             self._limits.remove(limit)
             self._limit = self._limits[-1] if self._limits else None
 
     @contextmanager
     def finishing(self) -> Iterator[None]:
-        """Let a statement in the block, if it is interrupted, end by itself when it is short.
+        """Let a short statement in the block end by itself if it is interrupted.
 
-        For savepoints: one that is stopped in the server aborts the whole transaction.
+        Savepoints need this: a statement that is stopped in the server aborts the whole
+        transaction.
         """
         self._finishing += 1
         try:
@@ -203,18 +205,18 @@ class StoppableConnection(psycopg.Connection[Any]):
 
     @property
     def is_executing(self) -> bool:
-        """Whether a statement is running, some task's."""
+        """Whether a statement of any task is running."""
         return self.pgconn.transaction_status == TransactionStatus.ACTIVE
 
     def stop(self) -> None:
-        """Cancel the statement that another task runs; close the connection if that fails."""
+        """Stop another task's statement in the server; close the connection if that fails."""
         await_bridged(self._stop_shielded())
 
     async def _stop_shielded(self) -> None:
         await shielded(self.stop_other())
 
     async def stop_other(self) -> None:
-        """Do what `stop` does, and wait until that task has heard of it."""
+        """Do what `stop` does, and wait until the other task has received the error."""
         loop = asyncio.get_running_loop()
         interval = _RESEND_INTERVAL
         try:
@@ -223,37 +225,38 @@ class StoppableConnection(psycopg.Connection[Any]):
                     await self._pooled.cancel_safe(timeout=self.cancel_timeout)
                     again = loop.time() + interval
                     while self.is_executing and loop.time() < again:  # noqa: ASYNC110
-                        # That task reads the answer; there is nothing to be woken by.
+                        # The other task reads the answer, and sends no event that this task could
+                        # wait for.
                         await asyncio.sleep(_WAIT_INTERVAL / 10)
                     interval *= 2
         except Exception as error:
             self._give_up(error)
 
     def finish(self) -> None:
-        """Close the connection at once, without a word to the server; wake who waits for it."""
+        """Close the connection at once, without telling the server; wake the waiting task."""
         self._socket_wait.close()
         self.pgconn.finish()
 
     def close(self) -> None:
-        """Close the connection, as psycopg's ``close``; wake who waits for it."""
+        """Close the connection politely, as psycopg's ``close`` does; wake the waiting task."""
         self._socket_wait.close()
         super().close()
 
     def stop_listening(self) -> None:
-        """Wake who waits for the connection, and have the event loop forget its socket."""
+        """Wake the waiting task, and have the event loop forget the socket."""
         self._socket_wait.close()
 
     def cancel_safe(self, *, timeout: float = 30.0) -> None:
-        """Cancel the current operation, waiting through the bridge; see psycopg."""
+        """Stop the running statement, waiting through the bridge; see psycopg."""
         if self.closed:
             return
         await_bridged(self._pooled.cancel_safe(timeout=timeout))
 
 
 async def shielded(coro: Coroutine[Any, Any, None]) -> None:
-    """Wait for *coro* whatever cancels the caller meanwhile; it must be bounded in time.
+    """Wait for *coro* even if the caller is cancelled meanwhile; *coro* must be bounded in time.
 
-    Raise CancelledError, afterwards, if something did.
+    Raise CancelledError afterwards if the caller was cancelled.
     """
     task = asyncio.ensure_future(coro)
     cancelled: asyncio.CancelledError | None = None

@@ -1,4 +1,4 @@
-"""Values that options may have, with their names in words, and names that are like others."""
+"""Option values, with their descriptions in words, and suggestions for misspelt names."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Values:
-    """The values that an option may have, and their name in words."""
+    """The values that an option may have, and their description in words."""
 
     allow: Callable[[Any], bool]
     words: str
 
 
 def switch() -> Values:
-    """Return what stands for a bool."""
+    """Return the values of a switch."""
     return Values(lambda value: isinstance(value, bool), "True or False")
 
 
 def one_of(*values: str) -> Values:
-    """Return what stands for one of *values*."""
+    """Return the values of an option that takes one of *values*."""
     return Values(lambda value: value in values, " or ".join(map(repr, values)))
 
 
@@ -32,14 +32,14 @@ def _is_number(value: Any) -> bool:
 
 
 def seconds() -> Values:
-    """Return what stands for a time."""
+    """Return the values of a finite time in seconds."""
     return Values(
         lambda value: _is_number(value) and 0 < value < math.inf, "a number of seconds above 0"
     )
 
 
 def perhaps_endless(least: str) -> Values:
-    """Return what stands for a time that may be infinite: "above" 0, or "from" 0 on."""
+    """Return the values of a time that may be infinite: "above" 0, or "from" 0 on."""
     above = "above 0" if least == "above" else "of 0 or more"
     return Values(
         lambda value: _is_number(value) and (value > 0 or (least == "from" and value == 0)),
@@ -48,7 +48,7 @@ def perhaps_endless(least: str) -> Values:
 
 
 def count(least: int) -> Values:
-    """Return what stands for a whole number."""
+    """Return the values of a whole number of at least *least*."""
     return Values(
         lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= least,
         f"a whole number of {least} or more",
@@ -56,28 +56,28 @@ def count(least: int) -> Values:
 
 
 def or_none(values: Values) -> Values:
-    """Return what stands for *values* and None."""
+    """Return *values* and None."""
     return Values(lambda value: value is None or values.allow(value), f"{values.words}, or None")
 
 
 def text() -> Values:
-    """Return what stands for a text that is not empty."""
+    """Return the values of a text that is not empty."""
     return Values(lambda value: isinstance(value, str) and bool(value), "a text")
 
 
 def function() -> Values:
-    """Return what stands for something that can be called."""
+    """Return the values of an option that takes something callable."""
     return Values(callable, "a function")
 
 
 def nearest(name: Any, known: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """Return the one of the *known* names that a misspelt one is most like, if any is."""
+    """Return which of the *known* names is most like a misspelt *name*, if any is."""
     by_lower = {each.lower(): each for each in known}
     found = get_close_matches(str(name).lower(), by_lower, n=1, cutoff=cutoff)
     return by_lower[found[0]] if found else None
 
 
 def with_nearest(name: Any, known: Iterable[str]) -> str:
-    """Return the repr of an unknown name, and which of the *known* may have been meant."""
+    """Return the repr of an unknown name, with the *known* name that may have been meant."""
     meant = nearest(name, known)
     return repr(name) if meant is None else f"{name!r} (did you mean {meant!r}?)"

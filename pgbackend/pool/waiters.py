@@ -1,7 +1,7 @@
-"""The queue of a pool: who waits for a connection, in the order in which they came.
+"""The queue of a pool: the tasks that wait for a connection, in order of arrival.
 
-psycopg_pool gives each waiting client a condition and a timer of its own, and hands it a connection
-in many steps. Here it has a future, and the whole queue one timer.
+psycopg_pool gives each waiting client its own condition and timer, and hands it a connection in
+many steps. Here each client has a future, and the whole queue has one timer.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from .physical import PooledConnection
 
 
 class Client(WaitingClient[PooledConnection]):
-    """One who waits for a connection until *deadline*, as of `time.monotonic`."""
+    """A task that waits for a connection until *deadline*, by `time.monotonic`."""
 
     __slots__ = ("_future", "deadline")
 
     def __init__(self, deadline: float) -> None:
-        # psycopg_pool's own would make the condition.
+        # Do not call psycopg_pool's `__init__`, which would make the condition.
         self.conn: PooledConnection | None = None
         self.error: BaseException | None = None
         self.deadline = deadline
         self._future = asyncio.get_running_loop().create_future()
 
     async def wait(self, timeout: float = 0.0) -> PooledConnection:  # noqa: ASYNC109  # as there
-        """Wait for a connection and return it; *timeout* says nothing, `deadline` does.
+        """Wait for a connection and return it; `deadline` counts, *timeout* is ignored.
 
-        Raise `psycopg_pool.PoolTimeout` after that, and what `fail` was called with.
+        Raise `psycopg_pool.PoolTimeout` after the deadline, or the error that `fail` was given.
         """
         await self._future
         if self.error is not None:
@@ -41,7 +41,7 @@ class Client(WaitingClient[PooledConnection]):
         return self.conn
 
     def give(self, conn: PooledConnection) -> bool:
-        """Hand over *conn*; return False to somebody who does not wait any more."""
+        """Hand over *conn*; return False if the client does not wait any more."""
         if self._future.done():
             return False
         self.conn = conn
@@ -49,15 +49,15 @@ class Client(WaitingClient[PooledConnection]):
         return True
 
     async def set(self, conn: PooledConnection) -> bool:
-        """Do what `give` does."""
+        """Do what `give` does, under psycopg_pool's name."""
         return self.give(conn)
 
     async def fail(self, error: Exception) -> bool:
-        """Have `wait` raise *error*; return False if it does not wait any more."""
+        """Make `wait` raise *error*; return False if the client does not wait any more."""
         return self.give_up(error)
 
     def give_up(self, error: Exception) -> bool:
-        """Do what `fail` does."""
+        """Do what `fail` does, without a coroutine."""
         if self._future.done():
             return False
         self.error = error
@@ -70,9 +70,9 @@ class Queue(deque[WaitingClient[PooledConnection]]):
 
     def __init__(self, name: str) -> None:
         super().__init__()
-        # The pool's.
+        # The name of the pool.
         self._name = name
-        # For the first deadline.
+        # The timer for the first deadline, and that deadline.
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0
 
@@ -84,10 +84,10 @@ class Queue(deque[WaitingClient[PooledConnection]]):
             self._set_timer(client.deadline)
 
     def clear(self) -> None:
-        """Forget all clients, and the timer: the pool is being closed.
+        """Remove all clients, and the timer: the pool is being closed.
 
-        They are told at once. psycopg_pool would do that when its workers have ended, unless
-        it is interrupted before.
+        Tell the clients at once. psycopg_pool tells them only after its workers have ended, or
+        never if it is interrupted before.
         """
         for client in self:
             assert isinstance(client, Client)
@@ -104,11 +104,11 @@ class Queue(deque[WaitingClient[PooledConnection]]):
         self._drop_timer()
         loop = asyncio.get_running_loop()
         self._due = deadline
-        # A task's own context would keep the task.
+        # Use an empty context: a task's own context would keep the task alive.
         self._timer = loop.call_later(deadline - monotonic(), self._look, context=Context())
 
     def _look(self) -> None:
-        """Tell those whose time is over."""
+        """Tell the clients whose deadline has passed."""
         self._timer = None
         now = monotonic()
         deadlines = []
