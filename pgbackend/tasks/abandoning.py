@@ -1,9 +1,9 @@
-"""Blocks of ``atomic`` that are left where their end cannot be waited for.
+"""Blocks of ``atomic`` that are left where their end cannot be awaited.
 
-An asynchronous generator to which nobody refers any more is closed by the loop, later, in a task
-of its own; a coroutine may be closed, or be collected in another thread. The block in it belongs to
-the task that entered it: it is ended for that one, by its next use of the transaction, or by a task
-in its place, whichever comes first.
+The event loop closes an asynchronous generator that is no longer referenced: later, and in a task
+of its own. A coroutine may be closed, or be collected in another thread. A block inside still
+belongs to the task that entered it. It is ended on behalf of that task: by the task's next use of
+the transaction, or by a task in its place, whichever comes first.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from .turns import Turns
 
 _GENERATORS = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
 
-# What starts the generators of `contextlib.contextmanager` and its asynchronous sister.
+# The functions that start the generators of `contextlib.contextmanager` and
+# `contextlib.asynccontextmanager`; both classes are private names of contextlib.
 _CONTEXT_MANAGERS = frozenset(
     {
         contextlib._GeneratorContextManager.__enter__.__code__,
@@ -42,12 +43,12 @@ _CONTEXT_MANAGERS = frozenset(
 
 _ASYNC = inspect.CO_COROUTINE | inspect.CO_ITERABLE_COROUTINE | inspect.CO_ASYNC_GENERATOR
 
-# Tasks that end blocks: an event loop keeps no reference to its own.
+# The tasks that end blocks: an event loop keeps only weak references to its tasks.
 _tasks: set[asyncio.Task[None]] = set()
 
 
 class BlockLeftError(GeneratorExit):
-    """What ends the block of *frame*, in place of what has left it."""
+    """The exception that ends the block of *frame*, in place of the one that left it."""
 
     def __init__(self, frame: Frame) -> None:
         super().__init__("the block was left where its end could not be waited for")
@@ -55,9 +56,9 @@ class BlockLeftError(GeneratorExit):
 
 
 def own_frame(atomic: Any, caller: FrameType | None, actor: Actor) -> Frame | None:
-    """Return the frame of *atomic* that *actor* leaves in *caller*, also one that is gone.
+    """Return the frame of *atomic* that *actor* leaves in *caller*, even if it was removed.
 
-    None if it is in no block of *atomic* any more: another one of its blocks is not meant.
+    Return None if the actor is in no block of *atomic* any more; a block elsewhere does not count.
     """
     entered: Sequence[Frame] = getattr(atomic, "_pgbackend_frames", ())
     own = [frame for frame in entered if frame.actor == actor and not frame.abandoned]
@@ -65,9 +66,9 @@ def own_frame(atomic: Any, caller: FrameType | None, actor: Actor) -> Frame | No
 
 
 def _of_caller(frames: list[Frame], caller: FrameType | None) -> Frame | None:
-    """Return the one of *frames* that is left in *caller*: where it was entered, or else the last.
+    """Return which of *frames* is left in *caller*: the one entered there, or else the last.
 
-    One in a generator is left there only.
+    A block in a generator is only ever left in that generator.
     """
     here = [frame for frame in frames if frame.entered_in == id(caller)]
     found = here or [frame for frame in frames if frame.body is None]
@@ -79,8 +80,8 @@ def abandoned_frame(
 ) -> Frame | None:
     """Return the frame of *atomic* that *actor* leaves in *caller*, if its end cannot be awaited.
 
-    A generator that is closed does not wait either: the collector may have closed it in the middle
-    of anything.
+    The end of a generator that is closed is not awaited either: the collector may have closed the
+    generator in the middle of anything.
     """
     entered: Sequence[Frame] = getattr(atomic, "_pgbackend_frames", ())
     frames = [frame for frame in entered if not frame.left]
@@ -95,17 +96,18 @@ def abandoned_frame(
     here = [frame for frame in frames if frame.entered_in == id(caller)]
     if here:
         return here[-1]
-    # Of several tasks' blocks it cannot be known which is meant: their generators are watched. Nor
-    # where the caller's own block was taken away before.
+    # If several tasks have blocks of *atomic* open, nothing shows which one is left; their
+    # generators are watched instead. The same is true if the caller's own block was taken away
+    # before.
     if len(frames) > 1 or any(frame.actor == actor for frame in entered):
         return None
     return frames[0]
 
 
 def left_elsewhere(frame: Frame) -> RuntimeError:
-    """Return the error for who leaves the block of *frame* as if nothing were wrong: not its task.
+    """Return the error for another task that leaves the block of *frame* normally.
 
-    Without it rows that will be rolled back would count as committed.
+    Without the error, rows that will be rolled back would count as committed.
     """
     return RuntimeError(
         f"this atomic block was entered by {frame.actor.name} and is left by another task: it is"
@@ -115,17 +117,18 @@ def left_elsewhere(frame: Frame) -> RuntimeError:
 
 
 def may_wait(frame: Frame, caller: FrameType | None) -> bool:
-    """Return whether the end of *frame* can be waited for in *caller*, a block's body.
+    """Return whether the end of *frame* can be awaited in *caller*, the body of a block.
 
-    In an asynchronous generator whose own task has asked for its end and awaits that: not where
-    nobody refers to it any more, nor where the coroutine that does so is itself being closed.
+    It can be in an asynchronous generator whose own task has asked for the generator's end and
+    awaits it. It cannot be if nothing references the generator any more, or if the awaiting
+    coroutine is itself being closed.
     """
     if frame.abandoned or frame.actor != current_actor() or caller is None:
         return False
     if not caller.f_code.co_flags & inspect.CO_ASYNC_GENERATOR:
         return False
     while caller is not None and caller.f_code.co_flags & _ASYNC:
-        # What `async with` hands to the ends of its blocks.
+        # `async with` passes the exception to the ``__aexit__`` of the blocks that it ends.
         if caller.f_code.co_name == "__aexit__" and _has_exit(caller.f_locals.values()):
             return False
         caller = caller.f_back
@@ -133,7 +136,7 @@ def may_wait(frame: Frame, caller: FrameType | None) -> bool:
 
 
 def _has_exit(values: Iterable[Any]) -> bool:
-    """Return whether GeneratorExit, or one of its like, is among *values* or in a tuple there."""
+    """Return whether GeneratorExit or GreenletExit is among *values* or in a tuple there."""
     for value in values:
         if isinstance(value, tuple):
             if _has_exit(value):
@@ -155,14 +158,14 @@ def abandon(frame: Frame) -> None:
     frame.when_on_top = functools.partial(_end_soon, frame)
     frame.abandoned = True
     if not transaction.loop.is_closed():
-        # With a closed loop its connections are closed.
+        # If the loop is closed, its connections are closed, too, and nothing is left to end.
         transaction.loop.call_soon_threadsafe(frame.when_on_top, context=Context())
 
 
 def _end_soon(frame: Frame) -> None:
-    """Start the task that ends the block, in the context of the one that entered it.
+    """Start the task that ends the block, in a copy of the context that entered the block.
 
-    Not while one inside it is to be ended before.
+    Do nothing while an abandoned block inside it has to end first: `leave_frame` calls again.
     """
     if frame.left or frame.ender is not None:
         return
@@ -178,12 +181,12 @@ def _end_soon(frame: Frame) -> None:
 
 
 def _nobody_waits(turn: bool) -> None:
-    """Be told whether the task waits for its turn; no thread is held up meanwhile."""
+    """Ignore whether the task waits for its turn: no thread is blocked meanwhile."""
 
 
 async def _end(frame: Frame) -> None:
     wrapper: Any = frame.wrapper
-    # asgiref hides a thread's wrappers from contexts that were copied.
+    # asgiref hides a thread's wrappers from copied contexts, so set the wrapper again.
     connections[wrapper.alias] = wrapper
     with work_for(frame.actor, wrapper, _nobody_waits):
         await run_bridged(end, frame)
@@ -194,24 +197,24 @@ def end_abandoned(state: Turns) -> None:
     while state.frames and state.frames[-1].abandoned:
         frame = state.frames[-1]
         if frame.ender is not None or frame.actor != current_actor():
-            # Whose turn it is not waits.
+            # Another task ends the block, or has to: the caller waits for its turn.
             return
         end(frame)
 
 
 def end(frame: Frame) -> None:
-    """End the block of *frame*, which was abandoned, in the place of its task."""
+    """End the abandoned block of *frame* in place of its task."""
     if frame.ender is None and not frame.left:
         frame.ender = asyncio.current_task()
         frame.atomic.__exit__(BlockLeftError, BlockLeftError(frame), None)
 
 
 def end_within(frame: Frame) -> None:
-    """End the blocks that the running task has entered inside that of *frame* and not left.
+    """End the blocks that the running task entered inside *frame* and has not left.
 
-    They are in generators that are suspended still, or in coroutines that do not know that they
-    were closed. *frame* is about to be left: what comes afterwards is not for them. Those below a
-    block of another task's end when that is left.
+    Those blocks are in suspended generators, or in coroutines that do not know that they were
+    closed. *frame* is about to be left, and later statements must not run in those blocks. A block
+    below another task's block ends when the other block is left.
     """
     frames, actor = frame.state.frames, current_actor()
     for each in frames[frames.index(frame) + 1 :]:
@@ -220,7 +223,7 @@ def end_within(frame: Frame) -> None:
             abandon(each)
     while frame in frames and (top := frames[-1]) is not frame and top.actor == actor:
         if top.ender is not None:
-            # A task in the place of this one ends it already, and is waited for.
+            # A task in place of this one is already ending the block, and is waited for.
             return
         end(top)
 
@@ -229,10 +232,10 @@ def end_within(frame: Frame) -> None:
 
 
 def watch(frame: Frame, caller: FrameType | None) -> None:
-    """Note where the block of *frame* stands: in *caller*, unless that enters it for others.
+    """Note where the block of *frame* stands: in *caller*, unless *caller* enters it for others.
 
-    Abandon *frame* as soon as nobody refers to a generator any more that *caller* runs in. The loop
-    tells it later, when other statements of its reader have run.
+    Abandon *frame* as soon as a generator that *caller* runs in is no longer referenced. The loop
+    closes the generator later, when its reader has already run other statements.
     """
     if caller is not None and _holds_block(caller):
         frame.entered_in = id(caller)
@@ -246,21 +249,21 @@ def watch(frame: Frame, caller: FrameType | None) -> None:
 
 
 def _holds_block(caller: FrameType) -> bool:
-    """Return whether a block that *caller* enters may stand in it: a stack's does not."""
+    """Return whether a block entered by *caller* may stand in it: an ExitStack's does not."""
     module = str(caller.f_globals.get("__name__", ""))
     return module != "contextlib" and not module.startswith("pgbackend.")
 
 
 def _is_context_manager(body: FrameType) -> bool:
-    """Return whether the generator of *body* is a context manager: the block is its user's."""
+    """Return whether the generator of *body* is a context manager: its user has the block."""
     return body.f_back is not None and body.f_back.f_code in _CONTEXT_MANAGERS
 
 
 def abandon_lost(state: Turns) -> None:
-    """Abandon the blocks of *state* in generators that wait for what nobody will tell them.
+    """Abandon the blocks of *state* in generators that wait for something that never comes.
 
-    Before CPython 3.13 a coroutine that is closed does not close the asynchronous generator that
-    it waits in: that counts as running, but is not where the running task is.
+    Before CPython 3.13, closing a coroutine does not close the asynchronous generator that it waits
+    in. Such a generator counts as running, but is not on the stack of the running task.
     """
     stack = set(stack_ids())
     for frame in reversed(state.frames):
@@ -270,7 +273,7 @@ def abandon_lost(state: Turns) -> None:
 
 
 def _generators(loop: AbstractEventLoop, frame: FrameType | None) -> list[AsyncGenerator[Any, Any]]:
-    """Return the asynchronous generators that *frame* runs in, of the running task."""
+    """Return the asynchronous generators of the running task that *frame* runs in."""
     frames: list[FrameType] = []
     while frame is not None and frame.f_code.co_flags & _ASYNC:
         if frame.f_code.co_flags & inspect.CO_ASYNC_GENERATOR:
@@ -284,7 +287,8 @@ def _generators(loop: AbstractEventLoop, frame: FrameType | None) -> list[AsyncG
 def _started_on(loop: AbstractEventLoop) -> list[Any]:
     """Return the asynchronous generators that *loop* has to close at its end.
 
-    A frame does not say whose it is before CPython 3.14. uvloop keeps the set out of sight.
+    Before CPython 3.14 a frame does not lead to its generator. asyncio keeps the generators in the
+    private set ``_asyncgens``; uvloop hides its set, so look for it among the referents.
     """
     known = getattr(loop, "_asyncgens", None)
     sets = [known] if known is not None else gc.get_referents(loop)

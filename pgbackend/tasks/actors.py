@@ -1,4 +1,4 @@
-"""Actors: who uses a transaction, a task or a call in a thread, and who works for whom."""
+"""Actors: the users of a transaction, tasks or calls in threads, and their deputies."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from greenlet import getcurrent
 
 
 class _Nobody(NamedTuple):
-    """Stands for the thread of an actor that has ended."""
+    """A stand-in for the thread of an actor that has ended."""
 
     name: str
 
 
 class Actor:
-    """Whose turn it may be: a task, or a call that was moved to a thread with its context.
+    """A user of a transaction: a task, or a call that was moved to a thread with its context.
 
-    Such a call has a context of its own; a task may share one with others.
+    A call in a thread has a context of its own; a task may share its context with other tasks.
     """
 
     __slots__ = ("_thread", "context", "task")
@@ -39,14 +39,14 @@ class Actor:
 
     @property
     def name(self) -> str:
-        """The task's name, or the thread's."""
+        """The name of the task or of the thread."""
         if self.task is not None:
             return self.task.get_name()
         assert self._thread is not None
         return self._thread.name
 
     def without_task(self) -> Actor:
-        """Return what stands for a task that has ended, without keeping that, and equals nobody."""
+        """Return an actor with this name that keeps no task alive and equals no other actor."""
         gone = object.__new__(Actor)
         gone.task, gone.context, gone._thread = None, None, _Nobody(self.name)
         return gone
@@ -69,7 +69,7 @@ def running_task() -> asyncio.Task[Any] | None:
 class Deputy(NamedTuple):
     """A task that works for an actor elsewhere, who waits for it."""
 
-    # Tasks that it starts inherit the variable.
+    # The deputy itself: tasks that it starts inherit the context variable, but are no deputies.
     task: asyncio.Task[Any] | None
     actor: Actor
     # The actor's wrapper, for its query log and execute_wrappers.
@@ -78,13 +78,13 @@ class Deputy(NamedTuple):
     waits: Callable[[bool], None]
 
 
-# Who the tasks of this context work for; see `deputy`.
+# The deputy that this context was made for; see `deputy`.
 deputies: ContextVar[Deputy | None] = ContextVar("pgbackend_deputy", default=None)
 
 
 @contextmanager
 def work_for(actor: Actor, wrapper: Any, waits: Callable[[bool], None]) -> Iterator[None]:
-    """Let what the running task does in the block count as done by *actor*; see `Deputy`."""
+    """Count what the running task does in the block as done by *actor*; see `Deputy`."""
     token = deputies.set(Deputy(asyncio.current_task(), actor, wrapper, waits))
     try:
         yield
@@ -93,13 +93,13 @@ def work_for(actor: Actor, wrapper: Any, waits: Callable[[bool], None]) -> Itera
 
 
 def deputy() -> Deputy | None:
-    """Return what the running task is in a `work_for` block of its own."""
+    """Return the running task's role if it is itself in a `work_for` block, or None."""
     found = deputies.get()
     return found if found is not None and found.task is running_task() else None
 
 
 def current_actor() -> Actor:
-    """Return whose turn it would be."""
+    """Return the actor that the running code counts as."""
     if deputies.get() is None or (found := deputy()) is None:
         return Actor()
     return found.actor

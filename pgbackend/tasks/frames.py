@@ -1,4 +1,4 @@
-"""Frames: the blocks of ``atomic`` that were entered, and those that a context is in."""
+"""Frames: the entered blocks of ``atomic``, and the blocks that a context is in."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from .line import Line, Place
 
 
 class Before(NamedTuple):
-    """What Django kept of blocks before one was entered; lists by their lengths."""
+    """Django's record of blocks before one was entered; lists by their lengths."""
 
     in_atomic_block: bool
     commit_on_exit: bool
     savepoint_ids: int
     atomic_blocks: int
-    # The settings of `in_force`: of the session, and of the transaction.
+    # The settings of `in_force` for the session and for the transaction.
     settings: tuple[frozenset[str], frozenset[str]]
 
 
 class Frame:
-    """One entered ``atomic``: what decides whose turn it is in a transaction."""
+    """One entered ``atomic`` block; the frames decide whose turn it is in a transaction."""
 
     __slots__ = (
         "abandoned",
@@ -49,53 +49,54 @@ class Frame:
     )
 
     def __init__(self, state: Any, wrapper: object, outer: Frame | None, before: Before) -> None:
-        # The `state.ConnectionState` whose transaction it is in.
+        # The `state.ConnectionState` whose transaction the frame is in.
         self.state = state
         self.wrapper = wrapper
         self.outer = outer
         self.before = before
         self.actor = current_actor()
-        # The one that Django made for the block, if any.
+        # The savepoint that Django made for the block, if any.
         self.savepoint: str | None = None
         self.left = False
-        # The block, an `Atomic` of Django's.
+        # The block, an `Atomic` of Django.
         self.atomic: Any = None
-        # Whether it was left where its end could not be waited for, and who ends it now; see
-        # `abandoning`. Called when it is on top. The asynchronous generators that it is in, by weak
-        # references.
+        # `abandoned`: whether the block was left where its end cannot be awaited; see `abandoning`.
+        # `when_on_top`: called when the frame is on top. `ender`: the task that ends the block now.
+        # `generators`: weak references to the asynchronous generators that the block is in.
         self.abandoned = False
         self.when_on_top: Callable[[], None] | None = None
         self.ender: asyncio.Task[Any] | None = None
         self.generators: list[Any] = []
-        # The id of the Python frame that has entered it, and that frame itself if a generator's;
-        # see `abandoning.watch`.
+        # `entered_in`: the id of the Python frame that entered the block. `body`: that Python frame
+        # itself if it is a generator's; see `abandoning.watch`.
         self.entered_in = 0
         self.body: FrameType | None = None
-        # Whether it was taken away from a task that is still inside the block.
+        # Whether the block was taken away from a task that is still inside it.
         self.forgotten = False
-        # Who waits until this frame is on top, and until the others have left who entered in it.
+        # The tasks that wait until this frame is on top.
         self.line = Line()
-        # Whether its task is about to leave, and that one's place while it waits to.
+        # Whether the frame's task is about to leave, and the task's place while it waits for that.
         self.leaving = False
         self.leaver: Place | None = None
-        # Set where another task's frame was on top when this one's block broke.
+        # Whether this frame's block has to be rolled back: it broke while another task's frame was
+        # on top.
         self.pending_rollback = False
 
     @property
     def is_outermost(self) -> bool:
-        """Whether leaving it ends the transaction."""
+        """Whether leaving the block ends the transaction."""
         frames: list[Frame] = self.state.frames
         return frames[:1] == [self]
 
 
-# The innermost frame entered in this context. Tasks inherit it from the one that starts them.
+# The innermost frame entered in this context. A task inherits it from the task that starts it.
 innermost: ContextVar[Frame | None] = ContextVar("pgbackend_frame", default=None)
 
 
 def innermost_frame(wrapper: object) -> Frame | None:
-    """Return the running task's innermost frame on *wrapper*, also one that is gone.
+    """Return the running task's innermost frame on *wrapper*, even if it was removed.
 
-    The task is no longer inside those that it has abandoned.
+    Frames that the task has abandoned do not count: the task is no longer inside them.
     """
     actor = current_actor()
     frame = innermost.get()
@@ -107,9 +108,9 @@ def innermost_frame(wrapper: object) -> Frame | None:
 
 
 def entered(but: Frame | None = None) -> Frame | None:
-    """Return the innermost frame of this context, without abandoned ones that are gone.
+    """Return the innermost frame of this context; skip abandoned frames that have ended.
 
-    Of these, *but* is returned.
+    *but* is not skipped.
     """
     frame = innermost.get()
     while frame is not None and frame is not but and frame.abandoned and frame.left:
@@ -118,7 +119,7 @@ def entered(but: Frame | None = None) -> Frame | None:
 
 
 def step_out(frame: Frame) -> None:
-    """Have this context be outside *frame* if it is the innermost."""
+    """Move this context out of *frame* if *frame* is the innermost."""
     if entered(frame) is frame:
         innermost.set(frame.outer)
 

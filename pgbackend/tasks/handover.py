@@ -1,8 +1,8 @@
-"""Threads that joined a transaction of the event loop: what they do with it runs on the loop.
+"""Run the statements of threads that joined a transaction on the transaction's event loop.
 
-``sync_to_async`` and `asyncio.to_thread` move the context into their worker thread, and with it
-the transaction. The thread's cursors and ``atomic`` blocks are handed to the loop, which waits
-for the thread anyway.
+``sync_to_async`` and `asyncio.to_thread` move the context into their worker thread, and with it the
+transaction. The thread's cursors and ``atomic`` blocks are handed to the loop, whose task waits for
+the thread anyway.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .transaction import Transaction, transactions
 
 T = TypeVar("T")
 
-# How often who waits looks whether the loop still runs, seconds.
+# How often the waiting side checks whether the loop still runs, seconds.
 _INTERVAL = 0.5
 
 
@@ -45,13 +45,14 @@ def hand_over(
 ) -> T:
     """Run *function* bridged on the loop of *transaction*, and return its result.
 
-    *wrapper* is the caller's own: its query log and its ``execute_wrappers`` see the statements.
+    *wrapper* is the caller's own wrapper: its query log and ``execute_wrappers`` see the
+    statements.
 
-    The loop has *seconds* to begin; RuntimeError after that, with nothing done, and when the
-    loop ends meanwhile.
+    Raise RuntimeError, with nothing done, if the loop does not begin within *seconds*. Raise
+    `LoopEnded` if the loop ends meanwhile.
     """
     if transaction.thread == threading.get_ident():
-        # What a thread left to the loop, such as an iterator.
+        # The loop's own thread got an object from a thread, such as an iterator.
         return function(*args)
     name_held()
     call = _Call(wrapper, transaction, seconds, lambda: function(*args))
@@ -70,7 +71,7 @@ async def ahand_over(
     """Do what `hand_over` does, waiting as a task of another loop."""
     call = _Call(wrapper, transaction, seconds, lambda: function(*args))
     done, cancelled = asyncio.wrap_future(call.done), False
-    # `end` raises it; asyncio would report it as never retrieved.
+    # `end` raises the error; without this callback asyncio would also report it as never retrieved.
     done.add_done_callback(asyncio.Future.exception)
     while not done.done():
         try:
@@ -80,14 +81,15 @@ async def ahand_over(
             call.cancel()
         call.check()
     if cancelled and (task := asyncio.current_task()) is not None:
-        # What was done is done, a block entered for example: the cancellation comes after it.
+        # The call may have had an effect, such as an entered block: raise the cancellation after
+        # it.
         task.uncancel()
         task.cancel()
     return call.end()
 
 
 class _Call(Generic[T]):
-    """A call that the loop of a transaction makes for somebody elsewhere, who waits for it."""
+    """A call that a transaction's loop makes for a thread or task elsewhere, which waits."""
 
     def __init__(
         self, wrapper: Any, transaction: Transaction, seconds: float, function: Callable[[], T]
@@ -97,13 +99,13 @@ class _Call(Generic[T]):
         self.seconds = seconds
         self.function = function
         self.actor = current_actor()
-        # What the function leaves behind in these variables.
+        # The values that the function leaves in these context variables.
         self.frame, self.entered = innermost.get(), transactions.get({})
         self.done: Future[T] = Future()
-        # Done when it has to wait for its turn, and in the end.
+        # Done when the call begins to wait for its turn, and at the end.
         self.waits: Future[None] = Future()
         self._threads = Threads.here()
-        # Taken by the loop when it begins, or by who waits to give up.
+        # The loop takes this lock when it begins, or the waiting side when it gives up.
         self._begin = threading.Lock()
         self._task: asyncio.Task[T] | None = None
         self._deadline = monotonic() + seconds
@@ -123,7 +125,8 @@ class _Call(Generic[T]):
 
     async def _run(self) -> T:
         for each in transactions.get({}).values():
-            # asgiref hides a thread's wrappers from the context that is moved back.
+            # asgiref hides a thread's wrappers from the context that it moves back, so set them
+            # again.
             if each.thread == threading.get_ident():
                 connections[each.wrapper.alias] = each.wrapper
         try:
@@ -153,20 +156,21 @@ class _Call(Generic[T]):
 
     @property
     def interval(self) -> float:
-        """How long to wait for `done` before the next `check`, seconds."""
+        """The seconds to wait for `done` before the next `check`."""
         if self._begin.locked():
             return _INTERVAL
         return max(0, min(_INTERVAL, self._deadline - monotonic()))
 
     def check(self) -> None:
-        """Raise RuntimeError, with the call cancelled, if it is not done and never will be."""
+        """Cancel the call and raise RuntimeError if the call can never be done any more."""
         loop = self.transaction.loop
         if self.done.done():
             return
         if loop.is_closed():
             self._end_transaction()
             raise LoopEnded
-        # It may run again at once: between two calls of Runner.run(), for example.
+        # A stopped loop may soon run again, between two calls of Runner.run() for example: raise
+        # only at the second check.
         self._stopped = 0 if loop.is_running() else self._stopped + 1
         if self._stopped > 1:
             self.cancel()
@@ -178,7 +182,7 @@ class _Call(Generic[T]):
             )
 
     def cancel(self) -> None:
-        """Cancel the call, begun or not, as soon as the loop can."""
+        """Cancel the call as soon as the loop can, whether it has begun or not."""
         self.transaction.loop.call_soon_threadsafe(self._cancel)
 
     def _cancel(self) -> None:
@@ -186,13 +190,14 @@ class _Call(Generic[T]):
             self._task.cancel()
 
     def end(self) -> T:
-        """Return the result of the call that is done."""
+        """Return the result of a call that is done, or raise its error."""
         innermost.set(self.frame)
         transactions.set(self.entered)
         try:
             return self.done.result()
         finally:
-            # An error's traceback leads here.
+            # The traceback of an error refers to this frame: drop the reference back, which would
+            # make a cycle.
             del self.done
 
     def _end_transaction(self) -> None:
@@ -205,7 +210,7 @@ class _Call(Generic[T]):
 
 
 class Handed:
-    """Something of psycopg's or Django's whose every call runs on the loop; a cursor mostly."""
+    """An object of psycopg or Django, usually a cursor, whose every call runs on the loop."""
 
     def __init__(self, target: Any, call: Callable[..., Any]) -> None:
         self._target = target
@@ -222,7 +227,7 @@ class Handed:
         return call
 
     def close(self) -> None:
-        """Close it, also where the loop cannot be waited for: in a destructor that runs on it."""
+        """Close the object, also in a destructor that runs after the loop has ended."""
         try:
             self._call(self._target.close)
         except LoopEnded:
@@ -237,14 +242,14 @@ class Handed:
         except LoopEnded:
             if exc_info[0] is None:
                 raise
-            # A block on its way out for that reason.
+            # The block is already being left because of an error.
             return None
 
     def __iter__(self) -> Any:
         return self._wrap(self._call(iter, self._target))
 
     def __next__(self) -> Any:
-        # A StopIteration cannot cross a coroutine's end.
+        # A coroutine cannot raise StopIteration, so ask for a sentinel at the end.
         end = object()
         item = self._call(next, self._target, end)
         if item is end:
@@ -254,7 +259,8 @@ class Handed:
     def _wrap(self, result: Any) -> Any:
         if result is self._target:
             return self
-        # Cursors, COPY, their context managers and iterators; no data, such as a memoryview.
+        # Hand out cursors, COPY, their context managers and iterators, but not data such as a
+        # memoryview.
         waits = hasattr(result, "__next__") or hasattr(result, "__enter__")
         if waits and not isinstance(result, memoryview):
             return Handed(result, self._call)

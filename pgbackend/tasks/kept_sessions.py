@@ -1,4 +1,4 @@
-"""Sessions that requests keep, and the tasks started in those requests, which use them, too."""
+"""The sessions that requests keep, shared by the tasks started in those requests."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from .transaction import Transaction
 
 
 class KeptSession:
-    """A connection that a request keeps for its session: tasks started since then use it, too."""
+    """A connection that a request keeps for its session; tasks started later use it, too."""
 
     __slots__ = ("_context", "_lease", "_loop", "owner", "state")
 
-    # *lease* is a `lease.Lease`.
+    # *lease* is a `lease.Lease`; the type cannot be imported here.
     def __init__(self, lease: Any, owner: asyncio.Task[Any] | None, context: Any) -> None:
         self.owner = ref(owner) if owner is not None else _nobody
         self.state: Any = lease.state
@@ -28,27 +28,27 @@ class KeptSession:
 
     @property
     def open(self) -> bool:
-        """Whether the session is kept."""
+        """Whether the session is still kept."""
         return bool(self._lease.on_loan and self._lease.keepers > 0)
 
     @property
     def settings(self) -> frozenset[str]:
-        """The settings of `in_force` that were made for it."""
+        """The settings of `in_force` that were made in the session."""
         settings: frozenset[str] = self._lease.settings
         return settings
 
     def is_of(self, lease: object) -> bool:
-        """Return whether *lease* is what it keeps."""
+        """Return whether *lease* is the lease of this session."""
         return self._lease is lease
 
     @property
     def was_joined(self) -> bool:
-        """Whether the running task was started in it: by its owner, or by who was."""
+        """Whether the running task was started in the session, directly or indirectly."""
         owner, context = self.owner(), self._context
         return owner is not asyncio.current_task() and context is not getcurrent().gr_context
 
     def check_loop(self) -> None:
-        """Raise RuntimeError on another event loop, whose tasks cannot wait for the connection."""
+        """Raise RuntimeError on another event loop: its tasks cannot wait for the connection."""
         if self._loop is not asyncio.get_running_loop():
             raise RuntimeError(
                 "this task runs on another event loop than the request it was started in, which"
@@ -68,9 +68,10 @@ NO_SESSIONS: dict[object, KeptSession] = {}
 
 
 def enter_session(lease: Any, transaction: Transaction | None) -> None:
-    """Let what is started from now on by the owner of *lease* use the session that it keeps.
+    """Let tasks that the owner of *lease* starts from now on use the kept session.
 
-    *transaction* is the one in which the running task, maybe a child, has made it be kept.
+    *transaction* is the one in which the running task, possibly a child of the owner, caused the
+    session to be kept.
     """
     states = lease.state.states()
     if states is None:
@@ -83,21 +84,21 @@ def enter_session(lease: Any, transaction: Transaction | None) -> None:
     session = KeptSession(lease, transaction.owner(), transaction.context)
     sessions.set({**sessions.get({}), states: session})
     if transaction.context is not None:
-        # For what the owner starts later, too. It cannot be where this task was started eagerly, in
-        # the middle of the owner's step.
+        # Set the session in the owner's context, too, for tasks that the owner starts later. That
+        # fails if this task was started eagerly, in the middle of the owner's step.
         with suppress(RuntimeError):
             transaction.context.run(lambda: sessions.set({**sessions.get({}), states: session}))
 
 
 def leave_session(lease: object) -> None:
-    """Undo `enter_session`, as far as this context goes."""
+    """Undo `enter_session` in this context."""
     entered = sessions.get(None)
     if entered:
         sessions.set({key: each for key, each in entered.items() if not each.is_of(lease)})
 
 
 def kept_session(states: object) -> KeptSession | None:
-    """Return the session that the running task was started in, if it is kept still."""
+    """Return the kept session that the running task was started in, or None."""
     session = sessions.get({}).get(states)
     if session is None or not session.open or not session.was_joined:
         return None

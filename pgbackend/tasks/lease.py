@@ -25,10 +25,10 @@ def _nobody() -> None:
 
 
 class Lease:
-    """A pooled connection on loan to a state, given back when its last holder lets go.
+    """A pooled connection on loan to a state, given back when its last hold is released.
 
-    A statement or a cursor holds it while it is open, but not beyond the outermost bridged
-    call. A transaction or a server-side cursor *pins* it: it may outlast the call.
+    A statement or a cursor holds the lease while it is open, but not beyond the outermost bridged
+    call. A transaction or a server-side cursor *pins* the lease: it may outlast the call.
     """
 
     __slots__ = (
@@ -52,7 +52,7 @@ class Lease:
     )
 
     def __init__(self, state: Any, pool: ConnectionPool, pooled: PooledConnection) -> None:
-        # The `state.ConnectionState` that has borrowed it.
+        # The `state.ConnectionState` that has borrowed the connection.
         self.state = state
         self.pool = pool
         self.pooled = pooled
@@ -60,26 +60,27 @@ class Lease:
         self.face.lease = self
         self.holds = 0
         self.pins = 0
-        # How many of these pins are for the session: its settings, locks, ... are to last.
+        # How many of the pins are for the session: its settings or locks, for example, must last.
         self.keepers = 0
         self.on_loan = True
-        # The `cursors.LeaseHolder` that took a hold on it last, by a weak reference.
+        # A weak reference to the `cursors.LeaseHolder` that took the latest hold on the lease.
         self.newest_holder: Callable[[], Any] = _nobody
-        # Those of open server-side cursors, by weak references; None before the first.
+        # The holders of open server-side cursors, by weak references; None before the first.
         self.named: WeakSet[Any] | None = None
-        # Server-side cursors that were left and are open still: their names, and the transaction
-        # with which they end, if not with the session. Closed before the next statement.
+        # Server-side cursors that were left and are still open: their names, with the transaction
+        # that ends them, or None if the session does. They are closed before the next statement.
         self.left: list[tuple[str, Transaction | None]] | None = None
-        # Whether the borrower may have changed something on the connection itself.
+        # Whether the borrower may have changed the connection object itself.
         self.exposed = False
-        # How often something was run that may close server-side cursors: raw SQL, a rollback.
+        # How often something ran that may close server-side cursors: raw SQL, or a rollback.
         self.closings = 0
-        # Whether the session has to be reset: at once, or before another borrower's statement.
+        # Whether the session has to be reset: at once (`dirty`), or before another borrower's
+        # statement (`suspect`).
         self.dirty = False
         self.suspect = False
-        # The id of the greenlet whose call it ends with, unless it is pinned.
+        # The id of the greenlet with whose bridged call the lease ends, unless it is pinned.
         self.bridge = id(getcurrent())
-        # The settings of `in_force` that the borrower has made for the session.
+        # The settings of `in_force` that the borrower has made in the session.
         self.settings: frozenset[str] = frozenset()
 
     def __repr__(self) -> str:
@@ -90,47 +91,48 @@ class Lease:
         )
 
     def hold(self, *, pinned: bool = False) -> None:
-        """Keep the connection on loan until `let_go` with the same *pinned*."""
+        """Hold the lease until `let_go` with the same *pinned*."""
         self.holds += 1
         self.pins += pinned
 
     def let_go(self, *, pinned: bool = False) -> None:
-        """Undo one `hold`; the last one gives the connection back."""
+        """Release one hold; the last release gives the connection back."""
         self.holds -= 1
         self.pins -= pinned
         if self.holds <= 0:
             self.give_back()
 
     def refuse_others(self) -> None:
-        """Refuse the statements that wait for the one that runs: they have come too late."""
+        """Refuse the statements that wait behind the running one: they have come too late."""
         self.face.lock.refuse_waiting(functools.partial(outlived, "task"))
 
     def let_go_elsewhere(self, *, pinned: bool = False) -> None:
-        """Do what `let_go` does, from any thread and loop: the collector may run in each."""
+        """Release one hold from any thread and loop, since the collector may run anywhere."""
         self.pool.on_loop(functools.partial(self.let_go, pinned=pinned))
 
     def leave_cursor(
         self, name: str, transaction: Transaction | None, *, discard: bool = False
     ) -> None:
-        """Let go of the server-side cursor *name*, which nobody will read; close it by and by.
+        """Leave the server-side cursor *name*, which nobody will read, to be closed later.
 
-        *transaction* is the one that it was opened in. Nothing is to be done if that has ended.
-        With *discard* close the connection instead, unless somebody else holds it.
+        *transaction* is the one that the cursor was opened in; if it has ended, the cursor is
+        closed. With *discard*, close the connection instead, unless something else holds it.
         """
         if self.on_loan and not self.face.closed:
             if transaction is None and discard and self.holds <= 1:
                 self.face.close()
             elif transaction is None or self.state.transaction is transaction:
-                # What lives in the session is closed by its reset, if nobody does before.
+                # If nothing closes a session's cursor earlier, the session's reset does.
                 self.dirty = self.dirty or transaction is None
                 self.left = [*(self.left or ()), (name, transaction)]
         self.let_go(pinned=True)
 
     def close_left(self) -> None:
-        """Close what `leave_cursor` was told of, waiting through the bridge."""
+        """Close the cursors that `leave_cursor` noted, waiting through the bridge."""
         left = self.left or []
         if left and self.face.is_broken:
-            # It can be told nothing before it is rolled back; then it is looked which are left.
+            # A broken transaction accepts nothing before its rollback. After the rollback,
+            # `close_cursors` checks which cursors are left.
             return
         self.left = None
         self.face.close_cursors([name for name, _ in left])
@@ -144,22 +146,22 @@ class Lease:
             holder.transaction_ended(transaction)
 
     def keep(self) -> None:
-        """Keep the connection on loan, for what lives in its session, until `keep_no_longer`."""
+        """Pin the connection for its session until `keep_no_longer`."""
         self.keepers += 1
         self.hold(pinned=True)
 
     def keep_no_longer(self) -> None:
-        """Undo one `keep`; without effect once the connection was given back."""
+        """Undo one `keep`; do nothing once the connection was given back."""
         if self.on_loan:
             self.keepers -= 1
             leave_session(self)
             self.let_go(pinned=True)
 
     def give_back(self) -> None:
-        """Return the connection to its pool, whoever holds it; a second call does nothing.
+        """Give the connection back to its pool, whatever holds it; a second call does nothing.
 
-        It never waits. The pool rolls an open transaction back; a connection in the middle
-        of a statement is closed, and the pool replaces it.
+        This never waits. The pool rolls back an open transaction. A connection in the middle of a
+        statement is closed, and the pool replaces it.
         """
         if not self.on_loan:
             return
@@ -174,14 +176,15 @@ class Lease:
         if self.face.pgconn.transaction_status == TransactionStatus.ACTIVE:
             self.pool.abandon(self.pooled)
         elif self.exposed:
-            # Whoever has kept it must not meet the next borrower.
+            # The borrower may have kept the connection object, and must not reach the next borrower
+            # through it.
             self.pooled.face = self.face.succeed()
         elif self.face.was_stopped or not self.face.autocommit:
             self.face.restore()
         self.pool.give_back(self.pooled, dirty=dirty, suspect=self.suspect)
 
     def owner_ended(self, task: asyncio.Task[Any]) -> None:
-        """Give back what a task that has ended had pinned."""
+        """Give back the connection that a task, which has ended, had pinned."""
         if self.on_loan:
             self.give_back()
             warnings.warn(
@@ -191,9 +194,10 @@ class Lease:
             )
 
     def stop_and_give_back(self) -> None:
-        """Return the connection once the statement that another task runs on it was stopped.
+        """Give the connection back once another task's statement on it was stopped.
 
-        If the loop ends meanwhile, that task is cancelled, stops it, and is the last holder.
+        If the loop ends meanwhile, the other task is cancelled, stops its statement, and releases
+        the last hold.
         """
         self.refuse_others()
         if self.holds > 1:
@@ -206,6 +210,6 @@ class Lease:
 
 
 def unpin(lease: Lease, task: asyncio.Task[Any]) -> None:
-    """Undo what `DatabaseWrapper.pin` did for *task*, on its event loop."""
+    """Undo `DatabaseWrapper.pin` for *task*, on its event loop."""
     task.remove_done_callback(lease.owner_ended)
     lease.keep_no_longer()

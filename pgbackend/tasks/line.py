@@ -1,4 +1,4 @@
-"""A line of those who wait for something that one has at a time; the first come is called first."""
+"""A line of tasks that wait for something only one of them may have; first come, first called."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from threading import get_ident
 class Place:
     """The place of a task that waits in a line, until it is called or gives up.
 
-    *number* says how many came before; *since* is when it came, as of the event loop's clock, and
-    *seconds* how long it will wait.
+    *number* orders the places: a lower number is called first. *since* is the time when the task
+    came, by the event loop's clock. *seconds* is how long the task will wait.
     """
 
     __slots__ = ("_future", "_thread", "called", "expired", "gone", "number", "seconds", "since")
@@ -25,23 +25,23 @@ class Place:
         self._thread = get_ident()
         self._future = loop.create_future()
         self.called = False
-        # Whether it was called because its time is over.
+        # Whether the task was called because its time is over.
         self.expired = False
-        # Whether nobody waits at it any more: cancelled, closed, or served.
+        # Whether no task waits at this place any more: it was cancelled, closed, or served.
         self.gone = False
 
     def again(self) -> Place:
-        """Return a place for the same task, which was called and has to wait on."""
+        """Return a new place for the same task, which was called and has to wait again."""
         place = Place(self.number, self.seconds)
         place.since = self.since
         return place
 
     async def wait(self) -> None:
-        """Wait to be called."""
+        """Wait until the place is called."""
         await self._future
 
     def call(self) -> bool:
-        """Let the task go on; return False if it does not wait any more, or never can."""
+        """Wake the task; return False if it does not wait any more, or never can resume."""
         loop = self._future.get_loop()
         if self.called or self.gone or loop.is_closed():
             return False
@@ -49,12 +49,12 @@ class Place:
         if self._thread == get_ident():
             self._wake()
         else:
-            # The collector ends somebody's turn in whichever thread it happens to run.
+            # The collector may end a turn in any thread.
             loop.call_soon_threadsafe(self._wake)
         return True
 
     def expire(self) -> None:
-        """Let the task, if it still waits, go on to say that it has waited too long."""
+        """Wake the task, if it still waits, to report that it has waited too long."""
         if self.call():
             self.expired = True
 
@@ -72,14 +72,14 @@ class Line:
         self._places: deque[Place] = deque()
 
     def __bool__(self) -> bool:
-        """Whether there are places, also such as nobody waits at any more."""
+        """Whether the line has places, including those that no task waits at any more."""
         return bool(self._places)
 
     def __iter__(self) -> Iterator[Place]:
         return iter(self._places)
 
     def add(self, place: Place) -> None:
-        """Add a place, mostly the last one."""
+        """Add a place; it usually comes last."""
         if self._places and self._places[-1].number > place.number:
             self._places.append(place)
             self._sort()
@@ -87,7 +87,7 @@ class Line:
             self._places.append(place)
 
     def take_over(self, other: Line) -> None:
-        """Add all places of *other*, which loses them."""
+        """Move all places of *other* into this line."""
         if not self._places:
             self._places, other._places = other._places, self._places
         elif other._places:
@@ -96,7 +96,7 @@ class Line:
             self._sort()
 
     def call_next(self) -> Place | None:
-        """Call the first one who waits, take his place away and return it; None if nobody does."""
+        """Call the first waiting task, remove and return its place; None if no task waits."""
         while self._places:
             place = self._places.popleft()
             if place.call():
@@ -104,5 +104,5 @@ class Line:
         return None
 
     def _sort(self) -> None:
-        # Of two runs that are in order already: linear.
+        # Sorting two runs that are already in order takes linear time.
         self._places = deque(sorted(self._places, key=lambda place: place.number))

@@ -1,4 +1,4 @@
-"""Which transaction a task or a thread is part of: that in which it was started."""
+"""Find the transaction that a task or a thread is part of: the one it was started in."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _is_detached: ContextVar[bool] = ContextVar("pgbackend_detached", default=False)
 
 
 def is_detached() -> bool:
-    """Return whether the running task was started inside `detached`, or is in it."""
+    """Return whether the running task is inside `detached`, or was started there."""
     return _is_detached.get()
 
 
@@ -52,12 +52,12 @@ def detached() -> Iterator[None]:
 
 
 def in_any() -> bool:
-    """Return whether this context may be inside a transaction, of whatever wrapper."""
+    """Return whether this context may be inside a transaction of any wrapper."""
     return bool(transactions.get(None))
 
 
 def joinable() -> Transaction | None:
-    """Return an open transaction that threads started here join, of the running event loop's."""
+    """Return an open transaction of the running loop that threads started here join, or None."""
     loop = asyncio.get_running_loop()
     for transaction in transactions.get({}).values():
         if transaction.open and transaction.loop is loop:
@@ -66,13 +66,13 @@ def joinable() -> Transaction | None:
 
 
 def in_transaction(wrapper: object) -> bool:
-    """Return whether this context is inside a transaction of *wrapper*'s that is still open."""
+    """Return whether this context is inside an open transaction of *wrapper*."""
     transaction = transactions.get({}).get(wrapper)
     return transaction is not None and transaction.open
 
 
 def inherited(wrapper: Any) -> Transaction | None:
-    """Return the open transaction of *wrapper*'s that the running task was started in.
+    """Return the open transaction of *wrapper* that the running task was started in, or None.
 
     Raise RuntimeError on another event loop, whose tasks cannot wait for that connection.
     """
@@ -89,7 +89,7 @@ def inherited(wrapper: Any) -> Transaction | None:
 
 
 def _started_in(wrapper: Any) -> Transaction | None:
-    """Return the transaction that the running task was started in, also one that has ended."""
+    """Return the transaction that the running task was started in, even if it has ended."""
     entered = transactions.get(None)
     if not entered:
         return None
@@ -99,13 +99,14 @@ def _started_in(wrapper: Any) -> Transaction | None:
         and transaction.context is getcurrent().gr_context
         and transaction.owner() is not asyncio.current_task()
     ):
-        # A sibling in the same Context (Django 6.1 runs receivers so) began it, no ancestor.
+        # Django 6.1 runs signal receivers as tasks that share one Context: this transaction is a
+        # sibling's, not an ancestor's.
         return None
     return transaction
 
 
 def check_not_outlived(wrapper: Any) -> None:
-    """Raise RuntimeError in a task that was started in a transaction which has ended."""
+    """Raise RuntimeError in a task whose transaction, or kept session, has ended."""
     entered, kept = transactions.get(None), sessions.get(None)
     if not entered and not kept:
         return
@@ -127,10 +128,10 @@ def check_not_outlived(wrapper: Any) -> None:
 
 
 def joined(alias: str) -> Transaction | None:
-    """Return the transaction that the calling thread was started in, if it joined one.
+    """Return the transaction that the calling thread joined, or None.
 
-    A thread joins where asgiref or `asyncio.to_thread` run its function in a copy of the task's
-    context. A thread that merely began with its starter's context does not.
+    A thread joins a transaction where asgiref or `asyncio.to_thread` runs its function in a copy of
+    the task's context. A thread that merely inherits the context of its starter does not join.
 
     Raise RuntimeError if that transaction has ended.
     """
@@ -141,7 +142,7 @@ def joined(alias: str) -> Transaction | None:
 
 
 def joined_if_open(alias: str) -> Transaction | None:
-    """Return what `joined` returns; None if that transaction has ended."""
+    """Return the transaction that the calling thread joined; None if it has ended."""
     transaction = _moved_here(alias)
     return transaction if transaction is not None and transaction.open else None
 
@@ -152,7 +153,8 @@ def _moved_here(alias: str) -> Transaction | None:
         return None
     for transaction in entered.values():
         if transaction.wrapper.alias == alias and transaction.thread != threading.get_ident():
-            # CPython 3.14 lets threads inherit contexts.
+            # From CPython 3.14 on a thread may inherit its starter's context (private name
+            # `_context`); such a thread has not joined.
             inherited = getattr(threading.current_thread(), "_context", None)
             if inherited is None or getcurrent().gr_context is not inherited:
                 return transaction
@@ -160,7 +162,7 @@ def _moved_here(alias: str) -> Transaction | None:
 
 
 def outlived(what: str) -> RuntimeError:
-    """Return the error for a task or thread whose transaction has ended, *what* it is."""
+    """Return the error for a "task" or "thread" (*what*) whose transaction has ended."""
     return RuntimeError(
         f"this {what} was started inside a transaction that has ended; its queries can no longer"
         f" be part of it. Await the {what} inside the transaction, or start it from"

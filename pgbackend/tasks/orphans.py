@@ -1,10 +1,10 @@
-"""Blocks whose task has ended inside them, and which others may take for theirs.
+"""Blocks whose task has ended inside them, while other code may believe to be inside.
 
 ``create_task(stack.enter_async_context(transaction.atomic()))`` enters a block in a task of its
 own; so does ``create_task(anext(generator))``, and before Python 3.12 ``asyncio.wait_for()`` with
-whatever it waits for. The transaction is that task's, and is rolled back when the task ends. Who
-goes on in the block's body is in no transaction: what it executes there would be committed at once.
-It is refused, until the block is left, or nobody can leave it any more.
+its argument. The transaction belongs to that task, and is rolled back when the task ends. Code that
+goes on in the block's body is in no transaction, and its statements would be committed at once.
+They are refused until the block is left, or nothing can leave it any more.
 """
 
 from __future__ import annotations
@@ -23,19 +23,20 @@ from .taken import check_not_taken, take_away, taken
 from .transaction import Transaction
 from .turns import Turns
 
-# The open transactions, by the id of their request, 0 without one. A task's own callbacks may tell
-# us last that it has ended, after who waits for it: so that is looked at.
+# The open transactions, by the id of their request, or 0 without one. A task's done callbacks may
+# run after the code that waits for the task has resumed: so `_note_who_has_ended` checks the
+# owners.
 opened: dict[int, list[ref[Transaction]]] = {}
 
-# The outermost blocks whose tasks ended inside them; mostly there is none.
+# The outermost blocks whose tasks ended inside them; usually empty.
 orphans: list[Orphan] = []
 
-# How many turns of the event loop pass until a generator that was dropped learns of it, and some.
+# How many iterations the event loop needs to close a generator that was dropped, with a margin.
 _TURNS = 5
 
 
 def begins(transaction: Transaction) -> None:
-    """Note *transaction*, which is being begun."""
+    """Register *transaction*, which is being begun."""
     transaction.request = running_request()
     opened.setdefault(_key(transaction.request), []).append(ref(transaction))
 
@@ -43,13 +44,13 @@ def begins(transaction: Transaction) -> None:
 def ends(transaction: Transaction) -> None:
     """Undo `begins`."""
     key = _key(transaction.request)
-    # Others are of tasks that were collected with their loop.
+    # Drop also the transactions whose tasks were collected together with their loop.
     rest = [each for each in opened.get(key, ()) if each() not in (None, transaction)]
     if rest:
         opened[key] = rest
     else:
         opened.pop(key, None)
-    # A context may keep the transaction: not the request's wrappers with it.
+    # A context may keep the transaction alive: the request's wrappers must not stay with it.
     transaction.request = None
 
 
@@ -61,7 +62,7 @@ class Orphan:
     """The outermost block of a task that has ended inside it."""
 
     def __init__(self, atomic: Any, alias: str, task: Task[Any]) -> None:
-        # The block is forgotten with the object that somebody would leave it by.
+        # The orphan is removed when the object that could leave the block is collected.
         self.atomic: Callable[[], Any] = ref(atomic, self._forget)
         self.task_name = task.get_name()
         self._alias = alias
@@ -73,9 +74,9 @@ class Orphan:
             orphans.remove(self)
 
     def concerns(self, alias: str) -> bool:
-        """Return whether the caller may be in the block: of the same request, or of none.
+        """Return whether the caller may be in the block: in the same request, or in none.
 
-        A thread outside requests does not say whose it is.
+        A thread outside of requests cannot be assigned to any block.
         """
         loop = _get_running_loop()
         return (
@@ -86,7 +87,7 @@ class Orphan:
 
 
 def owner_has_ended(state: Turns, task: Task[Any]) -> None:
-    """Note the blocks of *state* that *task* has ended inside of, before they are forgotten."""
+    """Note the blocks of *state* that *task* ended inside of, before they are forgotten."""
     transaction = state.transaction
     if transaction is None:
         return
@@ -95,20 +96,21 @@ def owner_has_ended(state: Turns, task: Task[Any]) -> None:
         atomic = frame.atomic
         if frame.actor.task is not task or atomic is None:
             continue
-        # Who may leave the block is reached from the task's coroutine. No cycle keeps them all.
+        # The task's coroutine refers to whatever may leave the block. Remove the references back,
+        # so that no cycle keeps them all alive.
         atomic._pgbackend_frames.remove(frame)
         frame.actor = frame.actor.without_task()
         if frame.abandoned:
             continue
         if frame.body is not None:
-            # Only the generator that it is in can go on in it.
+            # Only the generator that holds the block can go on in its body.
             take_away(frame)
         else:
             orphans.append(Orphan(atomic, transaction.wrapper.alias, task))
 
 
 def was_left(atomic: Any) -> None:
-    """Note that a block of *atomic* is left that its caller has not entered."""
+    """Note that a caller which has not entered a block of *atomic* leaves it."""
     for orphan in reversed(orphans):
         if orphan.atomic() is atomic:
             orphans.remove(orphan)
@@ -120,7 +122,8 @@ def check_in_no_orphan(alias: str, state: Turns) -> None:
     if state.transaction is None and not state.in_atomic_block and (opened or orphans):
         _note_who_has_ended()
         if _concerning(alias) and can_wait():
-            # What was dropped with the task is closed by the loop, in another task.
+            # The loop closes generators that were dropped with the task, in another task: let it
+            # run.
             await_bridged(_some_turns_of_the_loop())
         if (orphan := _concerning(alias)) is not None:
             raise _ended_inside(orphan.task_name)
@@ -145,10 +148,10 @@ async def _some_turns_of_the_loop() -> None:
 
 
 def end_orphan_on_top(state: Turns) -> None:
-    """Do not let the caller wait for a task that has ended inside the innermost blocks of *state*.
+    """Do not wait for a task that has ended inside the innermost blocks of *state*.
 
-    Blocks in a generator are rolled back, and that cannot go on in them. Raise RuntimeError for
-    another one: somebody may take the rest of the block's body for a part of it.
+    Roll back blocks in generators, which cannot go on inside them. Raise RuntimeError for any other
+    block: some code may take the rest of the block's body for a part of the transaction.
     """
     found: list[Frame] = []
     for frame in reversed(state.frames):

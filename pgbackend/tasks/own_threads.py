@@ -1,7 +1,7 @@
-"""Threads of a transaction's own, for what would use the event loop's default executor.
+"""A transaction's own threads, used instead of the event loop's default executor.
 
-That may be full of calls that wait for their turn in a transaction, and it resolves host names for
-the turn's holder.
+The default executor may be full of calls that wait for their turn in a transaction, while the
+holder of the turn needs the executor, to resolve host names for example.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import Any
 
 from .line import Line, Place
 
-# How many calls of one transaction run in threads of its own at a time. Those that wait for a turn
-# do not count. As many as the default executor has on a large machine.
+# How many calls of one transaction run in its own threads at a time, not counting those that wait
+# for a turn. The default executor has as many threads on a large machine.
 _RUNNING = 32
 
 
 class _Here(threading.local):
-    """Whose thread the calling one is."""
+    """The transaction's threads that the calling thread belongs to, if any."""
 
     threads: Threads | None = None
 
@@ -31,9 +31,9 @@ _here = _Here()
 
 
 class Threads(ThreadPoolExecutor):
-    """The threads that a transaction has of its own; used on its event loop.
+    """The own threads of one transaction; used on its event loop.
 
-    There are as many as wait for a turn, and `_RUNNING` more.
+    There are as many threads as calls wait for a turn, and `_RUNNING` more.
     """
 
     def __init__(self, state: Any) -> None:
@@ -45,16 +45,16 @@ class Threads(ThreadPoolExecutor):
 
     @staticmethod
     def here() -> Threads | None:
-        """Return those that the calling thread is one of, while it runs a call."""
+        """Return the `Threads` that run the calling thread's current call, or None."""
         return _here.threads
 
     def waits(self, *, begins: bool) -> None:
-        """Note that a call waits for its turn from now on, or no longer."""
+        """Note that a call begins or stops waiting for its turn."""
         self._waiting += 1 if begins else -1
         self._line.call_next()
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Have ``fn(...)`` run in a thread, after `may_begin`."""
+        """Run ``fn(...)`` in a thread; await `may_begin` before."""
         self._begun += 1
         future = super().submit(self._run, functools.partial(fn, *args, **kwargs))
         future.add_done_callback(self._ended)
@@ -69,7 +69,7 @@ class Threads(ThreadPoolExecutor):
 
     def _ended(self, _: Future[Any]) -> None:
         with suppress(RuntimeError):
-            # The loop may have ended before the thread.
+            # The loop may have been closed before the thread ended.
             self._loop.call_soon_threadsafe(self._end)
 
     def _end(self) -> None:
@@ -79,8 +79,8 @@ class Threads(ThreadPoolExecutor):
     async def may_begin(self, timeout: float) -> None:  # noqa: ASYNC109  # of a turn
         """Wait until there is a thread for the running task.
 
-        One that is not in its turn has one as long as there are few: it may never use the
-        transaction. RuntimeError as when waiting for a turn, which takes *timeout* seconds.
+        While few calls run, even a task without the turn gets a thread: it may never use the
+        transaction. Raise RuntimeError if the turn does not come within *timeout* seconds.
         """
         while True:
             if self._begun - self._waiting >= _RUNNING:

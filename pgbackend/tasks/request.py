@@ -1,4 +1,4 @@
-"""Which request the running context works for, and the wrappers that it has on the loop."""
+"""The request that the running context works for, and its wrappers on the event loop."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-# By alias, the wrappers that the request of this context has on the loop; see `request_wrappers`.
+# The wrappers, by alias, that this context's request has on the loop; see `request_wrappers`.
 of_request: ContextVar[dict[str, Any]] = ContextVar("pgbackend_request_wrappers")
 
 
 @contextmanager
 def serving_with(wrappers: dict[str, Any]) -> Iterator[None]:
-    """Serve a request in the block whose *wrappers*, by alias, are these."""
+    """Use these *wrappers*, by alias, for the request that the block serves."""
     token = of_request.set(wrappers)
     try:
         yield
@@ -22,15 +22,15 @@ def serving_with(wrappers: dict[str, Any]) -> Iterator[None]:
 
 
 def request_wrappers() -> list[Any]:
-    """Return the wrappers that the request has on the loop, to its threads too; [] without one."""
+    """Return the request's wrappers on the loop, also in its threads; [] without a request."""
     return list(of_request.get({}).values())
 
 
 def request_wrapper(alias: str) -> Any:
-    """Return the loop's wrapper of *alias* for the request, also in its threads; None without."""
+    """Return the request's wrapper on the loop for *alias*, also in its threads, or None."""
     return of_request.get({}).get(alias)
 
 
 def running_request() -> object:
-    """Return what stands for the request of this context, its tasks and threads; None without."""
+    """Return an object that identifies this context's request in its tasks and threads, or None."""
     return of_request.get(None)

@@ -1,8 +1,8 @@
-"""What Django keeps on a `DatabaseWrapper` but tasks must not share.
+"""The attributes that Django keeps on a `DatabaseWrapper` but tasks must not share.
 
-Each task that uses a wrapper has a `ConnectionState` of its own, and so has the wrapper's
-thread. While a transaction is open on a task's state, tasks started in it share that state:
-their statements run on its connection, in turns.
+Each task that uses a wrapper has its own `ConnectionState`, and so has the wrapper's thread. While
+a transaction is open on a task's state, tasks started in it share that state: their statements run
+on its connection, in turns.
 """
 
 from __future__ import annotations
@@ -28,38 +28,39 @@ from .turns import Turns
 
 
 def _of_nobody() -> None:
-    """Stand for a reference to the states of a wrapper where there are none."""
+    """Stand in for a weak reference to a wrapper's states where there are none."""
 
 
 class ConnectionState(Turns):
     """The attributes of a `DatabaseWrapper` that belong to one task, or to its thread.
 
-    Names and meaning are those of `django.db.backends.base.base.BaseDatabaseWrapper`.
+    Names and meanings are those of `django.db.backends.base.base.BaseDatabaseWrapper`.
     """
 
     def __init__(self, *, autocommit: bool | None = None) -> None:
-        # What AUTOCOMMIT says, for a task: its state has it before there is a connection.
-        # None for a thread, whose connection Django opens, initializes and keeps itself.
+        # The setting AUTOCOMMIT for a task, whose state needs the value before there is a
+        # connection; None for a thread, whose connection Django opens, initializes and keeps
+        # itself.
         self._initial_autocommit = autocommit
         # The synchronous path's own psycopg connection; see the property `connection`.
         self._own_connection: Any = None
-        # The `states.States` that it is one of, if it is a task's: weakly, so that no cycle keeps a
-        # wrapper's memory.
+        # A weak reference to the `states.States` that a task's state belongs to: a cycle would keep
+        # the wrapper's memory.
         self.states: Callable[[], object] = _of_nobody
         self.lease: Lease | None = None
         # True while a holder waits for Django's `ensure_connection` to make the lease.
         self.connecting = False
-        # Pins the lease while autocommit is off.
+        # The open transaction; it pins the lease while autocommit is off.
         self.transaction: Transaction | None = None
-        # Of the transaction; made by `own_threads`.
+        # The transaction's own threads; see `own_threads`.
         self._threads: Threads | None = None
-        # Of a thread: what `in_force` knew when each of its open blocks began.
+        # For a thread: the settings that `in_force` knew at the beginning of each open block.
         self.settings_before: list[frozenset[str]] = []
         super().__init__()
         self.reset()
 
     def reset(self) -> None:
-        """Set Django's attributes to what they are before the first connection."""
+        """Set Django's attributes to their values before the first connection."""
         self.autocommit = bool(self._initial_autocommit)
         self.in_atomic_block = False
         self.savepoint_state = 0
@@ -67,11 +68,12 @@ class ConnectionState(Turns):
         self.atomic_blocks: list[Any] = []
         self.commit_on_exit = True
         self._needs_rollback = False
-        # What broke the innermost block, if its owner may not have noticed; see `atomic_ends`.
+        # The error that broke the innermost block, if the block's owner may not know; see
+        # `atomic_ends`.
         self.broken_by: BaseException | None = None
-        # Whether `transaction.set_rollback` asked for what is to be rolled back.
+        # Whether the rollback was requested by `transaction.set_rollback`.
         self.rollback_asked = False
-        # The savepoint that was rolled back to last.
+        # The savepoint of the latest rollback.
         self.rolled_back_to: str | None = None
         self.rollback_exc: BaseException | None = None
         self.close_at: float | None = None
@@ -84,7 +86,7 @@ class ConnectionState(Turns):
 
     @property
     def progress(self) -> object:
-        """What changes whenever a turn is taken, and with each statement."""
+        """A value that changes whenever a turn is taken, and with each statement."""
         if self.lease is None:
             return super().progress
         lock: Any = self.lease.face.lock
@@ -92,7 +94,7 @@ class ConnectionState(Turns):
 
     @property
     def needs_rollback(self) -> bool:
-        """Whether the innermost block is broken; each frame's own where tasks share the state."""
+        """Whether the innermost block is broken; each frame has its own flag in a shared state."""
         if self.frames and (frame := self.frame_below_top()) is not None:
             return frame.pending_rollback
         return self._needs_rollback
@@ -107,9 +109,9 @@ class ConnectionState(Turns):
                 self.broken_by, self.rollback_asked = None, False
 
     def break_block(self, error: BaseException) -> None:
-        """Have the innermost block rolled back, and its end say so; *error* is why.
+        """Have the innermost block rolled back, and its end report *error* as the reason.
 
-        Without effect if a task's transaction has ended meanwhile, and the block with it.
+        Do nothing if a task's transaction has ended meanwhile, and the block with it.
         """
         if self._initial_autocommit is not None and self.transaction is None:
             return
@@ -118,7 +120,7 @@ class ConnectionState(Turns):
 
     @property
     def connection(self) -> Any:
-        """The DB-API connection in hand, or None."""
+        """The current DB-API connection, or None."""
         lease = self.lease
         if lease is None:
             return self._own_connection
@@ -129,7 +131,7 @@ class ConnectionState(Turns):
     def connection(self, value: Any) -> None:
         self._own_connection = value
         if value is None and self._initial_autocommit is not None:
-            # Django's way to forget a connection, with the transaction on it.
+            # Django assigns None to forget a connection together with its transaction.
             self.drop()
             self.unbind()
             self.forget_all_frames()
@@ -138,7 +140,7 @@ class ConnectionState(Turns):
     def borrow(self, pool: ConnectionPool) -> Lease:
         """Check a connection out of *pool*, waiting through the bridge.
 
-        Whoever is `connecting` holds the lease at once.
+        While `connecting`, hold the new lease at once.
         """
         pooled = await_bridged(pool.checkout())
         self.lease = Lease(self, pool, pooled)
@@ -149,27 +151,27 @@ class ConnectionState(Turns):
 
     @property
     def is_lost(self) -> bool:
-        """Whether the connection in hand broke."""
+        """Whether the current connection broke."""
         return self.lease is not None and bool(self.lease.face.closed)
 
     def call_ended(self) -> None:
-        """Give back what only cursors left open in the ended bridged call still hold.
+        """Give the lease back if only cursors that the ended bridged call left open still hold it.
 
-        In a call that was closed, the task may have another connection in hand by now.
+        When a call was closed, the task may have another lease by now; that one stays.
         """
         lease = self.lease
         if lease is not None and not lease.pins and lease.bridge == id(getcurrent()):
             lease.give_back()
 
     def drop(self) -> None:
-        """Give the lease back, whoever holds it."""
+        """Give the lease back, whatever holds it."""
         if self.lease is not None:
             self.lease.give_back()
 
     # Transactions
 
     def bind(self, wrapper: Any) -> None:
-        """Pin the lease until `unbind`; tasks started from here on share this state."""
+        """Pin the lease until `unbind`; tasks started from now on share this state."""
         task = asyncio.current_task()
         assert self.lease is not None
         assert task is not None
@@ -180,22 +182,23 @@ class ConnectionState(Turns):
         enter(self.transaction)
 
     def own_threads(self) -> Threads:
-        """Return the threads of the transaction's own."""
+        """Return the transaction's own threads; make them on first use."""
         if self._threads is None:
             self._threads = Threads(self)
         return self._threads
 
     def _end_threads(self) -> None:
-        """Let the threads of the transaction's own end as soon as what they run has ended."""
+        """Let the transaction's own threads end as soon as their calls have ended."""
         threads, self._threads = self._threads, None
         if threads is not None:
             threads.shutdown(wait=False)
 
     def unbind(self) -> None:
-        """Let go of what `bind` pinned; without effect if nothing is."""
+        """Release the lease that `bind` pinned; do nothing if none is."""
         transaction, self.transaction = self.transaction, None
         self._end_threads()
-        # Their tracebacks lead to the task, which would keep its state, and that the errors.
+        # The errors' tracebacks refer to the task, the task to its state, and the state to the
+        # errors: drop the errors to break the cycle.
         self.rollback_exc = self.broken_by = None
         if transaction is None:
             return
@@ -211,12 +214,12 @@ class ConnectionState(Turns):
         if self.lease is not None:
             self.lease.let_go(pinned=True)
         if self.lease is not None and is_bridged():
-            # A cursor was left open by a call that ended, or by a thread.
+            # A call that has ended, or a thread, left a cursor open: end the lease with this call.
             self.lease.bridge = id(getcurrent())
             on_exit(self.call_ended)
 
     def enter_block(self, wrapper: object) -> Frame:
-        """Push a frame, as `enter_frame`, that knows what Django keeps of blocks until now."""
+        """Push a frame as `enter_frame` does, with Django's record of blocks so far."""
         before = Before(
             self.in_atomic_block,
             self.commit_on_exit,
@@ -234,7 +237,7 @@ class ConnectionState(Turns):
         )
 
     def was_rolled_back(self, frame: Frame | None) -> None:
-        """Note that what was set in the block of *frame* is undone; None: in the outermost."""
+        """Undo the settings made in the block of *frame*, or in the outermost block for None."""
         frame = frame or (self.frames[0] if self.frames else None)
         if frame is not None and self.lease is not None:
             self.lease.settings, local = frame.before.settings
@@ -242,7 +245,7 @@ class ConnectionState(Turns):
                 self.transaction.settings = local
 
     def forget_block(self, frame: Frame) -> None:
-        """Let Django know of no block but those that were there before *frame*."""
+        """Remove Django's record of *frame* and of all blocks inside it."""
         self.forget_frames_within(frame)
         before = frame.before
         self.in_atomic_block = before.in_atomic_block
@@ -253,7 +256,7 @@ class ConnectionState(Turns):
     def end_for_others(self) -> None:
         """End the transaction for tasks and threads that joined it: its owner ends it now.
 
-        What they try next is refused, and so is what waits for the connection already.
+        Refuse what they try next, and the statements that already wait for the connection.
         """
         if self.transaction is not None:
             self.transaction.ended = True
@@ -262,30 +265,30 @@ class ConnectionState(Turns):
         self.wake()
 
     def stop_others(self, frame: Frame) -> None:
-        """Do what `end_for_others` does before a rollback: they need not be waited for.
+        """Do as `end_for_others` before a rollback, which need not wait for the other tasks.
 
-        Their blocks inside *frame*, the outermost, are taken away, and what they run is stopped
+        Take away their blocks inside *frame*, the outermost frame, and stop their running statement
         in the server.
         """
         self.end_for_others()
         self.forget_frames_within(frame)
-        # What Django keeps of their blocks; the owner's own are left already.
+        # Clear Django's record of the other tasks' blocks; the owner has already left its own.
         self.savepoint_ids.clear()
         del self.atomic_blocks[1:]
         if self.lease is not None and self.lease.face.is_executing:
             self.lease.face.stop()
 
     def coroutine_was_closed(self) -> None:
-        """Do what is due when a coroutine was closed whose generators do not know it."""
+        """Clean up after a closed coroutine whose generators were not told of it."""
         abandon_lost(self)
         if self.transaction is None:
-            # A cursor that nobody closes may hold it.
+            # A cursor that nothing closes may still hold the lease.
             self.drop()
 
     def owner_has_ended(self, task: asyncio.Task[Any]) -> None:
-        """Do at once what is due when *task*, which began the transaction, has ended inside it.
+        """Clean up at once when *task*, which began the transaction, has ended inside it.
 
-        Its callback may be due already, and then does nothing.
+        The task's done callback may still be due; it then does nothing.
         """
         self._owner_ended(task)
 
@@ -297,12 +300,13 @@ class ConnectionState(Turns):
         orphans.owner_has_ended(self, task)
         self.transaction = None
         self.rollback_exc = self.broken_by = None
-        # A block that the task has abandoned is left: that it ends with it is nobody's mistake.
+        # If the task has abandoned its block, the block counts as left, and no warning is due.
         left = bool(self.frames) and self.frames[0].abandoned
         lease = self.lease
         ending = task.cancelled() or (lease is not None and lease.pool.closed)
         if lease is not None and lease.face.is_executing and not ending:
-            # A child's: it is told, and nothing is left running in the server.
+            # A child task's statement is running: refuse it, and leave nothing running in the
+            # server.
             lease.stop_and_give_back()
         else:
             self.drop()

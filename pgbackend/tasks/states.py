@@ -17,7 +17,7 @@ from .lease import Lease
 from .state import ConnectionState
 from .transaction import Transaction, transactions
 
-# In place of the transactions that a context was copied in.
+# Stands in for the context variable's value where it is not set.
 _NOTHING: dict[object, Transaction] = {}
 
 
@@ -26,34 +26,34 @@ class States:
 
     def __init__(self, *, autocommit: bool) -> None:
         self._autocommit = autocommit
-        # The thread that the wrapper was made in. Another thread's may be shared (Django's test
-        # servers do): its connection is that thread's, also when it is used by a task here.
+        # The thread that made the wrapper. A wrapper of another thread may be shared (Django's test
+        # servers do that): its connection is that thread's, even when a task here uses it.
         self.thread = get_ident()
         self._of_thread = ConnectionState()
         self.opened = False
-        # Of all tasks but the one that asked last; None until there is another one.
+        # The states of all tasks but the latest one that asked; None until a second task asks.
         self._of_tasks: WeakKeyDictionary[asyncio.Task[Any], ConnectionState] | None = None
-        # The task that asked last, and its state.
+        # The latest task that asked, and its state.
         self._last: tuple[Callable[[], Any], ConnectionState] = (_nobody, self._of_thread)
 
     def open(self) -> None:
-        """End the wrapper's constructor: what Django initialized there was the thread's."""
+        """End the wrapper's constructor: until then Django initialized the thread's state."""
         self.opened = True
 
     def leases(self) -> list[Lease]:
-        """Return what is on loan to the tasks."""
+        """Return the leases of all tasks."""
         states = [self._last[1], *(self._of_tasks or {}).values()]
         return [state.lease for state in states if state.lease is not None]
 
     def close_shared(self) -> None:
-        """Close the connection of a thread with which the wrapper was shared, if there is one."""
+        """Close the connection of a thread that the wrapper was shared with, if there is one."""
         connection = self._of_thread.connection
         if connection is not None:
             self._of_thread.connection = None
             connection.close()
 
     def current(self, wrapper: Any) -> ConnectionState:
-        """Return the state of the running task; the thread's where no task runs."""
+        """Return the state of the running task, or the thread's state where no task runs."""
         if not self.opened:
             return self._of_thread
         loop = _get_running_loop()
@@ -86,20 +86,20 @@ class States:
         return state
 
     def _keep(self, wrapper: Any, state: ConnectionState) -> None:
-        """Keep *state* on the bridge's greenlet for *wrapper*: it is the running task's own.
+        """Keep *state*, the running task's own, on the bridge's greenlet for *wrapper*.
 
-        It stays that as long as the call runs in this context: whatever the task may join was there
-        when it was started, and what it begins itself is on this state.
+        The state stays valid while the call runs in this context: any transaction that the task may
+        join existed when the task was started, and a transaction that it begins is on this state.
         """
         if wrapper.bridge_enabled and not kept_sessions.sessions.get(kept_sessions.NO_SESSIONS):
             keep_here((wrapper, getcurrent().gr_context, state))
 
     def are_of_a_session(self) -> bool:
-        """Return whether the running task uses the connection of the request it was started in."""
+        """Return whether the running task uses the connection that its request keeps."""
         return kept_sessions.kept_session(self) is not None
 
     def _of(self, task: asyncio.Task[Any]) -> ConnectionState:
-        # A task asks often in a row; most wrappers are one task's only.
+        # A task usually asks several times in a row, and most wrappers are used by one task only.
         last, state = self._last
         before = last()
         if before is task:
@@ -117,4 +117,4 @@ class States:
 
 
 def _nobody() -> None:
-    """Stand for a reference to a task where there is none yet."""
+    """Stand in for a weak reference to a task where there is none yet."""

@@ -1,4 +1,4 @@
-"""Blocks that were taken away from generators: they have ended, and the generators go on."""
+"""Blocks that were taken away from generators: the blocks have ended, the generators go on."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from .frames import Frame, block_has_ended
 
 
 class Taken(NamedTuple):
-    """A block that has ended, in the body of a generator that has not left it."""
+    """A block that has ended in the body of a generator, which has not left the block."""
 
     body: FrameType
     atomic: Any
-    # The asynchronous generators that it is in, by weak references.
+    # Weak references to the asynchronous generators that the block is in.
     generators: list[Any]
 
 
-# Mostly there is none.
+# The blocks that were taken away; usually empty.
 taken: list[Taken] = []
 
 
 def take_away(frame: Frame) -> None:
-    """Note that the block of *frame* ends, though the generator that it is in has not left it.
+    """Note that the block of *frame* ends before its generator has left it.
 
-    What the generator executes in the rest of the block's body is refused.
+    The generator's statements in the rest of the block's body are refused.
     """
     if frame.body is not None:
         taken.append(Taken(frame.body, frame.atomic, list(frame.generators)))
 
 
 def leaves_taken(atomic: Any, caller: FrameType | None) -> bool:
-    """Return whether the block of *atomic* that *caller* leaves was taken away from it."""
+    """Return whether *caller* leaves a block of *atomic* that was taken away from it."""
     for index in reversed(range(len(taken))):
         if taken[index].body is caller and taken[index].atomic is atomic:
             del taken[index]
@@ -47,7 +47,7 @@ def check_not_taken() -> None:
     """Raise RuntimeError in a generator's block that was taken away from it."""
     gone = [each for each in taken if each.generators and not any(x() for x in each.generators)]
     for each in gone:
-        # Its event loop was closed, and never closed the generator.
+        # The event loop was closed and never closed the generator.
         taken.remove(each)
     bodies = {id(each.body) for each in taken}
     if not bodies.isdisjoint(stack_ids()):
@@ -55,7 +55,7 @@ def check_not_taken() -> None:
 
 
 def stack_ids() -> Iterator[int]:
-    """Yield the ids of the frames that the caller runs in, in whichever greenlets."""
+    """Yield the ids of the Python frames that the caller runs in, through all greenlets."""
     found: FrameType | None = sys._getframe(1)
     bridge = getcurrent()
     while found is not None:

@@ -1,12 +1,12 @@
-"""Calls in threads from inside a transaction: none occupies a thread that its turn's holder needs.
+"""Calls in threads from inside a transaction: none may block a thread that the turn's holder needs.
 
-``sync_to_async`` has one thread for all thread-sensitive calls of a context. A call whose statement
-must wait for its turn leaves it (`leave_thread`): it runs in a greenlet of the thread, which goes
-on, in the same thread, when the turn has come. Meanwhile the thread serves others, the holder of
-the turn for one.
+``sync_to_async`` has one thread for all thread-sensitive calls of a context. A call runs in a
+greenlet of that thread. If its statement has to wait for its turn, the call leaves the thread
+(`leave_thread`), and resumes in the same thread when the turn has come. Meanwhile the thread serves
+other calls, for example those of the turn's holder.
 
-`asyncio.to_thread`, and ``sync_to_async`` without *thread_sensitive*, have threads of the
-transaction's own: see `own_threads`.
+`asyncio.to_thread`, and ``sync_to_async`` without *thread_sensitive*, use the transaction's own
+threads: see `own_threads`.
 """
 
 from __future__ import annotations
@@ -35,23 +35,23 @@ from .own_threads import Threads
 
 
 class _Runner(greenlet):
-    """The greenlet of a `ThreadCall`."""
+    """The greenlet that a `ThreadCall` runs in."""
 
 
 def leave_thread(heard: Future[Any]) -> bool:
-    """Let others use the calling thread until *heard* is done; False where that is not possible.
+    """Let other calls use the calling thread until *heard* is done; False where that is impossible.
 
-    It is in the function of a `ThreadCall`.
+    It is possible in the function of a `ThreadCall`.
     """
     if not isinstance(getcurrent(), _Runner):
         return False
     if not heard.done():
-        # No name for the greenlet: a frame of its own that refers to it is a cycle.
+        # The greenlet has no name here: its own frame would refer to it, which makes a cycle.
         getcurrent().parent.switch(heard)  # type: ignore[union-attr]  # it has one
     return True
 
 
-# The calls that left the thread of an executor, until they have come back and ended.
+# The calls that left the thread of an executor, until they have resumed and ended.
 _left: WeakKeyDictionary[Any, set[ThreadCall]] = WeakKeyDictionary()
 
 
@@ -63,14 +63,14 @@ class ThreadCall:
         self._loop = asyncio.get_running_loop()
         self._greenlet: _Runner | None = None
         self._executor: Any = None
-        # What asgiref keeps for the thread while it runs this function.
+        # The thread-local values that asgiref keeps while the thread runs this function.
         self._threadlocal: dict[str, Any] = {}
         self.context: Context | None = None
-        # The result, of a call that left its thread.
+        # The result of a call that left its thread.
         self.finished: Future[Any] = Future()
 
     def begin(self) -> Any:
-        """Run it in the calling thread; return itself if it left the thread before its end."""
+        """Run the function in the calling thread; return the call itself if it left the thread."""
         self._executor = _executor(self._loop)
         self.context = copy_context()
         self._greenlet = _Runner(functools.partial(_run, self._function, sys.exc_info()[1]))
@@ -79,7 +79,7 @@ class ThreadCall:
         try:
             return self._run_on()
         finally:
-            # asgiref moves it back into the task.
+            # Copy the context variables back, from where asgiref moves them into the task.
             asgiref.sync._restore_context(self.context)
 
     def _run_on(self) -> Any:
@@ -97,7 +97,7 @@ class ThreadCall:
         return self
 
     def _go_on_soon(self, _: Future[Any]) -> None:
-        # By way of the loop: a thread cannot submit to its own executor.
+        # Go by way of the loop: a thread cannot submit to its own executor.
         try:
             self._loop.call_soon_threadsafe(self._submit)
         except RuntimeError:
@@ -107,7 +107,7 @@ class ThreadCall:
         try:
             self._executor.submit(self._go_on)
         except RuntimeError as error:
-            # The request is over, and its thread.
+            # The request has ended, and its thread with it.
             _left[self._executor].discard(self)
             self.finished.set_exception(error)
 
@@ -131,7 +131,7 @@ class ThreadCall:
             current.update(before)
 
     async def rest(self) -> Any:
-        """Wait for the result, of a call that left its thread; cancelled, as asgiref does."""
+        """Wait for the result of a call that left its thread; cancel as asgiref does."""
         finished = self.awaitable()
         try:
             await asyncio.wait([finished])
@@ -139,7 +139,7 @@ class ThreadCall:
         except asyncio.CancelledError:
             if finished.done():
                 raise
-            # What the function waits for in async_to_sync is told.
+            # Cancel the tasks that the function waits for in async_to_sync.
             for task in list(self._threadlocal.get("task_context") or ()):
                 task.cancel()
                 await asyncio.wait([task])
@@ -149,13 +149,14 @@ class ThreadCall:
         finally:
             assert self.context is not None
             asgiref.sync._restore_context(self.context)
-            # As asgiref does: the thread is free for the next call of this task.
+            # As in asgiref: the thread is free for the next call of this task.
             SyncToAsync.deadlock_context.set(False)
 
     def awaitable(self) -> asyncio.Future[Any]:
-        """Return `finished`, to be awaited; who is cancelled meanwhile need not ask for its error.
+        """Return `finished` as an asyncio future whose error counts as retrieved.
 
-        asyncio would report that: a function that ends since its client has gone, for example.
+        A waiting task may be cancelled and never ask for the error: asyncio would then report it,
+        for example when a function ends after its client has gone.
         """
         finished = asyncio.wrap_future(self.finished)
         finished.add_done_callback(lambda done: done.cancelled() or done.exception())
@@ -165,7 +166,7 @@ class ThreadCall:
 def _run(function: Callable[[], Any], error: BaseException | None) -> Any:
     if error is None:
         return function()
-    # A greenlet begins without the exception that is being handled; asgiref moves it on.
+    # A greenlet begins without the exception that is being handled; asgiref hands it on, too.
     try:
         raise error
     except BaseException:
@@ -175,7 +176,7 @@ def _run(function: Callable[[], Any], error: BaseException | None) -> Any:
 
 
 def _executor(loop: asyncio.AbstractEventLoop) -> Any:
-    """Return what asgiref runs thread-sensitive functions of this context with."""
+    """Return the executor with which asgiref runs this context's thread-sensitive functions."""
     executor = getattr(AsyncToSync.executors, "current", None)
     if executor is None and (context := SyncToAsync.thread_sensitive_context.get(None)):
         executor = SyncToAsync.context_to_thread_executor.get(context)
@@ -185,24 +186,25 @@ def _executor(loop: asyncio.AbstractEventLoop) -> Any:
 
 
 class SharedThread(Executor):
-    """A thread that waits in ``async_to_sync``, inside a transaction: it runs what is submitted.
+    """A thread that waits in ``async_to_sync`` inside a transaction, and runs submitted calls.
 
-    Does what asgiref's ``CurrentThreadExecutor`` does, with calls that leave the thread: one that
-    runs this executor may itself, and it does not end while others are expected back.
+    This does what asgiref's ``CurrentThreadExecutor`` does, and lets calls leave the thread: the
+    call that runs this executor may leave it, too, and the executor does not end while calls that
+    left are still to come back.
     """
 
     def __init__(self, older: Executor | None) -> None:
-        # That of an async_to_sync around this one.
+        # The executor of an outer async_to_sync.
         self._older = older
         self._lock = threading.Lock()
         self._items: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
-        # Done when there is something new.
+        # Done when there is something new to look at.
         self._heard: Future[None] = Future()
         self._expected = 0
         self._ended = False
 
     def run_until_future(self, future: Future[Any]) -> None:
-        """Run what is submitted until *future* is done, in the thread that made this executor."""
+        """Run submitted calls until *future* is done, in the thread that made this executor."""
         future.add_done_callback(lambda _: self._tell())
         while True:
             with self._lock:
@@ -218,7 +220,7 @@ class SharedThread(Executor):
                 heard.result()
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Have ``fn(...)`` run in the thread; after the end, in what it waits in around that."""
+        """Run ``fn(...)`` in the thread; once this executor has ended, by the outer executor."""
         future: Future[Any] = Future()
         with self._lock:
             if not self._ended:
@@ -231,7 +233,7 @@ class SharedThread(Executor):
         return future
 
     def left(self, count: int) -> None:
-        """Note that a call which ran here left the thread, 1, or came back, -1."""
+        """Note that a call which ran here left the thread (1) or came back (-1)."""
         with self._lock:
             self._expected += count
 
@@ -240,7 +242,7 @@ class SharedThread(Executor):
             heard = self._heard
             if heard.done():
                 return
-            # Another one may be about to tell.
+            # Another thread may be about to set the result, too.
             self._heard = Future()
         heard.set_result(None)
 
@@ -252,7 +254,7 @@ def _run_item(future: Future[Any], call: Callable[[], Any]) -> None:
         result = call()
     except BaseException as error:
         future.set_exception(error)
-        # The error's traceback leads here.
+        # The error's traceback refers to this frame: drop the reference back.
         del future
     else:
         future.set_result(result)
@@ -262,14 +264,14 @@ def _run_item(future: Future[Any], call: Callable[[], Any]) -> None:
 
 
 async def context_ends(leave: Callable[..., Any], context: Any, *exc_info: Any) -> Any:
-    """Do what ``ThreadSensitiveContext.__aexit__``, *leave*, does: it waits for its thread.
+    """Do what ``ThreadSensitiveContext.__aexit__`` (*leave*) does: wait for its thread.
 
-    Also for the calls that left it.
+    Wait for the calls that left the thread, too.
     """
     try:
         executor = SyncToAsync.context_to_thread_executor.get(context)
         while context.token and executor is not None and (left := _left.get(executor)):
-            # Their thread takes away those that end.
+            # The thread removes the calls that end, so loop until none is left.
             await asyncio.wait([call.awaitable() for call in tuple(left)])
     finally:
         result = await leave(context, *exc_info)
@@ -279,7 +281,7 @@ async def context_ends(leave: Callable[..., Any], context: Any, *exc_info: Any) 
 async def sync_to_async(
     call_async: Callable[..., Any], subject: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
-    """Return what asgiref's ``SyncToAsync.__call__``, *call_async*, returns, by these rules."""
+    """Run asgiref's ``SyncToAsync.__call__`` (*call_async*) by the rules of this module."""
     if membership.in_any():
         if subject._thread_sensitive:
             call = ThreadCall(functools.partial(subject.func, *args, **kwargs))
@@ -294,9 +296,9 @@ async def sync_to_async(
 
 
 async def _own_threads() -> Threads | None:
-    """Return the threads of the running task's transaction, when there is one for it.
+    """Return the own threads of the running task's transaction.
 
-    None outside a transaction, and in that of another event loop.
+    Return None outside of a transaction, and in one of another event loop.
     """
     transaction = membership.joinable()
     if transaction is None:
@@ -307,7 +309,7 @@ async def _own_threads() -> Threads | None:
 
 
 async def to_thread(func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-    """Do what `asyncio.to_thread` does, by these rules."""
+    """Do what `asyncio.to_thread` does, by the rules of this module."""
     if not membership.in_any() or (threads := await _own_threads()) is None:
         return await _to_thread(func, *args, **kwargs)
     call = functools.partial(copy_context().run, func, *args, **kwargs)
@@ -318,7 +320,7 @@ _to_thread = asyncio.to_thread
 
 
 def current_thread_executor(*args: Any) -> Any:
-    """Return what asgiref's ``async_to_sync`` runs while it waits; *args* differ by its version."""
+    """Return the executor of asgiref's ``async_to_sync``; *args* differ between its versions."""
     if membership.in_any():
         return SharedThread(getattr(AsyncToSync.executors, "current", None))
     return CurrentThreadExecutor(*args)

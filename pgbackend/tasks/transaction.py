@@ -1,7 +1,7 @@
 """Transactions, and the contexts in which they were open.
 
-A context knows the transactions that were open where it was copied. That is used for ancestry
-only: a task's own transaction is found by the task.
+A context knows the transactions that were open when it was copied. This serves only to find
+ancestors: a task's own transaction is found through the task.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .actors import running_task
 
 
 class Transaction:
-    """What tasks started inside a transaction share, and what tells them that it has ended."""
+    """What tasks started in a transaction share: its state, its settings, and its end."""
 
     __slots__ = (
         "__weakref__",
@@ -37,29 +37,30 @@ class Transaction:
 
     def __init__(self, wrapper: Any, state: Any, owner: asyncio.Task[Any]) -> None:
         self.wrapper = wrapper
-        # The `state.ConnectionState` that it is open on.
+        # The `state.ConnectionState` that the transaction is open on.
         self.state = state
         self.owner = ref(owner)
         self.loop = owner.get_loop()
         self.thread = threading.get_ident()
         self.context = getcurrent().gr_context
-        # Set from the moment that its end is due: nobody but its owner may use it any more.
+        # True from the moment that the end is due: only the owner may use the transaction then.
         self.ended = False
-        # See `orphans`.
+        # The request in which the transaction began; see `orphans`.
         self.request: object = None
-        # The settings of `in_force` that it has made for itself.
+        # The settings of `in_force` that were made for this transaction only.
         self.settings: frozenset[str] = frozenset()
-        # What its owner's request, or whatever lasts around it, calls at the end; see `ending`.
+        # Registers callbacks for the end of the owner's request, or of another lasting scope; see
+        # `ends.ending`.
         self.ending = ending()
 
     @property
     def open(self) -> bool:
-        """Whether tasks started in it can be part of it."""
+        """Whether tasks started in the transaction can be part of it."""
         return self.state.transaction is self and not self.ended
 
     @property
     def ended_here(self) -> bool:
-        """Whether the running task ends it in the place of its owner; see `abandoning`."""
+        """Whether the running task ends the transaction in place of its owner; see `abandoning`."""
         frames = self.state.frames
         return bool(frames) and frames[0].ender is not None and frames[0].ender is running_task()
 
@@ -74,7 +75,7 @@ def enter(transaction: Transaction) -> None:
 
 
 def leave(transaction: Transaction) -> None:
-    """Undo `enter`."""
+    """Undo `enter` in this context."""
     entered = transactions.get({})
     if entered.get(transaction.wrapper) is transaction:
         transactions.set(

@@ -1,12 +1,12 @@
 """Turns: which of the tasks that share a transaction may use it now.
 
-Every entry of an ``atomic`` is a `Frame`. A task may run a statement, or enter, only while the
-top frame is its own or one of its ancestors'; otherwise it waits. So savepoints nest, and never
-interleave.
+Each entered ``atomic`` block is a `Frame`. A task may run a statement, or enter a block, only while
+the top frame belongs to the task or to one of its ancestors; otherwise the task waits. So
+savepoints nest, and never interleave.
 
-Who waits stands in the line of the frame that has to be on top for that. When it is, the first in
-its line is called, and calls the next one as soon as it went on without a frame of its own: one
-is woken at a time, and none in vain.
+A waiting task stands in the line of the frame that has to be on top for it. When that frame is on
+top, the first task in the line is called. As soon as it has gone on without entering a frame of its
+own, the next task is called: one task is woken at a time, and none in vain.
 """
 
 from __future__ import annotations
@@ -21,42 +21,43 @@ from .frames import Before, Frame, block_has_ended, entered, innermost, step_out
 from .line import Line, Place
 from .transaction import Transaction
 
-# Added to the number of a place that is behind all others without it.
+# Added to the number of a place that has to stand behind all others.
 _BEHIND = 2**62
 
 
 class Turns:
-    """The frames of one state, outermost first, and those who wait for their turn."""
+    """The frames of one state, outermost first, and the tasks that wait for their turn."""
 
-    # Of the `state.ConnectionState` that it is a part of.
+    # Attributes of the `state.ConnectionState` that this class is a part of.
     needs_rollback: bool
     in_atomic_block: bool
     transaction: Transaction | None
 
     def __init__(self) -> None:
         self.frames: list[Frame] = []
-        # Whether there may be tasks inside blocks that were forgotten.
+        # Whether tasks may still be inside blocks that were forgotten.
         self._forgotten = False
-        # Who waits until there is no frame any more.
+        # The tasks that wait until there is no frame any more.
         self._line = Line()
-        # How many came to wait, ever, and how many wait now.
+        # How many tasks ever came to wait, and how many wait now.
         self._came = self._waiting = 0
-        # Who was called and has not gone on yet.
+        # The place of the task that was called and has not resumed yet.
         self._called: Place | None = None
-        # How often a frame came or went, or somebody had a turn.
+        # How often a frame was pushed or removed, or a task had its turn.
         self._moves = 0
-        # Looks for those who have waited too long, and what it saw the last time.
+        # `_timer` looks for tasks that have waited too long. `_seen` is the progress that it saw
+        # last, and `_moved` the time of the latest change.
         self._timer: asyncio.TimerHandle | None = None
         self._seen: object = None
         self._moved = 0.0
 
     @property
     def progress(self) -> object:
-        """What changes whenever somebody does something in the transaction."""
+        """A value that changes whenever a task does something in the transaction."""
         return self._moves
 
     def has_turn(self) -> bool:
-        """Return whether the top frame is the running task's or an ancestor's.
+        """Return whether the top frame belongs to the running task or to an ancestor.
 
         Raise RuntimeError in a task inside a block whose frame was taken away.
         """
@@ -89,7 +90,8 @@ class Turns:
         if top.actor == actor:
             return True
         if top.leaving or top.abandoned:
-            # What was started in it waits until it is left: it would be part of it or not.
+            # Tasks started in the frame wait until it is left: whether they are part of it would be
+            # chance.
             return False
         frame = innermost.get()
         while frame is not None and frame is not top:
@@ -98,7 +100,7 @@ class Turns:
         return frame is not None and frame.actor.context is not actor.context
 
     def is_next(self) -> bool:
-        """Return whether the running task may enter: it has its turn, and nobody waits for it."""
+        """Return whether the running task may enter: it has its turn, and no other task waits."""
         return self._called is None and not self._top_line and self.has_turn()
 
     @property
@@ -106,14 +108,15 @@ class Turns:
         return self.frames[-1].line if self.frames else self._line
 
     def take_turn(self, timeout: float) -> None:
-        """Wait, behind who came before, until the running task may use the transaction.
+        """Wait, behind tasks that came before, until the running task may use the transaction.
 
-        Raise RuntimeError that names the holder if nobody did anything in it for *timeout* seconds.
+        Raise RuntimeError that names the holder if no task did anything in it for *timeout*
+        seconds.
         """
         await_bridged(self._wait(self._join_line, self.has_turn, timeout))
 
     async def wait_for_turn_to_begin(self, timeout: float) -> None:  # noqa: ASYNC109  # a turn's
-        """Wait as `take_turn` does, but behind all who have something to do already."""
+        """Wait as `take_turn` does, but behind all tasks that already have something to do."""
         await self._wait(self._join_line, self.has_turn, timeout, begun=False)
 
     def _join_line(self, place: Place) -> None:
@@ -131,7 +134,7 @@ class Turns:
         (self._line if frame is None else frame.line).add(place)
 
     def take_turn_to_leave(self, frame: Frame, timeout: float) -> None:
-        """Wait until *frame* is on top: until tasks that entered inside it have left."""
+        """Wait until *frame* is on top, so that tasks that entered inside it have left."""
         frame.leaving = True
 
         def on_top() -> bool:
@@ -174,7 +177,7 @@ class Turns:
     async def _called_to(
         self, place: Place, join_line: Callable[[Place], None], ready: Callable[[], bool]
     ) -> bool:
-        """Wait at *place* and return whether it is the turn of its task when it is called."""
+        """Wait at *place* until it is called; return whether it is then the task's turn."""
         try:
             join_line(place)
             self.wake()
@@ -183,7 +186,8 @@ class Turns:
                 raise self._too_long(place.seconds)
             served = ready()
         except BaseException:
-            # Also of one that is cancelled or closed at the moment of its turn.
+            # This task may have been cancelled or closed at the moment of its turn: pass the turn
+            # on.
             place.gone = True
             if self._called is place:
                 self._called = None
@@ -192,7 +196,7 @@ class Turns:
         place.gone = True
         if self._called is place:
             self._called = None
-            # The next one, when the running task had the opportunity to enter.
+            # Call the next task after the running one has had the opportunity to enter a block.
             asyncio.get_running_loop().call_soon(self.wake, context=Context())
         return served
 
@@ -207,12 +211,12 @@ class Turns:
     def _start_timer(self, seconds: float) -> None:
         loop = asyncio.get_running_loop()
         self._seen, self._moved = self.progress, loop.time()
-        # Four times in that time, to know when the last move was. A task's own context would
-        # keep the task.
+        # Look four times in *seconds*, to know when the last progress was. Use an empty context: a
+        # task's own context would keep the task alive.
         self._timer = loop.call_later(seconds / 4, self._look, seconds / 4, context=Context())
 
     def _look(self, interval: float) -> None:
-        """Tell those who have waited too long for somebody who does not move."""
+        """Wake the tasks that have waited too long for a holder that makes no progress."""
         self._timer = None
         loop = asyncio.get_running_loop()
         now, seen = loop.time(), self.progress
@@ -231,8 +235,8 @@ class Turns:
                 yield frame.leaver
 
     def enter_frame(self, wrapper: object, before: Before) -> Frame:
-        """Push a frame for an ``atomic`` that the running task enters."""
-        # One that enters by turns is never inside another's frame, save an ancestor's.
+        """Push a frame for an ``atomic`` block that the running task enters."""
+        # Entering needs the turn, so the top frame can only be the task's own or an ancestor's.
         frame = Frame(self, wrapper, entered(), before)
         self.frames.append(frame)
         self._moves += 1
@@ -240,7 +244,7 @@ class Turns:
         return frame
 
     def leave_frame(self, frame: Frame) -> None:
-        """Remove a frame pushed by `enter_frame` and let the next task have its turn."""
+        """Remove a frame pushed by `enter_frame`, and let the next task have its turn."""
         self._remove(frame)
         frame.forgotten = False
         step_out(frame)
@@ -252,7 +256,7 @@ class Turns:
         self.wake()
 
     def frame_below_top(self) -> Frame | None:
-        """Return the running task's frame if another task's is on top, None if not."""
+        """Return the running task's frame if another task's is on top, or None."""
         if self.has_turn():
             return None
         frame = innermost.get()
@@ -261,7 +265,7 @@ class Turns:
         return frame or self.frames[0]
 
     def forget_frames_within(self, frame: Frame) -> None:
-        """Forget the frames of other tasks inside *frame*, which is going to fail."""
+        """Forget the frames of other tasks inside *frame*, whose block is going to fail."""
         while self.frames[-1] is not frame:
             self._forget(self.frames[-1])
         self.wake()
@@ -277,13 +281,13 @@ class Turns:
         self._remove(frame)
 
     def _remove(self, frame: Frame) -> None:
-        """Take *frame* away; those in its line wait for the one below."""
+        """Remove *frame*; the tasks in its line wait for the frame below."""
         frame.left = True
         frame.atomic = frame.body = None
         frame.generators.clear()
         self._moves += 1
         if frame.leaver is not None:
-            # There is nothing to leave any more.
+            # The frame is gone, so its task need not wait to leave it.
             frame.leaver.call()
         if frame in self.frames:
             index = self.frames.index(frame)
@@ -292,12 +296,12 @@ class Turns:
             del self.frames[index]
 
     def wake(self) -> None:
-        """Let the first of those whose turn it is look again, unless one is about to."""
+        """Call the first task whose turn it is, unless a called task has not resumed yet."""
         if self._called is not None:
             return
         top = self.frames[-1] if self.frames else None
         if top is None or not (top.leaving or top.abandoned):
             self._called = self._top_line.call_next()
         elif top.leaver is not None and top.leaver.call():
-            # Who was started in a frame that is being left has its turn afterwards.
+            # Tasks started in a frame that is being left have their turn afterwards.
             self._called = top.leaver
