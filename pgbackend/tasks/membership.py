@@ -26,19 +26,18 @@ def is_detached() -> bool:
 
 @contextmanager
 def detached() -> Iterator[None]:
-    """Let tasks that the block starts not join the transactions that are open around it.
+    """Keep tasks that the block starts out of the transactions that are open around it.
 
-    Nor do they use the connection that a request keeps for its session.
-
-    They have connections and transactions of their own, and may outlive the open ones:
+    The tasks do not use the connection that a request keeps for its session, either. They have
+    connections and transactions of their own, and may outlive the open ones:
 
         async with transaction.atomic():
             ...
             with detached():
                 task = asyncio.create_task(audit())
 
-    The block is for starting tasks. In it the queries of the transaction's owner stay in it; those
-    of a task or thread that joined it do not.
+    Use the block only to start tasks. Inside the block, queries of the transaction's owner still
+    run in the transaction; queries of a task or thread that joined it do not.
     """
     entered, frame, kept = transactions.set({}), innermost.set(None), sessions.set({})
     token = _is_detached.set(True)

@@ -1,10 +1,10 @@
-"""The parts of `pgbackend.base.DatabaseWrapper`, and where calls for an alias go.
+"""The parts of `pgbackend.base.DatabaseWrapper`, and the dispatch of calls for an alias.
 
-This room knows Django's connection wrapper, but changes nothing of Django's.
+This room knows Django's connection wrapper, but changes nothing in Django.
 
-- `options`: what ``OPTIONS`` may have; `settings_checks`: the checks of it, and of settings.
+- `options`: the backend's own ``OPTIONS``; `settings_checks`: the checks of them, and of settings.
 - `attributes`: `BackendWrapper`, whose attributes are those of the running task or thread.
-- `opening`: how a pool is made, and each connection before its first use.
+- `opening`: making a pool, and preparing each connection before its first use.
 - `leasing`: borrowing a connection and holding it.
 - `dispatch`: whether a call goes to the bridge or to a thread.
 - `on_commit`, `transactions`: the hooks of a commit; begin, commit and roll back.

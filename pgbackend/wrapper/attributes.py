@@ -1,7 +1,7 @@
-"""The part of a `DatabaseWrapper` that tells tasks and threads apart.
+"""The part of a `DatabaseWrapper` that separates tasks and threads.
 
-A wrapper is inherited by the tasks started where it was made, and some are shared by threads:
-each has a `ConnectionState` of its own, or that of the transaction it joined.
+Tasks inherit the wrapper of the context they are started in, and threads may share a wrapper. Each
+task and thread has its own `ConnectionState`, or uses that of the transaction it joined.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def state_attribute(name: str) -> Any:
             setattr(here[2], name, value)
             return
         states = wrapper._states
-        # What Django's constructor sets, the thread's state has already.
+        # Ignore the values that Django's constructor sets: the thread's state already has them.
         if states.opened:
             setattr(states.current(wrapper), name, value)
 
@@ -52,13 +52,14 @@ def state_attribute(name: str) -> Any:
 
 
 class BackendWrapper(PostgresDatabaseWrapper):
-    """Django's attributes, read from and written to the state of whoever asks.
+    """Django's attributes, read from and written to the state of the running task or thread.
 
-    All wrappers of this backend are instances: by this class the rest of the package knows them.
+    All wrappers of this backend are instances: the rest of the package recognizes them by this
+    class.
     """
 
     bridge_enabled: bool
-    # Seconds a task waits for its turn in a transaction it shares.
+    # How long a task waits for its turn in a transaction that it shares, seconds.
     turn_timeout: float
     _states: States
 
@@ -107,9 +108,9 @@ class BackendWrapper(PostgresDatabaseWrapper):
         return None
 
     def state_in_turn(self, *, entering: bool = False) -> ConnectionState:
-        """Return the running task's state when it is the task's turn to use it.
+        """Return the running task's state once it is the task's turn to use it.
 
-        *entering* a block, it goes behind those who wait already.
+        When *entering* a block, the task goes behind those that already wait.
         """
         waited = None
         while True:
@@ -120,7 +121,7 @@ class BackendWrapper(PostgresDatabaseWrapper):
             if state.has_turn() and (not entering or state is waited or state.is_next()):
                 return state
             end_orphan_on_top(state)
-            # Meanwhile the transaction may end, and the task with a state of its own.
+            # While the task waits, the transaction may end, so look up the state again.
             state.take_turn(self.turn_timeout)
             waited = state
 
@@ -141,11 +142,11 @@ class BackendWrapper(PostgresDatabaseWrapper):
         return joined(self.alias) if _get_running_loop() is None else None
 
     def leases(self) -> list[Lease]:
-        """Return what tasks have on loan by this wrapper, the running one and others."""
+        """Return the leases of all tasks that use this wrapper."""
         return self._states.leases()
 
     def hand_over(self, transaction: Transaction, function: Callable[..., Any], *args: Any) -> Any:
-        """Run *function*, of a joined *transaction*, on the loop and return its result."""
+        """Run *function* on the loop of the joined *transaction*, and return its result."""
         return hand_over(self, transaction, self.turn_timeout, function, *args)
 
     async def ahand_over(

@@ -1,7 +1,7 @@
-"""Django's cursor wrappers, holding the lease of the connection they run on.
+"""Django's cursor wrappers, each holding the lease of its connection.
 
-Closing the cursor lets go of the lease; a cursor that is dropped unclosed does so when it is
-collected, and at the latest when the outermost bridged call ends.
+Closing the cursor releases its hold on the lease. A cursor that is dropped unclosed releases the
+hold when it is collected, or at the latest when the outermost bridged call ends.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from ..tasks.membership import check_not_outlived
 from ..tasks.request import request_wrapper
 from ..tasks.transaction import Transaction
 
-# The modules between a cursor's user and the cursor.
+# The modules on the stack between a cursor's user and the cursor.
 _BETWEEN = frozenset({__name__, "django.db.backends.utils", "functools"})
 
-# Server-side cursors opened in this context are added; see `collect_opened`.
+# A list that server-side cursors opened in this context are added to; see `collect_opened`.
 _opened: ContextVar[list[LeaseHolder] | None] = ContextVar("pgbackend_opened", default=None)
 
 
@@ -47,7 +47,7 @@ def collect_opened(cursors: list[LeaseHolder]) -> Iterator[None]:
 
 
 def _is_of_the_cache() -> bool:
-    """Return whether the database's cache runs a statement: Django's own, though raw SQL."""
+    """Return whether Django's database cache runs the statement, which is raw SQL."""
     frame = sys._getframe(2)
     while frame.f_globals.get("__name__") in _BETWEEN and frame.f_back is not None:
         frame = frame.f_back
@@ -55,21 +55,22 @@ def _is_of_the_cache() -> bool:
 
 
 class LeaseHolder(utils.CursorWrapper):
-    """What `CursorWrapper` and `CursorDebugWrapper` share.
+    """The common part of `CursorWrapper` and `CursorDebugWrapper`.
 
-    Instrumentations such as django-debug-toolbar replace one, as soon as it is made, by one of a
-    class derived from its own for the same psycopg cursor: that takes the lease over.
+    An instrumentation such as django-debug-toolbar may replace a cursor wrapper, as soon as it is
+    made, by an instance of a derived class for the same psycopg cursor; the new one takes over the
+    lease.
     """
 
-    # None before `hold`, on Django's own synchronous path, and once the lease was let go.
+    # None before `hold`, on Django's own synchronous path, and after the hold was released.
     lease: Lease | None = None
-    # Whether it ever had one.
+    # Whether the cursor ever had a lease.
     leased = False
-    # Whether it is a server-side cursor, which outlasts the bridged call.
+    # Whether this is a server-side cursor, which may outlast the bridged call.
     pinned = False
-    # The transaction with which such a cursor ends; None: it ends with the session.
+    # The transaction that ends this server-side cursor; None: the session ends it.
     _transaction: Transaction | None = None
-    # The lease's count of what may close cursors when this one was opened.
+    # The value of the lease's `closings` when this cursor was opened.
     _opened_at = 0
 
     def __init__(self, cursor: Any, db: Any) -> None:
@@ -83,7 +84,7 @@ class LeaseHolder(utils.CursorWrapper):
             self.hold(lease, pinned=holder.pinned)
 
     def hold(self, lease: Lease, *, pinned: bool) -> None:
-        """Take over one hold on *lease*; *pinned* if it outlasts the bridged call."""
+        """Take over one hold on *lease*; *pinned* if the hold outlasts the bridged call."""
         self.lease = lease
         self.leased = True
         self.pinned = pinned
@@ -92,7 +93,8 @@ class LeaseHolder(utils.CursorWrapper):
             self._transaction = None if self.cursor.withhold else lease.state.transaction
             self._opened_at = lease.closings
             if self._transaction is None:
-                # Whoever gives the connection back early does not close it.
+                # Giving the connection back early does not close the cursor; the session's reset
+                # does.
                 lease.dirty = True
             if lease.named is None:
                 lease.named = WeakSet()
@@ -102,11 +104,11 @@ class LeaseHolder(utils.CursorWrapper):
             opened.append(self)
 
     def close(self) -> None:
-        """Close the cursor and let go of the lease; closing again does nothing.
+        """Close the cursor and release its hold on the lease; closing again does nothing.
 
-        A server-side cursor is closed in the server at once if the caller may wait, else before the
+        Close a server-side cursor in the server at once if the caller may wait, else before the
         next statement. A generator that ends early does not wait: the collector may have ended it
-        in the middle of anything, a statement on the same connection included.
+        in the middle of anything, including a statement on the same connection.
         """
         if self._in_server:
             if not is_bridged():
@@ -126,14 +128,15 @@ class LeaseHolder(utils.CursorWrapper):
             self._let_go()
 
     def close_in_server(self) -> None:
-        """Close a server-side cursor that is open, waiting; `leave` it if it is others' turn."""
+        """Close an open server-side cursor, waiting; `leave` it if it is another task's turn."""
         lease = self.lease
         if lease is None or not self._in_server:
             return
         if not self._may_use(lease):
             self.leave()
             return
-        # Else it may be closed: an error can do that, raw SQL, or the end of a savepoint.
+        # Unless all of this holds, the cursor may be closed already: by an error, by raw SQL, or by
+        # the end of a savepoint.
         sure = (
             sys.exception() is None
             and self.cursor._described
@@ -144,14 +147,14 @@ class LeaseHolder(utils.CursorWrapper):
             with lease.face.limited(), self.db.wrap_database_errors:
                 lease.face.close_cursors([self.cursor.name], sure=sure, still=self._may_be_open)
         except BaseException:
-            # Interrupted, most likely: the server may have it open still.
+            # The CLOSE was probably interrupted: the cursor may still be open in the server.
             self.leave()
             raise
         self._forget()
         self._let_go()
 
     def _may_use(self, lease: Lease) -> bool:
-        """Return whether the running task uses *lease*, too, and it is its turn."""
+        """Return whether the running task uses *lease*, too, and has the turn."""
         try:
             return self.db.state is lease.state and bool(lease.state.has_turn())
         except RuntimeError:
@@ -160,11 +163,11 @@ class LeaseHolder(utils.CursorWrapper):
 
     @property
     def _in_server(self) -> bool:
-        """Whether the server may have the cursor open after the lease was given back."""
+        """Whether the cursor may still be open in the server."""
         return self.pinned and self.lease is not None and self.lease.on_loan
 
     def _may_be_open(self) -> bool:
-        """Return whether the cursor's connection and transaction are those it was opened in."""
+        """Return whether the cursor's connection and transaction are still the same."""
         lease, transaction = self.lease, self._transaction
         return (
             lease is not None
@@ -179,10 +182,10 @@ class LeaseHolder(utils.CursorWrapper):
             self._let_go()
 
     def _abandon(self) -> None:
-        """Leave a server-side cursor that nobody closed where it can be waited for."""
+        """Leave a server-side cursor that nothing closed, to be closed later."""
         lease = self.lease
         assert lease is not None
-        # A transaction ends its cursors, and who holds the lease beside this one closes them.
+        # A transaction ends its cursors, and another holder of the lease closes them.
         alone = self._transaction is None and lease.holds <= 1
         if alone:
             warnings.warn(
@@ -194,10 +197,10 @@ class LeaseHolder(utils.CursorWrapper):
         self.leave(discard=alone)
 
     def leave(self, *, discard: bool = False) -> None:
-        """Let go of a server-side cursor that is open in the server, without waiting.
+        """Release the hold of a server-side cursor that is open in the server, without waiting.
 
-        From any thread. It is closed before the next statement on the connection, or with it at
-        once if *discard*.
+        This may be called from any thread. The cursor is closed before the next statement on the
+        connection; with *discard* the connection is closed at once.
         """
         lease, self.lease = self.lease, None
         if lease is None:
@@ -208,11 +211,11 @@ class LeaseHolder(utils.CursorWrapper):
         lease.pool.on_loop(functools.partial(leave, name, transaction, discard=discard))
 
     def _forget(self) -> None:
-        """Do what needs no connection in psycopg's close(): its destructor would miss that."""
+        """Do the part of psycopg's close() that needs no connection: its destructor would warn."""
         self.cursor._close()
 
     def transaction_ended(self, transaction: Transaction) -> None:
-        """Let go of a server-side cursor that was opened in *transaction*, and ended with it."""
+        """Release the hold of a server-side cursor that ended with *transaction*."""
         if self._transaction is transaction:
             self._forget()
             self._let_go()
@@ -226,7 +229,8 @@ class LeaseHolder(utils.CursorWrapper):
         """Take the task's turn; raise InterfaceError if the connection was given back."""
         if self.lease is None:
             if self.leased and self.cursor.closed:
-                # psycopg would look at the connection first, which is closed for this cursor.
+                # Raise here: psycopg would first report the connection, which is closed for this
+                # cursor.
                 with self.db.wrap_database_errors:
                     raise psycopg.InterfaceError("the cursor is closed")
             return
@@ -259,7 +263,7 @@ class LeaseHolder(utils.CursorWrapper):
         return self.cursor.stream(query, *args, **kwargs)
 
     def _in_force(self, sql: Any) -> None:
-        """Raise ProgrammingError where *sql* would run without what its request has set."""
+        """Raise ProgrammingError if *sql* would run without settings that its request has made."""
         if self.lease is not None:
             if self.db.set_in_threads or self.db.kept_lease is not None:
                 with self.db.wrap_database_errors:
@@ -273,7 +277,7 @@ class LeaseHolder(utils.CursorWrapper):
         return not self.leased and request_wrapper(self.db.alias) is not None
 
     def _note(self, sql: Any, params: Any) -> None:
-        """Note what *sql* has set, in a thread; on the loop that is done for all cursors."""
+        """Note what *sql* sets, in a thread; `session.guard` does so on the loop."""
         if self._in_thread_of_request and may_change(sql):
             note_in_thread(self.db, _text(self.cursor, sql, params))
 
@@ -301,7 +305,7 @@ class LeaseHolder(utils.CursorWrapper):
 
 
 def _text(cursor: Any, query: Any, params: Any = None) -> str:
-    """Return the text of what *cursor* executes, with its parameters if they matter."""
+    """Return the text that *cursor* executes, with its parameters if they matter."""
     if params and "set_config" in str(query).lower():
         try:
             return str(psycopg.ClientCursor(cursor.connection).mogrify(query, params))

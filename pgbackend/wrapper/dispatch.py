@@ -1,7 +1,7 @@
-"""Where synchronous code called from asynchronous code goes: into the bridge, or to a thread.
+"""Decide where synchronous code called from asynchronous code runs: the bridge or a thread.
 
-`bridged` is for applications. Django's asynchronous methods hand their synchronous twin to
-`sync_to_async`; see `patches.a_methods` for what takes its place.
+`bridged` is for applications. Django's asynchronous methods pass their synchronous twin to
+`sync_to_async`; see `patches.a_methods` for the replacement.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from ..wrapper.attributes import BackendWrapper
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# The aliases with a transaction open on the synchronous path, inherited by the coroutines
-# that the thread then waits for in async_to_sync.
+# The aliases with an open transaction on the synchronous path. Coroutines that the thread waits for
+# in async_to_sync inherit the variable.
 thread_transactions: ContextVar[frozenset[str]] = ContextVar(
     "pgbackend_thread_transactions", default=frozenset()
 )
@@ -47,20 +47,21 @@ def bridged(function: Callable[P, T]) -> Callable[P, Coroutine[Any, Any, T]]: ..
 def bridged(function: Callable[..., Any]) -> Callable[..., Coroutine[Any, Any, Any]]:
     """Return an asynchronous function that runs *function* bridged.
 
-    For a synchronous one it is the counterpart of asgiref's ``sync_to_async`` without its
-    thread: as a call, ``await bridged(transfer)(source, target)``, and as a decorator on a
-    ``def``, a view for instance. Inside, the ORM, ``transaction.atomic()``, raw cursors and
-    lazy relations wait for the database without blocking the event loop; anything else that
-    blocks does block it.
+    For a synchronous *function* this is the counterpart of asgiref's ``sync_to_async``, without its
+    thread: as a call, ``await bridged(transfer)(source, target)``, or as a decorator on a ``def``,
+    for example a view. Inside, the ORM, ``transaction.atomic()``, raw cursors and lazy relations
+    wait for the database without blocking the event loop. Anything else that blocks does block the
+    loop.
 
-    For an asynchronous one, the whole coroutine runs in one bridge, as each request does:
-    lazy relations work in it as well, in a task of its own for instance.
+    For an asynchronous *function*, the whole coroutine runs in one bridge, as each request does:
+    lazy relations work in it, too, for example in a task of its own.
 
-    Where Django's a-methods go back to the thread of a synchronous caller (see
-    `runs_bridged`), so does a synchronous *function*; and where ``OPTIONS["bridge"]`` is
-    False for every database, it runs in a thread, too.
+    Where Django's a-methods go back to the thread of a synchronous caller (see `runs_bridged`), so
+    does a synchronous *function*. Where ``OPTIONS["bridge"]`` is False for every database, it runs
+    in a thread, too.
 
-    Raise TypeError for an asynchronous generator function: decorate what iterates over it.
+    Raise TypeError for an asynchronous generator function: decorate the function that iterates over
+    it.
     """
     if inspect.isasyncgenfunction(function):
         raise TypeError(
@@ -87,7 +88,7 @@ def bridged(function: Callable[..., Any]) -> Callable[..., Coroutine[Any, Any, A
 async def in_bridge(
     function: Callable[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs
 ) -> T:
-    """Await ``function(...)`` with the whole coroutine in one bridge, where there is one."""
+    """Await ``function(...)``, with the whole coroutine in one bridge where that is possible."""
     if is_bridged() or not runs_bridged(None):
         return await function(*args, **kwargs)
     return await run_bridged(_await_call, function, args, kwargs)
@@ -108,14 +109,14 @@ async def run_for_alias(alias: str, function: Callable[..., Any], *args: Any) ->
 async def run_for_aliases(
     used: Iterable[str | None], function: Callable[[], T], **options: Any
 ) -> T | None:
-    """Call *function*, which uses those aliases, where the a-methods for all of them run.
+    """Call *function* where the a-methods for all of the *used* aliases run.
 
-    In a thread, as `sync_to_async` with *options* does it, if one of them cannot be bridged.
+    If one of the aliases cannot be bridged, call it in a thread by `sync_to_async` with *options*.
     """
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        # A coroutine of a closed loop is being collected, and its connection with it.
+        # No loop runs: a coroutine of a closed loop is being collected, and its connection with it.
         return None
     if all(map(runs_bridged, used)):
         return await run_bridged(function)
@@ -127,9 +128,9 @@ async def run_for_aliases(
 
 
 def _joined(alias: str | None) -> Transaction | None:
-    """Return the transaction of *alias* on another loop that the running coroutine is in.
+    """Return the transaction of *alias*, on another loop, that the running coroutine is in.
 
-    A thread that joined it waits for the coroutine.
+    A thread that joined the transaction waits for the coroutine.
     """
     if alias is None or alias not in connections.settings or not is_enabled(alias):
         return None
@@ -139,10 +140,10 @@ def _joined(alias: str | None) -> Transaction | None:
 def runs_bridged(alias: str | None) -> bool:
     """Return whether asynchronous access to *alias* runs bridged on the running loop.
 
-    None stands for any alias. Not for another engine or a switched-off alias; and, so that it
-    sees the data and holds the locks of its caller, not on behalf of a thread that waits in
-    ``async_to_sync``: on the loop that made, or on the main one while the thread is in a
-    transaction.
+    None stands for any alias. Access to another engine or to a switched-off alias does not. Nor
+    does access on behalf of a thread that waits in ``async_to_sync``: it must see the data, and
+    hold the locks, of its caller. That concerns the loop that ``async_to_sync`` made, and the main
+    loop while the thread is in a transaction.
     """
     in_transaction = thread_transactions.get()
     if alias is None:
@@ -151,14 +152,14 @@ def runs_bridged(alias: str | None) -> bool:
         enabled = is_enabled(alias)
         in_transaction &= {alias}
     else:
-        # Either path ends in Django's ConnectionDoesNotExist.
+        # Either path ends in Django's ConnectionDoesNotExist for an unknown alias.
         return True
     return enabled and (is_bridged() or not _waiting_thread(in_transaction))
 
 
 def all_run_bridged() -> bool:
-    """Return whether asynchronous access runs bridged on the running loop, whatever its alias."""
-    # By the settings: to make every alias's wrapper for each task would cost more.
+    """Return whether asynchronous access to every alias runs bridged on the running loop."""
+    # Check the settings only: making every alias's wrapper for each task would cost more.
     for conf in connections.settings.values():
         if not _is_ours(conf["ENGINE"]) or not conf["OPTIONS"].get("bridge", True):
             return False
@@ -171,12 +172,13 @@ def _is_ours(engine: str) -> bool:
 
 
 def is_enabled(alias: str) -> bool:
-    """Return whether *alias* is this backend's, and not switched off."""
+    """Return whether *alias* belongs to this backend and is not switched off."""
     wrapper = connections[alias]
     return isinstance(wrapper, BackendWrapper) and wrapper.bridge_enabled
 
 
 def _waiting_thread(in_transaction: frozenset[str]) -> bool:
-    """Return whether a thread waits in ``async_to_sync`` whose connection must be used."""
+    """Return whether a thread waits in ``async_to_sync`` and its connection must be used."""
+    # asgiref's loop_thread_executors has the loops that a waiting thread runs.
     loops = asgiref.sync.AsyncToSync.loop_thread_executors
     return bool(in_transaction) or asyncio.get_running_loop() in loops

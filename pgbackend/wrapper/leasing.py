@@ -1,6 +1,6 @@
-"""The part of a `DatabaseWrapper` that has a task borrow a connection, and hold it.
+"""The part of a `DatabaseWrapper` that borrows and holds connections for tasks.
 
-It comes from the running loop's pool for the wrapper's settings.
+The connections come from the running loop's pool for the wrapper's settings.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .options import check as check_options
 
 
 class Leasing(BackendWrapper):
-    """How statements get a connection: by a lease of the task's."""
+    """Gives statements a connection by the running task's lease."""
 
     # When a session is reset; see `options.Options`.
     reset: str
@@ -40,7 +40,7 @@ class Leasing(BackendWrapper):
         return find_pool(self)
 
     def hold_for_statement(self) -> Lease:
-        """Hold the task's lease, as `_hold`, by a shorter way if the pool has connections."""
+        """Hold the task's lease as `_hold` does, by a shorter way if the pool has connections."""
         state = self.state_in_turn()
         if taken or (state.transaction is None and (opened or orphans)):
             check_in_no_orphan(self.alias, state)
@@ -51,8 +51,9 @@ class Leasing(BackendWrapper):
             and lease.face.is_executing
             and lease.newest_holder() is None
         ):
-            # The running task's own statement, in a coroutine that was closed: before CPython 3.13
-            # an asynchronous generator that it was in does not learn that. Nobody will read it.
+            # The running statement is this task's own, in a coroutine that was closed, so nothing
+            # will read the answer. Before CPython 3.13 an asynchronous generator around it is not
+            # told of the closing.
             lease.give_back()
             lease = None
         if lease is None and not state.in_atomic_block and self.settings_dict["AUTOCOMMIT"]:
@@ -60,7 +61,8 @@ class Leasing(BackendWrapper):
             pool = self.async_pool
             pooled = pool.take()
             if pooled is None and pool.is_full:
-                # Nothing about settings can be wrong: wait without Django's way to connect.
+                # The pool is full, so the settings are known to work: wait without Django's way to
+                # connect.
                 with self.wrap_database_errors:
                     pooled = await_bridged(pool.checkout())
             if pooled is not None:
@@ -80,7 +82,7 @@ class Leasing(BackendWrapper):
         return lease
 
     def _close_left(self, lease: Lease, *, pinned: bool) -> None:
-        """Close the server-side cursors that were left on a *lease* that is held."""
+        """Close the server-side cursors that were left on a *lease* that the caller holds."""
         try:
             with self.wrap_database_errors:
                 lease.close_left()
@@ -89,9 +91,9 @@ class Leasing(BackendWrapper):
             raise
 
     def _hold(self, *, pinned: bool = False) -> Lease | None:
-        """Hold the task's lease, taking its turn and borrowing a connection if need be.
+        """Hold the task's lease; take the task's turn and borrow a connection if necessary.
 
-        Return None for the connection that is being configured: no lease is needed there.
+        Return None while the connection is being configured, which needs no lease.
         """
         state = self.state_in_turn()
         if taken or (state.transaction is None and (opened or orphans)):
@@ -103,7 +105,7 @@ class Leasing(BackendWrapper):
         elif state.connection is None:
             state.connecting = True
             try:
-                # Ends in Django's own, which its test cases replace, and that in `connect`.
+                # Django's method, which test cases may replace, ends in this class's `connect`.
                 self.ensure_connection()
             finally:
                 state.connecting = False
@@ -112,12 +114,13 @@ class Leasing(BackendWrapper):
         return state.lease
 
     def pin(self) -> Lease | None:
-        """Hold the task's lease beyond the bridged call; its session is reset in the end."""
+        """Hold the task's lease beyond the bridged call; reset its session at the end."""
         lease = self._hold(pinned=True)
         if lease is not None:
             try:
                 with self.wrap_database_errors:
-                    # What uses the PGconn itself would come before it.
+                    # Reset now: code that uses the PGconn directly would run before a postponed
+                    # reset.
                     lease.face.reset_now()
             except BaseException:
                 lease.let_go(pinned=True)

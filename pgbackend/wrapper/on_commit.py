@@ -1,4 +1,4 @@
-"""Hooks of ``transaction.on_commit``: coroutine functions among them are awaited."""
+"""Hooks of ``transaction.on_commit``; those that are coroutine functions are awaited."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from ..bridge.greenlets import await_bridged
 class Hook:
     """A function registered by ``on_commit``, called synchronously.
 
-    If it returns a coroutine, that is waited for: bridged on the same task, elsewhere by
-    asgiref's ``async_to_sync``. It equals the function, which tests look for among those captured.
+    If the function returns a coroutine, the hook waits for it: bridged on the same task, elsewhere
+    by asgiref's ``async_to_sync``. The hook equals the function, since tests look for the function
+    among captured hooks.
     """
 
     def __init__(self, function: Callable[[], Any]) -> None:
@@ -26,8 +27,8 @@ class Hook:
         functools.update_wrapper(self, function)
 
     def __getattr__(self, name: str) -> Any:
-        # What Django names in its log, for a partial, which has none. Only when it is asked for:
-        # the repr() of a queryset, and of a partial of its method, runs the query.
+        # Django logs the ``__qualname__``, which a partial does not have. Compute it only on
+        # request: the repr() of a queryset, or of a partial of its method, runs the query.
         if name == "__qualname__":
             return repr(self.function)
         raise AttributeError(name)

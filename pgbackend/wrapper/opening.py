@@ -1,4 +1,4 @@
-"""How the pool of a wrapper is made, and each of its connections before the first use."""
+"""Make the pool of a wrapper, and prepare each connection before its first use."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from ..session import snapshot
 from ..session.guard import guard
 from ..tasks.transaction import transactions
 
-# What of Django's connection arguments is the face's, not the asynchronous connection's.
+# Django's connection arguments that belong to the face, not to the asynchronous connection.
 _FACE_ARGUMENTS = ("cursor_factory", "prepare_threshold", "context")
 
 
 def pool_settings(wrapper: Any) -> tuple[Any, ...]:
-    """Return what tells a wrapper's pool from those of other settings; OPTIONS come last."""
+    """Return the settings that distinguish a wrapper's pool from others; OPTIONS come last."""
     conf = wrapper.settings_dict
     return (
         wrapper.alias,
@@ -48,10 +48,10 @@ def pool_settings(wrapper: Any) -> tuple[Any, ...]:
 
 
 # Aliases that have had a pool in this process, until close_pool(). Django keeps an alias's pool as
-# long, and asks for CONN_MAX_AGE when it makes that.
+# long, and checks CONN_MAX_AGE only when it makes the pool.
 _with_pool: set[str] = set()
 
-# What wrappers of each alias found last: a task's first query finds it again.
+# The latest pool found by a wrapper of each alias, so that a task's first query finds it.
 _found: WeakValueDictionary[str, FoundPool] = WeakValueDictionary()
 
 
@@ -60,24 +60,24 @@ def find_pool(wrapper: Any) -> FoundPool:
     found = _found.get(wrapper.alias)
     if found is None or not found.serves(wrapper):
         found = _found[wrapper.alias] = FoundPool(wrapper)
-        # It lasts as long as the pool.
+        # The weak dictionary's entry lasts as long as the pool.
         found.pool.found = found
     return found
 
 
 class FoundPool:
-    """A pool that a wrapper found, and for which settings."""
+    """A pool that a wrapper found, with the settings it was found for."""
 
     def __init__(self, wrapper: Any) -> None:
         *others, options = pool_settings(wrapper)
         self.pool = get_pool((*others, repr(options)), lambda: make_pool(wrapper))
-        # Settings are changed in place, by tests most of all.
+        # Copy the options: tests in particular change settings in place.
         pool = options.get("pool")
         options = {**options, "pool": {**pool}} if isinstance(pool, dict) else {**options}
         self._settings = (*others, options)
 
     def serves(self, wrapper: Any) -> bool:
-        """Return whether it is still what *wrapper* would get on the running loop."""
+        """Return whether this is still the pool that *wrapper* would get on the running loop."""
         return (
             not self.pool.closed
             and self.pool.loop is get_running_loop()
@@ -87,8 +87,8 @@ class FoundPool:
 
 def make_pool(wrapper: Any) -> ConnectionPool:
     """Return a new pool for a wrapper's settings, to be started on the running loop."""
-    # Connections are configured by a wrapper of the pool's own, in the pool's context: what
-    # receivers of connection_created reach as connections[alias] is that one.
+    # A wrapper of the pool's own configures the connections, in the pool's context: receivers of
+    # connection_created reach this wrapper as connections[alias].
     conf = {**wrapper.settings_dict, "OPTIONS": {**wrapper.settings_dict["OPTIONS"]}}
     owner = type(wrapper)(conf, wrapper.alias)
     owner.configures_pool = True
@@ -101,7 +101,8 @@ def make_pool(wrapper: Any) -> ConnectionPool:
     async def connect_arguments() -> dict[str, Any]:
         params = owner.get_connection_params()
         if "PGCONNECT_TIMEOUT" not in os.environ:
-            # Nobody waits for it any longer; psycopg's own, 130 s, would keep others from trying.
+            # No waiter outlasts the pool's timeout; psycopg's default of 130 s would block the next
+            # attempt.
             params.setdefault("connect_timeout", math.ceil(pool.timeout))
         return {
             **{name: value for name, value in params.items() if name not in _FACE_ARGUMENTS},
@@ -122,23 +123,23 @@ def make_pool(wrapper: Any) -> ConnectionPool:
 
 
 def _set_up_context(owner: Any) -> None:
-    """Set the context up that a pool's own tasks run in."""
+    """Set up the context that a pool's own tasks run in."""
     connections[owner.alias] = owner
-    # They are in no transaction, whoever starts them.
+    # The pool's tasks are in no transaction, whatever code starts them.
     transactions.set({})
 
 
 def note_closed(alias: str) -> None:
-    """Take note of close_pool(): an alias's next pool is its first again."""
+    """Note a close_pool(): the alias's next pool is its first again."""
     _with_pool.discard(alias)
 
 
 def configure(owner: Any, pooled: PooledConnection, seconds: float) -> None:
     """Give a new physical connection its face and base state.
 
-    As Django does with its own: the session's time zone and role, the check of the server's
-    version, then ``connection_created``, whose receivers find the connection on *owner*. No
-    statement may take longer than *seconds*.
+    As Django does with its own connections: set the session's time zone and role, check the
+    server's version, then send ``connection_created``, whose receivers find the connection on
+    *owner*. No statement may take longer than *seconds*.
     """
     pooled.guard = guard
     face = pooled.face = BridgedConnection.over(pooled, **owner.get_connection_params())
@@ -153,7 +154,7 @@ def configure(owner: Any, pooled: PooledConnection, seconds: float) -> None:
             owner.autocommit = True
             owner.init_connection_state()
             connection_created.send(sender=type(owner), connection=owner)
-            # They are for whoever borrows the connection.
+            # Execute wrappers added by receivers are for the connection's borrowers.
             pooled.execute_wrappers, owner.execute_wrappers = owner.execute_wrappers or None, []
         finally:
             owner.connection = face.made = None
@@ -161,7 +162,7 @@ def configure(owner: Any, pooled: PooledConnection, seconds: float) -> None:
             cursor.execute(snapshot.SNAPSHOT, [snapshot.own_settings(made)])
             *settings, (_, temporary), (_, pid) = cursor.fetchall()
             pooled.has_temporary = temporary == "true"
-            # A pooler such as PgBouncer tells its clients numbers of its own.
+            # A pooler such as PgBouncer tells its clients process ids of its own.
             face.has_session = int(pid) == face.pgconn.backend_pid
             made_again = snapshot.statements_after_reset(
                 settings,
@@ -177,7 +178,7 @@ def configure(owner: Any, pooled: PooledConnection, seconds: float) -> None:
 def reset_session(pooled: PooledConnection) -> None:
     """Give a connection's session back the state that `configure` left, in one message.
 
-    Raise psycopg's error if any of it fails.
+    Raise psycopg's error if any statement of the reset fails.
     """
     face = pooled.face
     face.restore()
@@ -186,9 +187,9 @@ def reset_session(pooled: PooledConnection) -> None:
 
 
 def isolation_level(wrapper: Any) -> psycopg.IsolationLevel:
-    """Return the isolation level that OPTIONS asks for; PostgreSQL's default without it.
+    """Return the isolation level from OPTIONS; READ COMMITTED, PostgreSQL's default, without one.
 
-    Raise ImproperlyConfigured, as Django does, for a value that is none.
+    Raise ImproperlyConfigured, as Django does, for a value that is no isolation level.
     """
     value = wrapper.settings_dict["OPTIONS"].get(
         "isolation_level", psycopg.IsolationLevel.READ_COMMITTED

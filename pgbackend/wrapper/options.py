@@ -1,8 +1,8 @@
-"""What the backend adds to ``OPTIONS``, checked: an unknown name or a bad value says so.
+"""The backend's own ``OPTIONS``, checked: unknown names and wrong values are reported.
 
-`manage.py check` reports all that is wrong (see `settings_checks`), and whoever uses the database
-gets the first of it as ImproperlyConfigured. Not whoever only makes a wrapper: Django does that in
-a frame in which the password is, and the error would show it.
+`manage.py check` reports all problems (see `settings_checks`). Using the database raises the first
+one as ImproperlyConfigured. Making a wrapper does not: Django makes it in a frame that holds the
+password, which the error's traceback would show.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from ..pool.values import Values, count, one_of, or_none, seconds, switch
 
 @dataclass(frozen=True)
 class Options:
-    """The options of an alias beside Django's own and psycopg's."""
+    """The options of an alias in addition to Django's own and psycopg's."""
 
     # False keeps the alias on Django's own path everywhere.
     bridge: bool = True
-    # How long a task waits for its turn in a transaction it shares, seconds.
+    # How long a task waits for its turn in a transaction that it shares, seconds.
     turn_timeout: float = 30.0
-    # How long the server may take over what is only to clean up, seconds.
+    # How long the server may take for clean-up, seconds.
     cancel_timeout: float = 5.0
     # When a session is reset: "dirty", after statements that may have changed it; "always".
     reset: str = "dirty"
 
     @classmethod
     def of(cls, options: dict[str, Any]) -> Options:
-        """Return those among *options* whose values are right, and the defaults of the others."""
+        """Return the valid values among *options*, with defaults for the others."""
         if options.keys().isdisjoint(NAMES):
             return _DEFAULTS
         given = {name: options[name] for name in NAMES if name in options}
@@ -40,7 +40,7 @@ class Options:
 def check(alias: str, options: dict[str, Any]) -> None:
     """Raise ImproperlyConfigured for the first of the *options* whose value is wrong.
 
-    Ours are looked at, and those of psycopg's that would fail with an error that names nothing.
+    Check the backend's own options, and those of psycopg whose error would name no option.
     """
     for problem in (*problems_of(alias, options), *problems_of(alias, options, OF_PSYCOPG)):
         raise ImproperlyConfigured(problem)
@@ -57,7 +57,8 @@ NAMES = tuple(VALUES)
 
 _LEFT_OUT = Values(lambda value: False, "left out, since Django sets it")
 
-# Arguments of psycopg's connect(). What Django sets itself would have no effect, or break the ORM.
+# Arguments of psycopg's connect(). Those that Django sets itself would have no effect, or break the
+# ORM.
 OF_PSYCOPG = {
     "autocommit": _LEFT_OUT,
     "context": _LEFT_OUT,
@@ -71,7 +72,7 @@ _DEFAULTS = Options()
 def problems_of(
     alias: str, options: dict[str, Any], values: dict[str, Values] = VALUES
 ) -> list[str]:
-    """Return in words what is wrong with the *options* that are among *values*."""
+    """Return the problems, in words, of the *options* that are among *values*."""
     return [
         f"DATABASES[{alias!r}]['OPTIONS'][{name!r}] is {values[name].words}, not {value!r}"
         for name, value in options.items()

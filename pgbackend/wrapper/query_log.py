@@ -1,10 +1,10 @@
-"""``connection.queries`` and ``connection.execute_wrapper()`` where several work for one request.
+"""``connection.queries`` and ``connection.execute_wrapper()`` for requests with several tasks.
 
 Django keeps the log and the functions on the wrapper. But child tasks inherit their parent's
-wrapper, so that a function which one of them adds would be called for its siblings' statements;
-and each thread has a wrapper of its own, so that synchronous middleware would not see what an
-asynchronous view executes, nor asynchronous middleware what a synchronous view does. And what a
-thread that joined a transaction executes, the loop's wrapper does: both see it.
+wrapper: a function that one of them adds would be called for its siblings' statements. And each
+thread has a wrapper of its own: synchronous middleware would not see the statements of an
+asynchronous view, nor asynchronous middleware those of a synchronous view. Statements of a thread
+that joined a transaction are executed by the loop's wrapper, and both wrappers see them.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ _NONE_ADDED: dict[object, tuple[Callable[..., Any], ...]] = {}
 
 
 class Watched:
-    """The part of a `DatabaseWrapper` that Django's query log and ``execute_wrapper`` are about."""
+    """The part of a `DatabaseWrapper` for Django's query log and ``execute_wrapper``."""
 
     alias: str
 
-    # Those of the thread, and those that were added to the list itself.
+    # The functions of the thread, and those that were added to the list itself.
     _execute_wrappers: list[Callable[..., Any]]
 
     _queries_log: deque[dict[str, Any]]
 
     @property
     def _watched(self) -> Any:
-        """The wrapper that stands for this one: in a request the loop's, in its threads too."""
+        """The wrapper that stands for this one: in a request, also in its threads, the loop's."""
         return of_request.get({}).get(self.alias, self)
 
     @property
     def _guest(self) -> Any:
-        """The wrapper of the thread whose statement runs, if one's does and it is watched apart."""
+        """The wrapper of the thread whose statement runs, if that wrapper has a log of its own."""
         working = deputy()
         if working is None or working.wrapper.alias != self.alias:
             return None
@@ -53,7 +53,7 @@ class Watched:
 
     @property
     def queries_logged(self) -> bool:
-        """Whether the running statement goes into a query log, this one or a thread's."""
+        """Whether the running statement is logged, in this wrapper's log or a thread's."""
         logs = bool(super().queries_logged)  # type: ignore[misc]  # Django's wrapper
         if logs or deputies.get() is None:
             return logs
@@ -66,9 +66,9 @@ class Watched:
 
     @property
     def queries_log(self) -> Any:
-        """The statements of the request, whichever task or thread of it executed them.
+        """The statements of the request, of all its tasks and threads.
 
-        While a thread's statement runs, the thread's log as well.
+        While a thread's statement runs, this includes the thread's log, for appending.
         """
         guest = self._guest
         if guest is None:
@@ -81,9 +81,9 @@ class Watched:
 
     @property
     def execute_wrappers(self) -> MutableSequence[Callable[..., Any]]:
-        """What is called around each statement of the running task, outermost first.
+        """The functions called around each statement of the running task, outermost first.
 
-        What is appended to it stays until it is removed, as in Django.
+        A function that is appended stays until it is removed, as in Django.
         """
         added = _added.get(_NONE_ADDED)
         if not added and deputies.get() is None:
@@ -99,14 +99,15 @@ class Watched:
         self._execute_wrappers = functions
 
     def install(self, functions: list[Callable[..., Any]]) -> None:
-        """Add what receivers of connection_created have added for the connection in hand."""
+        """Add the functions that receivers of connection_created added for this connection."""
         self._execute_wrappers += [each for each in functions if each not in self._execute_wrappers]
 
     @contextmanager
     def execute_wrapper(self, wrapper: Callable[..., Any]) -> Iterator[None]:
         """Call *wrapper* around the statements of the block, and of tasks started in it.
 
-        In a request, also around those of threads that the block, or one in a thread, waits for.
+        In a request, call it also for statements of threads that the block waits for, whether the
+        block is on the loop or in a thread. Source:
         https://docs.djangoproject.com/en/stable/topics/db/instrumentation/
         """
         watched = self._watched
@@ -125,13 +126,13 @@ class Watched:
         finally:
             if of_thread is not None:
                 of_thread.left = True
-            # Not by token: a block may end in another copy of the context.
+            # Do not reset by token: a block may end in another copy of the context.
             if len(added):
                 added.pop()
 
 
 class _OfContext(MutableSequence[Any]):
-    """The functions that were added in the running context, those of one wrapper."""
+    """The functions added in the running context for one wrapper."""
 
     def __init__(self, watched: Any) -> None:
         self._watched = watched
@@ -165,9 +166,9 @@ class _OfContext(MutableSequence[Any]):
 
 
 class _Joined(MutableSequence[Any]):
-    """Several lists as one, which can be changed.
+    """Several lists as one that can be changed.
 
-    What is inserted goes into the first: it is the wrapper's own, which outlasts blocks.
+    New functions are inserted into the first list, the wrapper's own, which outlasts blocks.
     """
 
     def __init__(self, parts: list[Any]) -> None:
@@ -185,7 +186,7 @@ class _Joined(MutableSequence[Any]):
         return sum(map(len, self._parts))
 
     def _at(self, index: int) -> tuple[Any, int]:
-        """Return the part that has what is at *index*, and where it is in that."""
+        """Return the part that contains *index*, and the index within that part."""
         if index < 0:
             index += len(self)
         for part in self._parts:
@@ -217,7 +218,7 @@ class _Joined(MutableSequence[Any]):
 
 
 class _Logs:
-    """Several query logs at once, for the statement that Django adds."""
+    """Several query logs at once; Django appends the statement to each."""
 
     def __init__(self, logs: list[Any]) -> None:
         self._logs = logs

@@ -1,6 +1,6 @@
-"""System checks: wrong values and misspelt names in ``OPTIONS`` and among our own settings.
+"""System checks for ``OPTIONS`` and the backend's settings: wrong values, misspelt names.
 
-``manage.py check`` runs them, without a connection.
+``manage.py check`` runs them without a connection.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..pool.values import Values, nearest
 from ..wrapper.attributes import BackendWrapper
 from .options import NAMES, OF_PSYCOPG, problems_of
 
-# Django's own options, and what psycopg's connect() takes, beside libpq's.
+# Django's own options, and the arguments of psycopg's connect() that are not libpq's.
 _OF_DJANGO = ("assume_role", "isolation_level", "pool", "server_side_binding")
 _OF_PSYCOPG = ("cursor_factory", *OF_PSYCOPG)
 
@@ -47,17 +47,17 @@ _VALUES = {
 
 _PREFIX = "PGBACKEND_"
 
-# A setting whose name is that much like one of ours is one of ours, misspelt.
+# From this similarity on, the name of a setting counts as a misspelling of one of ours.
 _LIKE = 0.85
 
 
 def check_options(**kwargs: Any) -> list[checks.CheckMessage]:
-    """Report what is wrong in the ``OPTIONS`` of this backend's aliases."""
+    """Report problems in the ``OPTIONS`` of this backend's aliases."""
     return [message for alias in connections.settings for message in of_alias(alias)]
 
 
 def of_alias(alias: str) -> Iterator[checks.CheckMessage]:
-    """Report what is wrong in the ``OPTIONS`` of one alias, if it is this backend's."""
+    """Report problems in the ``OPTIONS`` of one alias, if it is this backend's."""
     conf = connections.settings[alias]
     if not issubclass(load_backend(conf["ENGINE"]).DatabaseWrapper, BackendWrapper):
         return
@@ -78,7 +78,7 @@ def of_alias(alias: str) -> Iterator[checks.CheckMessage]:
     for name in options:
         if name not in known:
             meant = nearest(name, known)
-            # A backend over this one may have options of its own.
+            # A backend derived from this one may have options of its own, so only warn.
             kind = checks.Error if conf["ENGINE"] == "pgbackend" else checks.Warning
             yield kind(
                 f"DATABASES[{alias!r}]['OPTIONS'][{name!r}] is neither an option of this backend"
@@ -89,7 +89,7 @@ def of_alias(alias: str) -> Iterator[checks.CheckMessage]:
 
 
 def check_own_settings(**kwargs: Any) -> list[checks.CheckMessage]:
-    """Report wrong values of this backend's own settings, and names that are like theirs."""
+    """Report wrong values of this backend's settings, and names similar to theirs."""
     messages: list[checks.CheckMessage] = []
     for read in conf.SETTINGS.values():
         try:
@@ -101,7 +101,7 @@ def check_own_settings(**kwargs: Any) -> list[checks.CheckMessage]:
             continue
         ours = name.startswith(_PREFIX)
         if ours:
-            # The prefix alone makes any two alike.
+            # Compare without the prefix, which alone makes any two names similar.
             rest = nearest(name[len(_PREFIX) :], [each[len(_PREFIX) :] for each in conf.SETTINGS])
             meant = rest and _PREFIX + rest
         else:

@@ -1,10 +1,10 @@
 """Functions that a request's threads add by ``execute_wrapper``, for statements of the loop.
 
-They are called on the loop. But one may look in a ``threading.local`` of its package for what its
-own thread has put there: synchronous middleware's, for instance, which waits for the view. Then it
-is called in that thread, and each statement costs two changes of thread, as every one does with
-Django's own backend. Not inside a transaction: the thread may wait for its turn there, or for this
-very statement.
+These functions are called on the loop. But a function may keep state in a ``threading.local`` that
+only its own thread can see, for example in synchronous middleware that waits for the view. Such a
+function is called in its thread, and each statement then costs two thread switches, as every
+statement does with Django's own backend. Inside a transaction it is not called: the thread may be
+waiting for its turn there, or for this very statement.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ Execute = Callable[..., Any]
 
 logger = logging.getLogger("pgbackend")
 
-# What comes of a call that the thread was not there for.
+# The result of a call in a thread that is not the expected one.
 _NOT_THERE = object()
 
 
 class ThreadWrapper:
-    """A *function* for ``execute_wrapper`` that the calling thread adds. It equals the function."""
+    """A *function* that the calling thread adds by ``execute_wrapper``; equals the function."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
-        # True once the thread has left the block: nothing calls the function any more, though
-        # tasks begun inside have it in their context.
+        # True once the thread has left the block. The function is then not called any more,
+        # although tasks that began inside still have it in their context.
         self.left = False
         self._thread = threading.get_ident()
         self._needs_thread = False
@@ -70,11 +70,11 @@ class ThreadWrapper:
                 self._needs_thread = True
 
         def once(*statement: Any) -> Any:
-            # What it has executed before it failed is not executed again.
+            # A statement that was executed before the function failed must not be executed again.
             return done.pop(0) if done else execute(*statement)
 
         if not is_bridged():
-            # A thread with a connection of its own, for which Django would not call it.
+            # This thread has a connection of its own, for which Django would not call the function.
             return once(*args)
         if args[-1]["connection"].in_atomic_block:
             self._warn()
@@ -94,14 +94,14 @@ class ThreadWrapper:
 
 
 class _Call:
-    """A call of *function* in its *thread*, whose statements the loop executes by *execute*."""
+    """A call of *function* in its *thread*; the loop executes its statements by *execute*."""
 
     def __init__(self, function: Callable[..., Any], thread: int, execute: Execute) -> None:
         self._function = function
         self._thread = thread
         self._execute = execute
         self._loop = asyncio.get_running_loop()
-        # Statements that the thread waits for; None at the end.
+        # The statements that the thread waits for; None marks the end.
         self._asked: asyncio.Queue[tuple[tuple[Any, ...], Future[Any]] | None] = asyncio.Queue()
         self._interrupted = False
 
@@ -121,13 +121,14 @@ class _Call:
         return work.result()
 
     async def _work(self, args: tuple[Any, ...]) -> Any:
-        # The thread of the request's synchronous code, which waits for the loop meanwhile.
+        # asgiref picks the thread of the request's synchronous code, which waits for the loop.
         return await sync_to_async(self._in_thread)(args)
 
     def _end(self, work: asyncio.Task[Any]) -> None:
         self._asked.put_nowait(None)
         if not work.cancelled():
-            # It is raised by who makes the call; if that was interrupted, by nobody.
+            # Retrieve the error: `make` raises it, unless it was interrupted, and asyncio must not
+            # report it as never retrieved.
             work.exception()
 
     def _answer(self, statement: tuple[Any, ...], answer: Future[Any]) -> None:
@@ -139,7 +140,7 @@ class _Call:
         except BaseException as error:
             answer.set_exception(error)
         finally:
-            # An error's traceback leads here.
+            # The error's traceback refers to this frame: drop the reference back.
             del answer
 
     # In the thread

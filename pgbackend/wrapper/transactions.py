@@ -1,7 +1,7 @@
 """The part of a `DatabaseWrapper` that begins, commits and rolls back.
 
-Bridged, autocommit off binds the task's lease, and on again gives it back. In a thread that
-joined a transaction of the loop's, all of it happens there.
+Bridged, turning autocommit off binds the task's lease, and turning it on gives the lease back. In a
+thread that joined a transaction of the loop, all of this runs on the loop.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ INERROR = TransactionStatus.INERROR
 
 
 class TransactionControl(Leasing):
-    """Django's methods of the same names, on leased connections in the bridge."""
+    """Django's methods of the same names, bridged on leased connections."""
 
     def get_autocommit(self) -> bool:
-        """Return the autocommit state; on the event loop, without a connection."""
+        """Return the autocommit state; on the event loop, without connecting."""
         if self.bridged:
             return bool(self.autocommit)
         try:
@@ -50,7 +50,7 @@ class TransactionControl(Leasing):
             return bool(super().get_autocommit())
         if runs_bridged(self.alias):
             return bool(self.autocommit)
-        # The connection is that of a thread that waits.
+        # The coroutine uses the connection of a thread that waits for it.
         if self.alias in thread_transactions.get() or joined_if_open(self.alias) is not None:
             return False
         return bool(self.settings_dict["AUTOCOMMIT"])
@@ -60,8 +60,8 @@ class TransactionControl(Leasing):
     ) -> None:
         """Enable or disable autocommit; bridged, off binds a lease and on gives it back.
 
-        The hooks of `on_commit` run after the connection was given back: they may wait for
-        tasks that need one.
+        The hooks of `on_commit` run after the connection was given back: they may wait for tasks
+        that need one.
         """
         state = self.here()
         if state is None:
@@ -101,9 +101,9 @@ class TransactionControl(Leasing):
         super().rollback()
 
     def on_commit(self, func: Callable[[], Any], robust: bool = False) -> None:
-        """Call *func* after the commit, and wait for a coroutine that it returns.
+        """Call *func* after the commit, and wait for the coroutine if it returns one.
 
-        Raise RuntimeError where the transaction that it would belong to has ended.
+        Raise RuntimeError if the transaction that *func* would belong to has ended.
         """
         self._end_abandoned()
         if _get_running_loop() is None:
@@ -113,7 +113,8 @@ class TransactionControl(Leasing):
             check_not_outlived(self)
             check_in_no_orphan(self.alias, self.state)
         if kept_sessions.sessions.get(kept_sessions.NO_SESSIONS) and self.bridged:
-            # Another task on this session may be in a transaction, for which *func* is not.
+            # Another task may have a transaction open on this session: wait, since *func* is not
+            # for it.
             self.state_in_turn()
         try:
             super().on_commit(Hook(func) if callable(func) else func, robust)
@@ -124,7 +125,8 @@ class TransactionControl(Leasing):
             ) from None
         state = self.state
         if state.run_on_commit and (frame := state.frame_below_top()) is not None:
-            # Django notes the savepoints of all blocks: those of another task's are not its own.
+            # Django notes the savepoints of all blocks, but another task's savepoints do not
+            # concern this hook.
             own = state.frames[: state.frames.index(frame) + 1]
             state.run_on_commit[-1] = (
                 {each.savepoint for each in own},
@@ -132,9 +134,9 @@ class TransactionControl(Leasing):
             )
 
     def _end_abandoned(self) -> None:
-        """End the blocks that the task has abandoned: what it asks for is not for them.
+        """End the blocks that the task has abandoned, so that nothing new is added to them.
 
-        Raise TransactionManagementError where that cannot be waited for.
+        Raise TransactionManagementError where their end cannot be awaited.
         """
         state = self.state
         if not state.frames or not state.frames[-1].abandoned:
@@ -147,7 +149,7 @@ class TransactionControl(Leasing):
         self.state_in_turn()
 
     def set_rollback(self, rollback: bool) -> None:
-        """Have the innermost block rolled back at its end, or not; who asks knows of it."""
+        """Set whether the innermost block is rolled back at its end, at the caller's request."""
         self._end_abandoned()
         super().set_rollback(rollback)
         state = self.state
@@ -159,7 +161,7 @@ class TransactionControl(Leasing):
 
     def _savepoint_rollback(self, sid: str) -> None:
         if (lease := self._own_lease()) is not None:
-            # The server closes the cursors that were opened since.
+            # The server closes cursors that were opened after the savepoint.
             lease.closings += 1
         with self._finishing():
             super()._savepoint_rollback(sid)
@@ -206,10 +208,10 @@ class TransactionControl(Leasing):
             self.state.was_rolled_back(None)
 
     def _end_transaction(self, end: Callable[[], None]) -> None:
-        """COMMIT or ROLLBACK; interrupted, drop the connection together with its state.
+        """Run COMMIT or ROLLBACK (*end*); if it is interrupted, drop the connection and its state.
 
-        `Atomic` handles database errors only: after a cancelled COMMIT it would keep a
-        state in which the next transaction reports success and commits nothing.
+        `Atomic` handles database errors only: after a cancelled COMMIT it would keep a state in
+        which the next transaction reports success and commits nothing.
         """
         state = self.here()
         lease = None if state is None else state.lease
@@ -221,7 +223,7 @@ class TransactionControl(Leasing):
                 state.connection = None
             raise
         if lease is not None:
-            # It was Django that asked for the connection: nothing is changed on it.
+            # Django asked for the connection here, and changes nothing on it.
             lease.exposed = exposed
 
     def _set_autocommit(self, autocommit: bool) -> None:
@@ -233,15 +235,16 @@ class TransactionControl(Leasing):
             lease.face.autocommit = autocommit
 
     def _own_lease(self) -> Lease | None:
-        """Return the lease in hand in the bridge.
+        """Return the running task's lease in the bridge, or None.
 
-        Whoever asks for the `connection` instead may change that, so it has to be restored.
+        Use this rather than `connection`: reading that marks the connection as possibly changed, to
+        be restored later.
         """
         state = self.here()
         return None if state is None else state.lease
 
     def _begin(self) -> None:
-        """Turn autocommit off and bind the lease; the server's BEGIN comes with a statement."""
+        """Turn autocommit off and bind the lease; BEGIN is sent with the next statement."""
         lease = self.hold_for_statement() if may_be_short(self) else self._hold()
         try:
             with debug_transaction(self, "BEGIN"):
