@@ -1,9 +1,9 @@
 """The SQL compilers: bridged, a statement holds its connection only from execute to fetch.
 
-Django's own ``execute_sql`` opens the cursor before a bulk INSERT is compiled and fetches
-rows in blocks. Bridged, a connection on loan is what other tasks wait for: the statement is
-compiled first, and all rows are taken at once and the cursor closed before the rows are
-converted. Chunked reads and callers that want the cursor keep Django's way.
+Django's own ``execute_sql`` opens the cursor before a bulk INSERT is compiled, and fetches rows in
+blocks. Bridged, other tasks may wait for the connection on loan. So the statement is compiled
+first, all rows are fetched at once, and the cursor is closed before the rows are converted. Chunked
+reads and callers that want the cursor keep Django's way.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from .sql.direct import cursor_for
 
 
 def _djangos(execute_sql: Any) -> Any:
-    """Return *execute_sql* if it is Django's own: it may have been replaced before."""
+    """Return *execute_sql* if it is Django's own, or None if it was replaced already."""
     if type(execute_sql) is FunctionType:
         return execute_sql if execute_sql.__globals__["__name__"].startswith("django.") else None
     return None
@@ -42,7 +42,8 @@ def _djangos(execute_sql: Any) -> Any:
 _EXECUTE = _djangos(postgresql.SQLCompiler.execute_sql)
 _INSERT = _djangos(postgresql.SQLInsertCompiler.execute_sql)
 
-# How operations take what a statement returns, by version. Ways of their own need Django's cursor.
+# The methods of operations that fetch returned rows, by Django's version. Replaced methods need
+# Django's cursor.
 _FETCHING = frozenset(
     name
     for name in (
@@ -57,19 +58,19 @@ _FETCH = _fetch(DatabaseOperations)
 
 
 class SQLCompiler(postgresql.SQLCompiler):
-    """SELECT, and what INSERT, UPDATE, DELETE and aggregates inherit."""
+    """SELECT, and the base of INSERT, UPDATE, DELETE and aggregates."""
 
     _kept_select: select_lists.Select | None = None
 
     def compile(self, node: Any) -> Any:
-        """Compile *node*, noting whether it is Django's own; see `clean`."""
+        """Compile *node*, and note whether it is Django's own; see `clean`."""
         clean.note(node)
         return super().compile(node)
 
     def as_sql(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the statement, marked if nothing of the application's is in it.
+        """Return the statement, marked as clean if it has no SQL of the application.
 
-        A simple one is compiled once.
+        A simple statement is compiled once.
         """
         place = None if args or kwargs else statement_cache.place(self)
         if place is None:
@@ -79,7 +80,7 @@ class SQLCompiler(postgresql.SQLCompiler):
             found = self._marked(super().as_sql)
             place.keep(self, *found)
         else:
-            # What Django's sets on the way.
+            # Set the attributes that Django's `as_sql` sets on the way.
             self._kept_select = place.select
             select = place.select.as_of_compiler(self.query.model)
             self.select, self.klass_info, self.annotation_col_map = select
@@ -88,7 +89,7 @@ class SQLCompiler(postgresql.SQLCompiler):
         return found
 
     def get_select(self, with_col_aliases: bool = False) -> Any:
-        """Return what is selected; a model's own columns are compiled once."""
+        """Return the select list; that of a model's own columns is compiled once."""
         query = self.query
         if (
             with_col_aliases
@@ -106,7 +107,7 @@ class SQLCompiler(postgresql.SQLCompiler):
         return select.as_of_compiler(query.model)
 
     def get_converters(self, expressions: Any) -> Any:
-        """Return the converters of values; of a model's own columns they are kept, too."""
+        """Return the converters of values; those of a model's own columns are kept."""
         if (select := self._kept_select) is not None:
             converters = select.converters(self, expressions)
             if converters is not None:
@@ -114,7 +115,7 @@ class SQLCompiler(postgresql.SQLCompiler):
         return super().get_converters(expressions)
 
     def converters_of(self, expressions: Any) -> Any:
-        """Return what Django's ``get_converters()`` does."""
+        """Return the converters by Django's ``get_converters()``."""
         return super().get_converters(expressions)
 
     def _marked(self, as_sql: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -135,7 +136,7 @@ class SQLCompiler(postgresql.SQLCompiler):
             chunked_fetch
             or result_type == CURSOR
             or not is_bridged()
-            # Whoever replaces it wants to see statements.
+            # Code that replaces `execute_sql` wants to see statements.
             or postgresql.SQLCompiler.execute_sql is not _EXECUTE
         ):
             return super().execute_sql(result_type, chunked_fetch, chunk_size)
@@ -164,7 +165,7 @@ class SQLInsertCompiler(postgresql.SQLInsertCompiler, SQLCompiler):
     """INSERT, with returned columns."""
 
     def as_sql(self) -> Any:
-        """Return the statements, marked if nothing of the application's is in them."""
+        """Return the statements, marked as clean if they have no SQL of the application."""
         before = clean.open_nodes
         statements = postgresql.SQLInsertCompiler.as_sql(self)
         if clean.open_nodes == before and all(map(clean.is_clean_field, self.query.fields)):
@@ -196,11 +197,11 @@ class SQLInsertCompiler(postgresql.SQLInsertCompiler, SQLCompiler):
         return list(self.apply_converters(rows, converters) if converters else rows)
 
     def _returned(self, cursor: Any) -> Any:
-        """Return the rows that an INSERT returned, as this Django asks for them."""
+        """Return the rows that an INSERT returned, by the method of this Django version."""
         operations = self.connection.ops
         if hasattr(operations, "fetch_returned_rows"):
             return operations.fetch_returned_rows(cursor, self.returning_params)
-        # Before 6.0.
+        # Django before 6.0.
         if len(self.query.objs) > 1:
             return operations.fetch_returned_insert_rows(cursor)
         return [operations.fetch_returned_insert_columns(cursor, self.returning_params)]
@@ -210,9 +211,9 @@ class SQLUpdateCompiler(postgresql.SQLUpdateCompiler, SQLCompiler):
     """UPDATE; related updates of parent tables included."""
 
     def as_sql(self) -> Any:
-        """Return the statement, marked if nothing of the application's is in it.
+        """Return the statement, marked as clean if it has no SQL of the application.
 
-        A simple one is compiled once.
+        A simple statement is compiled once.
         """
         place = statement_cache.place_of_update(self)
         found = place and place.find(self)
@@ -224,7 +225,7 @@ class SQLUpdateCompiler(postgresql.SQLUpdateCompiler, SQLCompiler):
             if place is not None:
                 place.keep(self, *found)
         else:
-            # What Django's does with the query.
+            # Compiling gives the query its initial alias.
             self.query.get_initial_alias()
         return found
 
@@ -236,7 +237,7 @@ class SQLDeleteCompiler(postgresql.SQLDeleteCompiler, SQLCompiler):
     """DELETE."""
 
     def as_sql(self) -> Any:
-        """Return the statement, marked if nothing of the application's is in it."""
+        """Return the statement, marked as clean if it has no SQL of the application."""
         return self._marked(super().as_sql)
 
 
@@ -244,5 +245,5 @@ class SQLAggregateCompiler(postgresql.SQLAggregateCompiler, SQLCompiler):
     """Aggregates over a subquery."""
 
     def as_sql(self) -> Any:
-        """Return the statement, marked if nothing of the application's is in it."""
+        """Return the statement, marked as clean if it has no SQL of the application."""
         return self._marked(super().as_sql)

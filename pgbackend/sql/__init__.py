@@ -1,9 +1,9 @@
-"""What Django compiles, kept and sent in one hop.
+"""What Django compiles: kept, and sent in one exchange.
 
 This room knows Django's queries and compilers, but not its connection wrapper.
 
-- `originals`: whether nobody but Django has a hand in how something is compiled.
-- `select_lists`, `statement_cache`: what is compiled once.
-- `instrumented`: whether nobody looks at how a statement is sent.
+- `originals`: whether only Django's own code takes part in compiling.
+- `select_lists`, `statement_cache`: select lists and statements that are compiled once.
+- `instrumented`: whether any other code takes part in sending statements.
 - `direct`: the short way of the ORM's own statements.
 """

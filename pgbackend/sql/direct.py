@@ -1,9 +1,9 @@
-"""The short way of the ORM's own statements: leased, sent, read and given back in one hop.
+"""The short way of the ORM's own statements: lease, send, read and give back at once.
 
-A statement compiled from Django's own parts needs little of what a cursor is for: no log, no
-functions around it, no place among the rows, no session to look after. `DirectCursor` does for it
-what Django's and psycopg's cursors do together. Where anybody has a hand in those (DEBUG,
-``execute_wrapper``, an instrumentation, a subclass) it steps aside; see `cursor_for`.
+A statement compiled from Django's own parts does not need most features of a cursor: a log,
+functions around it, a position among the rows, a session to look after. `DirectCursor` does for it
+what Django's and psycopg's cursors do together. Where other code takes part in those (DEBUG,
+``execute_wrapper``, an instrumentation, a subclass), Django's cursor is used; see `cursor_for`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ IDLE = TransactionStatus.IDLE
 
 
 def cursor_for(wrapper: Any, sql: Any) -> Any:
-    """Return a cursor to run *sql* with, once: a `DirectCursor` where nothing speaks against it."""
+    """Return a cursor to run *sql* once: a `DirectCursor` unless something rules it out."""
     if (
         type(sql) is CleanSQL
         and not wrapper.queries_logged
@@ -58,9 +58,9 @@ def cursor_for(wrapper: Any, sql: Any) -> Any:
 
 
 class DirectCursor:
-    """A cursor for one statement: as much of DB-API's as the ORM's compilers use.
+    """A cursor for one statement, with the part of DB-API that the ORM's compilers use.
 
-    It takes over one hold on *lease*.
+    The cursor takes over one hold on *lease*.
     """
 
     __slots__ = ("_lease", "_result", "_wrapper")
@@ -82,7 +82,7 @@ class DirectCursor:
         self._lease.let_go()
 
     def execute(self, sql: str, params: Any) -> None:
-        """Run *sql*, with the errors of Django's cursors."""
+        """Run *sql*; raise the errors of Django's cursors."""
         wrapper, face = self._wrapper, self._lease.face
         if self._lease.state.needs_rollback:
             wrapper.validate_no_broken_transaction()
@@ -110,7 +110,7 @@ class DirectCursor:
 
     @property
     def rowcount(self) -> int:
-        """How many rows the statement returned or changed; -1 if that means nothing."""
+        """How many rows the statement returned or changed; -1 if it has no such number."""
         result = self._result
         assert result is not None
         if result.status == TUPLES_OK:
@@ -119,7 +119,7 @@ class DirectCursor:
         return -1 if changed is None else changed
 
     def fetchone(self) -> Any:
-        """Return the first row, or None, with the errors of Django's cursors."""
+        """Return the first row, or None; raise the errors of Django's cursors."""
         result = self._result
         if result is None or not result.ntuples:
             return None
@@ -136,7 +136,7 @@ class DirectCursor:
         return row
 
     def fetchall(self) -> list[Any]:
-        """Return all rows, with the errors of Django's cursors."""
+        """Return all rows; raise the errors of Django's cursors."""
         result = self._result
         assert result is not None
         face = self._lease.face
@@ -153,9 +153,9 @@ class DirectCursor:
 
 
 def _exchange(face: BridgedConnection, query: bytes) -> PQGen[PGresult]:
-    """Send *query*, in one message with the BEGIN or the reset that may be due; return its result.
+    """Send *query* in one message with a BEGIN or a reset that is due; return its result.
 
-    Where a rule makes more results, it is the first, as with psycopg's cursors.
+    If a rule produces several results, return the first, as psycopg's cursors do.
     """
     pgconn = face.pgconn
     if face.reset_due:
@@ -163,7 +163,7 @@ def _exchange(face: BridgedConnection, query: bytes) -> PQGen[PGresult]:
         return results[0]
     begin = b""
     if not face._autocommit and pgconn.transaction_status == IDLE:
-        # On a line of its own, since errors show the line that they are about.
+        # BEGIN has a line of its own, since errors show the line that they are about.
         begin = face._get_tx_start_command() + b";\n"
     pgconn.send_query(begin + query)
     results = yield from generators.execute(pgconn)
@@ -174,8 +174,9 @@ def _exchange(face: BridgedConnection, query: bytes) -> PQGen[PGresult]:
         and pgconn.transaction_status == IDLE
         and not (failed.error_field(DiagnosticField.SQLSTATE) or b"57").startswith(b"57")
     ):
-        # What the server cannot parse, it refuses whole: nothing has begun, and no transaction is
-        # broken. Unless it was interrupted, it is told one after the other.
+        # The server refuses a message that it cannot parse as a whole: nothing has begun, and no
+        # transaction is broken. So send BEGIN and the statement separately, unless the server was
+        # interrupted.
         yield from face._start_query()
         begin = b""
         pgconn.send_query(query)

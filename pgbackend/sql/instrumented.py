@@ -1,6 +1,7 @@
-"""Whether somebody has a hand in the way to the server: an instrumentation, or a test case.
+"""Whether other code, an instrumentation or a test case, takes part in sending statements.
 
-A subclass of the backend's wrapper may have one, too. Where nobody has, the way may be shorter.
+A subclass of the backend's wrapper may take part, too. Only where none does, the way to the server
+may be shorter.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from django.db.backends.postgresql.base import Cursor
 
 T = TypeVar("T", bound=type)
 
-# The ways to the server that are not taken: whoever replaces one of them, as test cases do to
-# forbid connections, wants to see statements.
+# The methods that the short way skips. Code that replaces one of them, as test cases do to forbid
+# connections, wants to see statements.
 _OF_WRAPPER = (
     "cursor",
     "_cursor",
@@ -42,14 +43,14 @@ _backend: type | None = None
 
 
 def backend(cls: T) -> T:
-    """Take *cls* for the backend's own class of wrappers, by which it is seen what was replaced."""
+    """Register *cls* as the backend's own wrapper class, to compare others with."""
     global _backend
     _backend = cls
     return cls
 
 
 def may_be_short(wrapper: Any) -> bool:
-    """Return whether the way to the server may be shorter than Django's: nobody has replaced it."""
+    """Return whether statements may skip Django's cursors: none of their methods was replaced."""
     if wrapper.configures_pool or not apps.ready:
         return False
     of_wrapper, of_psycopgs, looks, held, of_classes, size = _originals()
@@ -57,7 +58,8 @@ def may_be_short(wrapper: Any) -> bool:
         _of_wrapper(type(wrapper)) != of_wrapper
         or _of_psycopgs(Cursor) != of_psycopgs
         or list(map(call, looks, held)) != of_classes
-        # Django's class has none of ``fetchone()`` and its like: they may be added.
+        # Django's class does not define ``fetchone()`` and similar methods: they may have been
+        # added.
         or len(utils.CursorWrapper.__dict__) != size
         or not wrapper.__dict__.keys().isdisjoint(_OF_WRAPPER)
     )
@@ -66,10 +68,11 @@ def may_be_short(wrapper: Any) -> bool:
 
 @functools.cache
 def _originals() -> tuple[Any, ...]:
-    """Return what is there when the first statement is made, if it is Django's, psycopg's or ours.
+    """Return the original methods when the first statement is made: Django's, psycopg's or ours.
 
-    What was replaced before that is none's, and `may_be_short` never holds. What the backend's own
-    methods call by ``super()`` is looked at in the classes that have it.
+    A method that was already replaced by then counts as None here, so `may_be_short()` is always
+    False. Methods that the backend's own methods call by ``super()`` are compared in the classes
+    that define them.
     """
     assert _backend is not None
     places: list[tuple[type, list[str]]] = [

@@ -1,10 +1,10 @@
-"""Whether statements are compiled by Django's own code, and by nobody else's.
+"""Whether only Django's own code compiles a statement.
 
-What is compiled once is right for as long as it would be compiled the same again, and that does
-not depend on the query alone: operations may quote names by a context variable, an
-``as_postgresql`` may be added to a lookup, a method of the compiler be replaced. Nothing of that
-can be known from outside. So what was kept is used only where all that has a hand in it is as
-Django made it, and that is looked at each time: few names, since each costs a look in memory.
+A kept statement is right as long as compiling it again would give the same result. That depends on
+more than the query: operations may quote names by a context variable, an ``as_postgresql`` may be
+added to a lookup, a method of the compiler may be replaced. Such code cannot be inspected. So a
+kept statement is used only where all that takes part in compiling is as Django made it. This is
+checked each time, by few names, since each one costs a look-up.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from django.db.models.sql.compiler import SQLCompiler, SQLUpdateCompiler
 from django.db.models.sql.datastructures import BaseTable
 from django.db.models.sql.where import WhereNode
 
-# Django compiles each node that has it by this method.
+# Django compiles each node that has this method by it.
 AS_VENDOR = "as_postgresql"
 
 
 def is_djangos(value: Any) -> bool:
-    """Return whether *value*, if it is a function in whatever wrapping, is Django's or ours."""
+    """Return whether *value*, if it is a function however wrapped, is Django's or ours."""
     for name in ("__func__", "fget", "func", "__wrapped__"):
         value = getattr(value, name, value)
     if not isinstance(value, FunctionType):
@@ -36,17 +36,17 @@ def is_djangos(value: Any) -> bool:
 
 
 def _made_by_django(values: Any) -> Any:
-    """Return *values*, one or a tuple, if all are Django's or ours; else what equals none."""
+    """Return *values*, one or a tuple, if all are Django's or ours; else a value equal to none."""
     return values if all(map(is_djangos, values if type(values) is tuple else (values,))) else ()
 
 
 def _present(cls: type, *names: str) -> list[str]:
-    """Return those of *names* that this Django's *cls* has."""
+    """Return which of *names* the class *cls* has in this version of Django."""
     return [name for name in names if hasattr(cls, name)]
 
 
-# What the classes themselves hold: looked up there it costs half of an attribute. These are the
-# methods that make SQL of what is kept; not what they call among themselves.
+# The dictionaries of the classes: looking a method up there costs half of an attribute access. Only
+# the methods that make SQL of kept parts are compared, not those that they call among themselves.
 _base_expression = vars(BaseExpression)
 _built_in = vars(lookups.BuiltinLookup)
 _column = vars(Col)
@@ -72,7 +72,7 @@ _of_compiler = itemgetter(
         "quote_name_unless_alias",
     )
 )
-# Before 6.1.
+# Django before 6.1 has this method in the PostgreSQL compiler, too.
 _QUOTE = "quote_name_unless_alias"
 
 _COMPILER = _made_by_django(_of_compiler(_compiler))
@@ -92,7 +92,8 @@ _ORDER = _made_by_django(_order["as_sql"])
 _ORDER_BY = _made_by_django(_compiler["get_order_by"])
 _ORDER_NAME = _made_by_django(_compiler["find_ordering_name"])
 
-# What operations say: of all statements, of those with limits, and of those that lock rows.
+# Methods of operations used for all statements, for those with limits, and for those that lock
+# rows.
 _of_operations = attrgetter(
     *_present(DatabaseOperations, "field_cast_sql", "get_db_converters", "lookup_cast")
 )
@@ -112,7 +113,7 @@ _LIMITS = _made_by_django(_of_limits(DatabaseOperations))
 _LOCKS = _made_by_django(_of_locks(DatabaseOperations))
 _FEATURES = _of_features(DatabaseFeatures)
 
-# An instance of operations has none of these of its own.
+# Names that an instance of operations must not have among its own attributes.
 _NAMES = frozenset(
     {
         *("_get_limit_offset_params", "check_expression_support", "field_cast_sql"),
@@ -126,9 +127,9 @@ compilers: set[type] = set()
 
 
 def compiles_alone(compiler: Any) -> bool:
-    """Return whether nobody but Django has a hand in what *compiler* makes of plain columns.
+    """Return whether only Django's code takes part when *compiler* compiles plain columns.
 
-    The fields and the query's own conditions are not asked here.
+    The fields and the query's own conditions are checked elsewhere.
     """
     connection, query = compiler.connection, compiler.query
     operations = connection.ops
@@ -160,12 +161,12 @@ def compiles_alone(compiler: Any) -> bool:
 
 
 def updates_alone() -> bool:
-    """Return whether nobody but Django has a hand in UPDATE beside that."""
+    """Return whether only Django's code takes part in UPDATE, in addition to `compiles_alone`."""
     return _update["as_sql"] is _UPDATE and _update["pre_sql_setup"] is _UPDATE_SETUP
 
 
 def orders_alone() -> bool:
-    """Return whether nobody but Django has a hand in ORDER BY; what it inherits, columns do."""
+    """Return whether only Django's code takes part in ORDER BY beside `compiles_alone`."""
     return (
         _order["as_sql"] is _ORDER
         and AS_VENDOR not in _order

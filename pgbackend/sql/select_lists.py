@@ -1,11 +1,12 @@
 """The select list of a model's own columns, compiled once.
 
-Django compiles it anew for each query, column by column: with many fields that is most of what a
-query costs. It depends on the model alone where a query selects all of its columns, and nothing
-else, from its own table, and where nobody else has a hand in it: see `originals`, for fields here.
+Django compiles the select list anew for each query, column by column: with many fields that is most
+of the cost of a query. The list depends on the model alone if a query selects exactly the model's
+columns from its own table, and if only Django's code takes part: see `originals`; this module
+checks the fields.
 
-It stands on the model's own ``_meta``, with what else was compiled for the model, so that nothing
-keeps a model alive.
+The list is kept in the model's own ``_meta``, with the statements compiled for the model, so that
+no reference from elsewhere keeps a model alive.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ from .originals import AS_VENDOR, is_djangos
 # The attribute of a model's ``_meta`` that holds its `Select`.
 _PLACE = "_pgbackend_select"
 
-# These depend on the field alone; others' may be bound to the connection that asks first.
+# These methods depend on the field alone; others may return converters bound to the connection that
+# asks first.
 _CONVERTERS = (Field.get_db_converters, ForeignKey.get_db_converters)
 
-# What a field says about its column and the values in it, by its class or of its own.
+# The methods by which a field, or its class, affects its column and the values in it.
 _NAMES = frozenset({"from_db_value", "get_col", "get_db_converters", "select_format"})
 _FROM_DB_VALUE = frozenset({"from_db_value"})
 
@@ -56,14 +58,14 @@ class Select:
 
     def __init__(self, opts: Any, select: list[Any]) -> None:
         self.table = opts.db_table
-        # Made anew when a field is added.
+        # Django makes this list anew when a field is added.
         self._fields = fields = opts.concrete_fields
         self._names = list(map(_column, fields))
         self._select = select
         self._range = list(range(len(select)))
         self._columns = [column for column, _, _ in select]
         self._converters: dict[Any, Any] | None = None
-        # The fields that are asked: for a foreign key's value also the key that it refers to.
+        # The fields to watch: the value of a foreign key also depends on the key that it refers to.
         asked = {id(each): each for each in fields}
         asked |= {
             id(column.output_field): column.output_field
@@ -71,13 +73,13 @@ class Select:
             if type(column) is Col
         }
         self._watch(list(asked.values()))
-        # Whether it can be used: if not, this object says so for as long as it `holds`.
+        # Whether the list can be used. If not, this object records that for as long as it `holds`.
         self.is_plain = not opts.parents and all(map(_is_plain, select, fields))
-        # By the id of a field, its number and the field of its values;
-        # what may be ordered by.
+        # `numbers`: by the id of a field, its position and the field of its values. `orders`: the
+        # names that a kept statement may order by.
         self.numbers: dict[int, tuple[int, Any]] = {}
         self.orders: set[str] = set()
-        # Statements by their structure; see `statement_cache`.
+        # The kept statements by their structure; see `statement_cache`.
         self.statements: dict[Any, tuple[str, type, bool]] = {}
         if self.is_plain:
             self._index(opts)
@@ -87,12 +89,13 @@ class Select:
             self.numbers[id(field)] = (number, column.output_field)
             names = [field.attname]
             if not field.is_relation:
-                # To order by a relation's name is to order as its model does now.
+                # Leave out a relation's name: ordering by it means the other model's current
+                # ordering.
                 names += [field.name, "pk"] if field is opts.pk else [field.name]
             self.orders.update(name for each in names for name in (each, f"-{each}"))
 
     def holds(self, opts: Any) -> bool:
-        """Return whether neither the model nor what its fields say has changed since."""
+        """Return whether the model and the relevant methods of its fields are unchanged."""
         return (
             self._fields is opts.concrete_fields
             and self.table == opts.db_table
@@ -103,7 +106,8 @@ class Select:
         )
 
     def _watch(self, fields: list[Any]) -> None:
-        """Remember what *fields* and their classes say, and how much they hold beside it."""
+        """Remember the methods of *fields* and classes that matter, and their number of attributes.
+        """
         classes = dict.fromkeys(cls for each in fields for cls in type(each).__mro__[:-1])
         self._held = [*map(vars, fields), *map(vars, classes)]
         self._sizes = list(map(len, self._held))
@@ -116,19 +120,19 @@ class Select:
         return [(held, name) for held in self._held for name in sorted(_NAMES & held.keys())]
 
     def _has_grown(self) -> bool:
-        """Return whether fields or classes hold other things now, as caches, but say no more."""
+        """Return whether fields or classes only gained attributes that do not matter, as caches."""
         if not self.is_plain or [name for _, name in self._places()] != self._names_said:
             return False
         self._sizes = list(map(len, self._held))
         return True
 
     def as_of_compiler(self, model: Any) -> tuple[list[Any], dict[str, Any], dict[str, int]]:
-        """Return what the compiler's ``get_select()`` does."""
+        """Return what the compiler's ``get_select()`` returns."""
         select = self._select.copy()
         return select, {"model": model, "select_fields": self._range.copy()}, {}
 
     def converters(self, compiler: Any, expressions: list[Any]) -> dict[Any, Any] | None:
-        """Return the converters of these *expressions*; None if they are not these columns."""
+        """Return the converters of *expressions*, or None if they are not this list's columns."""
         columns = self._columns
         if len(expressions) != len(columns) or not all(map(is_, expressions, columns)):
             return None
@@ -138,7 +142,7 @@ class Select:
 
 
 def selects_all(query: Any) -> bool:
-    """Return whether *query* selects its model's columns and nothing else, from one table."""
+    """Return whether *query* selects exactly its model's columns, from one table."""
     return (
         query.default_cols
         and query.selected is None
@@ -152,14 +156,14 @@ def selects_all(query: Any) -> bool:
 
 
 def known(model: Any) -> Select | None:
-    """Return the select list of *model*, if it was kept and may be used."""
+    """Return the kept select list of *model* if it may be used, or None."""
     opts = model._meta
     select: Select | None = opts.__dict__.get(_PLACE)
     return select if select is not None and select.is_plain and select.holds(opts) else None
 
 
 def keep(model: Any, select: list[Any]) -> Select | None:
-    """Keep a select list if no field has a hand in it; return None if one has."""
+    """Keep a select list; return None if one of the fields has SQL of its own."""
     opts = model._meta
     kept: Select | None = opts.__dict__.get(_PLACE)
     if kept is None or not kept.holds(opts):
@@ -180,7 +184,7 @@ def _is_plain(selected: Any, field: Any) -> bool:
 
 
 def _says_nothing(field: Any) -> bool:
-    """Return whether what *field* says about its column is Django's; `from_db_value` aside."""
+    """Return whether *field* uses Django's own methods for its column, `from_db_value` aside."""
     cls = type(field)
     return (
         clean.is_clean_field(field)

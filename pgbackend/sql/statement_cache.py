@@ -1,8 +1,9 @@
 """Simple statements, compiled once.
 
-Where a query selects its model's columns, from its own table, filtered by nothing but the columns'
-values, the statement depends on the query's structure alone; the values are its parameters. The
-same holds where it sets columns of its table to values. It is kept with the model's select list.
+If a query selects its model's columns from its own table, and filters by nothing but the values of
+columns, the statement depends on the query's structure alone; the values are its parameters. The
+same holds for an UPDATE that sets columns of its table to values. The statement is kept with the
+model's select list.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from ..session import clean
 from .originals import AS_VENDOR, compiles_alone, is_djangos, orders_alone, updates_alone
 from .select_lists import Select, known, selects_all
 
-# All that a Query of the supported versions has: `place` looks at what may be in a statement.
+# All attributes of a Query in the supported versions: `place` checks those that may affect a
+# statement.
 _ATTRIBUTES = frozenset(
     {
         "_annotation_select_cache",
@@ -81,7 +83,7 @@ _ATTRIBUTES = frozenset(
 
 
 def unknown_attributes(cls: type) -> set[str]:
-    """Return what a query of this class has beside what is known."""
+    """Return the attributes of a query of this class that `_ATTRIBUTES` does not have."""
     of_class = {
         name
         for name, value in vars(cls).items()
@@ -90,7 +92,7 @@ def unknown_attributes(cls: type) -> set[str]:
     return (of_class | set(vars(cls(None)))) - _ATTRIBUTES
 
 
-# What an UpdateQuery has beside them.
+# The additional attributes of an UpdateQuery.
 _OF_UPDATES = frozenset({"related_ids", "related_updates", "values"})
 
 _UNKNOWN = unknown_attributes(Query) | (unknown_attributes(UpdateQuery) - _OF_UPDATES)
@@ -102,10 +104,10 @@ if _UNKNOWN:
         )
     )
 
-# How many statements of a model are kept: an offset, for one, is part of a statement.
+# How many statements of a model are kept. An offset, for example, is part of a statement.
 _KEPT = 500
 
-# Those with more lookups are not: where a loop makes them, each has a structure of its own.
+# Do not cache wider filters: code that builds them in a loop makes a new structure each time.
 _WIDEST = 20
 
 # Lookups of one parameter whose SQL does not depend on its value.
@@ -136,10 +138,11 @@ _OF_TEXTS = frozenset(
     {lookups.IExact, *(cls for cls in _LOOKUPS if issubclass(cls, lookups.PatternLookup))}
 )
 
-# The value of these is in the SQL.
+# Lookups whose SQL depends on their value.
 _NULL_LOOKUPS = frozenset({lookups.IsNull, related_lookups.RelatedIsNull})
 
-# What lookups say of their own, and as Django made them; for what they inherit see `originals`.
+# The attributes of lookups that affect SQL, as Django made them; for the inherited ones see
+# `originals`.
 _of_lookups = attrgetter("as_sql", "get_rhs_op", "process_lhs", "lookup_name")
 _AS_MADE = {
     cls: made for cls in _LOOKUPS | _NULL_LOOKUPS if all(map(is_djangos, made := _of_lookups(cls)))
@@ -151,22 +154,22 @@ _NO_COLUMN = (None, None)
 
 
 class Place(NamedTuple):
-    """Where a statement is kept: its select list's statements, by its structure."""
+    """Where a statement is kept: in its select list, by its structure."""
 
     select: Select
     structure: tuple[Any, ...]
-    # What columns are set to, as in `UpdateQuery.values`. Their parameters come first.
+    # The new values of columns, as in `UpdateQuery.values`. Their parameters come first.
     values: list[Any]
-    # Those with a parameter, in the order of the parameters.
+    # The lookups with a parameter, in the order of the parameters.
     lookups: list[Any]
 
     def find(self, compiler: Any) -> tuple[str, Any] | None:
-        """Return the statement and its parameters, if it is kept and *compiler* may use it."""
+        """Return the statement and its parameters if it is kept and *compiler* may use it."""
         kept = self.select.statements.get(self.structure)
         if kept is None:
             return None
         if compiler.query.select_for_update and compiler.connection.get_autocommit():
-            # Django refuses that.
+            # Django refuses select_for_update() in autocommit mode, so leave the error to it.
             return None
         sql, kind, nulls = kept
         parameters = self._parameters(compiler, nulls)
@@ -174,15 +177,15 @@ class Place(NamedTuple):
             return None
         query = compiler.query
         if not query.alias_map:
-            # As compiling leaves it: the table is known, and nobody refers to it.
+            # Leave the query as compiling would: the table's alias exists, with no references.
             query.alias_refcount[query.get_initial_alias()] = 0
         return sql, kind(parameters)
 
     def keep(self, compiler: Any, sql: str, params: Any) -> None:
-        """Keep a statement that *compiler* has made, if it is what `find` can make again."""
+        """Keep a statement that *compiler* made if `find` can reproduce its parameters."""
         if type(sql) is not clean.CleanSQL or len(compiler.query.alias_map) != 1:
             return
-        # Django before 6.1 sets a column to NULL without a parameter.
+        # Django before 6.1 sets a column to NULL without a parameter; try both ways.
         for nulls in (True, False):
             parameters = self._parameters(compiler, nulls)
             if parameters is None:
@@ -195,12 +198,12 @@ class Place(NamedTuple):
                 return
 
     def _parameters(self, compiler: Any, nulls: bool) -> list[Any] | None:
-        """Return the parameters, those of *values* that are NULL if *nulls* says so."""
+        """Return the parameters; include those of *values* that are NULL if *nulls*."""
         connection = compiler.connection
         parameters: list[Any] = []
         for field, _, value in self.values:
             parameter = field.get_db_prep_save(value, connection=connection)
-            # Others may be in the statement.
+            # Such a value is compiled into the statement itself.
             if hasattr(parameter, "as_sql") or (parameter is None) != (value is None):
                 return None
             if nulls or parameter is not None:
@@ -212,13 +215,14 @@ class Place(NamedTuple):
                     return None
                 parameters += params
         except (EmptyResultSet, FullResultSet):
-            # A number that no column of its type can hold: another statement, or none.
+            # The type of the column cannot hold the number: Django makes another statement, or
+            # none.
             return None
         return parameters
 
 
 def place(compiler: Any) -> Place | None:
-    """Return where the statement of *compiler* is kept; None if it is none that can be."""
+    """Return where the statement of *compiler* is kept, or None if it cannot be."""
     query = compiler.query
     if (
         _UNKNOWN
@@ -267,14 +271,14 @@ def place(compiler: Any) -> Place | None:
 
 
 def place_of_update(compiler: Any) -> Place | None:
-    """Return where the UPDATE of *compiler* is kept; None if it is none that can be."""
+    """Return where the UPDATE of *compiler* is kept, or None if it cannot be."""
     query = compiler.query
     if (
         _UNKNOWN
         or type(query) is not UpdateQuery
         or not query.values
         or query.related_updates
-        # Django 6.1.
+        # Django 6.1 can return fields from an UPDATE.
         or getattr(compiler, "returning_fields", None)
         or not compiles_alone(compiler)
         or not updates_alone()
@@ -304,9 +308,9 @@ def place_of_update(compiler: Any) -> Place | None:
 def _structure(
     where: Any, select: Select, operators: dict[str, str], found: list[Any]
 ) -> tuple[Any, ...] | None:
-    """Return all of *where* but its parameters; the lookups that have them are added to *found*.
+    """Return the structure of *where*; add the lookups that have parameters to *found*.
 
-    None if there is anything but lookups of the table's own columns.
+    Return None if *where* has anything but lookups of the table's own columns.
     """
     if (
         len(where.children) + len(found) > _WIDEST
@@ -345,6 +349,6 @@ def _structure(
             return None
         parts += (cls, number)
         if cls in _OF_TEXTS:
-            # Their column is cast, by what its field says that it is.
+            # Django casts the column of these lookups, according to the field's internal type.
             parts.append(output_field.get_internal_type())
     return tuple(parts)
