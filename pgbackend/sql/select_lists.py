@@ -106,8 +106,7 @@ class Select:
         )
 
     def _watch(self, fields: list[Any]) -> None:
-        """Remember the methods of *fields* and classes that matter, and their number of attributes.
-        """
+        """Remember the methods of *fields* and classes that matter, and how much both hold."""
         classes = dict.fromkeys(cls for each in fields for cls in type(each).__mro__[:-1])
         self._held = [*map(vars, fields), *map(vars, classes)]
         self._sizes = list(map(len, self._held))
