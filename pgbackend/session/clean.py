@@ -1,8 +1,8 @@
 """Which statements leave their session as it was.
 
-A pooled connection carries nothing from one borrower to the next. A statement compiled from
-Django's own expressions, fields and lookups is *clean*: it is marked as `CleanSQL`. After any other
-the session is reset before the next borrower uses it; see `snapshot`.
+A pooled connection carries no state from one borrower to the next. A statement compiled from
+Django's own expressions, fields and lookups is *clean*, and marked as `CleanSQL`. After any other
+statement, the session is reset before the next borrower uses it; see `snapshot`.
 """
 
 from __future__ import annotations
@@ -17,31 +17,32 @@ from django.db.models.sql.where import ExtraWhere
 
 from .text import look_at
 
-# Django's expressions that take SQL of the application's.
+# Django's expressions that take SQL from the application.
 _OPEN = frozenset({Func, Aggregate, RawSQL, ExtraWhere})
 _TEMPLATE = frozenset({"function", "template", "arg_joiner"})
 
-# What makes an instance of a clean class say something else.
+# Attributes that change the SQL of an instance of a clean class.
 _OF_INSTANCES = _TEMPLATE | {"as_sql", "as_postgresql"}
 
-# What Django puts between two operands; anything else is SQL of the application's.
+# The operators that Django puts between two operands; any other is SQL of the application.
 _CONNECTORS = frozenset(
     value for name, value in vars(Combinable).items() if name.isupper() and isinstance(value, str)
 )
 
-# What a field's class says about the type of its column, and the numbers that go into that.
+# The methods of a field's class that decide its column's type, and the numbers in that type.
 _OF_TYPES = ("cast_db_type", "db_parameters", "db_type", "db_type_suffix", "rel_db_type")
 _NUMBERS = ("decimal_places", "max_digits", "max_length", "size")
 
-# What a field may put into statements of its own beside ``select_format``. (The last: 6.1.)
+# Methods, in addition to ``select_format``, by which a field puts SQL into statements; the last one
+# from Django 6.1 on.
 _PLACEHOLDERS = ("get_placeholder", "get_placeholder_sql")
 _SELECT_FORMAT = Field.select_format
 
-# How many nodes were compiled that may do anything. It only tells whether there was one
-# meanwhile: those of other threads make a clean statement count as dirty at worst.
+# How many nodes that may do anything were compiled. A change of the number tells that there was
+# such a node meanwhile; a node of another thread at worst makes a clean statement count as dirty.
 open_nodes = 0
 
-# Classes of Django's; to remember others would keep them alive.
+# Classes of Django only: remembering others would keep them alive.
 _clean_types: set[type] = set()
 
 
@@ -63,7 +64,7 @@ def note(node: Any) -> None:
 
 
 def has_sql_of_its_own(node: Any) -> bool:
-    """Return whether *node*, of a class of Django's, was given SQL: a template, a type, ..."""
+    """Return whether *node*, of a class of Django, was given SQL: a template, a type, ..."""
     own = getattr(node, "__dict__", None)
     if own is None:
         return False
@@ -76,7 +77,7 @@ def has_sql_of_its_own(node: Any) -> bool:
 
 
 def _differs(node: Any, own: dict[str, Any]) -> bool:
-    """Return whether attributes of *node* itself differ from its class's: Django copies some."""
+    """Return whether *node* has attributes that differ from its class's: Django copies some."""
     cls = type(node)
     return any(own[name] != getattr(cls, name, None) for name in _OF_INSTANCES & own.keys())
 
@@ -93,20 +94,20 @@ def is_clean_type(field: Any) -> bool:
             value is None or type(value) is int for value in map(own.get, _NUMBERS)
         ):
             return False
-        # Of an array.
+        # The base field of an array counts, too.
         field = own.get("base_field")
     return True
 
 
 def is_clean_column(column: Col) -> bool:
-    """Return whether neither the field of *column* nor that of its values has SQL of its own."""
+    """Return whether neither the field of *column* nor that of its values adds SQL."""
     field, output_field = column.target, column.output_field
     return is_clean_field(field) and (output_field is field or is_clean_field(output_field))
 
 
 def is_clean_field(field: Any) -> bool:
-    """Return whether a field puts no SQL of the application's into statements."""
-    # The far end of a relation, which a comparison may have in a field's place, has none.
+    """Return whether a field puts no SQL of the application into statements."""
+    # A comparison may have a relation's far end in place of a field; it has no ``select_format``.
     select_format = getattr(field, "select_format", None)
     if (
         select_format is not None
@@ -117,13 +118,14 @@ def is_clean_field(field: Any) -> bool:
     for name in _PLACEHOLDERS:
         if hasattr(field, name) and not _is_djangos(getattr(field, name)):
             return False
-    # Comparisons cast to the type of an array; a quoted name is taken as it is.
+    # Comparisons cast to the type of an array. Django does not quote a column name that has quotes
+    # already.
     base, column = getattr(field, "base_field", None), getattr(field, "column", None)
     return (base is None or is_clean_type(base)) and not (column and '"' in column)
 
 
 def is_clean_query(query: Any) -> bool:
-    """Return whether a query's class is Django's, which compiles nothing but its nodes."""
+    """Return whether the query's class is Django's, which compiles nothing but its nodes."""
     return _is_clean_type(type(query))
 
 
@@ -143,7 +145,7 @@ def _is_djangos(thing: Any) -> bool:
 def changes_session(sql: str) -> bool:
     """Return whether *sql* makes something that lives in the session: a setting, a lock, ...
 
-    Where that depends on parameters, it does.
+    Return True if that depends on parameters.
     """
     effect = look_at(sql)
     return effect.lasts or effect.depends

@@ -1,8 +1,9 @@
-"""Statements of psycopg's cursors, looked at before they are sent, and their answers after that.
+"""Inspect statements of psycopg's cursors before they are sent, and their answers afterwards.
 
-What makes something in a session needs whoever keeps the session: `pinned()`, a request, or
-another call that lasts. Where nobody does, it is refused. Every cursor of a pooled connection is
-guarded: those in Django's wrappers, and those that somebody asks psycopg's connection for.
+A statement that makes something in a session needs an owner that keeps the session: `pinned()`, a
+request, or another lasting call. Without one, the statement is refused. Every cursor of a pooled
+connection is guarded: those in Django's wrappers, and those made from psycopg's connection
+directly.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from .text import Effect, local_settings, look_at
 if TYPE_CHECKING:
     from psycopg.abc import PQGen
 
-# The server's answers to statements whose effect lives in the session, and to SET LOCAL.
+# The server's command tags of statements whose effect lives in the session, and of SET LOCAL.
 _SILENT_TAGS = frozenset({b"SET", b"LISTEN"})
 _TAGS = _SILENT_TAGS | {b"RESET", b"PREPARE", b"LOAD", b"DISCARD ALL"}
 
@@ -38,15 +39,16 @@ _LISTEN = re.compile(r'\s*listen\s+(?:"[^"]*"|\w+)\s*;?\s*', re.IGNORECASE)
 
 _NOTHING = Effect()
 
-# The task whose statements make what is for one use only; see `for_one_use`.
+# The task whose changes to a session are for one use only; see `for_one_use`.
 _maker: ContextVar[asyncio.Task[Any] | None] = ContextVar("pgbackend_maker", default=None)
 
 
 @contextmanager
 def for_one_use() -> Iterator[None]:
-    """Let what the running task makes in a session, in the block, be neither kept nor refused.
+    """Neither keep nor refuse what the running task makes in a session in the block.
 
-    It is made anew each time: django-tenants sets the search path for each cursor that it makes.
+    Such a change is made anew each time: django-tenants sets the search path for each cursor that
+    it makes.
     """
     token = _maker.set(asyncio.current_task())
     try:
@@ -56,11 +58,11 @@ def for_one_use() -> Iterator[None]:
 
 
 class Guarded:
-    """What is put before psycopg's class of a cursor; see `guard`."""
+    """A class put in front of psycopg's cursor class; see `guard`."""
 
     __slots__ = ()
 
-    # Whether it is in a wrapper of Django's.
+    # Whether the cursor is in one of Django's wrappers.
     wrapped = False
 
     _conn: BridgedConnection
@@ -72,7 +74,7 @@ class Guarded:
     def execute(self, query: Any, params: Any = None, **kwargs: Any) -> Any:
         """Execute a statement, as psycopg's ``Cursor.execute``."""
         if kwargs.get("prepare"):
-            # It would find the statement prepared, whoever comes next.
+            # Mark the session for a reset: the next borrower would find the statement prepared.
             self._conn.unseen = True
         execute = super().execute  # type: ignore[misc]  # psycopg's
         return _execute(self, query, lambda: [params], execute, query, params, **kwargs)
@@ -101,7 +103,7 @@ class Guarded:
         if not face.reset_due:
             yield from super()._maybe_prepare_gen(pgq, **kwargs)  # type: ignore[misc]  # psycopg's
             return
-        # psycopg's own steps for a text, around those of the reset.
+        # psycopg's own steps for a statement sent as text, with the reset in the same message.
         self._query = pgq
         results = yield from reset_and_execute(face, pgq.query)
         self._check_results(results)
@@ -114,18 +116,18 @@ class _Wrapped(Guarded):
     wrapped = True
 
 
-# Psycopg's classes, and those of `cursor_factory`, with what is put before them.
+# The guarded classes, by the class put in front and psycopg's class or that of `cursor_factory`.
 _classes: dict[tuple[type, type], type] = {}
 
 
 def guard(cursor: Any, *, wrapped: bool = False) -> Any:
-    """Have the statements of a psycopg cursor looked at; return it.
+    """Have the statements of a psycopg cursor inspected; return the cursor.
 
-    *wrapped* if it is for one of Django's wrappers.
+    *wrapped* says that the cursor is for one of Django's wrappers.
     """
     cls = type(cursor)
     if issubclass(cls, Guarded):
-        # Django has asked the connection for it.
+        # The cursor is guarded already, since Django got it from the connection.
         cls = cls.__mro__[cls.__mro__.index(Guarded) + 1]
     key = (_Wrapped if wrapped else Guarded, cls)
     guarded = _classes.get(key)
@@ -139,12 +141,12 @@ def guard(cursor: Any, *, wrapped: bool = False) -> Any:
 def _execute(
     cursor: Any, query: Any, parameters: Any, execute: Callable[..., Any], *args: Any, **kwargs: Any
 ) -> Any:
-    """Call ``execute(...)`` for a statement that is looked at, and look at the answers to it."""
+    """Inspect a statement, call ``execute(...)``, and inspect the server's answers."""
     face: BridgedConnection = cursor._conn
     if face.made is not None:
         made = _effect(face, query, parameters)
         result = execute(*args, **kwargs)
-        # Not what has failed: it would again.
+        # Do not record a statement that failed: it would fail again.
         face.made.append(made)
         return result
     clean = type(query) is CleanSQL
@@ -176,9 +178,9 @@ def _note(cursor: Any, query: Any, params: Any) -> None:
 
 
 def _look(cursor: Any, query: Any, parameters: Any) -> Effect:
-    """Have the session reset after this borrower; keep it for what lives in it, or refuse that.
+    """Note the session's reset; keep the session for lasting effects, or refuse them.
 
-    Raise psycopg.ProgrammingError where nobody keeps the session; nothing is sent then.
+    Raise psycopg.ProgrammingError if nothing keeps the session; nothing is sent then.
     """
     face: BridgedConnection = cursor._conn
     text, effect = _effect(face, query, parameters)
@@ -188,7 +190,8 @@ def _look(cursor: Any, query: Any, parameters: Any) -> Effect:
     if lease is not None and not effect.plain:
         lease.suspect = True
         lease.dirty = lease.dirty or effect.lasts
-        # Whoever listens by psycopg's own connection hears it there, as long as it is on loan.
+        # Code that listens on psycopg's own connection is notified as long as the connection is on
+        # loan.
         if effect.lasts and (
             cursor.wrapped or lease.state.transaction is not None or not _LISTEN.fullmatch(text)
         ):
@@ -197,7 +200,7 @@ def _look(cursor: Any, query: Any, parameters: Any) -> Effect:
 
 
 def _effect(face: BridgedConnection, query: Any, parameters: Any) -> tuple[str, Effect]:
-    """Return a statement's text and what it does to the session, with its parameters if need be."""
+    """Return a statement's text and its effect on the session, with parameters if they matter."""
     backslashes = face.pgconn.parameter_status(b"standard_conforming_strings") == b"off"
     text = _text(face, query)
     unmerged = Effect(silent=True) if text is None else look_at(text, backslashes=backslashes)
@@ -208,7 +211,7 @@ def _effect(face: BridgedConnection, query: Any, parameters: Any) -> tuple[str, 
         try:
             merged = psycopg.ClientCursor(face).mogrify(query, params)
         except (psycopg.Error, TypeError, ValueError):
-            # They do not fit, or fit only where the server merges them.
+            # The parameters do not fit, or fit only where the server merges them.
             effects.append(unmerged)
         else:
             texts.append(merged)
@@ -222,7 +225,7 @@ def _effect(face: BridgedConnection, query: Any, parameters: Any) -> tuple[str, 
 
 
 def _text(face: BridgedConnection, query: Any) -> str | None:
-    """Return the text of a query; None if only psycopg can tell, with the parameters."""
+    """Return the text of a query, or None if only psycopg knows it, with the parameters."""
     if isinstance(query, str):
         return query
     if isinstance(query, bytes):
@@ -233,7 +236,7 @@ def _text(face: BridgedConnection, query: Any) -> str | None:
 
 
 def _look_at_answers(face: BridgedConnection, query: Any, cursor: Any) -> None:
-    """Keep the session, or raise, if the server says that something was made in it after all."""
+    """Keep the session, or raise, if the server's answers show a lasting effect after all."""
     tags = [result.command_status for result in cursor._results]
     if _TAGS.isdisjoint(tags):
         return
@@ -246,9 +249,10 @@ def _look_at_answers(face: BridgedConnection, query: Any, cursor: Any) -> None:
 
 
 def _keep(lease: Lease, *, silent: bool, late: bool = False) -> None:
-    """Keep the connection for its session as long as Django would; raise where that is not known.
+    """Keep the connection for its session as long as Django would; raise if that is unknown.
 
-    *silent* if what was made is missed without an error. What is not may end with a transaction.
+    *silent* says that losing the effect would cause no error. An effect that is not silent may end
+    with a transaction.
     """
     if lease.keepers or ((maker := _maker.get()) is not None and maker is asyncio.current_task()):
         return

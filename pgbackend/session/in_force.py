@@ -1,12 +1,13 @@
-"""Settings that decide which rows are seen, where a request has several connections.
+"""Settings that decide which rows are visible, where a request has several connections.
 
 The synchronous parts of a request may run in a thread, on a connection of Django's own, and the
-asynchronous ones on one of the loop's. A role, a search path or a setting of the application's own
-(``app.tenant``), as row-level security hangs on, is in force on the connection that it was made on.
-What the request would execute on the other one without it is refused. So is what a task would that
-the request had started before: it has a connection of its own.
+asynchronous parts on a connection of the event loop. A role, a search path or an application's own
+setting (``app.tenant``), which row-level security depends on, is in force only on the connection
+that it was set on. If the request would execute a statement on the other connection without the
+setting, the statement is refused. The same applies to a task that the request started before: the
+task has a connection of its own.
 
-https://www.postgresql.org/docs/current/ddl-rowsecurity.html
+Source: https://www.postgresql.org/docs/current/ddl-rowsecurity.html
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from .text import look_at, masked
 _OWN = r"[a-z_]\w*(?:\.\w+)+"
 _NAMES = rf"role|session[\s']+authorization|search_path|row_security|schema|{_OWN}"
 
-# No text without one of these words can do it, nor one that sets nothing with a dot in its name.
+# A text can only change such a setting if it has one of these words, or sets a name with a dot.
 _WORDS = re.compile(
     r"\b(?:role|authorization|search_path|row_security|schema|set_config|pg_settings)\b"
     r"|\b(?:reset|discard)\b|^\s*do\b",
@@ -38,7 +39,7 @@ _SET_WORD = re.compile(r"\bset\b", re.IGNORECASE)
 
 _QUOTED = re.compile(r'"([a-z_]\w*)"', re.IGNORECASE)
 
-# In texts with a quote for each literal and comment.
+# Patterns for texts in which a quote stands for each literal and comment.
 _SETTING = rf"""(?P<reset>re)?set[\s']+
     (?:(?P<local>local)[\s']+|session[\s']+(?!authorization))?
     (?P<name>{_NAMES})\b (?:[\s']*(?:=|\bto\b))?
@@ -54,7 +55,7 @@ _ONLY_SETS = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 
-# In texts as they are: the name, the value, and whether it is for the transaction.
+# Patterns for unmasked texts: the name, the value, and whether it is for the transaction.
 _LITERAL = r"'(?:[^']++|'')*+'"
 _ARGUMENT = rf"(?:{_LITERAL}|[^'(),;]++|\((?:{_LITERAL}|[^'()]++)*+\))*+"
 _SET_CONFIG = re.compile(
@@ -64,35 +65,35 @@ _SET_CONFIG = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 
-# What may set something that is in a literal, or in a table.
+# Statements that may change a setting named in a literal or in a table.
 _HIDES = re.compile(r"[\s';]*do\b|.*\bpg_settings\b", re.IGNORECASE | re.DOTALL)
 
-# No row is read by these.
+# Statements that read no row.
 _OF_SAVEPOINTS = re.compile(r"\s*(?:savepoint|release|rollback)\b[^;]*;?\s*", re.IGNORECASE)
 
-# What a statement has set by a name that it computes.
+# The name for settings whose names a statement computes.
 UNKNOWN = "a setting that is not named in the statement"
 
 
 class Change(NamedTuple):
-    """What a statement does to one of those settings, or to all of the application's own."""
+    """A change of one of those settings, or of all of the application's own."""
 
     name: str
-    # Whether it is another than the session began with.
+    # Whether the value differs from the one that the session began with.
     made: bool
-    # Whether it lasts for the transaction.
+    # Whether the change ends with the transaction.
     local: bool
 
 
 def may_change(query: Any) -> bool:
-    """Return whether *query* may change such a setting, by a first look."""
+    """Return whether *query* may change such a setting; a quick check."""
     if not isinstance(query, str) or _WORDS.search(query):
         return True
     return any("." in part and _SET_WORD.search(part) for part in _STOP.split(query))
 
 
 def changes(sql: str) -> Iterator[Change]:
-    """Yield what the statements of *sql*, with their parameters, do to such settings."""
+    """Yield the changes of such settings by the statements of *sql*, parameters included."""
     if not may_change(sql):
         return
     code = masked(_QUOTED.sub(r"\1", sql))
@@ -118,7 +119,7 @@ def _configured(sql: str) -> Iterator[Change]:
 
 
 def only_sets(sql: str) -> bool:
-    """Return whether *sql* does nothing but make such settings, or savepoints: it reads no row."""
+    """Return whether *sql* only changes such settings, or savepoints, and so reads no row."""
     if _OF_SAVEPOINTS.fullmatch(sql):
         return True
     return any(changes(sql)) and bool(_ONLY_SETS.fullmatch(masked(_QUOTED.sub(r"\1", sql))))
@@ -128,16 +129,16 @@ def _changed(names: frozenset[str], change: Change) -> frozenset[str]:
     if change.name == "discard":
         return frozenset()
     if not change.name:
-        # The role and whose session it is stay.
+        # RESET ALL leaves the role and the session's user as they are.
         return names & {"role", "session_authorization"}
     if change.name == "session_authorization" and not change.made:
-        # It ends the role, too.
+        # RESET SESSION AUTHORIZATION ends the role, too.
         return names - {"role", "session_authorization"}
     return names | {change.name} if change.made else names - {change.name}
 
 
 def note_on_loop(lease: Lease, sql: str) -> None:
-    """Note what *sql*, which was executed on *lease*, has set for its session or transaction."""
+    """Note the settings that *sql* made on *lease*, for its session or transaction."""
     for change in changes(sql):
         transaction = lease.state.transaction
         if not change.local:
@@ -147,7 +148,7 @@ def note_on_loop(lease: Lease, sql: str) -> None:
 
 
 def note_in_thread(wrapper: Any, sql: str) -> None:
-    """Note what *sql*, which a thread of a request has executed, has set on its own connection."""
+    """Note the settings that *sql* made on the connection of a request's thread."""
     of_loop = request_wrapper(wrapper.alias)
     if of_loop is not None and not wrapper.bridged:
         names = _of_thread(of_loop)
@@ -164,13 +165,13 @@ def _of_thread(of_loop: Any) -> frozenset[str]:
 
 
 def noted_of_thread(wrapper: Any) -> frozenset[str]:
-    """Return what the request has set on the connection of the calling thread."""
+    """Return the settings that the request has made on the calling thread's connection."""
     of_loop = request_wrapper(wrapper.alias)
     return frozenset() if of_loop is None else _of_thread(of_loop)
 
 
 def restore_of_thread(wrapper: Any, names: frozenset[str]) -> None:
-    """Note that *names* are what is set on the calling thread's connection now."""
+    """Note that exactly *names* are now set on the calling thread's connection."""
     of_loop = request_wrapper(wrapper.alias)
     if of_loop is not None and names != _of_thread(of_loop):
         of_loop.settings_of_threads[get_ident()] = names
@@ -185,9 +186,10 @@ def note_kept(lease: Lease) -> None:
 
 
 def check_on_loop(wrapper: Any, lease: Lease, sql: str) -> None:
-    """Raise ProgrammingError if *sql* would run without what its request has set elsewhere.
+    """Raise ProgrammingError if *sql* would run without settings that its request made elsewhere.
 
-    In a thread, or on the connection that it keeps: a task that was started before has another one.
+    The settings may be on the connection of a thread, or on the one that the request keeps: a task
+    that was started before uses another connection.
     """
     elsewhere, where = wrapper.set_in_threads, "of a thread; on the event loop"
     kept: Lease | None = wrapper.kept_lease
@@ -209,7 +211,7 @@ def check_on_loop(wrapper: Any, lease: Lease, sql: str) -> None:
 
 
 def check_in_thread(wrapper: Any, sql: str) -> None:
-    """Raise ProgrammingError if *sql* would run without what the request has set on the loop."""
+    """Raise ProgrammingError if *sql* would run without settings made on the loop."""
     of_loop = request_wrapper(wrapper.alias)
     if of_loop is None or wrapper.bridged:
         return

@@ -1,6 +1,6 @@
 """The text of SQL with literals, comments and quoted identifiers masked, as the server reads it.
 
-https://www.postgresql.org/docs/current/sql-syntax-lexical.html
+Source: https://www.postgresql.org/docs/current/sql-syntax-lexical.html
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ import re
 import sys
 from collections.abc import Iterator
 
-# A literal, comment or quoted identifier becomes one quote. A quote then counts as a space, since
-# no literal is between the words that are looked for.
+# A literal, comment or quoted identifier becomes one quote. Patterns then treat a quote as a space,
+# since no literal stands between the words that they look for.
 
 
 def _comment(depth: int) -> str:
@@ -18,11 +18,11 @@ def _comment(depth: int) -> str:
     return rf"/\*(?:[^*/]++|\*(?!/)|/(?!\*){inner})*+\*/"
 
 
-# For the server every character beyond ASCII may be in a name.
+# For the server, every character beyond ASCII may be part of a name.
 _OF_TAGS = r"[a-zA-Z0-9_\x80-\U0010ffff]"
 _OF_NAMES = r"[a-zA-Z0-9_$\x80-\U0010ffff]"
 
-# Literals go on after a line's end, in escapes if they began so.
+# A literal may continue after the end of a line, with escapes if it began with them.
 _GAP = r"(?:[^\S\n\r]++|--[^\n\r]*+)*+[\n\r](?:\s++|--[^\n\r]*+[\n\r])*+"
 
 _ESCAPED = r"'(?:[^'\\]++|\\.|'')*+'?"
@@ -38,7 +38,8 @@ _DOLLARS = (
     r"(?:(?:[^$]++|\$(?!(?P=tag)\$))*+\$(?P=tag)\$|.*+)"
 )
 
-# By what is in the text: dollars; escapes in E'' and U&'', or backslashes in each literal.
+# Patterns by the content of the text: with dollar quotes or without; with escapes in E'' and U&'',
+# with backslashes in every literal, or without.
 _MASKED = {
     (dollars, escapes): re.compile(
         "|".join(
@@ -55,7 +56,7 @@ _MASKED = {
 
 _COMMENT_MARKS = re.compile(r"/\*|\*/")
 
-# The names that are looked for are as good in quotes.
+# Names that are searched for may also be written in quotes.
 _QUOTED_NAMES = re.compile(
     r'"(set_config|set_limit|setseed|dblink_connect(?:_u)?|pg_settings|pg_temp(?:_\d+)?'
     r'|pg_(?:try_)?advisory_lock(?:_shared)?|pg_replication_origin_session_setup)"'
@@ -76,11 +77,11 @@ _CONTROLS = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
 
 
 class Masked:
-    """A text, and the same in small letters with its literals masked."""
+    """A text, and its code: the text in lower case with its literals masked."""
 
     def __init__(self, text: str, backslashes: bool) -> None:
         lowered = text.lower()
-        # A name in escapes may be any name.
+        # An identifier written with escapes may be any name.
         self.any_name = 'u&"' in lowered and ("\\" in text or "uescape" in lowered)
         if '"' in text:
             text = _QUOTED_NAMES.sub(r"\1", text)
@@ -89,7 +90,8 @@ class Masked:
             escapes = "all" if backslashes else "e"
         elif "u&'" in lowered:
             escapes = "e"
-        # As it is written: an escape is another in a capital letter, and so are a dollar's tags.
+        # Keep the original case: an escape in a capital letter means something else, and so do the
+        # tags of dollar quotes.
         self.text = text
         self.backslashes = backslashes
         dollars = "$" in text
@@ -97,7 +99,7 @@ class Masked:
         if dollars:
             code = self._pattern.sub("'", text)
         elif not escapes and not any(each in text for each in ('"', "--", "/*")):
-            # Literals alone: what is between them is each second part.
+            # Only literals are masked: the code between them is every second part.
             parts = text.split("'")
             code = "'".join([*parts[::2], ""] if len(parts) % 2 == 0 else parts[::2])
         else:
@@ -108,26 +110,26 @@ class Masked:
         self.code = code.lower()
 
     def _pieces(self) -> Iterator[tuple[str, str]]:
-        """Yield what is between masked things, each with the one that follows it."""
+        """Yield the parts between masked tokens, each with the token that follows it."""
         text, begin, position = self.text, 0, 0
         pattern = re.compile(rf"{self._pattern.pattern}|/\*", re.DOTALL)
         while found := pattern.search(text, position):
             end = found.end()
             if found.group() == "/*":
-                # One with many others inside it, or without an end.
+                # The comment has many others inside it, or no end.
                 end = _comment_end(text, end)
             yield text[begin : found.start()], text[found.start() : end]
             begin = position = end
         yield text[begin:], ""
 
     def masked(self) -> list[str]:
-        """Return what was masked, in the order of the quotes in `code`."""
+        """Return the masked tokens, in the order of the quotes in `code`."""
         if self._deep:
             return [each for _, each in self._pieces() if each]
         return [found.group() for found in self._pattern.finditer(self.text)]
 
     def literals(self) -> Iterator[tuple[int, str]]:
-        """Yield the literals, each with the place in `code` where it begins, without escapes."""
+        """Yield the literals without escapes, each with its position in `code`."""
         code = self.code
         begin, end = 0, 0
         held: list[str] = []
@@ -157,9 +159,9 @@ class Masked:
 
 
 def _content(literal: str, backslashes: bool, mark: str = "\\") -> str:
-    """Return what is between the quotes of a literal, or between its dollars, without escapes.
+    """Return the text between the quotes, or the dollar tags, of a literal, without escapes.
 
-    *mark* is what begins one in U&''.
+    *mark* is the escape character of a U&'' literal.
     """
     if literal.startswith("$"):
         length = literal.index("$", 1) + 1
@@ -188,7 +190,7 @@ def _content(literal: str, backslashes: bool, mark: str = "\\") -> str:
 
 
 def _unescaped(found: re.Match[str], digits: str | None, base: int) -> str:
-    """Return the character of an escape; of no digits: the quote that two stand for, or none."""
+    """Return an escape's character; without digits, a quote for two quotes, else nothing."""
     if digits:
         number = int(digits, base)
         return chr(number) if number <= sys.maxunicode else "\ufffd"
@@ -196,7 +198,7 @@ def _unescaped(found: re.Match[str], digits: str | None, base: int) -> str:
 
 
 def _comment_end(text: str, position: int) -> int:
-    """Return where a comment ends that has begun before *position*, with those inside it."""
+    """Return the end of a comment that began before *position*, nested comments included."""
     depth = 1
     for found in _COMMENT_MARKS.finditer(text, position):
         depth += 1 if found.group() == "/*" else -1
@@ -206,7 +208,7 @@ def _comment_end(text: str, position: int) -> int:
 
 
 def compiled(pattern: str) -> re.Pattern[str]:
-    """Return a pattern in which ~ stands for space that has to be there, and @ for other space."""
+    """Compile a pattern in which ~ stands for required space, and @ for optional space."""
     return re.compile(
         pattern.replace("~", r"(?:[\s']++)").replace("@", r"(?:[\s']*+)"), re.VERBOSE | re.DOTALL
     )

@@ -1,4 +1,4 @@
-"""The state that a session was configured with, and the statements that give it back."""
+"""The state that a session was configured with, and the statements that restore it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 
 from .text import Effect
 
-# What DISCARD ALL does, but for its own rule: it must be alone in a message. Plans are kept: they
-# show nothing, and each function in PL/pgSQL would be planned anew.
+# The effects of DISCARD ALL, which must be alone in a message, without DISCARD PLANS: plans reveal
+# nothing, and each function in PL/pgSQL would have to be planned anew.
 RESET = (
     "CLOSE ALL",
     "SET SESSION AUTHORIZATION DEFAULT",
@@ -20,9 +20,9 @@ RESET = (
     "DISCARD SEQUENCES",
 )
 
-# The settings of a session that are not those it started with. The server does not list the
-# role, nor the application's own settings, whose names have a dot. Last, whether it has temporary
-# tables, and whose session it is.
+# Selects the session's settings that differ from their start. The server does not list the role,
+# nor the application's own settings, whose names have a dot. The last rows say whether the session
+# has temporary tables, and which process id it has.
 SNAPSHOT = (
     "SELECT name, setting FROM pg_catalog.pg_settings WHERE source = 'session'"
     " UNION ALL SELECT name, current_setting(name, true) FROM unnest(%s::text[]) AS own (name)"
@@ -40,12 +40,12 @@ _OWN_SETTING = re.compile(
 
 
 def own_settings(made: Iterable[tuple[str, Effect]]) -> list[str]:
-    """Return what may be names of the application's own settings in the text of statements."""
+    """Return possible names of the application's own settings in the text of statements."""
     found = [names for sql, _ in made for names in _OWN_SETTING.findall(sql)]
     return sorted({first or second for first, second in found})
 
 
-# SET takes the value of any other as one text, as set_config() does, for half the time.
+# For any other setting, SET takes the value as one text, as set_config() does, in half the time.
 _LISTS_OF_NAMES = frozenset(
     {
         "local_preload_libraries",
@@ -57,7 +57,7 @@ _LISTS_OF_NAMES = frozenset(
     }
 )
 
-# A setting made by one call and nothing else, as Django makes that of the time zone.
+# Matches a setting made by one call and nothing else, as Django sets the time zone.
 _SET_CONFIG = re.compile(
     r"\s*select\s+(?:pg_catalog\.)?set_config\(\s*'(\w+)'\s*,\s*'[^'\\]*'\s*,\s*false\s*\)\s*;?\s*",
     re.IGNORECASE,
@@ -72,9 +72,10 @@ _TEMPORARY = re.compile(
 
 
 def to_be_made_again(made: Iterable[tuple[str, Effect]]) -> Iterator[str]:
-    """Yield those of the statements executed on a new session that a reset undoes.
+    """Yield the statements executed on a new session whose effect a reset undoes.
 
-    They make something in it, or name a temporary table that one of them has made: its rows.
+    These statements make something in the session, or name a temporary table that an earlier one
+    made, to fill it with rows.
     """
     temporary: set[str] = set()
     for sql, effect in made:
@@ -92,10 +93,11 @@ def statements_after_reset(
     user: str,
     quote: Callable[[str], str],
 ) -> list[str]:
-    """Return the statements that make a session, after `RESET`, what it was configured to be.
+    """Return the statements that restore the configured session after `RESET`.
 
-    *settings* are (name, value) as of `SNAPSHOT`, *made* what was executed meanwhile and *user* who
-    has logged in. Whose session it is and its role come last: the others may need more rights.
+    *settings* are the (name, value) rows of `SNAPSHOT`, *made* the statements executed while the
+    session was configured, and *user* is the login user. The session's user and the role come last,
+    since the other statements may need more rights.
     """
 
     def setting(name: str, value: str) -> str:

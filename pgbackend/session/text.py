@@ -1,10 +1,10 @@
 """What the text of SQL does to the session that it is sent to.
 
-`look_at` reads a text as the server's own lexer does: literals, comments and quoted identifiers are
-masked, and what is left is searched for statements and functions whose effect lives in the session.
-Each step takes time in proportion to the text.
+`look_at` reads a text as the server's own lexer does: it masks literals, comments and quoted
+identifiers, and searches the rest for statements and functions whose effect lives in the session.
+Each step takes time proportional to the length of the text.
 
-https://www.postgresql.org/docs/current/sql-syntax-lexical.html
+Source: https://www.postgresql.org/docs/current/sql-syntax-lexical.html
 """
 
 from __future__ import annotations
@@ -20,35 +20,36 @@ from .words import is_plain, joins_others
 
 
 class Effect(NamedTuple):
-    """What a text does to its session."""
+    """The effect of a text on its session."""
 
-    # Whether it makes what is missed later without an error: a setting, a role, a lock, LISTEN.
+    # Whether losing the effect would cause no error: a setting, a role, a lock, LISTEN.
     silent: bool = False
-    # Whether it makes what is missed with an error (a temporary table, a prepared statement), or
-    # takes away what the session began with (RESET): that may be for a transaction only.
+    # Whether losing the effect would cause an error (a temporary table, a prepared statement), or
+    # whether it removes what the session began with (RESET). Such an effect may be meant for a
+    # transaction only.
     loud: bool = False
-    # Whether that depends on parameters that are not in the text.
+    # Whether the effect depends on parameters that are not in the text.
     depends: bool = False
-    # Whether it calls nothing that may do anything: the session is as it was.
+    # Whether the text calls only harmless functions, and so leaves the session as it was.
     plain: bool = False
-    # Whether it may be sent behind others in one message, as a part of their transaction.
+    # Whether the text may be sent behind others in one message, as a part of their transaction.
     joins: bool = False
 
     @property
     def lasts(self) -> bool:
-        """Whether it makes what lives in the session."""
+        """Whether the effect lives in the session."""
         return self.silent or self.loud
 
 
-# Longer texts are looked at anew each time, and their functions are not: to find out whether all
-# are known to be harmless takes as long as to reset the session.
+# Longer texts are read anew each time, and their functions are not looked up: checking that all of
+# them are harmless takes as long as resetting the session.
 _LONG = 4000
 
 
 def look_at(sql: str, *, backslashes: bool = False) -> Effect:
-    """Return what the statements of *sql* do to their session.
+    """Return the effect of the statements of *sql* on their session.
 
-    *backslashes* says that they are escapes in plain literals, too: the server's setting
+    *backslashes* says that backslashes are escapes in plain literals, too: the server's setting
     ``standard_conforming_strings`` is off.
     """
     return (_look_once if len(sql) <= _LONG else _look)(sql, backslashes)
@@ -62,7 +63,7 @@ _look_once = lru_cache(maxsize=2000)(_look)
 
 
 def local_settings(sql: str, *, backslashes: bool = False) -> int:
-    """Return how many statements the server answers by SET though they last for a transaction."""
+    """Return how many statements end with the transaction, though the server answers SET."""
     return len(_LOCAL.findall(_Text(sql, backslashes).code))
 
 
@@ -90,7 +91,7 @@ _INTO_TEMP = compiled(
               | (?:(?:unlogged~)?table~)?pg_temp(?:_\d+)?@\. )"""
 )
 _CREATE_TEMP = compiled(rf"{_START} create\b[^;]*?\bpg_temp(?:_\d+)?@\.")
-# Where what is made without a schema's name is temporary; as a literal, too.
+# Matches a path on which an object without a schema's name becomes temporary, also in a literal.
 _TEMPORARY_PATH = compiled(r"""search_path["\s']*+(?:=|\bto\b|,)["\s']*+pg_temp\b""")
 _MAKES = re.compile(r"\b(?:create|into)\b")
 _UPDATE_SETTINGS = compiled(r"update~(?:only~)?(?:pg_catalog@\.@)?pg_settings\b")
@@ -101,8 +102,8 @@ _CONNECT = compiled(r"\bdblink_connect(?:_u)?@\(")
 
 _TRUE = r"true@(?:::@bool(?:ean)?@)?"
 _ARGUMENT = r"(?:[^(),]++|\([^()]*+\))*+,"
-# A call of set_config() that is not for the transaction only, as far as can be seen here. The
-# first is faster, the second knows of calls in arguments.
+# Match a call of set_config() that may outlast the transaction, as far as the text shows. The first
+# pattern is faster; the second also handles calls in arguments.
 _NOT_SIMPLE = compiled(rf"set_config@\((?![^(),]*+,[^(),]*+,@{_TRUE}\))")
 _SET_CONFIG = compiled(rf"set_config@\((?!{_ARGUMENT}{_ARGUMENT}@{_TRUE}\))")
 _IS_TRUE = compiled(rf"@(?:{_TRUE}|1@::@bool(?:ean)?@)")
@@ -113,22 +114,22 @@ _IS_LOCAL = compiled(r"@is_local@(?:=>|:=)")
 _WORDS_FOR_TRUE = frozenset({"t", "tr", "tru", "true", "y", "ye", "yes", "on", "1"})
 _MARKS = re.compile(r"[(),]")
 
-# What only defines what somebody runs later.
+# Matches definitions, whose code runs only later, if at all.
 _DEFINITIONS = compiled(
     r"""; [\s'(]*+ create~(?:or~replace~)?(?:(?:temp(?:orary)?|recursive)~)*+
         (?: (?:function|procedure)\b[^;]*?\bbegin~atomic\b.*?(?:;@end\b|\Z)
           | (?:function|procedure|view|rule|policy|trigger|event)\b[^;]*+ )"""
 )
 
-# In the procedural language of DO, a statement comes after these words, too.
+# In the procedural language of a DO block, a statement may also follow these words.
 _BEFORE_STATEMENTS = re.compile(r"\b(?:begin|then|else|loop)\b")
 
-# Blocks in strings of blocks are looked at no deeper: they may do anything.
+# How deep literals in blocks are searched for blocks; a deeper one may do anything.
 _DEEP = 4
 
 
 class _Text(Masked):
-    """A text of which is asked what it does; *depth* is how many literals it is in."""
+    """A text whose effect is determined; *depth* is the number of literals around it."""
 
     def __init__(
         self, text: str, backslashes: bool, *, procedural: bool = False, depth: int = 0
@@ -136,7 +137,7 @@ class _Text(Masked):
         super().__init__(text, backslashes)
         self._depth = depth
         code = _BEFORE_STATEMENTS.sub(";", self.code) if procedural else self.code
-        # A statement begins after a semicolon; so does the first one.
+        # A statement begins after a semicolon, so put one before the first statement, too.
         self.code = ";" + code
 
     def effect(self) -> Effect:
@@ -180,12 +181,12 @@ class _Text(Masked):
         return "pg_temp" in code and _CREATE_TEMP.search(code) is not None
 
     def _functions(self) -> tuple[bool, bool, bool]:
-        """Return whether functions have silent effects, ones that depend on parameters, loud ones.
+        """Return whether functions have silent effects, parameter-dependent ones, and loud ones.
 
-        Those count that are called, not those in what is only defined.
+        Only calls count, not the code of definitions.
         """
         code = self.code
-        # Most have something with "set".
+        # Most of these names contain "set", which is quick to check.
         sets = "set" in code
         settings = sets and "set_config" in code
         others = sets and ("setseed" in code or "set_limit" in code or "session_setup" in code)
@@ -194,7 +195,7 @@ class _Text(Masked):
         if not (settings or others or updates or locks or connects):
             return False, False, False
         if _DEFINITIONS.search(code):
-            # As many quotes as before: they are counted.
+            # Keep the number of quotes, since `_all_say_true` counts them.
             code = _DEFINITIONS.sub(lambda found: ";" + "'" * found.group().count("'"), code)
         silent = depends = resets = False
         if settings and _NOT_SIMPLE.search(code):
@@ -209,11 +210,11 @@ class _Text(Masked):
         )
 
     def _settings(self, code: str) -> tuple[bool, bool, bool]:
-        """Return whether set_config() sets what lasts, if parameters decide that, if it resets.
+        """Return whether set_config() makes lasting settings, depends on parameters, or resets.
 
-        NULL sets the default again, as RESET does.
+        A NULL value sets the default again, as RESET does.
         """
-        # Calls in each other's arguments are read again and again.
+        # Limit the work: nested calls in arguments are read again and again.
         budget = 4 * len(code) + 10_000
         literals: list[tuple[int, int]] = []
         resets = False
@@ -230,7 +231,7 @@ class _Text(Masked):
             if _IS_TRUE.fullmatch(code, begin, end):
                 continue
             if _IS_PARAMETER.fullmatch(code, begin, end):
-                # With the parameters in it, all of the text is looked at again.
+                # Once parameters are merged into the text, the whole text is inspected again.
                 return False, True, resets
             if _IS_LITERAL.fullmatch(code, begin, end):
                 literals.append((begin, end))
@@ -241,7 +242,7 @@ class _Text(Masked):
         return not self._all_say_true(code, literals), False, resets
 
     def _all_say_true(self, code: str, spans: list[tuple[int, int]]) -> bool:
-        """Return whether the literals at *spans*, in their order, are such as 'true'."""
+        """Return whether the literals at *spans*, in their order, all mean true."""
         masked = self.masked() if spans else []
         position = count = 0
         for begin, end in spans:
@@ -254,7 +255,7 @@ class _Text(Masked):
         return True
 
     def _blocks(self) -> Effect:
-        """Return what the blocks of DO statements do, those that strings in them have included."""
+        """Return the effect of the blocks of DO statements, including blocks in their strings."""
         if self._depth >= _DEEP:
             return Effect(silent=True)
         silent = loud = depends = False
@@ -278,23 +279,24 @@ class _Text(Masked):
         return Effect(silent=silent, loud=loud, depends=depends)
 
     def executed(self) -> Iterator[Effect]:
-        """Yield what each literal would do if it were executed."""
+        """Yield the effect that each literal would have if it were executed."""
         for _, sql in self.literals():
             yield _Text(sql, self.backslashes, depth=self._depth + 1).effect()
 
 
 _LANGUAGE = compiled(r"\blanguage~(\w*)")
 
-# In a block of a language that is not read here.
+# Matches suspicious words in a block of a language that is not parsed here.
 _OF_OTHER_LANGUAGES = re.compile(
     r"\b(?:re)?set\b|\bset_config\b|\blisten\b|\bprepare\b|\btemp|advisory_lock|\bdiscard\b"
 )
 
 
 def _arguments(code: str, position: int, budget: int) -> tuple[list[tuple[int, int]], int]:
-    """Return where the arguments are of a call whose parenthesis is before *position*.
+    """Return the spans of a call's arguments, and the call's end.
 
-    And where the call ends. No arguments if that is not within *budget* characters.
+    The opening parenthesis is just before *position*. Return no arguments if the call does not end
+    within *budget* characters.
     """
     spans, begin, depth = [], position, 0
     for found in _MARKS.finditer(code, position, position + max(0, budget)):

@@ -1,6 +1,7 @@
-"""What may stand before a parenthesis in SQL without anything being done to the session.
+"""Words that may stand before a parenthesis in SQL without an effect on the session.
 
-And statements that have nothing else there, or may be sent behind others.
+This module also finds the statements that have no other words there, and those that may be sent
+behind others.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ _KEYWORDS = """
     using values varbit varchar varying when where with within
 """
 
-# The server's own, of those that are common. Whatever is not here may do anything.
+# The server's common functions that do nothing to the session. Any other function may do anything.
 _FUNCTIONS = """
     abs acos age array_agg array_append array_cat array_dims array_length array_lower array_ndims
     array_position array_positions array_prepend array_remove array_replace array_to_json
@@ -62,15 +63,15 @@ _FUNCTIONS = """
     pg_try_advisory_xact_lock pg_try_advisory_xact_lock_shared set_config
 """
 
-# An empty word is a parenthesis after another, after an operator or a comma.
+# The empty word means a parenthesis after another one, after an operator, or after a comma.
 HARMLESS = frozenset({"", *_KEYWORDS.split(), *_FUNCTIONS.split()})
 
 _HEADS = compiled(r";[\s'(]*+(\w*)")
 
-# With the quote that stands for a name in quotes.
+# Includes the quote that stands for a name in quotes.
 _CALLED = re.compile(r"([\w$.']*)\s*+\(")
 
-# Names that have a list of columns: of a table in INSERT, of a query in WITH.
+# Matches names followed by a list of columns: of a table in INSERT, of a query in WITH.
 _COLUMNS = compiled(r"\binto~[\w.]*@\( | \b\w++@\([^()]*+\)@as\b@(?:(?:not~)?materialized\b@)?\(")
 
 _PLAIN_HEADS = frozenset(
@@ -89,18 +90,18 @@ _PLAIN_HEADS = frozenset(
     }
 )
 
-# SET TRANSACTION must come first.
+# SET TRANSACTION must come first in its transaction, so SET cannot join others.
 _JOINING_HEADS = _PLAIN_HEADS - {"set"}
 
 
 def joins_others(code: str) -> bool:
-    """Return whether statements may be sent behind others in one message, in their transaction."""
+    """Return whether statements may follow others in one message, in their transaction."""
     heads = set(_HEADS.findall(code))
     return heads != {""} and _JOINING_HEADS.issuperset(heads)
 
 
 def is_plain(code: str) -> bool:
-    """Return whether statements that make nothing in the session call harmless functions only."""
+    """Return whether all statements call harmless functions only, and begin with known words."""
     if not _PLAIN_HEADS.issuperset(_HEADS.findall(code)):
         return False
     called = _CALLED.findall(_COLUMNS.sub(",(", code))
