@@ -17,7 +17,7 @@ from .where_to_run import RULES
 
 
 def sync_to_async_in(module: str) -> Callable[..., Any]:
-    """Return what takes the place of ``sync_to_async`` in a module of Django's."""
+    """Return the function that replaces ``sync_to_async`` in a module of Django."""
     leads_to_database = RULES[module]
 
     def sync_to_async(function: Callable[..., Any] | None = None, **options: Any) -> Any:

@@ -1,8 +1,9 @@
-"""Which databases a synchronous twin of Django's will use, by Django's own rules.
+"""Which databases the synchronous twin of a Django a-method will use, by Django's own rules.
 
 Django's a-methods hand a method of a queryset, a manager, an instance or a cache to a thread. Where
-the answer decides between the bridge and a thread (`a_methods`), the router is asked here before
-the twin asks it. Its answer is kept for the twin, so that a router is asked once for each reason.
+the database decides between the bridge and a thread (`a_methods`), this module asks the router
+before the twin does. The router's answer is kept for the twin, so that the router is asked only
+once.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from django.core.exceptions import FieldDoesNotExist
 from django.db import DEFAULT_DB_ALIAS, connections, router
 from django.db.models import Manager, Model
 
-# Twins of a queryset's that read where it writes.
+# Methods of querysets that read from the database they write to.
 _WRITES = frozenset(
     {
         "bulk_create",
@@ -33,37 +34,37 @@ _WRITES = frozenset(
     }
 )
 
-# Twins of a many-to-many manager's that change rows of its table in between.
+# Methods of many-to-many managers that change rows of the intermediate table.
 _OF_THROUGH = frozenset({"add", "clear", "remove", "set"})
 
-# What the database's cache asks the router for: to read, to write, or one after the other.
+# Methods of the database cache that ask the router for reading; or for reading, then writing.
 _CACHE_READS = frozenset({"get", "get_many", "has_key"})
 _CACHE_BOTH = frozenset({"get_or_set", "incr", "decr", "incr_version", "decr_version"})
 
 # A question to the router with its answer: the method's name, the model, the hints, the alias.
 _Answer = tuple[str, Any, dict[str, Any], str]
 
-# What the router has answered already, for who asks the same next.
+# The router's answers so far, each kept for the next caller with the same question.
 _answers: ContextVar[list[_Answer] | None] = ContextVar("pgbackend_router_answers", default=None)
 
 
 @contextmanager
 def remembering() -> Iterator[None]:
-    """Keep what the router answers in the block, for who asks the same next: once each."""
+    """Keep each of the router's answers in the block for one more caller with the same question."""
     answers: list[_Answer] = []
     token = _answers.set(answers)
     try:
         yield
     finally:
-        # Tasks that were started in the block have the list, too.
+        # Tasks that were started in the block share the list, so empty it.
         answers.clear()
-        # Not in the context of another thread, where the coroutine of the block was collected.
+        # Do not reset in another context: the block's coroutine may be collected in another thread.
         if _answers.get() is answers:
             _answers.reset(token)
 
 
 def answering(name: str, ask: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the router's method *name*, which gives an answer that was kept for it first."""
+    """Return the router's method *name*, which first looks for an answer that was kept."""
 
     @functools.wraps(ask)
     def route(self: Any, model: Any, **hints: Any) -> Any:
@@ -94,7 +95,7 @@ def _ask(name: str, model: Any, **hints: Any) -> str:
 
 
 def of(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> set[str]:
-    """Return the aliases that the twin *function* will use; an empty set where that is unknown."""
+    """Return the aliases that the twin *function* will use; an empty set if they are unknown."""
     if len(connections.settings) == 1:
         return {DEFAULT_DB_ALIAS}
     subject: Any = getattr(function, "__self__", None)
@@ -108,12 +109,12 @@ def of(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, An
     if hasattr(subject, "_prefetch_related_lookups"):
         return of_queryset(subject, writes=name in _WRITES)
     if args and isinstance(args[0], Sequence) and args[0] and isinstance(args[0][0], Model):
-        # prefetch_related_objects(instances, *lookups)
+        # The call is prefetch_related_objects(instances, *lookups).
         instance = args[0][0]
         alias = instance._state.db or DEFAULT_DB_ALIAS
         return _prefetched(type(instance), alias, args[1:])
     if (alias := _free_variable(function, "using")) is not None:
-        # Saving a session.
+        # The function saves a session.
         return {str(alias)}
     return set()
 
@@ -148,7 +149,7 @@ def _of_related_manager(manager: Any, name: str) -> str:
 
 
 def of_queryset(queryset: Any, *, writes: bool = False) -> set[str]:
-    """Return the aliases that a queryset will use, with what it prefetches."""
+    """Return the aliases that a queryset will use, prefetching included."""
     alias = queryset._db
     if not alias:
         writes = writes or getattr(queryset, "_for_write", False)
@@ -158,9 +159,9 @@ def of_queryset(queryset: Any, *, writes: bool = False) -> set[str]:
 
 
 def _prefetched(model: Any, alias: str, lookups: Iterable[Any]) -> set[str]:
-    """Return *alias*, and where the models are that *lookups* follow from there.
+    """Return *alias*, and the aliases of the models that *lookups* follow from there.
 
-    All aliases, if a model is not known before its rows are.
+    Return all aliases if a model is not known before its rows are read.
     """
     aliases = {alias}
     for lookup in lookups:
@@ -179,7 +180,7 @@ def _prefetched(model: Any, alias: str, lookups: Iterable[Any]) -> set[str]:
 
 
 def _related(model: Any, name: str) -> Any:
-    """Return the model at the other end of the relation *name*; None if it has no single one."""
+    """Return the model at the other end of the relation *name*, or None if it has several."""
     for relation in model._meta.related_objects:
         if relation.get_accessor_name() == name:
             return relation.related_model
@@ -190,8 +191,8 @@ def _related(model: Any, name: str) -> Any:
 
 
 def _of_related(model: Any, alias: str) -> str:
-    """Return where rows of *model* are read that belong to one on *alias*."""
-    # Django asks with the row as a hint, and takes its alias without an answer.
+    """Return the alias for reading rows of *model* that belong to a row on *alias*."""
+    # Django asks with that row as a hint, and uses the row's alias if no router answers.
     for each in router.routers:
         if (ask := getattr(each, "db_for_read", None)) and (chosen := ask(model)):
             return str(chosen)
@@ -199,7 +200,7 @@ def _of_related(model: Any, alias: str) -> str:
 
 
 def patch(module: ModuleType) -> None:
-    """Let the router's answer be found by the twin that it was asked for. (5.2 to 6.1.)"""
+    """Let the twin find the router's answer that was kept for it. (Django 5.2 to 6.1.)"""
     router = module.ConnectionRouter
     for name in ("db_for_read", "db_for_write"):
         setattr(router, name, answering(name, getattr(router, name)))

@@ -1,10 +1,10 @@
-"""Every change this backend makes to Django and others at run time, each with its reason.
+"""Apply every change that this backend makes to Django and others at run time.
 
-Where Django's asynchronous methods hand their synchronous twin to a thread and that leads to
-the database, the twin runs bridged instead (`a_methods`): no thread, and the project's own
-overrides of the twin are honoured, since it is what is called.
+If an asynchronous method of Django hands its synchronous twin to a thread, and that leads to the
+database, the twin runs bridged instead (`a_methods`). No thread is needed, and a project's own
+override of the twin is respected, since the twin is what is called.
 
-A changed function of Django is fingerprinted; see `fingerprints` for an unknown one.
+A changed function of Django has a fingerprint; for unknown ones see `fingerprints`.
 """
 
 from __future__ import annotations

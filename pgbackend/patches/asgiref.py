@@ -1,4 +1,4 @@
-"""``async_to_sync`` in the bridge, and what it calls by ``sync_to_async``."""
+"""``async_to_sync`` in the bridge, and ``sync_to_async`` calls of its coroutine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..tasks import thread_calls
 
 
 class _Caller:
-    """A bridged call of async_to_sync, known to what it waits for."""
+    """A bridged call of async_to_sync, known to the coroutine that it waits for."""
 
     waits = True
 
@@ -27,7 +27,7 @@ class _Caller:
 
     @property
     def waits_here(self) -> bool:
-        """Whether it waits for the running coroutine, on the same loop."""
+        """Whether the call waits for the running coroutine, on the same loop."""
         return self.waits and asyncio.get_running_loop() is self.loop
 
 
@@ -37,10 +37,10 @@ _caller: ContextVar[_Caller | None] = ContextVar("pgbackend_caller", default=Non
 def patch() -> None:
     """Let ``async_to_sync``, called in the bridge, wait in place.
 
-    On a running loop it refuses; but bridged code can wait. Thread-sensitive functions
-    called from there by ``sync_to_async`` belong on the thread of that outer synchronous
-    caller, by asgiref's own rule: they run bridged. With *force_new_loop* the coroutine has a
-    loop of its own, in a thread, for which bridged code waits. (asgiref 3.8 and later.)
+    asgiref refuses the call on a running loop, but bridged code can wait. By asgiref's own rule,
+    thread-sensitive functions that the coroutine calls by ``sync_to_async`` belong on the thread of
+    the outer synchronous caller: so they run bridged. With *force_new_loop* the coroutine has its
+    own loop in a thread, and bridged code waits for it. (asgiref 3.8 and later.)
     """
     call_sync: Callable[..., Any] = asgiref.sync.AsyncToSync.__call__
     call_async: Callable[..., Any] = asgiref.sync.SyncToAsync.__call__
@@ -67,13 +67,14 @@ def patch() -> None:
         return await thread_calls.sync_to_async(call_async, self, args, kwargs)
 
     def _in_thread(call: Callable[[], Any]) -> Any:
-        """Make a call in a thread of its own, in the caller's context, and wait bridged."""
+        """Make a call in a new thread, in the caller's context, and wait bridged."""
 
         def work() -> Any:
             try:
                 return call()
             finally:
-                # The thread's own; what it joined is the loop's.
+                # Close the thread's own connections; one that the thread joined belongs to the
+                # loop.
                 connections.close_all()
 
         executor = ThreadPoolExecutor(1, "pgbackend-new-loop")

@@ -18,8 +18,8 @@ from . import atomic_awaited, atomic_blocks, atomic_decorated, early
 def patch(module: ModuleType) -> None:
     """Add ``async with`` to ``atomic``, and turns for tasks that share a transaction.
 
-    ``Atomic`` itself stays Django's and does all the work. What it has decorated before is found,
-    and done as what comes later. (5.2 to 6.1.)
+    ``Atomic`` itself stays Django's and does all the work. Functions that it has decorated before
+    are found and treated like those decorated later. (Django 5.2 to 6.1.)
     """
     cls = module.Atomic
     enter, leave = cls.__enter__, cls.__exit__
@@ -48,7 +48,7 @@ def patch(module: ModuleType) -> None:
 
 
 def patch_requests(module: ModuleType) -> None:
-    """Let ``ATOMIC_REQUESTS`` hold for asynchronous views, which Django refuses. (5.2 to 6.1.)"""
+    """Apply ``ATOMIC_REQUESTS`` to asynchronous views, which Django refuses. (5.2 to 6.1.)"""
     handler = module.BaseHandler
     make_view_atomic = handler.make_view_atomic
     if not is_known(

@@ -1,9 +1,9 @@
-"""``async with transaction.atomic()``: the beginnings and ends of blocks, awaited.
+"""``async with transaction.atomic()``: entering and leaving blocks asynchronously.
 
-Where a block is entered and left in a thread (another engine, an alias that is not on the bridge,
-a caller that waits in ``async_to_sync``), the thread goes on when the task that waits for it is
-cancelled. A block that it enters then would stay open, and one that it leaves would be kept by the
-block around it, although CancelledError has left it.
+A block may be entered and left in a thread: for another engine, for an alias that is not bridged,
+or for a caller that waits in ``async_to_sync``. The thread goes on when the task that waits for it
+is cancelled. Then a block that the thread enters would stay open, and the outer block would keep
+the work of a block that the thread leaves, although CancelledError has left it.
 """
 
 from __future__ import annotations
@@ -29,18 +29,19 @@ from .atomic_blocks import frames_of, leaving_it, which_block
 
 
 class _Step:
-    """A function that is called once, in a thread perhaps, whatever becomes of who waits for it.
+    """A function that runs to its end once it has begun, even if its caller is cancelled.
 
-    Only if it has not begun, it is not called any more.
+    It may run in a thread. If the caller is cancelled before the function has begun, the function
+    is not called any more.
     """
 
     def __init__(self, function: Callable[[], Any]) -> None:
         self._function = function
-        # Taken by who calls the function, or by who gives up before.
+        # The first to take this lock decides: the function begins, or the caller gives up.
         self._begin = threading.Lock()
         self._ended: Future[None] = Future()
         self.begun = self.returned = False
-        # The variable, as the function left it behind.
+        # The value of the context variable that the function left.
         self.transactions = thread_transactions.get()
 
     def __call__(self) -> Any:
@@ -56,7 +57,7 @@ class _Step:
             self._ended.set_result(None)
 
     async def run(self, alias: str) -> Any:
-        """Call the function where *alias* is used; cancelled, raise that when it has ended."""
+        """Call the function where *alias* is used; raise a cancellation only after its end."""
         try:
             return await run_for_alias(alias, self)
         except asyncio.CancelledError:
@@ -72,7 +73,7 @@ async def _wait(ended: Future[None]) -> None:
 
 
 async def aenter(self: Any) -> None:
-    """Be ``Atomic.__aenter__``: what is cancelled is not entered."""
+    """Enter the block as ``Atomic.__aenter__``; if cancelled, the block is not left open."""
     caller = sys._getframe(1)
     alias = self.using or DEFAULT_DB_ALIAS
     if _needs_no_thread(alias):
@@ -94,7 +95,7 @@ async def _enter_elsewhere(self: Any, alias: str) -> None:
 
 
 async def aexit(self: Any, *exc_info: Any) -> Any:
-    """Be ``Atomic.__aexit__``: what is cancelled is not kept by the block around it."""
+    """Leave the block as ``Atomic.__aexit__``; if cancelled, its work is rolled back."""
     caller = sys._getframe(1)
     alias = self.using or DEFAULT_DB_ALIAS
     left = which_block(self, exc_info[0], caller)
@@ -105,7 +106,7 @@ async def aexit(self: Any, *exc_info: Any) -> Any:
     if (frame := left.abandoned) is not None:
         if _needs_no_thread(alias) and may_wait(frame, caller):
             return await run_bridged(end, frame)
-        # Nothing can be awaited in a coroutine that is being closed.
+        # A coroutine that is being closed cannot await the end of its block.
         abandon(frame)
         if exc_info[0] is None:
             raise left_elsewhere(frame)
@@ -125,24 +126,24 @@ async def aexit(self: Any, *exc_info: Any) -> Any:
 
 
 def _needs_no_thread(alias: str) -> bool:
-    # Without a loop the coroutine of one that was closed is being collected.
+    # Without a running loop, the coroutine of a closed loop is being collected.
     return _get_running_loop() is not None and runs_bridged(alias)
 
 
 async def _leave(self: Any, alias: str, error: BaseException) -> None:
-    """Leave the block for *error*, whatever else cancels the task meanwhile."""
+    """Leave the block because of *error*, even if the task is cancelled again meanwhile."""
     step = _Step(functools.partial(self.__exit__, type(error), error, None))
     try:
         await shielded(step.run(alias))
     except DatabaseError:
-        # It is gone with its connection.
+        # The block is gone together with its connection.
         pass
     finally:
         thread_transactions.set(step.transactions)
 
 
 def _break_block(alias: str, error: BaseException) -> None:
-    """Have the block that is open on *alias*, if there is one, rolled back for *error*."""
+    """Have the block that is open on *alias*, if any, rolled back because of *error*."""
     wrapper = transaction.get_connection(alias)
     if not wrapper.in_atomic_block:
         return

@@ -1,6 +1,6 @@
-"""Blocks of ``atomic``: on the loop, in turns.
+"""Blocks of ``atomic`` in turns on the event loop.
 
-``Atomic`` itself stays Django's and does all the work: here is when, and where.
+``Atomic`` itself stays Django's and does all the work. This module decides when and where.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from .atomic_ends import leave_block, leave_in_thread
 
 
 def entering(enter: Callable[..., Any]) -> Callable[..., Any]:
-    """Return ``Atomic.__enter__``: it waits for its turn, in a frame of the task's."""
+    """Return ``Atomic.__enter__`` that waits for its turn and pushes a frame of the task."""
 
     @functools.wraps(enter)
     def __enter__(self: Any) -> Any:
@@ -52,18 +52,20 @@ def entering(enter: Callable[..., Any]) -> Callable[..., Any]:
             return None
         state = wrapper.state_in_turn(entering=True)
         if state.broken_by is not None and not state.in_atomic_block:
-            # By hand, after a block: Django would let another one begin.
+            # A transaction begun by hand was broken by a block in it: Django would let another
+            # block begin.
             wrapper.validate_no_broken_transaction()
         frame = state.enter_block(wrapper)
         try:
             enter(self)
             if frame.left:
-                # The block around it was rolled back while SAVEPOINT was waited for.
+                # The outer block was rolled back while this task waited for SAVEPOINT.
                 _take_back(wrapper, self)
                 raise block_has_ended()
         except BaseException:
             if not frame.left:
-                # Django leaves it half entered where anything but the database interrupts it.
+                # Django leaves the block half entered if anything but a database error interrupts
+                # it.
                 state.forget_block(frame)
             state.leave_frame(frame)
             raise
@@ -78,14 +80,14 @@ def entering(enter: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _take_back(wrapper: BackendWrapper, atomic: Any) -> None:
-    """Undo what ``Atomic.__enter__`` has just noted of *atomic*, a nested block."""
+    """Undo Django's record of entering *atomic*, a nested block."""
     wrapper.savepoint_ids.pop()
     if wrapper.atomic_blocks[-1:] == [atomic]:
         wrapper.atomic_blocks.pop()
 
 
 def leaving(leave: Callable[..., Any]) -> Callable[..., Any]:
-    """Return ``Atomic.__exit__``: it waits until the blocks within are left."""
+    """Return ``Atomic.__exit__`` that waits until the blocks inside are left."""
 
     @functools.wraps(leave)
     def __exit__(self: Any, exc_type: Any, exc_value: Any, traceback: Any) -> Any:
@@ -149,15 +151,15 @@ class Leaving(NamedTuple):
     """Which block of an ``atomic`` is being left."""
 
     atomic: Any
-    # That of the running task, if it is in one.
+    # The running task's frame in *atomic*, if it has one.
     frame: Frame | None
-    # The one whose end cannot be waited for.
+    # The frame whose end cannot be awaited.
     abandoned: Frame | None
-    # Whether it has ended, since it was taken away from the generator that it is in.
+    # Whether the block has ended already, since it was taken away from its generator.
     is_gone: bool = False
 
 
-# What ``__aexit__`` has found out for ``__exit__``, which does not see its caller.
+# The result of ``__aexit__`` for ``__exit__``, which cannot see the caller's frame.
 _leaving: ContextVar[Leaving | None] = ContextVar("pgbackend_leaving", default=None)
 
 
@@ -172,12 +174,12 @@ def which_block(atomic: Any, exc_type: Any, caller: FrameType | None) -> Leaving
 
 @contextmanager
 def leaving_it(left: Leaving) -> Iterator[None]:
-    """Let ``__exit__`` in the block leave *left*."""
+    """Let ``__exit__``, called in the body, leave the block *left*."""
     _leaving.set(left)
     try:
         yield
     finally:
-        # Elsewhere, in a coroutine that is only now collected, this is another context.
+        # A coroutine that is only now collected may run this in another context.
         if _leaving.get() is left:
             _leaving.set(None)
 
@@ -193,7 +195,7 @@ def _which(atomic: Any, exc_type: Any, exc_value: Any, caller: FrameType) -> Lea
 
 
 def frames_of(atomic: Any) -> list[Frame]:
-    """Return the frames of the tasks that are inside *atomic*: of one, mostly."""
+    """Return the frames of the tasks that are inside *atomic*, usually one."""
     frames: list[Frame] = atomic.__dict__.setdefault("_pgbackend_frames", [])
     return frames
 

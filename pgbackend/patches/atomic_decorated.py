@@ -1,7 +1,7 @@
-"""``atomic`` as a decorator: a function's block lasts as long as the function, a coroutine's too.
+"""``atomic`` as a decorator: the block lasts as long as the function or the coroutine.
 
 Django's decorator leaves the block when the function returns. A coroutine has not begun by then,
-so that its statements would be in no transaction.
+and its statements would be in no transaction.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ Function = Callable[..., Any]
 
 _ASYNCHRONOUS = inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 
-# What `ContextDecorator` makes of a function: a closure over the block and the function.
+# The code of the closure over block and function that `ContextDecorator` makes.
 (_DECORATED,) = (
     each for each in ContextDecorator.__call__.__code__.co_consts if isinstance(each, CodeType)
 )
 
 
 def decorating(decorate: Function) -> Function:
-    """Return ``Atomic.__call__``: a coroutine function's block lasts as long as its coroutine."""
+    """Return ``Atomic.__call__`` whose block lasts as long as a coroutine function's coroutine."""
 
     @functools.wraps(decorate)
     def __call__(self: Any, function: Function) -> Function:
@@ -45,16 +45,16 @@ def decorating(decorate: Function) -> Function:
 
 
 def recreating(recreate: Function) -> Function:
-    """Return ``Atomic._recreate_cm``, which decorators ask for the block around each call.
+    """Return ``Atomic._recreate_cm``, which decorators call for the block of each call.
 
-    A subclass may have a decorator of its own, which knows nothing of coroutine functions.
+    A subclass may have its own decorator that knows nothing of coroutine functions: refuse those.
     """
 
     @functools.wraps(recreate)
     def _recreate_cm(self: Any) -> Any:
         caller = sys._getframe(1)
         code = caller.f_code
-        # Django's own decorator has got a function that is asked for its result.
+        # The function in Django's own decorator checks its result itself.
         if code is not _DECORATED and not code.co_flags & _ASYNCHRONOUS:
             for name in code.co_freevars:
                 function = caller.f_locals.get(name)
@@ -75,10 +75,10 @@ def _awaiting(block: Any, function: Function) -> Function:
 
 
 def _returning_no_coroutine(block: Any, function: Function) -> Function:
-    """Return *function* with a TypeError, still in the block, if it returns a coroutine.
+    """Return *function* with a TypeError, raised in the block, if it returns a coroutine.
 
-    The dispatch() of a class with asynchronous views does, a callable object may, and so does a
-    synchronous decorator around a coroutine function.
+    That happens with the dispatch() of a class with asynchronous views, with callable objects, and
+    with a synchronous decorator around a coroutine function.
     """
 
     @functools.wraps(function)
@@ -95,7 +95,7 @@ def _returning_no_coroutine(block: Any, function: Function) -> Function:
 
 
 def _is_ours(block: Any) -> bool:
-    """Return whether the block's database is in the bridge, where it may be entered on the loop."""
+    """Return whether the block's database is bridged, so that it may be entered on the loop."""
     return is_enabled(block.using or DEFAULT_DB_ALIAS)
 
 
@@ -119,17 +119,17 @@ def _refusal_of_generator(function: Any) -> TypeError:
 
 
 class _NoBlock:
-    """Stands for the block of a function that enters it by itself."""
+    """A stand-in for the block of a function that enters the block itself."""
 
     def _recreate_cm(self) -> Any:
         return nullcontext()
 
 
 def adopt_decorated(atomic: type) -> list[str]:
-    """Give the functions that *atomic* has decorated already what `decorating` gives.
+    """Treat the functions that *atomic* has decorated already as `decorating` does.
 
-    What the decorator of `contextlib` made of each is known wherever it is kept, and stays: its
-    function is replaced inside. Return the names of the asynchronous ones.
+    The wrappers made by the decorator of `contextlib` may be referenced anywhere, so they stay: the
+    function inside each is replaced. Return the names of the asynchronous functions.
     """
     decorated = {
         id(wrapper): wrapper
@@ -144,7 +144,8 @@ def adopt_decorated(atomic: type) -> list[str]:
         if not isinstance(block, atomic):
             return
         if (inner := decorated.pop(id(function), None)) is not None:
-            # Decorated twice: what this one gets depends on what that one is.
+            # The function was decorated twice: treat the inner wrapper first, since the outer one
+            # depends on its kind.
             adopt(inner)
         if inspect.isasyncgenfunction(function):
             cells["func"].cell_contents = _refusing(function)

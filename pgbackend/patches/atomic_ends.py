@@ -1,9 +1,9 @@
-"""The ends of ``atomic`` blocks, where something comes between.
+"""The ends of ``atomic`` blocks when something interrupts them.
 
-Django's ``Atomic.__exit__`` does the work, and handles database errors. Whatever else interrupts
-it (a cancellation, a time-out, a turn that does not come) would leave the work of a block that has
-failed to the block around it, which commits it. Here the block is rolled back then; where that is
-not possible, the block around it is broken, and its end says so.
+Django's ``Atomic.__exit__`` does the work, and handles database errors. Any other interruption (a
+cancellation, a time-out, a turn that does not come) would leave the work of a failed block to the
+outer block, which commits it. Here the block is rolled back instead; where that is impossible, the
+outer block is broken, and its end reports that.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ def leave_block(
 ) -> Any:
     """Leave the block of *frame* by *leave*, Django's own way, and return its result.
 
-    None stands for a block that the running task is not in any more. The blocks that it has entered
-    inside that of *frame* and not left are rolled back before.
+    A *frame* of None stands for a block that the running task is not in any more. Blocks that the
+    task entered inside *frame* and has not left are rolled back first. Then the task waits until
+    *frame* is on top, so that blocks of other tasks inside it are left.
 
-    *error* is what the block raised if it *failed*. It is left when it is on top: when the blocks
-    that other tasks entered inside it are left.
+    *failed* says whether the block raised, and *error* is the exception.
 
-    Raise RuntimeError if the transaction ended meanwhile and the block did not fail, and
-    `NotCommitted` if it did not fail, but was broken by something that was caught in it.
+    Raise RuntimeError if the transaction ended meanwhile and the block did not fail. Raise
+    `NotCommitted` if the block did not fail, but was broken by an error that was caught in it.
     """
     if frame is None or frame.left:
         return _unwind(frame, failed=failed)
     state = frame.state
-    # Whether the transaction ends with it.
+    # Whether the transaction ends with this block.
     ends = frame.is_outermost and state.commit_on_exit
     try:
         if state.frames[-1] is not frame:
@@ -63,7 +63,7 @@ def leave_block(
         finally:
             state.leave_frame(frame)
         raise
-    # Asked after the wait: meanwhile the transaction may have ended.
+    # Check after the wait: the transaction may have ended meanwhile.
     if frame.left:
         return _unwind(frame, failed=failed)
     broken_by = _what_broke(state)
@@ -74,13 +74,14 @@ def leave_block(
         if ends or failed or not isinstance(interruption, DatabaseError):
             _undo(wrapper, frame, interruption, ends=ends)
         elif state.is_lost and _is_broken(frame) and not frame.left:
-            # An error that the server answers with, Django handles: it has the block around
-            # rolled back, without a word.
+            # Django handles an error that the server answers with: it has the outer block rolled
+            # back, but does not report why.
             state.break_block(interruption)
         raise
     else:
         if not ends and not frame.left and state.needs_rollback:
-            # Django forgets why: the block around is to be rolled back for the same reason.
+            # Django forgets the reason: keep it for the outer block, which has to be rolled back,
+            # too.
             why = broken_by or (error if _is_broken(frame) or state.is_lost else None)
             if why is not None:
                 state.break_block(why)
@@ -92,9 +93,9 @@ def leave_block(
 
 
 def leave_in_thread(state: ConnectionState, leave: Callable[[], Any], *, failed: bool) -> Any:
-    """Leave a block of a thread's by *leave*, Django's own way; return its result.
+    """Leave a block of a thread by *leave*, Django's own way; return its result.
 
-    Raise `NotCommitted` if it did not *fail*, but was broken by something that was caught in it.
+    Raise `NotCommitted` if the block has not *failed*, but was broken by an error caught in it.
     """
     broken_by = state.broken_by
     result = leave()
@@ -114,7 +115,7 @@ def _not_committed() -> NotCommitted:
 
 
 def _what_broke(state: ConnectionState) -> BaseException | None:
-    """Return why the innermost block will be rolled back, unless it was asked to be."""
+    """Return why the innermost block will be rolled back, unless that was requested."""
     if state.rollback_asked or not state.needs_rollback:
         return None
     if state.is_lost:
@@ -132,7 +133,7 @@ def _unwind(frame: Frame | None, *, failed: bool) -> None:
 
 
 def _begin_to_leave(wrapper: Any, frame: Frame, *, failed: bool, ends: bool) -> None:
-    """Wait until *frame* is on top; if it ends the transaction, nobody else is in that any more."""
+    """Wait until *frame* is on top; if it *ends* the transaction, keep other tasks out."""
     state = frame.state
     frame.leaving = True
     if failed and ends:
@@ -145,9 +146,9 @@ def _begin_to_leave(wrapper: Any, frame: Frame, *, failed: bool, ends: bool) -> 
 
 
 def _limited(state: ConnectionState, *, failed: bool) -> AbstractContextManager[None]:
-    """Bound what the end of a block that has *failed* waits for, by ``cancel_timeout``.
+    """Limit the end of a *failed* block to ``cancel_timeout``.
 
-    A task that was cancelled because the server does not answer is not cancelled again.
+    A task that was cancelled because the server does not answer is not cancelled a second time.
     """
     lease = state.lease
     return lease.face.limited() if failed and lease is not None else nullcontext()
@@ -161,13 +162,13 @@ def _is_broken(frame: Frame) -> bool:
 def _undo(wrapper: Any, frame: Frame, interruption: BaseException, *, ends: bool) -> None:
     """Roll back the block of *frame*, whose end was interrupted.
 
-    Where that fails, the block around it is broken. Raise CancelledError, afterwards, if the task
-    is cancelled meanwhile.
+    If that fails, the outer block is broken. Raise CancelledError afterwards if the task was
+    cancelled meanwhile.
     """
     state = frame.state
     if ends:
         if state.transaction is not None:
-            # The pool rolls it back.
+            # The pool rolls back the connection.
             wrapper.connection = None
         return
     if frame.left:
@@ -179,7 +180,7 @@ def _undo(wrapper: Any, frame: Frame, interruption: BaseException, *, ends: bool
             _roll_back_to(wrapper, state, frame.savepoint, done)
     finally:
         if frame.left:
-            # The block around it has failed meanwhile; the task may be in its next transaction.
+            # The outer block has failed meanwhile, and the task may be in its next transaction.
             pass
         elif done:
             state.was_rolled_back(frame)
@@ -192,33 +193,34 @@ def _undo(wrapper: Any, frame: Frame, interruption: BaseException, *, ends: bool
 
 
 def _roll_back_to(wrapper: Any, state: ConnectionState, savepoint: str, done: list[None]) -> None:
-    """Roll back to *savepoint*, whatever cancels the task meanwhile; note in *done* if it worked.
+    """Roll back to *savepoint* even if the task is cancelled; append to *done* on success.
 
-    Raise CancelledError afterwards.
+    Raise CancelledError afterwards if the task was cancelled.
     """
     lease = state.lease
     if lease is None or lease.face.closed:
         return
     if state.rolled_back_to == savepoint and lease.face.pgconn.transaction_status == INTRANS:
-        # It was only to be released.
+        # Django has already rolled back to the savepoint; only its release was interrupted.
         done.append(None)
         return
     message = (
         f"{wrapper.ops.savepoint_rollback_sql(savepoint)};"
         f" {wrapper.ops.savepoint_commit_sql(savepoint)}"
     )
-    # The server closes the cursors that were opened since.
+    # The server closes cursors that were opened after the savepoint.
     lease.closings += 1
     await_bridged(shielded(_send(lease.face, message, done)))
 
 
 async def _send(face: BridgedConnection, message: str, done: list[None]) -> None:
-    """Send *message* in place of what other tasks run in the block; note in *done* if it worked."""
+    """Send *message*, after stopping another task's statement; append to *done* on success."""
     if face.is_executing:
         await face.stop_other()
     try:
         async with asyncio.timeout(face.cancel_timeout):
-            # The server answers both at once; psycopg's own, which nobody instruments.
+            # The server executes both statements of one message. Use psycopg's cursor, which no
+            # instrumentation replaces.
             await run_bridged(psycopg.ClientCursor(face).execute, message)
     except (psycopg.Error, TimeoutError, RuntimeError):
         return

@@ -1,10 +1,10 @@
-"""A ``threading.local`` of another package, made one of the context.
+"""Replace a ``threading.local`` of another package by one of the context.
 
-On the event loop one thread serves all requests, and one request is served by several threads: what
-a package keeps in a ``threading.local`` for the request that it works for is there for others, or
-is not there. Replaced by a `ContextLocal`, it belongs to the context, as Django's own state does:
-tasks and threads of a request inherit it, and what asgiref moves between them comes back. Replaced
-by a `RequestLocal`, it is the same for all that work for a request.
+On the event loop one thread serves all requests, and several threads may serve one request. A
+package that keeps a request's data in a ``threading.local`` would show it to other requests, or
+miss it. A `ContextLocal` belongs to the context instead, as Django's own state does: tasks and
+threads of a request inherit it, and asgiref moves its values between them and back. A
+`RequestLocal` is shared by all tasks and threads of a request.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from ..tasks.request import running_request
 
 
 class ContextLocal:
-    """Attributes of the running context, by the interface of `threading.local`.
+    """Attributes of the running context, with the interface of `threading.local`.
 
-    *copied*: a set, list or dict is copied whenever it is read, so that to change it changes it
-    for this context, and for those that are begun from here later.
+    With *copied*, a set, list or dict is copied whenever it is read: changing it changes it for
+    this context, and for those that are begun from here later.
     """
 
     _values: ContextVar[dict[str, Any]]
@@ -58,9 +58,10 @@ class ContextLocal:
 
 
 class RequestLocal:
-    """Attributes of the request that the running context works for, whichever task or thread.
+    """Attributes of the running context's request, shared by all its tasks and threads.
 
-    Outside of requests, of the context in which the first one was set and those begun from there.
+    Outside of requests, the attributes belong to the context in which the first one was set, and to
+    contexts begun from there.
     """
 
     _values: ContextVar[tuple[object, dict[str, Any]]]
@@ -95,9 +96,8 @@ class RequestLocal:
 
 Local = ContextLocal | RequestLocal
 
-# What takes the place of each in these modules. The triggers that django-pgtrigger ignores are a
-# set that is changed in place. The collector of django-silk counts and gathers what a request
-# executes.
+# The replacement for each module. django-pgtrigger keeps the triggers to ignore in a set that it
+# changes in place. django-silk's collector gathers what a request executes.
 MODULES: dict[str, Callable[[], Local]] = {
     "pghistory.runtime": ContextLocal,
     "pgtrigger.runtime": functools.partial(ContextLocal, copied=True),
@@ -108,7 +108,7 @@ MODULES: dict[str, Callable[[], Local]] = {
 def replace(module: ModuleType) -> None:
     """Replace each ``threading.local`` in the globals of *module*, and the class itself there.
 
-    One that an object among the globals has is replaced, too. What the calling thread has in it is
+    An attribute of an object among the globals is replaced, too. The calling thread's values are
     taken over.
     """
     make = MODULES[module.__name__]

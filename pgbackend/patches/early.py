@@ -1,8 +1,8 @@
-"""What was taken from Django before this backend was loaded, and is not quite as if it came after.
+"""Things made from Django before this backend was loaded, which differ from later ones.
 
-A project names the backend in ``DATABASES`` only, so it is loaded when the first database wrapper
+A project names the backend only in ``DATABASES``, so it is loaded when the first database wrapper
 is made: with the first model class that has no ``db_table`` of its own, or with the first query.
-``"pgbackend"`` first in ``INSTALLED_APPS`` loads it before the project's applications.
+``"pgbackend"`` as the first of ``INSTALLED_APPS`` loads it before the project's applications.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ HINT = (
     " too late, as in the project's __init__.py."
 )
 
-# What it was, and what differs because of that.
+# Each early thing, and the consequence.
 found: list[tuple[str, str]] = []
 
 
 def note(what: str, consequence: str) -> None:
-    """Let the check ``pgbackend.W003`` report *what* was there too early."""
+    """Have the check ``pgbackend.W003`` report that *what* was made too early."""
     found.append((what, consequence))
 
 
 def note_application(handler: Any) -> None:
-    """Report ASGI applications made before: their instances of the class *handler* or below.
+    """Report ASGI applications made before: instances of *handler* and its subclasses.
 
-    Their middleware was adapted by Django alone. That is logged, too: it is not in a process
-    where checks are run.
+    Django alone has adapted their middleware. The warning is logged, too, since a server's process
+    runs no checks.
     """
     if any(type(each) is handler for each in gc.get_referrers(handler)):
         what = f"The ASGI application {handler.__module__}.{handler.__qualname__} was made"
@@ -45,7 +45,7 @@ def note_application(handler: Any) -> None:
 
 
 def check_early(**kwargs: Any) -> list[checks.CheckMessage]:
-    """Report what was there before this backend was loaded."""
+    """Report what was made before this backend was loaded."""
     return [
         checks.Warning(
             f"{what} before pgbackend was loaded: {consequence}.", hint=HINT, id="pgbackend.W003"

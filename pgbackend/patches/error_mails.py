@@ -1,4 +1,4 @@
-"""Error mails: sent from a thread, also where an error is logged on the loop."""
+"""Error mails: sent from a thread, even if an error is logged on the loop."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from ..bridge.greenlets import await_bridged
 
 
 def patch(module: ModuleType) -> None:
-    """Let error mails be sent from a thread when the error is logged in the bridge.
+    """Send error mails from a thread when the error is logged in the bridge.
 
-    Django hands the whole handling of an exception to a thread; here it stays on the event
-    loop, where a mail server must not be waited for. (5.2 to 6.1.)
+    Django handles an exception entirely in a thread. Here the handling stays on the event loop,
+    which must not wait for a mail server. (Django 5.2 to 6.1.)
     """
     handler = module.AdminEmailHandler
     handle = handler.handle
@@ -35,7 +35,8 @@ def patch(module: ModuleType) -> None:
             try:
                 return handle(self, record)
             finally:
-                # The thread's own: what the mail tells of the request may have been fetched.
+                # The thread has connections of its own: the mail's report may have fetched rows of
+                # the request.
                 connections.close_all()
 
         return await_bridged(asgiref.sync.sync_to_async(send, thread_sensitive=False)())

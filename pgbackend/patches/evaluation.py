@@ -1,9 +1,9 @@
-"""The evaluation of a queryset, when several tasks evaluate the same object at once.
+"""The evaluation of a queryset that several tasks evaluate at once.
 
-In stock Django one thread does it for all of them, one after the other. Here each waits for the
-database by itself: none waits for another, who may need a turn or a connection that it has. What
-one found becomes the queryset's when it is whole, prefetched objects included, and that of the
-first stays. These functions are methods of querysets; see `patch`.
+In stock Django one thread evaluates it for all tasks, one after the other. Here each task waits for
+the database by itself, and not for another task, which may need a turn or a connection that the
+first one has. A task's result becomes the queryset's when it is complete, prefetched objects
+included; the first result stays. The functions here become methods of querysets; see `patch`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 from ..fingerprints import fingerprint, is_known
 
-# Django's own methods that prefetch, of both kinds of querysets.
+# Django's own prefetch methods, of both kinds of querysets.
 _prefetch_methods: list[Any] = []
 
 
@@ -45,9 +45,9 @@ def fetch_all_raw(self: Any) -> None:
 
 
 def iterating(iterator: Callable[[Any], Iterator[Any]]) -> Callable[[Any], Iterator[Any]]:
-    """Return ``RawQuerySet.iterator``, each call of it with a cursor of its own.
+    """Return ``RawQuerySet.iterator`` that uses a cursor of its own for each call.
 
-    Django keeps that on the query, where another task would put its own meanwhile.
+    Django keeps the cursor on the query, where another task would replace it meanwhile.
     """
 
     @functools.wraps(iterator)
@@ -70,10 +70,10 @@ def _copy(queryset: Any) -> Any:
 
 
 def _prefetch(queryset: Any, found: list[Any]) -> None:
-    """Give *queryset* what was *found* with what it prefetches, unless another was first."""
+    """Give *queryset* the rows *found*, with prefetched objects, unless it has rows already."""
     if queryset._prefetch_done or type(queryset)._prefetch_related_objects not in _prefetch_methods:
         return
-    # On a copy, which nobody else sees: Django's method works on the cache of its queryset.
+    # Django's method works on the cache of its queryset: use a copy that no other task sees.
     alone = _copy(queryset)
     alone._result_cache = found
     alone._prefetch_related_objects()
@@ -82,7 +82,7 @@ def _prefetch(queryset: Any, found: list[Any]) -> None:
 
 
 def patch(module: ModuleType) -> None:
-    """Let tasks that evaluate one queryset at once not disturb each other. (5.2 to 6.1.)"""
+    """Keep tasks that evaluate one queryset at once from disturbing each other. (5.2 to 6.1.)"""
     plain, raw = module.QuerySet, module.RawQuerySet
     for function in (
         plain._fetch_all,

@@ -1,9 +1,9 @@
-"""Django's guard ``async_unsafe``, looked through in the bridge.
+"""Django's guard ``async_unsafe``, which lets calls in the bridge pass.
 
-There the methods that it marks wait without blocking the loop. Each guard asks the name
-``get_running_loop`` of its module whether a loop runs; `get_running_loop` here takes its place, so
-that it holds for every guard: those of Django's wrappers, of a subclass or a mixin of somebody
-else's, and those that an instrumentation took from a class before.
+The methods that it marks wait in the bridge without blocking the loop. Each guard calls the name
+``get_running_loop`` of its module to ask whether a loop runs. `get_running_loop` here replaces that
+name, and so works for every guard: those of Django's wrappers, those of any subclass or mixin, and
+those that an instrumentation took from a class before.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from ..wrapper.attributes import BackendWrapper
 
 _GUARDS = "django.utils.asyncio"
 
-# Whether aliases that are not bridged, of other engines for one, may be used in bridged code.
+# Whether bridged code may use aliases that are not bridged, such as those of other engines.
 _others_in_place = False
 
 
 @contextmanager
 def others_in_place() -> Iterator[None]:
-    """Let bridged code of the block use such aliases as synchronous code does, blocking the loop.
+    """Let bridged code in the block use aliases that are not bridged, blocking the loop.
 
-    In a test run there is nobody else to block, and tests use them as if no loop ran.
+    Only for test runs: nothing else is blocked there, and tests use such aliases as if no loop ran.
     """
     global _others_in_place
     outer, _others_in_place = _others_in_place, True
@@ -44,10 +44,10 @@ def others_in_place() -> Iterator[None]:
 
 
 def get_running_loop() -> asyncio.AbstractEventLoop:
-    """Return the running loop; raise RuntimeError if the guard that asks is to let its call pass.
+    """Return the running loop, or raise RuntimeError to let the guarded call pass.
 
-    Elsewhere on a running loop a wrapper of this backend raises SynchronousOnlyOperation as ever,
-    with a message that names its way out.
+    Outside the bridge, on a running loop, a wrapper of this backend raises SynchronousOnlyOperation
+    as Django does, with a message that names the way out.
     """
     subject = _guarded(sys._getframe(1))
     if isinstance(subject, BackendWrapper):
@@ -65,7 +65,7 @@ def get_running_loop() -> asyncio.AbstractEventLoop:
 
 
 def _guarded(frame: FrameType) -> Any:
-    """Return the object whose method the guard that runs in *frame* is about to call, if any."""
+    """Return the object whose method the guard in *frame* is about to call, or None."""
     if frame.f_globals.get("__name__") != _GUARDS:
         return None
     args = frame.f_locals.get("args")
@@ -73,10 +73,10 @@ def _guarded(frame: FrameType) -> Any:
 
 
 def shorten() -> None:
-    """Let Django's own methods ask without a look at their caller's frame: they are called most.
+    """Let Django's own methods, the most frequent ones, skip the look at the caller's frame.
 
-    They are replaced on Django's classes, not overridden: its test cases replace some of them
-    there to forbid queries.
+    Replace them on Django's classes rather than override them: Django's test cases replace some of
+    them there to forbid queries.
     """
     for cls in (BaseDatabaseWrapper, postgresql.DatabaseWrapper):
         for name, method in list(vars(cls).items()):

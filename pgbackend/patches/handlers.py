@@ -1,4 +1,4 @@
-"""Requests of Django's: each is one bridge, also where a test's client makes it."""
+"""Django's requests: each runs in one bridge, also from a test client."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from . import early
 
 
 def patch_error_handlers(module: ModuleType) -> None:
-    """Let ``handler404`` and its like be asynchronous: Django takes the coroutine for a response.
+    """Allow asynchronous ``handler404`` etc.: Django takes the coroutine for a response.
 
-    (5.2 to 6.1.)
+    (Django 5.2 to 6.1.)
     """
     resolver = module.URLResolver
     resolve = resolver.resolve_error_handler
@@ -25,7 +25,8 @@ def patch_error_handlers(module: ModuleType) -> None:
     def patched(self: Any, view_type: int) -> Any:
         callback = resolve(self, view_type)
         if asgiref.sync.iscoroutinefunction(callback):
-            # A part of the request, also where the thread of synchronous middleware calls it.
+            # The handler is a part of the request, even if synchronous middleware calls it in a
+            # thread.
             part = functools.partial(serving.work, callback)
             return functools.wraps(callback)(asgiref.sync.async_to_sync(part))
         return callback
@@ -34,9 +35,9 @@ def patch_error_handlers(module: ModuleType) -> None:
 
 
 def patch_adaption(module: ModuleType) -> None:
-    """Let what synchronous middleware calls by ``async_to_sync`` be a part of the request.
+    """Make the coroutine that synchronous middleware calls a part of the request.
 
-    It runs in a task of its own. (5.2 to 6.1.)
+    ``async_to_sync`` runs it in a task of its own. (Django 5.2 to 6.1.)
     """
     handler = module.BaseHandler
     adapt = handler.adapt_method_mode
@@ -55,9 +56,9 @@ def patch_adaption(module: ModuleType) -> None:
 
 
 def patch(module: ModuleType) -> None:
-    """Let each request be one bridge, with wrappers of its own; see `serving`.
+    """Run each request in one bridge, with wrappers of its own; see `serving`.
 
-    In 5.2 and 6.0 ``handle()`` gets and sends the response in a task of its own, in 6.1 in
+    In Django 5.2 and 6.0 ``handle()`` gets and sends the response in a task of its own, in 6.1 in
     its own task: the parts are bridged wherever they run.
     """
     handler = module.ASGIHandler
@@ -73,9 +74,10 @@ def patch(module: ModuleType) -> None:
 
 
 def patch_client(module: ModuleType) -> None:
-    """Let the requests of ``AsyncClient`` be bridged like a server's. (5.2 to 6.1.)
+    """Run the requests of ``AsyncClient`` bridged, as a server's. (Django 5.2 to 6.1.)
 
-    They keep the test's wrappers: it looks at their queries and is in a transaction of theirs.
+    They keep the test's wrappers, since the test checks their queries and may have a transaction
+    open on them.
     """
     handler = module.AsyncClientHandler
     handler.__call__ = _within(serving.in_request, handler.__call__)

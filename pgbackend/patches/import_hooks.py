@@ -1,7 +1,7 @@
-"""Calling back when a module is imported.
+"""Callbacks when a module is imported.
 
-Several modules of Django's cannot be imported before the applications are loaded, while this
-backend is imported as soon as the first model class is made.
+Several modules of Django cannot be imported before the applications are loaded, but this backend is
+imported as soon as the first model class is made.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ Callback = Callable[[ModuleType], None]
 def after_import(name: str, callback: Callback) -> None:
     """Call *callback* with the module *name*: now if it is imported, else once it is.
 
-    Called again with the new module whenever it is imported anew: after a first import that
-    failed, or was undone, and by `importlib.reload`.
+    Call it again with the new module whenever the module is imported anew: after a first import
+    that failed or was undone, and by `importlib.reload`.
     """
     if _finder not in sys.meta_path:
         sys.meta_path.insert(0, _finder)
@@ -33,32 +33,33 @@ def after_import(name: str, callback: Callback) -> None:
     if not _is_being_imported(module):
         callback(module)
     elif name not in _finder.loading:
-        # The rest of its code would take back what the callback changes.
+        # The module's import is not complete, and the rest of its code would undo the changes.
         _finder.unfinished.append((name, callback))
 
 
 def report_finished() -> None:
-    """Call back for the modules that were in the middle of their import, if that has ended.
+    """Call back for modules whose import was incomplete, if it has ended.
 
-    Any later import does it, too.
+    Any later import does this, too.
     """
     _finder.report_finished()
 
 
 def _is_being_imported(module: ModuleType) -> bool:
+    # CPython sets the private ``_initializing`` while the module's code runs.
     return bool(getattr(getattr(module, "__spec__", None), "_initializing", False))
 
 
 class _Finder(MetaPathFinder):
-    """Asks the finders after it, and has the modules that are waited for reported."""
+    """Asks the other finders, and has the modules with callbacks reported."""
 
     def __init__(self) -> None:
         self.callbacks: defaultdict[str, list[Callback]] = defaultdict(list)
-        # What was in the middle of its import when it was asked for.
+        # The callbacks for modules that were being imported when they were registered.
         self.unfinished: list[tuple[str, Callback]] = []
-        # What is being loaded and will be reported.
+        # The names of modules that are being loaded and will be reported.
         self.loading: set[str] = set()
-        # By thread, since another finder may ask all of them in its turn, this one too.
+        # By thread and name, since another finder may ask all finders in turn, this one included.
         self._finding: set[tuple[int, str]] = set()
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
@@ -95,7 +96,7 @@ class _Finder(MetaPathFinder):
 
 
 class _ReportingLoader(Loader):
-    """Loads a module as *loader* does, and reports it then."""
+    """Loads a module as *loader* does, and then reports it."""
 
     def __init__(self, loader: Any, finder: _Finder) -> None:
         self._loader = loader
@@ -109,7 +110,7 @@ class _ReportingLoader(Loader):
         return created
 
     def exec_module(self, module: ModuleType) -> None:
-        # For its own code, and from there on, the module is as if loaded without us.
+        # The module's own code, and all later code, must see the original loader.
         if module.__spec__ is not None:
             module.__spec__.loader = self._loader
         module.__loader__ = self._loader
@@ -122,5 +123,5 @@ class _ReportingLoader(Loader):
             self._finder.loading.discard(module.__name__)
 
 
-# It is among Python's finders from the first `after_import` on.
+# The first `after_import` adds it to Python's finders.
 _finder = _Finder()

@@ -1,8 +1,8 @@
-"""``aiterator()`` that closes its cursor, inside the bridge, when it is left early.
+"""``aiterator()`` that closes its cursor in the bridge when it is left early.
 
-Django drops the generators inside it: the one that holds the cursor would be finalized where
-nothing can be awaited, and whenever the event loop gets to it. These functions are methods of
-its iterables and querysets; see `patch`.
+Django drops the inner generators: the one that holds the cursor would be finalized where nothing
+can be awaited, at any later time. The functions here become methods of Django's iterables and
+querysets; see `patch`.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ logger = logging.getLogger("pgbackend.connection")
 
 
 class Reading:
-    """One iteration by ``aiterator()``: the generators in it, and the cursors they have opened."""
+    """One iteration by ``aiterator()``: its generators, and the cursors they have opened."""
 
     def __init__(self) -> None:
         self.generators: list[AsyncGenerator[Any, None]] = []
-        # Server-side ones.
+        # The server-side cursors.
         self.cursors: list[LeaseHolder] = []
 
     def close(self) -> None:
@@ -42,27 +42,27 @@ class Reading:
             cursor.close_in_server()
 
     def leave(self) -> None:
-        """Have the cursors closed by and by, without waiting; from any thread."""
+        """Have the cursors closed later, without waiting; from any thread."""
         for cursor in self.cursors:
             cursor.leave()
 
 
-# The readings of the generators that `closing` has made, by weak references to these.
+# The readings of the generators made by `closing`, by weak references to the generators.
 _readings: dict[ref[AsyncGenerator[Any, None]], Reading] = {}
 
 
 def _left(generator: ref[AsyncGenerator[Any, None]]) -> None:
-    """Leave the cursors of a generator to which nobody refers any more.
+    """Leave the cursors of a generator that is no longer referenced.
 
-    The loop will close it, but in a task of its own, and later: by then the reader may be in
-    another transaction, or have rolled back to a savepoint.
+    The loop closes the generator, too, but in a task of its own, and later: by then the reader may
+    be in another transaction, or have rolled back to a savepoint.
     """
     _readings.pop(generator).leave()
 
 
 async def chunks(self: Any) -> AsyncGenerator[Any, None]:
-    """Yield an iterable's rows, a chunk of them for each call into the bridge."""
-    # Made in the bridge: for values_list() that is when the statement is executed.
+    """Yield an iterable's rows; fetch one chunk with each call into the bridge."""
+    # Make the iterator in the bridge: for values_list() that already executes the statement.
     rows: Iterator[Any] | None = None
     used: set[str | None] = set()
     reading = getattr(self.queryset, "_pgbackend_reading", None) or Reading()
@@ -82,7 +82,7 @@ async def chunks(self: Any) -> AsyncGenerator[Any, None]:
             return await run_for_aliases(used, function)
 
     def close() -> None:
-        # By name: closing the outer generator leaves the inner one, and with it the
+        # Close the inner generator explicitly: closing the outer one leaves the inner one, and its
         # cursor, to a destructor, where errors and cancellations are lost.
         reading.close()
         if isinstance(rows, Generator):
@@ -100,22 +100,23 @@ async def chunks(self: Any) -> AsyncGenerator[Any, None]:
         closed = isinstance(ended_by, GeneratorExit)
         try:
             if closed and (_get_running_loop() is None or all(map(runs_bridged, used))):
-                # Nothing can be awaited if it is the reader's coroutine that was closed.
+                # The reader's coroutine may be the one that was closed, where nothing can be
+                # awaited.
                 reading.leave()
             else:
                 await call(close)
         except (psycopg.Error, DatabaseError, InterfaceError) as error:
             if ended_by is None:
                 raise
-            # Not in place of the exception, a cancellation perhaps, that ends the reading.
+            # Do not replace the exception, possibly a cancellation, that ends the reading.
             logger.warning("a server-side cursor could not be closed: %s", error)
         finally:
-            # It refers to this frame.
+            # The exception refers to this frame: drop the reference back.
             del ended_by
 
 
 def rows(self: Any) -> AsyncGenerator[Any, None]:
-    """Return what `chunks` yields, and let the queryset's ``aiterator()`` know of it."""
+    """Return the generator of `chunks`, and register it with the queryset's ``aiterator()``."""
     found: AsyncGenerator[Any, None] = self._async_generator()
     reading = getattr(self.queryset, "_pgbackend_reading", None)
     if reading is not None:
@@ -129,7 +130,7 @@ def closing(
     """Return *aiterator* with an end that closes what it opened."""
 
     def patched(self: Any, *args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
-        # A copy, to learn of no other iteration's rows.
+        # Use a copy, so that each iteration has its own reading.
         queryset = self._chain()
         reading = queryset._pgbackend_reading = Reading()
         generator = _read(aiterator(queryset, *args, **kwargs), reading)
@@ -149,13 +150,14 @@ async def _read(items: AsyncGenerator[Any, None], reading: Reading) -> AsyncGene
     finally:
         each: Any
         for each in (items, *reading.generators):
-            # Before CPython 3.13 one that waits does not learn that who waits for it was closed.
+            # Before CPython 3.13 a waiting generator is not told that its waiting reader was
+            # closed.
             if not each.ag_running:
                 await each.aclose()
 
 
 def patch(module: ModuleType) -> None:
-    """Let ``aiterator()`` close its cursor when it is left early. (5.2 to 6.1.)"""
+    """Let ``aiterator()`` close its cursor when it is left early. (Django 5.2 to 6.1.)"""
     iterable, queryset = module.BaseIterable, module.QuerySet
     for function in (iterable._async_generator, queryset.aiterator):
         if not is_known(

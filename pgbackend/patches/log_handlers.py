@@ -1,4 +1,4 @@
-"""Handlers of logging: that they wait in the bridge, with their lock held, is told."""
+"""Report logging handlers that wait in the bridge while they hold their lock."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..bridge.held_locks import emitting, importing, name_held
 
 
 def patch() -> None:
-    """Name what waits in the bridge with a lock of Python's held; see `held_locks`.
+    """Report code that waits in the bridge with one of Python's locks held; see `held_locks`.
 
     (CPython 3.11 and later.)
     """

@@ -1,4 +1,4 @@
-"""Calls in threads from inside a transaction, asgiref's and asyncio's."""
+"""Calls in threads from inside a transaction, by asgiref and asyncio."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..tasks import thread_calls
 
 
 def patch() -> None:
-    """Let no thread be taken by a call that waits for its turn; see `thread_calls`.
+    """Keep calls that wait for their turn from occupying a thread; see `thread_calls`.
 
     (asgiref 3.8 and later, CPython 3.11 and later.)
     """
@@ -29,6 +29,6 @@ def patch() -> None:
     original: Any = asyncio.to_thread
     replacement: Any = functools.wraps(original)(thread_calls.to_thread)
     for module in list(sys.modules.values()):
-        # Also where it was imported by name before.
+        # Replace the function also where it was imported by name before.
         if getattr(module, "__dict__", {}).get("to_thread") is original:
             module.to_thread = replacement  # type: ignore[attr-defined]  # see the condition

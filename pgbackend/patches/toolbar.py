@@ -1,7 +1,7 @@
-"""django-debug-toolbar's SQL panel, where a request's work is done on the loop and in threads.
+"""django-debug-toolbar's SQL panel, for requests served on the loop and in threads.
 
-The panel instruments the connection wrappers of the thread that Django would do all the work of
-a request in. Here they are the wrappers that the request has on the loop, too.
+The panel instruments the connection wrappers of one thread, where Django would do all the work of a
+request. This patch adds the wrappers that the request has on the loop.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from ..wrapper.attributes import BackendWrapper
 def patch(panel: ModuleType) -> None:
     """Let the module ``debug_toolbar.panels.sql.panel`` see all of a request's statements.
 
-    It asks `connections` for the wrappers and has `wrap_cursor` replace their methods. (8.)
+    The panel gets the wrappers from `connections`, and `wrap_cursor` replaces their methods.
+    (django-debug-toolbar 8.)
     """
     if hasattr(panel, "connections") and hasattr(panel, "wrap_cursor"):
         panel.connections = _Connections()  # type: ignore[attr-defined]  # the patch
@@ -47,9 +48,9 @@ def _wrapping(wrap_cursor: Callable[[Any], None]) -> Callable[[Any], None]:
 
 
 def _unless_joined(wrapper: BackendWrapper, method: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a method without the toolbar where a transaction on the loop runs the statements.
+    """Return *method* without the toolbar where a transaction on the loop runs the statements.
 
-    The toolbar sees them there, on the loop's own wrapper.
+    The toolbar sees the statements there, on the loop's own wrapper.
     """
 
     def cursor(*args: Any, **kwargs: Any) -> Any:

@@ -1,9 +1,9 @@
-"""The places inside Django where ``sync_to_async`` may lead to the database, and which of them do.
+"""The places in Django where ``sync_to_async`` may lead to the database, and their rules.
 
-`RULES` names modules, each with a rule: whether what that module is about to hand to a thread
-runs on the event loop instead. Never what may block or burns CPU: password hashing, error mails,
-caches other than the database's, middleware, views and authentication backends that are not
-Django's own, unless ``PGBACKEND_SYNC_ON_LOOP`` says that they may.
+`RULES` names modules, each with a rule: whether a function that the module is about to hand to a
+thread runs on the event loop instead. A function that may block or burn CPU never does: password
+hashing, error mails, caches other than the database's, and middleware, views and authentication
+backends that are not Django's own, unless ``PGBACKEND_SYNC_ON_LOOP`` allows them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ..conf import sync_on_loop
 
 Function = Callable[..., Any]
 
-# Their receivers look after the connections of the thread that served the request.
+# Receivers of these signals look after the connections of the thread that served the request.
 _REQUEST_SIGNALS = (request_started, request_finished, got_request_exception)
 
 # Django's middleware whose hooks neither block nor burn CPU, the database aside.
@@ -47,7 +47,7 @@ _MIDDLEWARE = frozenset(
     }
 )
 
-# Those of them that load or save the session.
+# The modules among them that load or save the session.
 _SESSION_MIDDLEWARE = frozenset(
     {
         "django.contrib.auth.middleware",
@@ -62,7 +62,7 @@ _PROMPT_CACHES = ("db", "dummy", "locmem")
 
 
 def always(function: Function, args: tuple[Any, ...]) -> bool:
-    """Return True: the module's calls are the ORM's."""
+    """Return True: the module hands only functions of the ORM to threads."""
     return True
 
 
@@ -76,15 +76,15 @@ def _is_prompt_cache(cache: BaseCache) -> bool:
 
 
 def cache(function: Function, args: tuple[Any, ...]) -> bool:
-    """Only the database's cache."""
+    """Return whether the function is a method of the database cache."""
     return isinstance(getattr(function, "__self__", None), BaseDatabaseCache)
 
 
 def signal(function: Function, args: tuple[Any, ...]) -> bool:
-    """Receivers of signals; those of request signals only where they are Django's own."""
+    """Return True for receivers of signals; for request signals, if all are Django's own."""
     if not getattr(function, "__qualname__", "").endswith("<locals>.sync_send"):
         return True
-    # The receivers of a signal, grouped in Signal.asend() and asend_robust().
+    # The function runs the receivers of a signal, grouped in Signal.asend() and asend_robust().
     if _free_variable(function, "self") not in _REQUEST_SIGNALS:
         return True
     return not _has_thread() and _may_run_here(_free_variable(function, "sync_receivers"))
@@ -100,9 +100,9 @@ def _may_run_here(receivers: list[Function]) -> bool:
 
 
 def _has_thread() -> bool:
-    """Return whether a thread was started for the running request; its connection is closed there.
+    """Return whether a thread was started for the running request, with its own connections.
 
-    asgiref keeps one for each ThreadSensitiveContext, which Django opens around a request.
+    asgiref keeps a thread for each ThreadSensitiveContext, which Django opens around a request.
     """
     context = asgiref.sync.SyncToAsync.thread_sensitive_context.get(None)
     return context in asgiref.sync.SyncToAsync.context_to_thread_executor
@@ -127,17 +127,17 @@ def _modules_of_sessions(engine: str) -> frozenset[str]:
 
 
 def session(function: Function, args: tuple[Any, ...]) -> bool:
-    """Sessions in the database or in cookies."""
+    """Return whether sessions are in the database or in cookies."""
     return sessions_are_prompt()
 
 
 def authentication(function: Function, args: tuple[Any, ...]) -> bool:
-    """Django's own backends and tests of permissions; others may ask anything."""
+    """Return True for Django's own authentication backends and tests of permissions."""
     return sync_on_loop() or _is_djangos(function)
 
 
 def task(function: Function, args: tuple[Any, ...]) -> bool:
-    """Django's own task backends; not the one that calls the application's function at once."""
+    """Return True for Django's task backends, except the one that calls the task at once."""
     if sync_on_loop():
         return True
     immediate = "django.tasks.backends.immediate"
@@ -145,26 +145,27 @@ def task(function: Function, args: tuple[Any, ...]) -> bool:
 
 
 def middleware(function: Function, args: tuple[Any, ...]) -> bool:
-    """Hooks of Django's own middleware, by the class that defines them."""
+    """Return True for hooks of Django's own middleware, by the class that defines them."""
     if sync_on_loop():
         return True
     if not inspect.ismethod(function):
-        # The whole chain from a synchronous middleware on: its name is the outermost one's.
+        # The function is the whole chain from a synchronous middleware on, named after the
+        # outermost.
         return False
     module = getattr(function, "__module__", "")
     if module == "django.middleware.common":
-        # CommonMiddleware; its neighbour BrokenLinkEmailsMiddleware sends mail.
+        # CommonMiddleware may run here; BrokenLinkEmailsMiddleware in the same module sends mail.
         return function.__qualname__.startswith("CommonMiddleware.")
     return module in _MIDDLEWARE and (module not in _SESSION_MIDDLEWARE or sessions_are_prompt())
 
 
 def handler(function: Function, args: tuple[Any, ...]) -> bool:
-    """What `BaseHandler` does for a view: logging, rendering, exceptions; the view if asked to."""
+    """Return whether a step of `BaseHandler` may run: logging, rendering, exceptions, a view."""
     if sync_on_loop():
         return True
     name = getattr(function, "__name__", "")
     if name == "log_response":
-        # Error mails, the slow part of it, are sent from a thread; see `patches`.
+        # Error mails, the slow part of logging, are sent from a thread; see `error_mails`.
         return _is_djangos(function)
     if name == "process_exception_by_middleware":
         return not function.__self__._exception_middleware  # type: ignore[attr-defined]  # bound
@@ -175,7 +176,7 @@ def handler(function: Function, args: tuple[Any, ...]) -> bool:
 
 
 def response(function: Function, args: tuple[Any, ...]) -> bool:
-    """Closing a response, which sends request_finished, if no thread served the request."""
+    """Return True for closing a response, which sends request_finished, without a thread."""
     if getattr(function, "__name__", "") != "close" or not _is_djangos(function):
         return False
     sender = function.__self__._handler_class  # type: ignore[attr-defined]  # bound
@@ -185,7 +186,7 @@ def response(function: Function, args: tuple[Any, ...]) -> bool:
 
 
 def streaming(function: Function, args: tuple[Any, ...]) -> bool:
-    """Reading a synchronous iterator, which belongs to a synchronous view."""
+    """Return whether to read a synchronous iterator here; it belongs to a synchronous view."""
     return sync_on_loop()
 
 
