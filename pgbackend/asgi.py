@@ -1,7 +1,7 @@
-"""ASGI applications around others: in the bridge, and with pools from start-up to shutdown.
+"""Wrappers of ASGI applications: one for the bridge, one for pools from start-up to shutdown.
 
-Django's own handler needs the first by no name: `patches` puts each of its requests into a bridge.
-`BridgedApplication` gives the same to any other ASGI application, such as WebSocket consumers;
+Django's own handler does not need the first one: `patches` runs each of its requests in a bridge.
+`BridgedApplication` does the same for any other ASGI application, such as WebSocket consumers.
 `LifespanApplication` opens the pools at start-up and closes them at shutdown.
 
 https://asgi.readthedocs.io/en/latest/specs/
@@ -33,11 +33,11 @@ SHUTDOWN_TIMEOUT = 30.0
 
 
 class BridgedApplication:
-    """An ASGI application whose every connection runs in one bridge, as Django's requests do.
+    """An ASGI application that handles each connection in one bridge, as Django's requests.
 
-    In ``application = BridgedApplication(application)``, lazy relations and other synchronous
-    ORM access work in its asynchronous code, without a thread. Scopes of type ``lifespan`` go
-    to the application as they are.
+    With ``application = BridgedApplication(application)``, lazy relations and other synchronous ORM
+    access work in the application's asynchronous code, without a thread. Scopes of type
+    ``lifespan`` are passed on unchanged.
     """
 
     def __init__(self, application: Application) -> None:
@@ -63,8 +63,8 @@ class LifespanApplication:
 
     At ``lifespan.startup`` each database's pool is opened and connects: if the server cannot be
     reached, start-up fails with its message. At ``lifespan.shutdown`` the pools close once the
-    connections on loan are back, after *timeout* seconds in any case. The events are passed on
-    to the application; one that does not support them, such as Django's, need not.
+    connections on loan are back, or after *timeout* seconds. The events are passed on to the
+    application, which need not support them; Django's does not.
     """
 
     def __init__(self, application: Application, *, timeout: float = SHUTDOWN_TIMEOUT) -> None:
@@ -100,13 +100,14 @@ class _Lifespan:
             application.cancel()
             await asyncio.wait([application])
             if not application.cancelled():
-                # Retrieved: an application without lifespan raises.
+                # Retrieve the error: an application without lifespan support raises one, which
+                # asyncio would report.
                 application.exception()
-        # Last of all: the server may end the loop as soon as it knows.
+        # Send the answer last: the server may end the loop as soon as it gets it.
         await self.send(answer)
 
     async def _run(self, application: asyncio.Task[None]) -> Message:
-        """Serve until the end, and return what the server is to be told then."""
+        """Serve until the end, and return the last message for the server."""
         event = await self.receive()
         try:
             await _open_pools()
@@ -124,7 +125,7 @@ class _Lifespan:
         await self.owner.application(self.scope, self.events.get, self.answers.put)
 
     async def _ask(self, application: asyncio.Task[None], event: Message) -> Message | None:
-        """Return the application's answer to an event; None if it has none to give."""
+        """Return the application's answer to an event, or None if it gives none."""
         if application.done():
             return None
         self.events.put_nowait(event)
@@ -138,7 +139,7 @@ class _Lifespan:
 
 
 async def _open_pools() -> None:
-    """Open each database's pool and borrow a connection of it once."""
+    """Open each database's pool, and borrow a connection once."""
     for alias in connections:
         wrapper = connections[alias]
         if isinstance(wrapper, BackendWrapper) and wrapper.bridge_enabled:
@@ -154,5 +155,5 @@ async def _close_pools(seconds: float) -> None:
 
 
 def _words(error: BaseException) -> str:
-    """Return an error's text, the server's own words among it."""
+    """Return an error's text, including the server's own words."""
     return str(error) or type(error).__name__

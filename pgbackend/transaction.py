@@ -1,9 +1,9 @@
-"""Transactions in asynchronous code, beside ``django.db.transaction``.
+"""Transactions in asynchronous code, in addition to ``django.db.transaction``.
 
 ``async with transaction.atomic()``, ``@transaction.atomic`` on coroutine functions and
-``transaction.on_commit`` with them are Django's own names. Here is what Django has no name for:
-asynchronous counterparts of its lower-level functions, `pinned` and `detached`. In a request, and
-anywhere else in the bridge, Django's synchronous functions do as well.
+``transaction.on_commit`` with them are Django's own names. This module has what Django has no name
+for: asynchronous counterparts of its lower-level functions, `pinned` and `detached`. In a request,
+and anywhere else in the bridge, Django's synchronous functions work as well.
 
 https://docs.djangoproject.com/en/stable/topics/db/transactions/
 """
@@ -60,7 +60,7 @@ async def asavepoint(using: str | None = None) -> str | None:
 
 
 def _savepoint(using: str | None) -> Any:
-    # Django 6.1 renames transaction.savepoint(), not this.
+    # Django 6.1 renames transaction.savepoint(), but not this method.
     return transaction.get_connection(using).savepoint()
 
 
@@ -88,24 +88,25 @@ async def _call(using: str | None, function: Callable[..., Any], *args: Any) -> 
 class pinned:
     """Keep one connection for the running task as long as the block lasts.
 
-    For what lives in a session: ``SET``, temporary tables, advisory locks, ``LISTEN``.
+    Use it for what lives in a session: ``SET``, temporary tables, advisory locks, ``LISTEN``.
 
         async with pinned() as connection:
             with connection.cursor() as cursor:   # in a request, or in a bridged function
                 cursor.execute("SELECT pg_advisory_lock(42)")
             await Order.objects.aupdate(...)
 
-    ``with pinned()`` is the same in bridged code. The value is the `DatabaseWrapper` of *using*.
-    Transactions begun in the block run on the connection; tasks started in it have connections of
-    their own. At the end the session is reset before another borrower gets it. On Django's own
-    path, where a thread keeps its connection anyway, the block changes nothing.
+    In bridged code ``with pinned()`` does the same. The value is the `DatabaseWrapper` of *using*.
+    Transactions begun in the block run on the connection; tasks started in the block have
+    connections of their own. At the end the session is reset before another borrower gets it. On
+    Django's own path, where a thread keeps its connection anyway, the block changes nothing.
     """
 
     def __init__(self, using: str | None = None) -> None:
         self.using = using or DEFAULT_DB_ALIAS
-        # One object may serve many tasks, as `atomic` may; each leaves what it entered last.
+        # One object may serve many tasks, as `atomic` may; each task leaves the block it entered
+        # last.
         self._leases: WeakKeyDictionary[asyncio.Task[Any], list[Lease | None]] = WeakKeyDictionary()
-        # How often it was entered, ever.
+        # How often the object was ever entered.
         self._entered = 0
 
     def __enter__(self) -> Any:
@@ -126,13 +127,13 @@ class pinned:
     ) -> None:
         task, lease = self._pop()
         if task is not None and lease is not None:
-            # In the loop's own thread: the collector may close a generator in any.
+            # Release on the loop's own thread: the collector may close a generator in any thread.
             lease.pool.on_loop(functools.partial(unpin, lease, task))
 
     def _pop(self) -> tuple[asyncio.Task[Any] | None, Lease | None]:
-        """Return what is left: the running task's, or the only one that there ever was.
+        """Return the block to leave: the running task's, or the only one that was ever entered.
 
-        A generator that is left early may be closed by another task, or by none.
+        A generator that is left early may be closed by another task, or outside any task.
         """
         running = running_task()
         own = self._leases.get(running) if running is not None else None

@@ -1,5 +1,5 @@
-"""What belongs to one request, and ends with it.
+"""The resources of one request, which end with it.
 
-- `stalled`: clients that do not read what is sent to them.
-- `serving`: a request is one bridge, with connection wrappers of its own.
+- `stalled`: clients that do not read the response.
+- `serving`: runs each request in one bridge, with connection wrappers of its own.
 """

@@ -1,7 +1,7 @@
-"""Requests: each is one bridge, with connection wrappers of its own.
+"""Requests: each runs in one bridge, with connection wrappers of its own.
 
-Django's handler is put through `serve` and the functions beside it by `patches.handlers`, and any
-other ASGI application by `pgbackend.asgi.BridgedApplication`.
+`patches.handlers` passes the methods of Django's handler through `serve` and the functions beside
+it; `pgbackend.asgi.BridgedApplication` does so for any other ASGI application.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 class _Request:
-    """What must not outlive a request that the server cancels."""
+    """The tasks and the body of a request, which must end if the server cancels it."""
 
     def __init__(self) -> None:
         self.tasks: list[asyncio.Task[Any]] = []
@@ -55,8 +55,9 @@ async def serve(
 ) -> T:
     """Await ``handle(...)``, which serves one request.
 
-    When the server cancels it, Django 5.2 and 6.0 would leave the view running, which is a task
-    of its own there, and the request's body open; the latter also when a streaming body fails.
+    If the server cancels the request, Django 5.2 and 6.0 would leave the view running, which is a
+    task of its own there, and the request's body open. The body would stay open, too, if a
+    streaming response fails.
     """
     request = _Request()
     token = _request.set(request)
@@ -85,7 +86,7 @@ async def read(
 async def work(
     handle: Callable[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs
 ) -> T:
-    """Await ``handle(...)``, a part of the request that `serve` began, maybe in another task."""
+    """Await ``handle(...)``, a part of the request that `serve` began, possibly in another task."""
     request, task = _request.get(), asyncio.current_task()
     if request is not None and task is not None:
         request.tasks.append(task)
@@ -97,12 +98,13 @@ async def work(
 async def respond(
     send_response: Callable[..., Coroutine[Any, Any, None]], handler: Any, response: Any, send: Send
 ) -> None:
-    """Await ``send_response(...)``, of the request that `serve` began; see `stalled`."""
+    """Await ``send_response(...)`` for the request that `serve` began; see `stalled`."""
     try:
         with bounded(send, streaming=response.streaming) as sending:
             await work(_send_and_close, send_response, handler, response, sending)
     except ClientStalledError as error:
-        # Django goes on as after any response. It was not sent whole: the server closes.
+        # Django continues as after any response. The response was not sent completely, so the
+        # server closes the client's connection.
         logger.warning("ended the response to a client: %s", str(error))
         give_back_what_is_left()
 
@@ -112,7 +114,7 @@ async def _send_and_close(
 ) -> None:
     """Await ``send_response(...)``, and close the body if it is not read to its end.
 
-    Django leaves that to the collector, and with it the cursor that the body reads from.
+    Django leaves closing to the garbage collector, and with it the cursor that the body reads from.
     """
     try:
         await send_response(handler, response, send)
@@ -122,7 +124,7 @@ async def _send_and_close(
             try:
                 await aclose()
             except Exception as error:
-                # Not in place of what ended the reading, a cancellation perhaps.
+                # Do not replace the exception, possibly a cancellation, that ended the reading.
                 logger.warning("the body of a response failed as it was closed: %r", error)
         raise
 
@@ -133,9 +135,9 @@ async def _part(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> T:
-    """Await a part of a request whose other parts, its streaming body say, *task* runs later.
+    """Await a part of a request; *task* may run other parts later, such as the streaming body.
 
-    They have the session that this one has made.
+    The later parts use the session that this part has made.
     """
     if is_bridged():
         last(lambda callback: task.add_done_callback(lambda _: callback()))
@@ -146,12 +148,12 @@ async def in_request(
     handle: Callable[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs
 ) -> T:
     """Await ``handle(...)`` in a bridge, unless ``PGBACKEND_IMPLICIT_IO`` is off."""
-    # All of them, so that a wrong one is refused before anything of the request has run.
+    # Read all settings here, so that a wrong one is refused before any of the request has run.
     seconds, implicit = conf.blocking_time(), conf.implicit_io()
     conf.sync_on_loop()
     conf.client_timeout()
     if seconds is not None and runs_bridged(None):
-        # Imported by those who want it.
+        # Import the detector only if it is wanted.
         from .. import detector
 
         detector.watch(seconds)
@@ -164,11 +166,11 @@ async def in_request(
 def own_wrappers() -> Iterator[None]:
     """Give the block connection wrappers of its own, one for each alias.
 
-    A server imports the application in its running loop: the wrappers that were made meanwhile
-    would be inherited by each request, and with them the query log and ``execute_wrappers``.
-    A wrapper with a transaction open in this context is kept, as a test case's is.
+    A server imports the application while its loop runs: each request would inherit wrappers made
+    meanwhile, with their query log and ``execute_wrappers``. A wrapper with a transaction open in
+    this context is kept, for example that of a test case.
 
-    They are made at once: one that a child task makes is unknown to the request.
+    The wrappers are made at once: the request would not know a wrapper that a child task makes.
     """
     storage: Any = connections._connections
     inherited = {

@@ -1,8 +1,8 @@
-"""Clients that do not read what is sent to them, and the connections that wait meanwhile.
+"""Clients that do not read their response, and the connections on loan meanwhile.
 
-A server lets ``send()`` wait while its client reads nothing. What streams rows has a connection
-on loan then, and a few such clients have them all. So the wait is bounded, by
-``PGBACKEND_CLIENT_TIMEOUT``; where nothing is on loan, it is not.
+A server makes ``send()`` wait while its client reads nothing. A response that streams rows has a
+connection on loan then, and a few such clients could hold all of them. So the wait is limited by
+``PGBACKEND_CLIENT_TIMEOUT``; without a connection on loan it is not.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from ..wrapper.attributes import BackendWrapper
 Message = MutableMapping[str, Any]
 Send = Callable[[Message], Awaitable[None]]
 
-# How often a client that reads nothing is looked at until its time is over, or in a second.
+# How often a client that reads nothing is checked within its time limit, or within a second.
 _LOOKS = 5
 
 
 class ClientStalledError(OSError):
     """The client has read nothing for too long, while a connection was on loan for it.
 
-    As ASGI has ``send()`` raise OSError when a client has gone.
+    An OSError, since in ASGI ``send()`` raises OSError when a client has gone. Source:
     https://asgi.readthedocs.io/en/latest/specs/www.html
     """
 
 
 @contextmanager
 def bounded(send: Send, *, streaming: bool = True) -> Iterator[Send]:
-    """Give the block a ``send()`` that raises `ClientStalledError` when its wait was too long.
+    """Give the block a ``send()`` that raises `ClientStalledError` after too long a wait.
 
-    What is on loan for the client are the connections of the running context's wrappers. Unless
-    it is *streaming*, nothing that is not on loan now will be.
+    The limit applies while wrappers of the running context have connections on loan. Unless the
+    response is *streaming*, no other connection will be borrowed.
     """
     seconds = conf.client_timeout()
     wrappers = _wrappers()
@@ -53,9 +53,9 @@ def bounded(send: Send, *, streaming: bool = True) -> Iterator[Send]:
 
 
 def give_back_what_is_left() -> None:
-    """Give back what tasks of a request have on loan that has ended, but for transactions.
+    """Give back the leases of tasks of a request that has ended, except those in transactions.
 
-    A producer of rows that waits for whoever sends them gets an error when it goes on.
+    A producer of rows that waits for its sender gets an error when it goes on.
     """
     for wrapper in _wrappers():
         for lease in wrapper.leases():
@@ -69,7 +69,7 @@ def _wrappers() -> list[BackendWrapper]:
 
 
 class _BoundedSend:
-    """A ``send()`` that is looked at, now and then, while it waits."""
+    """A ``send()`` whose waits are checked now and then."""
 
     def __init__(self, send: Send, seconds: float, wrappers: list[BackendWrapper]) -> None:
         self._send = send
@@ -77,7 +77,7 @@ class _BoundedSend:
         self._wrappers = wrappers
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
-        # What ends the wait, while there is one, and since when that is.
+        # The scope that can end the current wait, if there is one, and the start of the wait.
         self._scope: asyncio.Timeout | None = None
         self._since = 0.0
 
@@ -101,19 +101,19 @@ class _BoundedSend:
             self._scope = None
 
     def end(self) -> None:
-        """Look no more."""
+        """Stop checking."""
         if self._timer is not None:
             self._timer.cancel()
 
     def _look(self) -> None:
         """End the wait if its time is over.
 
-        Where others wait for a connection of the same pool, half of the time that those have is
-        enough: they are served before it is over.
+        If other tasks wait for a connection of the same pool, half of the pool's timeout is enough:
+        they must get a connection before their time is over.
         """
         self._timer = None
         if self._scope is None:
-            # The next wait begins to look again.
+            # The next wait starts checking again.
             return
         pools = {lease.pool for wrapper in self._wrappers for lease in wrapper.leases()}
         patience = min([self._seconds, *(pool.timeout / 2 for pool in pools if pool.timeout)])
@@ -124,6 +124,6 @@ class _BoundedSend:
             self._look_later(patience)
 
     def _look_later(self, patience: float) -> None:
-        # In the task's own context it would keep that alive.
+        # Use an empty context: the task's own context would keep the task alive.
         seconds = min(patience, 1.0) / _LOOKS
         self._timer = self._loop.call_later(seconds, self._look, context=Context())
