@@ -1,33 +1,33 @@
 """A pytest plugin that runs the tests in the bridge: ``pgbackend_bridge = true``.
 
-It is off unless the ini option ``pgbackend_bridge`` or the command line's ``--pgbackend`` says
-otherwise; ``--no-pgbackend`` switches it off for one run. Where no database uses the bridge, it
-does nothing. Switched on, the run is one bridged call on one event loop, as that of
-`pgbackend.test.DiscoverRunner`, whose documentation holds here, too. With pytest-xdist each
+The plugin is off unless the ini option ``pgbackend_bridge`` or the command line's ``--pgbackend``
+turns it on; ``--no-pgbackend`` switches it off for one run. If no database uses the bridge, the
+plugin does nothing. Switched on, the run is one bridged call on one event loop, as with
+`pgbackend.test.DiscoverRunner`, whose documentation applies here, too. With pytest-xdist each
 worker process has a loop of its own.
 
-With pytest-django, whose fixtures and marks are as ever, a test's database is one transaction
-that is rolled back: fixtures, synchronous and asynchronous tests, Django's `TestCase` classes
-and the requests of ``client`` and ``async_client`` see the same rows.
+pytest-django's fixtures and marks work as always. A test's database access is one transaction that
+is rolled back: fixtures, synchronous and asynchronous tests, Django's `TestCase` classes and the
+requests of ``client`` and ``async_client`` see the same rows.
 
-An ``async def`` test or fixture that no other plugin claims is awaited in the bridge, in the
-task of the run, functions and methods alike: relations and other lazy access work in it.
+An ``async def`` test or fixture that no other plugin claims is awaited in the bridge, in the task
+of the run, functions and methods alike: relations and other lazy access work in it.
 
-pytest-asyncio and anyio keep what is theirs: what is marked for them, and in their automatic
-modes every ``async def`` test. They run it on loops of their own, for which the run's loop
-stands still.
+pytest-asyncio and anyio keep their own tests: those that are marked for them and, in their
+automatic modes, every ``async def`` test. They run these tests on loops of their own, while the
+run's loop stands still.
 
-- A test of pytest-asyncio is in the transaction of its ``db`` fixture all the same. Of its
-  asynchronous fixtures are those that are set up after ``db``: with the mark ``django_db`` these
-  are all of scope "function".
-- anyio runs all that shares a loop in one task, which begins with the first asynchronous
-  fixture. It is in the transaction if ``db`` was set up before: again, with the mark and if all
-  its asynchronous fixtures are of scope "function".
+- A test of pytest-asyncio is in the transaction of its ``db`` fixture all the same. Its
+  asynchronous fixtures are in the transaction if they are set up after ``db``: with the mark
+  ``django_db``, these are all fixtures of scope "function".
+- anyio runs everything that shares a loop in one task, which begins with the first asynchronous
+  fixture. That task is in the transaction if ``db`` was set up before: again, with the mark, and if
+  all its asynchronous fixtures are of scope "function".
 - Coroutines there are not bridged: lazy access raises SynchronousOnlyOperation.
-- What belongs to a loop (a client's sockets, a lock) can be used only by tests on that loop.
+- Objects that belong to a loop (a client's sockets, a lock) can be used only by tests on that loop.
 
-A project that wants its tests in the bridge therefore leaves pytest-asyncio in strict mode,
-which is its default, and marks only what must have a loop of its own.
+A project that wants its tests in the bridge therefore leaves pytest-asyncio in strict mode, its
+default, and marks only the tests that need a loop of their own.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ from typing import Any
 
 import pytest
 
-# The rest is imported where it is needed: pytest loads an installed plugin in every project, and
+# Other imports stand where they are needed: pytest loads an installed plugin in every project, and
 # before settings are configured.
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the options of this module's documentation."""
+    """Add the options that this module's documentation describes."""
     group = parser.getgroup("pgbackend")
     group.addoption(
         "--pgbackend",
@@ -70,7 +70,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register what runs the tests in the bridge, if that was asked for."""
+    """Register the plugin that runs the tests in the bridge, if it was asked for."""
     asked = config.getoption("pgbackend_bridge")
     if config.getini("pgbackend_bridge") if asked is None else asked:
         config.pluginmanager.register(BridgePlugin(), "pgbackend-bridge")
@@ -81,10 +81,10 @@ class BridgePlugin:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> object | None:
-        """Run what would have run the tests (pytest, a worker of xdist) bridged."""
+        """Run bridged what would have run the tests: pytest, or a worker of xdist."""
         manager = session.config.pluginmanager
         if manager.hasplugin("dsession"):
-            # xdist's own process, which runs no tests.
+            # This is xdist's own process, which runs no tests.
             return None
         from django.conf import settings
 
@@ -99,7 +99,7 @@ class BridgePlugin:
 
         if is_bridged() or not uses_bridge():
             return None
-        # Wrappers (reports, logging) are around this call already.
+        # The wrappers (reports, logging) are already running around this call.
         wrappers = [
             hook.plugin
             for hook in session.config.hook.pytest_runtestloop.get_hookimpls()
@@ -111,8 +111,8 @@ class BridgePlugin:
             try:
                 return others(session=session)
             finally:
-                # What a run that is cut short leaves set up: pytest would tear it down at the
-                # session's end, after the loop's.
+                # Tear down what a run that is cut short leaves set up: pytest would do so at the
+                # session's end, after the loop's end. `_setupstate` is pytest's private attribute.
                 session._setupstate.teardown_exact(None)
 
         with Runner() as bridge:
@@ -126,10 +126,10 @@ class BridgePlugin:
         with no_tasks_left():
             return (yield)
 
-    # After the plugins that claim a test, which are all tryfirst, and before pytest itself.
+    # Runs after the plugins that claim a test, which are all tryfirst, and before pytest itself.
     @pytest.hookimpl
     def pytest_pyfunc_call(self, pyfuncitem: pytest.Function) -> object | None:
-        """Await an asynchronous test that nobody has claimed."""
+        """Await an asynchronous test that no other plugin has claimed."""
         from .bridge.current import is_bridged
 
         if not inspect.iscoroutinefunction(pyfuncitem.obj) or not is_bridged():
@@ -138,12 +138,12 @@ class BridgePlugin:
         _synchronous(pyfuncitem.obj)(**{name: pyfuncitem.funcargs[name] for name in names})
         return True
 
-    # The innermost: plugins that claim an asynchronous fixture have made it a synchronous one.
+    # Runs innermost: plugins that claim an asynchronous fixture have made it synchronous by then.
     @pytest.hookimpl(wrapper=True, trylast=True)
     def pytest_fixture_setup(
         self, fixturedef: Any, request: pytest.FixtureRequest
     ) -> Generator[None, object, object]:
-        """Await an asynchronous fixture that nobody has claimed."""
+        """Await an asynchronous fixture that no other plugin has claimed."""
         from .bridge.current import is_bridged
         from .testing.loops import outside_loop
 
@@ -157,11 +157,11 @@ class BridgePlugin:
             renew_pools()
             return created
         if function.__module__ == "anyio.pytest_plugin":
-            # It refuses to set a fixture up while any loop runs in the thread.
+            # anyio refuses to set up a fixture while any loop runs in the thread.
             with outside_loop():
                 return (yield)
         if inspect.ismethod(function) and isinstance(request.instance, type(function.__self__)):
-            # Of the test's own instance, as pytest does it with the function it finds.
+            # Bind the method to the test's own instance, as pytest does.
             function = function.__func__.__get__(request.instance)
         if inspect.iscoroutinefunction(function):
             synchronous = _synchronous(function)
@@ -177,7 +177,7 @@ class BridgePlugin:
 
 
 def _synchronous(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return *function* as Django's own test cases call theirs: in the bridge, in this task."""
+    """Return *function* as Django's test cases call theirs: in the bridge, in this task."""
     from asgiref.sync import async_to_sync
 
     return async_to_sync(function)

@@ -1,8 +1,8 @@
-"""A runner of synchronous functions, bridged on one event loop, for tests and what they expect.
+"""A runner of synchronous functions, bridged on one event loop, for tests.
 
-Test code was written for a thread in which no loop runs: it starts loops of its own, leaves
-tasks behind, and is stopped by signals. While a `Runner` runs, a few functions of asyncio's and
-one of unittest's are replaced so that this still works.
+Test code was written for a thread in which no loop runs: it starts loops of its own, leaves tasks
+behind, and is stopped by signals. While a `Runner` runs, a few functions of asyncio and one of
+unittest are replaced so that this still works.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ T = TypeVar("T")
 
 
 class Runner:
-    """What `asyncio.Runner` is for coroutines, for synchronous functions that run bridged.
+    """The counterpart of `asyncio.Runner` for synchronous functions that run bridged.
 
-    All calls of `run` share one event loop and one context, so that a connection's wrapper
-    that one of them finds is the next one's, too.
+    All calls of `run` share one event loop and one context, so that one call's connection wrapper
+    is also the next call's.
     """
 
     def __init__(self) -> None:
         self._runner = asyncio.Runner()
         self._context = copy_context()
-        # What is to be raised in the function instead of the cancellation that goes there.
+        # The exception to raise in the function instead of the cancellation that is sent there.
         self._error: BaseException | None = None
 
     def __enter__(self) -> Runner:
@@ -53,14 +53,14 @@ class Runner:
         self.close()
 
     def close(self) -> None:
-        """Cancel what still runs on the loop, the pools with it, and close the loop."""
+        """Cancel all tasks on the loop, including the pools', and close the loop."""
         self._runner.close()
 
     def run(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Run *function* bridged and return its result.
 
-        What a signal handler raises is raised in the function, also while that waits: the
-        KeyboardInterrupt of Ctrl-C, the failure of a time-out.
+        An exception that a signal handler raises is raised in the function, even while the function
+        waits: the KeyboardInterrupt of Ctrl-C, or the failure of a time-out.
 
         Raise RuntimeError if an event loop runs in this thread already.
         """
@@ -87,7 +87,7 @@ class Runner:
                         raise self._error from error
                     if task.done():
                         raise
-                    # It came out of the loop itself, where a signal handler raised it.
+                    # A signal handler raised the exception in the loop itself.
                     self._throw(error, task)
 
     def _throw(self, error: BaseException, task: asyncio.Task[Any]) -> None:
@@ -99,10 +99,10 @@ class Runner:
 
     @coroutine
     def _drive(self, coro: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
-        """Drive the bridged call, with `_error` in place of the cancellation that brings it.
+        """Drive the bridged call; raise `_error` in place of the cancellation that brings it.
 
-        A test that sees CancelledError fails and the next one begins; KeyboardInterrupt ends
-        the run.
+        A test that gets CancelledError fails, and the next one begins; KeyboardInterrupt ends the
+        run.
         """
         step = functools.partial(coro.send, None)
         while True:
@@ -128,23 +128,23 @@ class Runner:
 
     @contextmanager
     def _handling_sigint(self, task: asyncio.Task[Any]) -> Iterator[None]:
-        """Take SIGINT over from Python, whose handler raises KeyboardInterrupt wherever it is.
+        """Take SIGINT over from Python, whose handler raises KeyboardInterrupt anywhere.
 
-        In the middle of the loop, the callback it was about to run would be lost.
+        Raised in the middle of the loop, it would lose the callback that the loop was about to run.
         """
         loop, process = task.get_loop(), os.getpid()
 
         def interrupt(signum: int, frame: FrameType | None) -> None:
             running = asyncio._get_running_loop()
             if running is None and os.getpid() == process:
-                # Somewhere in `outside_loop`.
+                # The interrupted code is somewhere in `outside_loop`.
                 note_interruption()
             elif running is not loop or self._error is not None or _runs_in(task):
                 raise KeyboardInterrupt
             else:
-                # In another task, a pool's for one, the exception would be that task's.
+                # Another task runs, for example a pool's, and must not get the exception.
                 self._throw(KeyboardInterrupt(), task)
-                # The loop may be waiting for a socket: the cancellation is a callback.
+                # Wake the loop, which may be waiting for a socket: the cancellation is a callback.
                 loop.call_soon_threadsafe(lambda: None)
 
         ours = (
@@ -165,6 +165,6 @@ def _runs_in(task: asyncio.Task[Any]) -> bool:
 
 
 def _lasting(function: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
-    # What tests set in a session lives until they close the connection, as in a plain run.
+    # As in a plain run, settings that tests make in a session live until they close the connection.
     last()
     return function(*args, **kwargs)

@@ -1,17 +1,17 @@
 """A project's tests in the bridge: ``TEST_RUNNER = "pgbackend.test.DiscoverRunner"``.
 
 The whole run is one bridged call on one event loop: the test databases, ``setUpTestData``,
-fixtures, synchronous and asynchronous tests, and what they call. So all of a `TestCase` shares
-one transaction, which is rolled back at its end; tasks started in a test join it. A worker
-process of a parallel run has a loop of its own for all its tests.
+fixtures, synchronous and asynchronous tests, and the code they call. So all of a `TestCase` shares
+one transaction, which is rolled back at its end; tasks started in a test join it. A worker process
+of a parallel run has one loop for all its tests.
 
-- An ``async def`` test is awaited in place, not on a loop of its own. Tasks it left are cancelled
-  at its end, as `asyncio.run` would.
+- An ``async def`` test is awaited in place, not on a loop of its own. Tasks that it leaves are
+  cancelled at its end, as by `asyncio.run`.
 - Synchronous test code may run a loop: ``asyncio.run()``, a management command that calls it,
-  `unittest.IsolatedAsyncioTestCase`. That loop runs inside the test, and the runner's stands
-  still meanwhile; its tasks join the test's transaction, too. In a coroutine ``asyncio.run()``
-  is asyncio's RuntimeError, as ever.
-- Coverage.py has to be told of greenlets: ``concurrency = ["greenlet", "thread"]``.
+  `unittest.IsolatedAsyncioTestCase`. That loop runs inside the test while the runner's loop stands
+  still; its tasks join the test's transaction, too. In a coroutine ``asyncio.run()`` raises
+  asyncio's RuntimeError, as always.
+- Coverage.py needs a setting for greenlets: ``concurrency = ["greenlet", "thread"]``.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from .wrapper.attributes import BackendWrapper
 
 
 def uses_bridge() -> bool:
-    """Return whether a database is this backend's, with ``OPTIONS["bridge"]`` on."""
+    """Return whether a database uses this backend with ``OPTIONS["bridge"]`` on."""
     return any(
         isinstance(wrapper, BackendWrapper) and wrapper.bridge_enabled
         for wrapper in connections.all()
@@ -41,10 +41,10 @@ def uses_bridge() -> bool:
 
 
 def renew_pools() -> None:
-    """Close the pools in the bridge, so that the next connections are made anew.
+    """Close the pools in the bridge, so that new connections are made.
 
-    What a migration adds to its connection, such as the type of an extension, is that one's
-    alone; ``connection_created`` adds it to those made afterwards.
+    A migration adds things such as the type of an extension only to its own connection;
+    ``connection_created`` adds them to connections that are made afterwards.
     """
     if is_bridged():
         for pool in open_pools():
@@ -73,23 +73,23 @@ def init_worker(*args: Any, **kwargs: Any) -> None:
 
 
 def run_subsuite(args: tuple[Any, ...]) -> Any:
-    """Run a part of the tests in a worker process, as Django does, bridged."""
+    """Run a part of the tests in a worker process, as Django does, but bridged."""
     assert _worker is not None
     return _worker.run(runner._run_subsuite, args)
 
 
 class ParallelTestSuite(runner.ParallelTestSuite):
-    """Django's, whose worker processes, forked or spawned, run their tests bridged."""
+    """Django's suite, whose worker processes, forked or spawned, run their tests bridged."""
 
     init_worker = init_worker
     run_subsuite = run_subsuite
 
 
 class DiscoverRunner(runner.DiscoverRunner):
-    """Django's test runner, bridged: all of `run_tests` on one event loop.
+    """Django's test runner, with all of `run_tests` bridged on one event loop.
 
-    It is Django's runner, and nothing else, with ``--no-bridge`` (``bridge=False``), or where
-    no database uses the bridge. Source:
+    With ``--no-bridge`` (``bridge=False``), or if no database uses the bridge, it only does what
+    Django's runner does. Source:
     https://docs.djangoproject.com/en/stable/topics/testing/advanced/#using-different-testing-frameworks
     """
 

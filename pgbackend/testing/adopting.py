@@ -1,9 +1,9 @@
-"""What a test starts in an empty Context is in the test's transaction.
+"""Put tasks that a test starts in an empty Context into the test's transaction.
 
 Tasks find the transaction that they were started in by their context. asgiref's
-`ApplicationCommunicator`, which tests of Channels consumers stand on, starts its application in an
-empty one: it would see no row of the test, and what it writes would stay for the next one. While
-tests run, the tasks of their loops are made here.
+`ApplicationCommunicator`, which tests of Channels consumers use, starts its application in an empty
+context. The application would not see the test's rows, and its own rows would remain for the next
+test. So this module makes the tasks of the loops while tests run.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from ..tasks.transaction import transactions
 # The context of each task that was made here.
 _contexts: WeakKeyDictionary[asyncio.Task[Any], Context] = WeakKeyDictionary()
 
-# That of the tests' own task.
+# The context of the tests' own task.
 _of_tests: Context | None = None
 
-# What a context was given here: it is given anew when it is used again.
+# The transactions that a context was given here: a context that is used again gets them anew.
 _given: ContextVar[Any] = ContextVar("pgbackend_given")
 
 _probe: ContextVar[object] = ContextVar("pgbackend_probe")
@@ -70,7 +70,7 @@ def _make_task(
 
 
 def _adopt(context: Context) -> None:
-    """Let *context* know the open transactions of who starts a task in it, if it knows of none."""
+    """Give *context*, if it knows no open transactions, those of the task that starts one in it."""
     known = context.get(transactions)
     if known is not None and (not known or known is not context.get(_given)):
         return
@@ -88,7 +88,7 @@ def _enter(entered: dict[Any, Any], frame: Any) -> None:
     innermost.set(frame)
     _given.set(entered)
     for wrapper in entered:
-        # Transactions are found by the wrapper.
+        # A context finds transactions by their wrapper, so set the wrapper, too.
         connections[wrapper.alias] = wrapper
 
 

@@ -1,4 +1,4 @@
-"""What a test leaves behind on the loop that the next one runs on."""
+"""Tasks that a test leaves behind on the loop that the next test runs on."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from ..pool.background import is_of_pool
 
 @contextmanager
 def no_tasks_left() -> Iterator[None]:
-    """Cancel, at the end of the block, what was started in it and still runs.
+    """Cancel tasks that were started in the block and still run at its end.
 
-    Each test of a plain run has a task and a loop of its own, whose end does that. The tasks of
-    the pools are not the test's.
+    In a plain run each test has a task and a loop of its own, and the loop's end cancels the tasks.
+    The tasks of the pools do not belong to the test.
     """
     before = asyncio.all_tasks() if is_bridged() else set()
     try:
@@ -31,11 +31,11 @@ def no_tasks_left() -> Iterator[None]:
 
 
 async def _forget_cancellations() -> None:
-    """Undo what a test did that cancelled its own task, which is the next test's, too."""
+    """Undo cancellations by a test of its own task, which is the next test's task, too."""
     task = asyncio.current_task()
     assert task is not None
     if task.cancelling():
-        # If the test did not wait for anything any more, its cancellation is still to come.
+        # If the test did not wait afterwards, the cancellation has yet to be raised.
         with suppress(asyncio.CancelledError):
             await asyncio.sleep(0)
         while task.uncancel():

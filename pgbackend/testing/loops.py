@@ -1,7 +1,7 @@
-"""Synchronous test code on a loop that runs already, which it was not written for.
+"""Synchronous test code on a running loop, which the code was not written for.
 
-It may run a loop of its own: `outside_loop`. And libraries that ask whether a loop runs get the
-answer of a plain run.
+The code may run a loop of its own (`outside_loop`), and libraries that ask whether a loop runs get
+the answer of a plain run.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _main_task: asyncio.Task[Any] | None = None
 
 @contextmanager
 def changed_for_tests(task: asyncio.Task[Any]) -> Iterator[None]:
-    """Let the tests of *task* find a running loop as if it were none, as far as that goes."""
+    """Hide the running loop from the tests of *task*, as far as that is possible."""
     global _main_task
     outer, _main_task = _main_task, task
     changes: list[tuple[Any, str, Callable[..., Any]]] = [
@@ -69,7 +69,7 @@ def _classes_of_loops(loop: Any) -> list[Any]:
 
 
 def _stepping_outside(loop_of: Callable[[Any], Any] | None = None) -> Callable[..., Any]:
-    """Return a decorator of functions that run a loop, so that synchronous test code may call them.
+    """Return a decorator for functions that run a loop: synchronous test code may call them.
 
     *loop_of* returns the loop from the function's first argument.
     """
@@ -96,27 +96,27 @@ _ASYNCHRONOUS = inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR | inspect.CO_I
 
 
 def _in_synchronous_test_code() -> bool:
-    """Return whether the caller runs bridged in the tests' task, without a coroutine around."""
+    """Return whether the caller runs bridged in the tests' task, with no coroutine on the stack."""
     if not is_bridged() or asyncio.current_task() is not _main_task:
         return False
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and not frame.f_code.co_flags & _ASYNCHRONOUS:
         frame = frame.f_back
-    # The stack ends where the bridged call begins: what awaits that is not on it.
+    # The stack ends where the bridged call begins: the coroutine that awaits the call is not on it.
     return frame is None
 
 
-# Where third-party code is installed, and which of it works on the run's loop.
+# The folders of installed third-party code, and the packages in them that work on the run's loop.
 _INSTALLED = ("site-packages", "dist-packages")
 
 _OF_THE_LOOP = ("anyio", "asgiref", "django", "psycopg", "psycopg_pool", "uvloop", "pgbackend")
 
 
 def _hidden_from_libraries(get_running_loop: Callable[[], Any]) -> Callable[[], Any]:
-    """Return ``asyncio.get_running_loop`` as synchronous code of a plain run has it, for libraries.
+    """Return ``asyncio.get_running_loop`` that hides the loop from libraries in synchronous code.
 
-    Some ask it to learn whether they are called by asynchronous code, and then hand out a coroutine
-    instead of a result (GraphQL), or refuse to work.
+    Some libraries ask it whether asynchronous code calls them, and then return a coroutine instead
+    of a result (GraphQL), or refuse to work.
     """
 
     @functools.wraps(get_running_loop)
@@ -130,7 +130,7 @@ def _hidden_from_libraries(get_running_loop: Callable[[], Any]) -> Callable[[], 
 
 
 def _importers(name: str, function: Any) -> list[Any]:
-    """Return the installed modules that have imported a function of asyncio's by its name."""
+    """Return the installed modules that have imported a function of asyncio by its name."""
     return [
         module
         for module in list(sys.modules.values())
@@ -149,19 +149,20 @@ def _in_synchronous_code(frame: FrameType | None) -> bool:
         return False
     while frame is not None and not frame.f_code.co_flags & _ASYNCHRONOUS:
         frame = frame.f_back
-    # A synchronous view, for one, of a request that a test makes in a coroutine.
+    # For example a synchronous view, in a request that a test makes in a coroutine.
     return frame is None or frame.f_code is run_bridged.__code__
 
 
-# The open transactions that belong, meanwhile, to a loop run by a test.
+# The open transactions that currently belong to a loop run by a test.
 _lent: list[Transaction] = []
 
 
 @contextmanager
 def outside_loop() -> Iterator[None]:
-    """Let no loop be running in this thread: in the block, another one may be run.
+    """Make no loop run in this thread, so that the block may run another one.
 
-    That loop's tasks join the open transactions, which nothing else can use meanwhile.
+    The other loop's tasks join the open transactions, which nothing else can use meanwhile.
+    asyncio's private functions set the running task and loop; there are no public ones.
     """
     global _lent
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
@@ -201,9 +202,9 @@ def _raise_interruption() -> None:
 
 
 def _renew_locks() -> None:
-    """Let the connections of `_lent` be used on another loop.
+    """Let another loop use the connections of `_lent`.
 
-    A lock of asyncio's that was once waited for belongs to the loop of that time.
+    A lock that tasks have waited for is bound to their loop.
     """
     for transaction in _lent:
         if transaction.state.lease is not None:
