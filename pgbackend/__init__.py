@@ -1,13 +1,13 @@
 """A Django database backend on pooled asynchronous psycopg connections.
 
-Set ``ENGINE = "pgbackend"`` in ``DATABASES``. From asynchronous code await Django's own
-a-methods; to run a synchronous function that uses the ORM on the event loop, use `bridged`.
+Set ``ENGINE = "pgbackend"`` in ``DATABASES``. From asynchronous code await Django's own a-methods;
+to run a synchronous function that uses the ORM on the event loop, use `bridged`.
 
-The names of ``__all__`` are public, and so are the modules `asgi`, `base`, `connection`,
-`detector`, `errors`, `registry`, `test` and `transaction`, and those whose names are Django's. Each
-is imported when it is asked for: ``import pgbackend`` needs neither Django nor psycopg. Django is
-changed when `base` is imported, which Django does for the first wrapper of such a database, and the
-application "pgbackend" before.
+The names in ``__all__`` are public, and so are the modules `asgi`, `base`, `connection`,
+`detector`, `errors`, `registry`, `test` and `transaction`, and those with Django's names. Each is
+imported on first use: ``import pgbackend`` needs neither Django nor psycopg. Importing `base`
+changes Django; Django imports `base` for the first wrapper of such a database, and the application
+"pgbackend" imports it earlier.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ __all__ = [
     "is_bridged",
 ]
 
-# The modules of the public names.
+# The modules that define the public names.
 _PLACES = {
     "BridgeError": "bridge.current",
     "CommitInDoubt": "errors",
@@ -55,7 +55,7 @@ _MODULES = ("asgi", "base", "detector", "errors", "test", "transaction")
 if not TYPE_CHECKING:
 
     def __getattr__(name):
-        """Import what is asked for (PEP 562)."""
+        """Import a public name or module on first use (PEP 562)."""
         if name in _MODULES:
             return import_module(f".{name}", __name__)
         if name not in _PLACES:
@@ -66,5 +66,5 @@ if not TYPE_CHECKING:
 
 
 def __dir__() -> list[str]:
-    """Return the names that there are, also those that were not asked for yet."""
+    """Return all names, including those that were not imported yet."""
     return sorted({*globals(), *__all__, *_MODULES})

@@ -1,6 +1,6 @@
 """The application ``"pgbackend"``: first in ``INSTALLED_APPS``, it loads the backend early.
 
-It has no models. What Django's ``atomic`` and others are in asynchronous code is settled then
+The application has no models. It changes Django's ``atomic`` and others for asynchronous code
 before any other application is imported.
 """
 
@@ -17,5 +17,5 @@ class PgBackendConfig(AppConfig):
     verbose_name = "PostgreSQL on the event loop"
 
     def ready(self) -> None:
-        """Patch what was in the middle of its import when the backend was loaded."""
+        """Patch modules whose import was incomplete when the backend was loaded."""
         report_finished()

@@ -1,4 +1,4 @@
-"""Django's own command-line client, under the name where backends over this one look for it."""
+"""Django's own command-line client, where backends derived from this one look for it."""
 
 from django.db.backends.postgresql.client import DatabaseClient
 

@@ -71,13 +71,14 @@ def _read(name: str, default: Any) -> Any:
     try:
         return getattr(settings, name)
     except AttributeError:
-        # Where Django keeps what it has found, until a setting or all of them are replaced: these
-        # are read many times in a request, and a miss costs ten times as much.
+        # Django's settings keep values that they have found here, until a setting or all of them
+        # are replaced. The default is kept there, too: a request reads it many times, and a miss
+        # costs ten times as much.
         settings.__dict__[name] = default
         return default
 
 
-# All of them, by the functions that read and check them.
+# The settings, with the functions that read and check them.
 SETTINGS: dict[str, Callable[[], Any]] = {
     "PGBACKEND_IMPLICIT_IO": implicit_io,
     "PGBACKEND_SYNC_ON_LOOP": sync_on_loop,

@@ -1,4 +1,4 @@
-"""Creation of test databases: idle pooled connections must not be in the way."""
+"""Creation of test databases, which idle pooled connections must not block."""
 
 from typing import Any
 
@@ -12,20 +12,21 @@ class DatabaseCreation(PostgresDatabaseCreation):
     """Django's creation of test databases."""
 
     def _create_test_db(self, *args: Any, **kwargs: Any) -> str:
-        """Create the test database; close the pool of the one that the alias has had.
+        """Create the test database; close the pool of the alias's previous database.
 
-        Django closes its one connection before the alias gets another NAME; here the pool
-        has them, and nothing would use that pool again.
+        Django closes its one connection before the alias gets another NAME. Here the pool has the
+        connections, and nothing would use that pool again.
         """
         self.connection.close_pool()
         name: str = super()._create_test_db(*args, **kwargs)
         return name
 
     def _destroy_test_db(self, test_database_name: str, verbosity: int) -> None:
-        """Remove the test database; close the pools of all aliases that are of the same one.
+        """Remove the test database; close the pools of all aliases that use it.
 
-        Django closes the alias's own. Of the others it knows no connection by then; here their
-        pools have idle ones, and PostgreSQL removes no database that somebody is connected to.
+        Django closes the connections of the alias itself, and knows none of other aliases by then.
+        Here their pools may have idle connections, and PostgreSQL removes no database that is in
+        use.
         """
         key = self.test_db_signature()[:2]
         for other in connections.all(initialized_only=True):

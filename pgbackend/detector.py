@@ -1,28 +1,27 @@
 """A detector of blocking code: it names the function that held the event loop for too long.
 
-What an application calls on the loop's own thread, bridged or in a coroutine, stops every
-other request if it blocks there: `time.sleep`, a synchronous client of some service, long
-computing. `watch` starts a heartbeat on the running loop and a thread beside it. When the
-heartbeat is overdue, and the loop is not just waiting for something to do, the thread reads
-the stack of the loop's thread. When the loop goes on, a warning to ``pgbackend.detector`` says how
-long that was, to half the time between two heartbeats; if it does not go on for `STILL_SECONDS`,
-the thread says so meanwhile.
+Code on the loop's own thread, bridged or in a coroutine, stops every other request if it blocks:
+`time.sleep`, a synchronous client of some service, long computing. `watch` starts a heartbeat on
+the running loop and a thread beside it. If the heartbeat is overdue, and the loop is not just
+waiting for something to do, the thread reads the stack of the loop's thread. When the loop goes on,
+a warning to ``pgbackend.detector`` says how long it was held, to half the time between two
+heartbeats. If the loop does not go on for `STILL_SECONDS`, the thread warns meanwhile.
 
-What it does not see, or not well:
+The detector does not see, or does not see well:
 
-- C code that holds the GIL the whole time is seen only when it returns, since the thread
-  cannot run before. Of C code that releases it, the line that calls it is named. C code that
-  uvloop calls back with no Python between is not told from an idle loop.
-- What blocks for less than 1.5 times the bound may fall between two heartbeats.
-- Imports are not named, which end with the first request for good: those of the URLconf, mostly.
-  Nor is the event loop's own code where it calls nobody else's.
-- Many short callbacks in a row hold the loop together, but none of them is to blame: no
+- C code that holds the GIL the whole time is seen only when it returns, since the thread cannot run
+  before. For C code that releases the GIL, the line that calls it is named. C code that uvloop
+  calls back with no Python in between cannot be told from an idle loop.
+- Code that blocks for less than 1.5 times the bound may fall between two heartbeats.
+- Imports are not named: they mostly end with the first request, such as those of the URLconf. The
+  event loop's own code is not named unless it calls other code.
+- Many short callbacks in a row hold the loop together, but none of them is to blame: there is no
   warning.
-- The stack of a bridged function ends where the bridge begins: who awaited it is not seen.
-- Time in which the process was suspended counts as held if a callback was running then, in
-  one warning at most.
+- The stack of a bridged function ends where the bridge begins: the awaiting coroutine is not seen.
+- Time in which the process was suspended counts as held if a callback was running then, in one
+  warning at most.
 
-It is a thread: where there is one, Python 3.12 and later warn of ``os.fork()``.
+The detector needs a thread: Python 3.12 and later warn of ``os.fork()`` in a process with threads.
 """
 
 from __future__ import annotations
@@ -45,10 +44,10 @@ from weakref import WeakKeyDictionary, ref
 
 logger = logging.getLogger(__name__)
 
-# Seconds in which a line is named only once on one loop.
+# For how many seconds a line is not named again on one loop.
 REPEAT_SECONDS = 60.0
 
-# After how many seconds it is told that the loop is held, although it still is.
+# After how many seconds a warning is logged although the loop is still held.
 STILL_SECONDS = 2.0
 
 # Top-level modules whose functions are not the application's, wherever they are installed.
@@ -78,7 +77,8 @@ def watch(seconds: float) -> None:
     """
     loop = asyncio.get_running_loop()
     if loop not in _watched_loops:
-        # The heartbeat would keep the context of the request that happened to come first.
+        # Use an empty context: the heartbeat would keep that of the request that happened to come
+        # first.
         Context().run(_start, loop, seconds)
 
 
@@ -88,16 +88,16 @@ def _start(loop: AbstractEventLoop, seconds: float) -> None:
     ended: SimpleQueue[Any] = SimpleQueue()
     watched = _Watched(loop, seconds)
     heartbeat = _Heartbeat(watched)
-    # SimpleQueue.put may be called by the garbage collector, in the middle of its own get.
+    # The garbage collector may call SimpleQueue.put safely, even in the middle of its own get.
     watched.heartbeat = ref(heartbeat, ended.put)
-    # A daemon: a loop that is never closed must not keep the process from exiting.
+    # Use a daemon thread: a loop that is never closed must not keep the process from exiting.
     Thread(target=_run, args=(watched, ended), name="pgbackend-detector", daemon=True).start()
     _watched_loops[loop] = watched
     loop.call_soon(heartbeat)
 
 
 def _run(watched: _Watched, ended: SimpleQueue[Any]) -> None:
-    """Look at the loop, in a thread, until its heartbeat is gone."""
+    """Watch the loop, in a thread, until its heartbeat is gone."""
     pause = watched.seconds / 2
     while True:
         try:
@@ -112,7 +112,7 @@ def _run(watched: _Watched, ended: SimpleQueue[Any]) -> None:
 class _Heartbeat:
     """Calls itself again and again on the loop.
 
-    Only the loop's timer owns it, so it goes when the loop is closed or collected.
+    Only the loop's timer owns the heartbeat, so it goes when the loop is closed or collected.
     """
 
     __slots__ = ("__weakref__", "_watched")
@@ -124,7 +124,7 @@ class _Heartbeat:
         loop = asyncio.get_running_loop()
         watched = self._watched
         if _watched_loops.get(loop) is not watched:
-            # In a child process that runs its parent's loop: the thread is the parent's.
+            # A child process runs its parent's loop: the thread exists in the parent only.
             return
         watched.ended(monotonic())
         watched.thread = get_ident()
@@ -133,8 +133,8 @@ class _Heartbeat:
         loop.call_later(watched.interval, self)
 
 
-# Where the walk from the innermost frame outwards ends: no callback runs in a heartbeat or
-# right inside a turn of the loop; one does inside a handle. uvloop has no such frames, see
+# The code where the walk from the innermost frame outwards ends. No callback runs in a heartbeat,
+# or directly in an iteration of the loop; one does in a handle. uvloop has no such frames; see
 # `_Watched.caller`.
 _BEAT = _Heartbeat.__call__.__code__
 _HANDLE = asyncio.Handle._run.__code__
@@ -143,7 +143,7 @@ _IMPORT: CodeType = importlib._bootstrap._find_and_load.__code__  # type: ignore
 
 
 class _Place(NamedTuple):
-    """A function, and the line in it that runs."""
+    """A function, and the line that runs in it."""
 
     function: str
     filename: str
@@ -156,7 +156,7 @@ class _Place(NamedTuple):
 
     @classmethod
     def called_back(cls, frame: FrameType) -> _Place | None:
-        """Return the function in C that a handle of asyncio's calls; None for one of asyncio's."""
+        """Return the C function that a handle of asyncio calls; None for asyncio's own."""
         handle = frame.f_locals.get("self")
         function = getattr(handle, "_callback", None)
         while isinstance(function, functools.partial):
@@ -178,59 +178,62 @@ class _Place(NamedTuple):
 
 
 class _Sample(NamedTuple):
-    """What was seen of a callback that runs."""
+    """One observation of a running callback."""
 
-    # The same object in each sample of one callback: a weak reference to its task, or its code.
+    # The callback's identity, the same object in each sample: a weak reference to its task, or its
+    # code.
     holder: object
     innermost: _Place
-    # The innermost one of the application's, if there is any.
+    # The application's innermost place, if it has one.
     named: _Place
 
 
-# Where a holder was: the application's place and the innermost one.
+# A place of the holder: the application's place and the innermost one.
 _Seen = tuple[_Place, _Place]
 
 
 class _Watched:
-    """What the heartbeat of one loop and the thread that looks at it know of each other."""
+    """The state that a loop's heartbeat shares with the thread that watches the loop."""
 
     def __init__(self, loop: AbstractEventLoop, seconds: float) -> None:
         self.seconds = seconds
-        # Twice in the time that is allowed: what holds the loop for 1.5 times that long is
-        # always seen. Not more often than 20 times a second, so that an idle loop stays idle.
+        # Two heartbeats in the allowed time: code that holds the loop for 1.5 times that long is
+        # always seen. Not more than 20 heartbeats a second, so that an idle loop stays idle.
         self.interval = max(seconds / 2, 0.05)
         self.heartbeat: ref[_Heartbeat] | None = None
         self._loop = ref(loop)
-        # The thread that runs the loop.
+        # The id of the thread that runs the loop.
         self.thread = get_ident()
-        # When the next heartbeat is to come; the first as soon as the present callback ends.
+        # When the next heartbeat is due; the first is due when the present callback ends.
         self.due = monotonic()
-        # What called the last heartbeat: asyncio's handle, or, since Cython's functions have
-        # no frames, the function that runs uvloop's loop.
+        # The code that called the last heartbeat: asyncio's handle or, since Cython's functions
+        # have no frames, the function that runs uvloop's loop.
         self.caller: CodeType | None = None
-        # What the last look saw: the holder, the heartbeat it kept from coming, and when.
+        # The result of the last look: the holder, the heartbeat that it delayed, and the time of
+        # the look.
         self._holder: object = None
         self._missed = self._looked = self.due
-        # Since when that holder is known to hold the loop.
+        # Since when the holder is known to hold the loop.
         self._since = self.due
-        # How often it was seen where.
+        # How often the holder was seen at each place.
         self._seen: Counter[_Seen] = Counter()
-        # The same when it has held the loop too long, at most one; taken by whoever, the thread or
-        # the heartbeat, sees first that it has ended. And whether it was told.
+        # The counts of a holder that has held the loop too long; at most one entry. The thread or
+        # the heartbeat takes the entry, whichever first sees that the holder has ended. `_told`
+        # says whether a warning was logged meanwhile.
         self._over: list[Counter[_Seen]] = []
         self._told = False
-        # The lines named: when, and how often since.
+        # The lines that were named: when, and how often since.
         self._named: dict[tuple[str, int], tuple[float, int]] = {}
 
     def look(self) -> float:
-        """See who holds the loop, and whether too long; return the seconds until the next look."""
+        """Check what holds the loop, and how long; return the seconds until the next look."""
         now, due = monotonic(), self.due
         half = self.seconds / 2
         if now - due < half:
             return due + half - now
         sample = self._sample()
         if self.due != due:
-            # The heartbeat came meanwhile: the sample is of something else.
+            # The heartbeat came meanwhile, so the sample shows something else.
             return half
         last, self._looked = self._looked, now
         if sample is None:
@@ -239,8 +242,8 @@ class _Watched:
             return half
         if sample.holder is not self._holder or due != self._missed:
             self.ended(last)
-            # It cannot have begun before the last look, which saw another, or none. The stack
-            # is read twice for that reason; once, if the thread itself came too late.
+            # The holder cannot have begun before the last look, which saw another one, or none.
+            # This is why the stack is read twice; once, if the thread itself came too late.
             self._holder, self._missed = sample.holder, due
             self._since, self._told = max(due, last), False
             self._seen = Counter()
@@ -262,15 +265,16 @@ class _Watched:
         except IndexError:
             return
         told, self._told = self._told, False
-        # It began at some time between two heartbeats.
+        # The holder began at some time between two heartbeats.
         held = when - self._since + self.interval / 2
         self._warn(held, seen, "has held the event loop for {} s", told=told)
 
     def _sample(self) -> _Sample | None:
-        """Return what runs on the loop, None if nothing does that is to be named.
+        """Return what runs on the loop, or None if nothing is to be named.
 
-        Loop, task and frames must be let go at once, before anything that may wait: whoever
-        has the last reference runs the finalizers, and these belong on the loop's thread.
+        The references to loop, task and frames must be dropped at once, before anything that may
+        wait: the thread that drops the last reference runs the finalizers, which belong on the
+        loop's thread.
         """
         loop = self._loop()
         if loop is None or not loop.is_running():
@@ -300,7 +304,7 @@ class _Watched:
         return _Sample(outermost if task is None else ref(task), innermost, named or innermost)
 
     def _warn(self, held: float, seen: Counter[_Seen], words: str, *, told: bool = False) -> None:
-        # Where it mostly was.
+        # The place where the holder was seen most often.
         ((place, innermost), _), *_ = seen.most_common(1)
         now = monotonic()
         last, repeats = self._named.get((place.filename, place.line), (-REPEAT_SECONDS, 0))
@@ -331,5 +335,5 @@ def _is_application(frame: FrameType) -> bool:
 
 _watched_loops: WeakKeyDictionary[AbstractEventLoop, _Watched] = WeakKeyDictionary()
 
-# A forked child has none of the threads: it watches its loops anew, inherited ones too.
+# A forked child has none of the threads: it watches its loops anew, including inherited ones.
 os.register_at_fork(after_in_child=_watched_loops.clear)

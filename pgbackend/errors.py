@@ -1,4 +1,4 @@
-"""Errors of this backend's own."""
+"""Errors that this backend adds to Django's."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from django.db import OperationalError
 
 
 class NotCommitted(OperationalError):
-    """A block was left without an exception, but what it did was rolled back.
+    """A block was left without an exception, but its work was rolled back.
 
-    Something in it had ended in a way that only a rollback could answer, and the application
-    caught that: the connection was lost, or the end of a block inside was interrupted. The cause
-    is in ``__cause__``. Of an outermost block nothing is committed, and no hooks of ``on_commit``
-    run; of a nested one nothing is kept, and the block around it may go on.
+    The connection was lost in the block, or the end of an inner block was interrupted. Only a
+    rollback could answer that, and the application caught the error, which is in ``__cause__``. If
+    the block is the outermost one, nothing is committed, and no hooks of ``on_commit`` run. If it
+    is nested, none of its work is kept, and the outer block may go on.
     """
 
 
 class CommitInDoubt(OperationalError):
-    """The connection was lost while the server was committing: it may have, or may not.
+    """The connection was lost while the server was committing: it may have committed, or not.
 
-    Nothing is tried again and no hooks of ``on_commit`` run. A transaction that noted its id
-    (``SELECT pg_current_xact_id()``) is settled by ``SELECT pg_xact_status(id)`` on another
+    Nothing is tried again, and no hooks of ``on_commit`` run. A transaction that noted its id
+    (``SELECT pg_current_xact_id()``) can be checked by ``SELECT pg_xact_status(id)`` on another
     connection.
 
     https://www.postgresql.org/docs/current/functions-info.html#FUNCTIONS-PG-SNAPSHOT

@@ -9,7 +9,7 @@ from django.db.backends.postgresql.features import (
 )
 from django.utils.functional import cached_property
 
-# Skipped wherever the suite runs on this backend.
+# Skipped wherever Django's suite runs on this backend.
 TEST_SKIPS = {
     "ATOMIC_REQUESTS holds for asynchronous views, which Django refuses.": {
         "handlers.tests.TransactionsPerRequestTests.test_auto_transaction_async_view",
@@ -24,7 +24,7 @@ TEST_SKIPS = {
     },
 }
 
-# Skipped only where the whole test runner runs bridged.
+# Skipped only where the whole test run is bridged.
 BRIDGED_TEST_SKIPS = {
     "Between two statements outside a transaction no connection is held in the bridge.": {
         "backends.base.test_base.ConnectionHealthChecksTests.test_health_checks_enabled",
@@ -54,7 +54,7 @@ class DatabaseFeatures(PostgresDatabaseFeatures):
 
     @cached_property  # type: ignore[untyped-decorator]  # Django is untyped
     def django_test_skips(self) -> dict[str, Any]:
-        """Django's own skips and, bridged, those of this design."""
+        """Django's own skips and, bridged, those of this backend's design."""
         skips: dict[str, Any] = super().django_test_skips
         ours = {**TEST_SKIPS, **(BRIDGED_TEST_SKIPS if self.connection.bridged else {})}
         return {**skips, **ours}

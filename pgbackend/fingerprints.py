@@ -1,7 +1,7 @@
 """Fingerprints of the places in Django that `patches` changes.
 
-A place that is none of the supported versions' stays as it is, and a system check says so.
-`KNOWN` names for each value the first and the last release of each line that has it.
+A place whose fingerprint belongs to no supported version stays as it is, and a system check reports
+that. For each value, `KNOWN` names the first and the last release of each line that has it.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import Any
 
 from django.core import checks
 
-# What was left alone because its fingerprint is unknown: (place, consequence).
+# The places left unpatched because their fingerprints are unknown: (place, consequence).
 unpatched: list[tuple[str, str]] = []
 
 
 def is_known(place: str, value: str, consequence: str) -> bool:
     """Return whether *value* is a supported version's fingerprint of *place*.
 
-    If not, the check ``pgbackend.W001`` reports the *consequence* of leaving it alone.
+    If it is not, the check ``pgbackend.W001`` reports the *consequence* of leaving the place alone.
     """
     if value in KNOWN.get(place, ()):
         return True
@@ -32,7 +32,7 @@ def is_known(place: str, value: str, consequence: str) -> bool:
 
 
 def check_unpatched(**kwargs: Any) -> list[checks.CheckMessage]:
-    """Report what stays unpatched because this Django is not one of those known."""
+    """Report the places that stay unpatched because this version of Django is unknown."""
     return [
         checks.Warning(
             f"{place} is not a version of Django's that pgbackend knows: {consequence}.",

@@ -1,6 +1,6 @@
-"""Django's own introspection, under the name where backends over this one look for it."""
+"""Django's own introspection, where backends derived from this one look for it."""
 
-# First: Django's own module cannot be the first of its backend that is imported. (6.1.)
+# Import Django's base first: in 6.1 its introspection module cannot be its backend's first import.
 from django.db.backends.postgresql import base as base
 from django.db.backends.postgresql.introspection import DatabaseIntrospection, FieldInfo, TableInfo
 

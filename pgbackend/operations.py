@@ -1,4 +1,4 @@
-"""Operations: where Django finds the compilers; savepoints leave a session as it was."""
+"""Operations: the compilers' location for Django, and savepoints marked as clean."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import functools
 from importlib import import_module
 from typing import Any
 
-# First: Django's own module cannot be the first of its backend that is imported.
+# Import Django's base first: its operations module cannot be its backend's first import.
 from django.db.backends.postgresql import base as base
 from django.db.backends.postgresql.operations import (
     DatabaseOperations as PostgresDatabaseOperations,
@@ -26,7 +26,7 @@ class DatabaseOperations(PostgresDatabaseOperations):
     compiler_module = "pgbackend.compiler"
 
     def compiler(self, compiler_name: str) -> Any:
-        """Return a compiler's class; not looked up for each task's wrapper."""
+        """Return a compiler's class; it is looked up once, not for each task's wrapper."""
         return _compiler(self.compiler_module, compiler_name)
 
     def savepoint_create_sql(self, sid: str) -> str:

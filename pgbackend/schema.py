@@ -1,4 +1,4 @@
-"""Django's own schema editor, under the name where backends over this one look for it."""
+"""Django's own schema editor, where backends derived from this one look for it."""
 
 from django.db.backends.postgresql.schema import DatabaseSchemaEditor
 

@@ -1,4 +1,4 @@
-"""System checks; that of this module asks whether pools fit into ``max_connections``.
+"""System checks; the one of this module asks whether pools fit into ``max_connections``.
 
 ``manage.py check --database default`` runs it, as ``migrate`` does.
 """
@@ -23,7 +23,7 @@ from .wrapper.settings_checks import check_options, check_own_settings, of_alias
 
 
 def register() -> None:
-    """Have Django run the checks of this backend."""
+    """Register the checks of this backend with Django."""
     checks.register(check_unpatched, checks.Tags.async_support)
     checks.register(check_early, checks.Tags.async_support)
     checks.register(check_budget, checks.Tags.database)
@@ -34,12 +34,12 @@ def register() -> None:
 def check_budget(
     *, databases: Sequence[str] | None = None, **kwargs: Any
 ) -> list[checks.CheckMessage]:
-    """Warn of servers whose connections are fewer than the pools may open.
+    """Warn of servers that admit fewer connections than the pools may open.
 
     A process may open each alias's pool for the event loop and, if ``OPTIONS["pool"]`` is set,
-    Django's own for threads. How many processes there are is told by the environment variable
-    ``WEB_CONCURRENCY``, as servers use it; without it, one. A server that does not answer is told
-    of, too; aliases whose options are wrong are left to the check of those.
+    Django's own pool for threads. The environment variable ``WEB_CONCURRENCY``, as servers use it,
+    gives the number of processes; without it, there is one. A server that does not answer is
+    reported, too. Aliases with wrong options are left to the check of options.
     """
     messages: list[checks.CheckMessage] = []
     for aliases in _by_server(filter(_is_right, databases or ())).values():
@@ -86,7 +86,7 @@ def _wanted(alias: str) -> int:
     options = connections[alias].settings_dict["OPTIONS"].get("pool")
     arguments = pool_arguments(alias, options)
     size = int(arguments["max_size"] or arguments["min_size"])
-    # Without the option a thread has one connection of its own.
+    # Without the option, a thread has one connection of its own.
     return size * (2 if options else 1)
 
 
@@ -94,7 +94,7 @@ def _left(alias: str) -> int:
     wrapper: Any = connections[alias]
     if is_bridged():
         return _ask(wrapper)
-    # Past Django's pool, which would wait for its time-out, and hide the server's words.
+    # Bypass Django's pool, which would wait for its time-out, and hide the server's words.
     wrapper = wrapper.copy()
     wrapper.settings_dict["OPTIONS"].pop("pool", None)
     try:
