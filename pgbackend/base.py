@@ -67,7 +67,7 @@ from .wrapper.transactions import TransactionControl
 class DatabaseWrapper(Watched, TransactionControl):
     """Django's PostgreSQL wrapper, with leased asynchronous connections in the bridge.
 
-    Beside Django's own ``OPTIONS`` it takes those of `options.Options`.
+    The wrapper takes Django's own ``OPTIONS`` and those of `options.Options`.
     """
 
     # Django assigns these attributes without annotations.

@@ -240,7 +240,7 @@ def _drive(
             # this frame, so they would make a cycle.
             raised.__context__ = context
             del context, raised
-    return result  # type: ignore[no-any-return]  # as above
+    return result  # type: ignore[no-any-return]  # greenlet.switch() is untyped
 
 
 def _idle_on(loop: Any) -> list[Bridge]:
@@ -260,7 +260,7 @@ def _unwind(bridge: Bridge) -> None:
         return
     owner: Task[Any] | None = bridge.owner
     loop = None if owner is None else owner.get_loop()
-    # If the loop is closed, no thread is left that could unwind the function.
+    # If the loop is closed, the function has nothing left to give back.
     if loop is not None and not loop.is_closed():
         loop.call_soon_threadsafe(_throw_exit, bridge, context=Context())
 

@@ -3,8 +3,9 @@
 A lock that threads share does not keep tasks of one thread apart. The import lock of a module
 belongs to the importing thread: another task that imports the module passes the lock and gets an
 incomplete module. A logging handler holds its lock while it emits: another task passes the lock,
-and a thread that logs waits; if the event loop then logs from another handler's thread, everything
-waits. The first wait in each is logged to ``pgbackend.detector``.
+and another thread that logs waits for it. If the emitting thread waits for the event loop, and the
+loop logs by the same handler, both wait for ever. The first wait in each import or handler is
+logged to ``pgbackend.detector``.
 """
 
 from __future__ import annotations

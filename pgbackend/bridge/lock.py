@@ -38,7 +38,7 @@ class BridgedLock:
         self._lost = lost
         # How often the lock was taken.
         self.uses = 0
-        # Each future's result says whether the lock was handed over (True) or refused (False).
+        # The futures of the waiting tasks: True hands the lock over, False refuses it.
         self._waiting: deque[asyncio.Future[bool]] = deque()
         # How often the waiting tasks were refused, and the function that returns the latest error.
         self._refusals = 0

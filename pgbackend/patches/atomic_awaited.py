@@ -31,8 +31,8 @@ from .atomic_blocks import frames_of, leaving_it, which_block
 class _Step:
     """A function that runs to its end once it has begun, even if its caller is cancelled.
 
-    It may run in a thread. If the caller is cancelled before the function has begun, the function
-    is not called any more.
+    The function may run in a thread. If the caller is cancelled before the function has begun, the
+    function is not called any more.
     """
 
     def __init__(self, function: Callable[[], Any]) -> None:
@@ -126,7 +126,7 @@ async def aexit(self: Any, *exc_info: Any) -> Any:
 
 
 def _needs_no_thread(alias: str) -> bool:
-    # Without a running loop, the coroutine of a closed loop is being collected.
+    # The coroutine of a closed loop is being collected if no loop runs.
     return _get_running_loop() is not None and runs_bridged(alias)
 
 

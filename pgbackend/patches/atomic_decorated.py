@@ -77,8 +77,8 @@ def _awaiting(block: Any, function: Function) -> Function:
 def _returning_no_coroutine(block: Any, function: Function) -> Function:
     """Return *function* with a TypeError, raised in the block, if it returns a coroutine.
 
-    That happens with the dispatch() of a class with asynchronous views, with callable objects, and
-    with a synchronous decorator around a coroutine function.
+    The dispatch() of a class with asynchronous views returns one; a callable object, or a
+    synchronous decorator around a coroutine function, may do so, too.
     """
 
     @functools.wraps(function)

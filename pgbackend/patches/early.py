@@ -20,7 +20,7 @@ HINT = (
     " too late, as in the project's __init__.py."
 )
 
-# Each early thing, and the consequence.
+# What was made too early, and the consequence.
 found: list[tuple[str, str]] = []
 
 

@@ -76,8 +76,8 @@ def patch(module: ModuleType) -> None:
 def patch_client(module: ModuleType) -> None:
     """Run the requests of ``AsyncClient`` bridged, as a server's. (Django 5.2 to 6.1.)
 
-    They keep the test's wrappers, since the test checks their queries and may have a transaction
-    open on them.
+    The requests keep the test's wrappers, since the test checks their queries and may have a
+    transaction open on them.
     """
     handler = module.AsyncClientHandler
     handler.__call__ = _within(serving.in_request, handler.__call__)

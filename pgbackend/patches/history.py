@@ -12,9 +12,9 @@ from ..wrapper.dispatch import bridged
 def patch(module: ModuleType) -> None:
     """Let django-pghistory's ``async with context()`` run on the event loop.
 
-    It adds an ``execute_wrapper`` in a thread of ``sync_to_async``, to the thread's database
-    wrapper. Outside of requests, statements of the loop would have no context. (django-pghistory
-    3.)
+    django-pghistory adds an ``execute_wrapper`` in a thread of ``sync_to_async``, to the thread's
+    database wrapper. Outside of requests, statements of the loop would have no context.
+    (django-pghistory 3.)
     """
 
     def sync_to_async(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:

@@ -59,7 +59,8 @@ class _Finder(MetaPathFinder):
         self.unfinished: list[tuple[str, Callback]] = []
         # The names of modules that are being loaded and will be reported.
         self.loading: set[str] = set()
-        # By thread and name, since another finder may ask all finders in turn, this one included.
+        # The searches in progress, by thread and name: another finder may ask all finders in turn,
+        # this one included.
         self._finding: set[tuple[int, str]] = set()
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:

@@ -31,4 +31,4 @@ def patch() -> None:
     for module in list(sys.modules.values()):
         # Replace the function also where it was imported by name before.
         if getattr(module, "__dict__", {}).get("to_thread") is original:
-            module.to_thread = replacement  # type: ignore[attr-defined]  # see the condition
+            module.to_thread = replacement  # type: ignore[attr-defined]  # the module has the name

@@ -118,7 +118,7 @@ class PoolOfLoop(AsyncConnectionPool[PooledConnection]):
         await self.close()
 
     def on_loop(self, callback: Callable[[], None]) -> None:
-        """Call *callback* on the pool's loop, where connections are given back: soon.
+        """Call *callback* soon on the pool's loop, where connections are given back.
 
         Call it at once if the pool's loop is the running one, or does not run at all.
         """

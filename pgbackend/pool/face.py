@@ -126,8 +126,8 @@ class BridgedConnection(StoppableConnection):
             face = cls.connect(autocommit=True, **arguments)
         finally:
             _over.reset(token)
-        # With the face's lock, the pool's rollback waits for running statements and keeps others
-        # out.
+        # Give the asynchronous connection the face's lock: the pool's rollback then waits for
+        # running statements and keeps others out.
         pooled.lock = _AsyncLock(pooled)  # type: ignore[assignment]  # as the face's own
         face.remember()
         return face

@@ -49,7 +49,7 @@ def without_passwords(method: F) -> F:
             forget_passwords(error, secrets_of(self.settings_dict))
             raise
 
-    return call  # type: ignore[return-value]  # of the same type
+    return call  # type: ignore[return-value]  # has the method's type
 
 
 def forget_passwords(error: BaseException, secrets: Iterable[str] = ()) -> None:

@@ -55,9 +55,9 @@ class SocketWait:
             self._unregister()
             self._reader = _Reader(loop, self)
         elif reader.is_called and may_run_nested(loop):
-            # This task runs inside the reader's callback. A nested run of the loop could not call
-            # the callback again, because its context is already entered: register it anew, in a new
-            # context.
+            # The waiting task runs inside the reader's callback. A nested run of the loop could not
+            # call the callback again, because its context is already entered: register it anew, in
+            # a new context.
             reader.listen()
         elif reader.may_have_ended and reader.is_readable():
             # Wake the task in the loop's next iteration, so that an answer in many parts blocks no

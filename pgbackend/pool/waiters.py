@@ -70,7 +70,6 @@ class Queue(deque[WaitingClient[PooledConnection]]):
 
     def __init__(self, name: str) -> None:
         super().__init__()
-        # The name of the pool.
         self._name = name
         # The timer for the first deadline, and that deadline.
         self._timer: asyncio.TimerHandle | None = None

@@ -231,7 +231,7 @@ class _Text(Masked):
             if _IS_TRUE.fullmatch(code, begin, end):
                 continue
             if _IS_PARAMETER.fullmatch(code, begin, end):
-                # Once parameters are merged into the text, the whole text is inspected again.
+                # The whole text is inspected again once the parameters are merged into it.
                 return False, True, resets
             if _IS_LITERAL.fullmatch(code, begin, end):
                 literals.append((begin, end))

@@ -23,8 +23,8 @@ from .originals import AS_VENDOR, is_djangos
 # The attribute of a model's ``_meta`` that holds its `Select`.
 _PLACE = "_pgbackend_select"
 
-# These methods depend on the field alone; others may return converters bound to the connection that
-# asks first.
+# The methods whose converters depend on the field alone. Others may return converters bound to the
+# connection that asks first.
 _CONVERTERS = (Field.get_db_converters, ForeignKey.get_db_converters)
 
 # The methods by which a field, or its class, affects its column and the values in it.

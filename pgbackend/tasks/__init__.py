@@ -1,4 +1,4 @@
-"""Decide which task may use which connection now: leases, turns, transactions, and joining them.
+"""Leases, turns and transactions: which task or thread may use which connection now.
 
 This room knows tasks and threads, but not how SQL is made or what it does.
 

@@ -119,9 +119,9 @@ def left_elsewhere(frame: Frame) -> RuntimeError:
 def may_wait(frame: Frame, caller: FrameType | None) -> bool:
     """Return whether the end of *frame* can be awaited in *caller*, the body of a block.
 
-    It can be in an asynchronous generator whose own task has asked for the generator's end and
-    awaits it. It cannot be if nothing references the generator any more, or if the awaiting
-    coroutine is itself being closed.
+    Waiting is possible in an asynchronous generator whose own task has asked for the generator's
+    end and awaits it. It is impossible if nothing references the generator any more, or if the
+    awaiting coroutine is itself being closed.
     """
     if frame.abandoned or frame.actor != current_actor() or caller is None:
         return False

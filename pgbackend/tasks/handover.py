@@ -52,7 +52,8 @@ def hand_over(
     `LoopEnded` if the loop ends meanwhile.
     """
     if transaction.thread == threading.get_ident():
-        # The loop's own thread got an object from a thread, such as an iterator.
+        # This is the loop's own thread: it uses an object that a thread left to it, such as an
+        # iterator.
         return function(*args)
     name_held()
     call = _Call(wrapper, transaction, seconds, lambda: function(*args))

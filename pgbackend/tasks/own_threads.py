@@ -76,7 +76,7 @@ class Threads(ThreadPoolExecutor):
         self._begun -= 1
         self._line.call_next()
 
-    async def may_begin(self, timeout: float) -> None:  # noqa: ASYNC109  # of a turn
+    async def may_begin(self, timeout: float) -> None:  # noqa: ASYNC109  # for a turn
         """Wait until there is a thread for the running task.
 
         While few calls run, even a task without the turn gets a thread: it may never use the

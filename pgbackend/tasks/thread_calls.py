@@ -41,13 +41,13 @@ class _Runner(greenlet):
 def leave_thread(heard: Future[Any]) -> bool:
     """Let other calls use the calling thread until *heard* is done; False where that is impossible.
 
-    It is possible in the function of a `ThreadCall`.
+    Only the function of a `ThreadCall` can leave its thread.
     """
     if not isinstance(getcurrent(), _Runner):
         return False
     if not heard.done():
         # The greenlet has no name here: its own frame would refer to it, which makes a cycle.
-        getcurrent().parent.switch(heard)  # type: ignore[union-attr]  # it has one
+        getcurrent().parent.switch(heard)  # type: ignore[union-attr]  # has a parent
     return True
 
 
@@ -79,7 +79,8 @@ class ThreadCall:
         try:
             return self._run_on()
         finally:
-            # Copy the context variables back, from where asgiref moves them into the task.
+            # Copy the call's context variables into the thread's context; asgiref moves them into
+            # the task.
             asgiref.sync._restore_context(self.context)
 
     def _run_on(self) -> Any:

@@ -115,7 +115,7 @@ class Turns:
         """
         await_bridged(self._wait(self._join_line, self.has_turn, timeout))
 
-    async def wait_for_turn_to_begin(self, timeout: float) -> None:  # noqa: ASYNC109  # a turn's
+    async def wait_for_turn_to_begin(self, timeout: float) -> None:  # noqa: ASYNC109  # for a turn
         """Wait as `take_turn` does, but behind all tasks that already have something to do."""
         await self._wait(self._join_line, self.has_turn, timeout, begun=False)
 

@@ -149,7 +149,7 @@ def _in_synchronous_code(frame: FrameType | None) -> bool:
         return False
     while frame is not None and not frame.f_code.co_flags & _ASYNCHRONOUS:
         frame = frame.f_back
-    # For example a synchronous view, in a request that a test makes in a coroutine.
+    # A synchronous view, for example, runs here in a request that a test makes in a coroutine.
     return frame is None or frame.f_code is run_bridged.__code__
 
 

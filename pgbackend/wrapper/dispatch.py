@@ -179,6 +179,6 @@ def is_enabled(alias: str) -> bool:
 
 def _waiting_thread(in_transaction: frozenset[str]) -> bool:
     """Return whether a thread waits in ``async_to_sync`` and its connection must be used."""
-    # asgiref's loop_thread_executors has the loops that a waiting thread runs.
+    # asgiref's loop_thread_executors has the loops that run for a thread waiting in async_to_sync.
     loops = asgiref.sync.AsyncToSync.loop_thread_executors
     return bool(in_transaction) or asyncio.get_running_loop() in loops

@@ -60,7 +60,7 @@ def find_pool(wrapper: Any) -> FoundPool:
     found = _found.get(wrapper.alias)
     if found is None or not found.serves(wrapper):
         found = _found[wrapper.alias] = FoundPool(wrapper)
-        # The weak dictionary's entry lasts as long as the pool.
+        # The pool keeps the entry in the weak dictionary alive.
         found.pool.found = found
     return found
 

@@ -180,7 +180,7 @@ class _Joined(MutableSequence[Any]):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, list | _Joined) and list(self) == list(other)
 
-    __hash__ = None  # type: ignore[assignment]  # as a list's
+    __hash__ = None  # type: ignore[assignment]  # a list has no hash
 
     def __len__(self) -> int:
         return sum(map(len, self._parts))
