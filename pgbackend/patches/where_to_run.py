@@ -100,7 +100,7 @@ def _may_run_here(receivers: list[Function]) -> bool:
 
 
 def _has_thread() -> bool:
-    """Return whether a thread was started for the running request, with its own connections.
+    """Return whether the running request has a thread, which has to close its own connections.
 
     asgiref keeps a thread for each ThreadSensitiveContext, which Django opens around a request.
     """
@@ -160,7 +160,7 @@ def middleware(function: Function, args: tuple[Any, ...]) -> bool:
 
 
 def handler(function: Function, args: tuple[Any, ...]) -> bool:
-    """Return whether a step of `BaseHandler` may run: logging, rendering, exceptions, a view."""
+    """Return True for steps of `BaseHandler` that run here; for views if the setting allows it."""
     if sync_on_loop():
         return True
     name = getattr(function, "__name__", "")

@@ -68,7 +68,7 @@ class Watched:
     def queries_log(self) -> Any:
         """The statements of the request, of all its tasks and threads.
 
-        While a thread's statement runs, this includes the thread's log, for appending.
+        While a thread's statement runs, return an object that appends to the thread's log, too.
         """
         guest = self._guest
         if guest is None:
