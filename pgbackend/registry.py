@@ -1,7 +1,7 @@
-"""Public: the pools that are open, for health checks and metrics.
+"""Public: the open pools, for health checks and metrics.
 
-``open_pools()`` returns those of the running event loop, ``open_pools(alias)`` those of one alias;
-each has psycopg_pool's ``get_stats()``, ``name`` and ``max_size``.
+``open_pools()`` returns the pools of the running event loop, ``open_pools(alias)`` only those of
+one alias. Each pool has psycopg_pool's ``get_stats()``, ``name`` and ``max_size``.
 """
 
 from .pool.open_pools import open_pools

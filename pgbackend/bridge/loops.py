@@ -1,4 +1,4 @@
-"""What event loops allow greenlets to do: asyncio's own loops and others such as uvloop."""
+"""Event loops and greenlets: what asyncio's own loops, and others such as uvloop, allow."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class ReturningPool(ConnectingPool):
     _resetting: int
 
     def _put(self, conn: PooledConnection) -> bool:
-        """Put an idle, living connection back, or hand it to a waiting task; return whether it was.
+        """Put an idle, living connection back, or hand it to a waiting task; return if that worked.
 
         Return False where psycopg_pool's own way back is needed.
         """

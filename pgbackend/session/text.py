@@ -1,4 +1,4 @@
-"""What the text of SQL does to the session that it is sent to.
+"""Find the effect of a text of SQL on the session that it is sent to.
 
 `look_at` reads a text as the server's own lexer does: it masks literals, comments and quoted
 identifiers, and searches the rest for statements and functions whose effect lives in the session.

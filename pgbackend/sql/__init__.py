@@ -1,4 +1,4 @@
-"""What Django compiles: kept, and sent in one exchange.
+"""Compiling and sending: statements are kept once compiled, and sent in one exchange.
 
 This room knows Django's queries and compilers, but not its connection wrapper.
 

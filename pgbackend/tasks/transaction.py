@@ -19,7 +19,7 @@ from .actors import running_task
 
 
 class Transaction:
-    """What tasks started in a transaction share: its state, its settings, and its end."""
+    """A transaction as the tasks started in it share it: its state, its settings, and its end."""
 
     __slots__ = (
         "__weakref__",
