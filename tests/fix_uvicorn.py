@@ -145,10 +145,15 @@ class Site:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    def serve(self, *command: str) -> Process:
-        """Start a process that serves the site, and wait until it does."""
+    def start(self, *command: str) -> Process:
+        """Start a process of the site's."""
         process = Process(list(command), self.environ)
         self.processes.append(process)
+        return process
+
+    def serve(self, *command: str) -> Process:
+        """Start a process that serves the site, and wait until it does."""
+        process = self.start(*command)
         process.wait_until_served()
         return process
 

@@ -1,4 +1,7 @@
-"""The pages: their code, their links, and whether the reference has all there is."""
+"""The pages: their code, their links, and whether the reference has all there is.
+
+`tests/pages` runs the code.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ import ast
 import dataclasses
 import inspect
 import re
-import textwrap
 from collections import Counter
 from pathlib import Path
 
@@ -17,8 +19,8 @@ import pgbackend
 from pgbackend import conf, transaction
 from pgbackend.pool.options import POOL_DEFAULTS
 from pgbackend.wrapper.options import Options
+from tests.pages.examples import FENCED, ROOT, blocks_of
 
-ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")),
@@ -29,8 +31,6 @@ each_page = pytest.mark.parametrize(
     "page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES]
 )
 
-# A fenced block at any indentation, with the word after its fence.
-_FENCED = re.compile(r"^([ \t]*)(`{3,})([^`\n]*)\n(.*?)^\1\2[ \t]*$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"(?<!!)\[(?:[^\[\]]|\[[^\]]*\])*\]\(([^()\s]+)\)")
 _SETTING = re.compile(r"\bPGBACKEND_[A-Z]\w*")
 
@@ -39,24 +39,19 @@ def python_of(page: Path) -> list[ast.Module]:
     """Return the page's blocks of Python, parsed."""
     return [
         compile(
-            textwrap.dedent(block[4]),
-            f"{page.relative_to(ROOT)}, line {_line(block)}",
+            block.text,
+            str(block),
             "exec",
             ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT,
             dont_inherit=True,
         )
-        for block in _FENCED.finditer(page.read_text())
-        if block[3].strip() in ("python", "{code-block} python")
+        for block in blocks_of(page, "python")
     ]
-
-
-def _line(block: re.Match[str]) -> int:
-    return block.string.count("\n", 0, block.start()) + 1
 
 
 def prose_of(page: Path) -> str:
     """Return the page without its blocks of code."""
-    return _FENCED.sub("", page.read_text())
+    return FENCED.sub("", page.read_text())
 
 
 def anchors_of(page: Path) -> set[str]:
