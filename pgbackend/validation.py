@@ -19,7 +19,7 @@ from .fingerprints import check_unpatched
 from .patches.early import check_early
 from .pool.options import pool_arguments
 from .wrapper.attributes import BackendWrapper
-from .wrapper.settings_checks import check_options, check_own_settings, of_alias
+from .wrapper.settings_checks import check_options, check_own_settings, check_used, of_alias
 
 
 def register() -> None:
@@ -29,6 +29,7 @@ def register() -> None:
     checks.register(check_budget, checks.Tags.database)
     checks.register(check_options)
     checks.register(check_own_settings)
+    checks.register(check_used)
 
 
 def check_budget(

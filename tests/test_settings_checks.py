@@ -92,6 +92,29 @@ def test_misspelt_options(option: str, meant: str, add_alias: AddAlias) -> None:
     assert message.hint == f"Did you mean {meant!r}?"
 
 
+def test_options_of_the_pool(add_alias: AddAlias) -> None:
+    """A key that belongs in the pool's own options is an error that says so."""
+    (message,) = of(add_alias({"max_size": 10}))
+    assert (type(message), message.id) == (Error, "pgbackend.E002")
+    assert message.hint == "It is an option of the pool: {'pool': {'max_size': ...}}."
+
+
+def test_used() -> None:
+    """The check says so if the application is installed, but no alias uses the backend."""
+    script = """
+        import django
+        from django.core.checks import run_checks
+
+        settings.configure(
+            INSTALLED_APPS=["pgbackend"], DATABASES={{"default": {{"ENGINE": "{}", "NAME": "a"}}}}
+        )
+        django.setup()
+        print([message.id for message in run_checks()])
+    """
+    assert run_script(script.format("django.db.backends.postgresql")) == "['pgbackend.W006']\n"
+    assert run_script(script.format("pgbackend")) == "[]\n"
+
+
 def test_right_options(add_alias: AddAlias) -> None:
     """What is right is not reported, nor what other engines have."""
     for options in (

@@ -43,6 +43,8 @@ _POOL_VALUES = {
     "reset": or_none(function()),
 }
 
+POOL_OPTIONS = frozenset(_POOL_VALUES)
+
 
 def pool_problems(alias: str, options: Any) -> list[str]:
     """Return the problems of ``OPTIONS["pool"]``, in words."""

@@ -166,6 +166,9 @@ class BackendWrapper(PostgresDatabaseWrapper):
         raise SynchronousOnlyOperation(
             f"The synchronous ORM was used on the running event loop (alias {self.alias!r})."
             " Await the asynchronous form, as in `await queryset.aget()`,"
-            " `async for row in queryset` or `await instance.asave()`; or decorate the function"
-            " with @pgbackend.bridged and await it."
+            " `async for row in queryset`, `await instance.asave()` or"
+            " `async with transaction.atomic()`, and fetch relations by select_related(); or"
+            " decorate the function with @pgbackend.bridged and await it. Requests are bridged"
+            " under an ASGI server, not under `runserver`, which is WSGI; tests are with"
+            " pgbackend's test runner or pytest plugin."
         )

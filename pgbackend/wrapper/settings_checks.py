@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import psycopg
+from django.apps import apps
 from django.conf import global_settings, settings
 from django.core import checks
 from django.core.exceptions import ImproperlyConfigured
@@ -16,7 +17,7 @@ from django.db import connections
 from django.db.utils import load_backend
 
 from .. import conf
-from ..pool.options import pool_problems
+from ..pool.options import POOL_OPTIONS, pool_problems
 from ..pool.values import Values, nearest
 from ..wrapper.attributes import BackendWrapper
 from .options import NAMES, OF_PSYCOPG, problems_of
@@ -77,15 +78,37 @@ def of_alias(alias: str) -> Iterator[checks.CheckMessage]:
     known = [*NAMES, *_OF_DJANGO, *_OF_PSYCOPG, *_libpq()]
     for name in options:
         if name not in known:
-            meant = nearest(name, known)
             # A backend derived from this one may have options of its own, so only warn.
             kind = checks.Error if conf["ENGINE"] == "pgbackend" else checks.Warning
             yield kind(
                 f"DATABASES[{alias!r}]['OPTIONS'][{name!r}] is neither an option of this backend"
                 " or of Django's nor one of a connection to PostgreSQL.",
-                hint=f"Did you mean {meant!r}?" if meant else None,
+                hint=_hint(name, known),
                 id="pgbackend.E002",
             )
+
+
+def _hint(name: str, known: list[str]) -> str | None:
+    if name in POOL_OPTIONS:
+        return f"It is an option of the pool: {{'pool': {{{name!r}: ...}}}}."
+    meant = nearest(name, known)
+    return f"Did you mean {meant!r}?" if meant else None
+
+
+def check_used(**kwargs: Any) -> list[checks.CheckMessage]:
+    """Warn if the application "pgbackend" is installed, but no alias uses the backend."""
+    if not apps.is_installed("pgbackend"):
+        return []
+    for settings_dict in connections.settings.values():
+        if issubclass(load_backend(settings_dict["ENGINE"]).DatabaseWrapper, BackendWrapper):
+            return []
+    return [
+        checks.Warning(
+            "'pgbackend' is in INSTALLED_APPS, but no alias of DATABASES uses it.",
+            hint="Set 'ENGINE': 'pgbackend'.",
+            id="pgbackend.W006",
+        )
+    ]
 
 
 def check_own_settings(**kwargs: Any) -> list[checks.CheckMessage]:
