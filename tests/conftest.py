@@ -20,13 +20,15 @@ import psycopg
 import pytest
 
 from proj import postgres
+from tests.support.server import DATABASES, NAME, Server
 
-pytest_plugins = ("tests.fix_loops", "tests.fix_uvicorn", "tests.faults.fix_servers")
-
-DATABASES = ("pgbackend_tests", "pgbackend_tests_other")
-
-# The application_name in tests.settings.
-NAME = "pgbackend-tests"
+pytest_plugins = (
+    "tests.support.fix_loops",
+    "tests.support.fix_uvicorn",
+    "tests.support.left_early",
+    "tests.faults.fix_reports",
+    "tests.faults.fix_servers",
+)
 
 _folder: Path | None = None
 
@@ -40,8 +42,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Run all tests in one process where they have one server: --dsn names it."""
+    if config.getoption("--dsn") and getattr(config.option, "numprocesses", None):
+        config.option.numprocesses = 0
+        config.option.dist = "no"
+
+
 def pytest_configure(config: pytest.Config) -> None:
     global _folder
+    if getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput"):
+        # The workers of pytest-xdist run the tests, each with a server of its own.
+        return
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         # As shells start what they put in the background. Processes of tests would inherit it,
         # and there are tests of Ctrl-C.
@@ -90,47 +103,6 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     with asyncio.Runner() as runner:
         runner.run(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names}))
     return True
-
-
-class Server:
-    """A look at the server from outside: a connection that is none of the backend's."""
-
-    def __init__(self, dsn: str) -> None:
-        self.dsn = dsn
-        self.conn = psycopg.connect(dsn, autocommit=True, dbname=DATABASES[0])
-        self.other = psycopg.connect(dsn, autocommit=True, dbname=DATABASES[1])
-
-    def all(self, query: str, *params: Any) -> list[Any]:
-        """Return all rows of a query, none for a statement without rows."""
-        cursor = self.conn.execute(query.encode(), params or None)
-        return cursor.fetchall() if cursor.description else []
-
-    def one(self, query: str, *params: Any) -> Any:
-        """Return the first column of a query's first row."""
-        return self.all(query, *params)[0][0]
-
-    def backends(self) -> int:
-        """Return how many backends of ours there are."""
-        return int(
-            self.one(
-                "SELECT count(*) FROM pg_stat_activity WHERE application_name = %s",
-                NAME,
-            )
-        )
-
-    def wait_for_backends(self, count: int) -> None:
-        """Wait until the server has *count* backends of ours; fail after 10 s.
-
-        A closed socket's backend takes a moment to notice.
-        """
-        for _ in range(1000):
-            if self.backends() == count:
-                return
-            self.all("SELECT pg_sleep(0.01)")
-        left = self.all(
-            "SELECT pid, state, query FROM pg_stat_activity WHERE application_name = %s", NAME
-        )
-        pytest.fail(f"{len(left)} backends of ours, not {count}: {left}")
 
 
 @pytest.fixture(scope="session")

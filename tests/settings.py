@@ -25,7 +25,7 @@ DATABASES = {
     "default": database("pgbackend_tests", pool={"max_size": 8}),
     "other": database("pgbackend_tests_other"),
 }
-DATABASE_ROUTERS = ["tests.router.OtherRouter"]
+DATABASE_ROUTERS = ["tests.support.router.OtherRouter"]
 INSTALLED_APPS = [
     "django.contrib.auth",
     "django.contrib.contenttypes",

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from tests.app_suite.__main__ import PACKAGES
-from tests.script import ROOT
+from tests.support.script import ROOT
 
 
 @pytest.mark.parametrize("name", PACKAGES)

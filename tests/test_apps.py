@@ -7,7 +7,7 @@ import pytest
 from django.apps import AppConfig
 from django.db.backends import postgresql
 
-from tests.script import run_script
+from tests.support.script import run_script
 
 # A site without models, or with models that all name their tables: nothing in Django asks for a
 # database wrapper before the first request. Its module stands for views.py, and what comes before
@@ -64,7 +64,7 @@ async def block(request):
 
 
 async def visit():
-    from tests.requests_client import Client
+    from tests.support.client import Client
     client = Client(application)
     for address in ("/block", "/decorated", "/block"):
         got = await client.get(address)

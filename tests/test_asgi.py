@@ -19,7 +19,6 @@ import httpx
 import pytest
 from asgiref.sync import async_to_sync
 from asgiref.testing import ApplicationCommunicator
-from django.contrib.auth.models import Group, User
 from django.core.exceptions import SynchronousOnlyOperation
 from django.core.handlers.asgi import ASGIHandler
 from django.core.signals import request_finished
@@ -30,25 +29,16 @@ from django.test import override_settings
 from websockets.asyncio.client import connect
 
 from pgbackend.asgi import BridgedApplication, LifespanApplication, Receive, Scope, Send
-from tests import requests_site, requests_state
-from tests.conftest import DATABASES, NAME, Server
-from tests.fix_uvicorn import ROOT, Process
 from tests.models import Author, Book
-from tests.requests_client import SITE, Client, serving
-from tests.requests_lock import TableLock
-from tests.requests_state import Layer, meet_at
-from tests.test_loop import ThreadStarts, settled
-from tests.wrapper import until
-
-
-async def make_library() -> None:
-    """Make an author with one book, and a user with two groups."""
-    ada = await Author.objects.acreate(name="Ada")
-    await Book.objects.acreate(title="A", author=ada)
-    user = await User.objects.acreate_user("grace", password="secret")
-    for name in ("navy", "pioneers"):
-        await user.groups.aadd(await Group.objects.acreate(name=name))
-
+from tests.site import pages, stateful
+from tests.site.library import log_in, make_library
+from tests.site.stateful import Layer, meet_at
+from tests.support.client import SITE, Client, serving
+from tests.support.fix_uvicorn import ROOT, Process
+from tests.support.loop import ThreadStarts, settled
+from tests.support.server import DATABASES, NAME, Server
+from tests.support.table_lock import TableLock
+from tests.support.wrapper import until
 
 # Synchronous access in asynchronous code
 
@@ -79,12 +69,6 @@ async def test_synchronous_access_in_a_view(
     assert starts.names == []
 
 
-async def log_in(client: Client) -> None:
-    await client.get("/login/")
-    answer = await client.post("/login/", {"username": "grace"})
-    assert (answer.status, answer["Location"]) == (302, "/me/")
-
-
 async def test_session(server: Server) -> None:
     """What a view writes into request.session, the next request finds there."""
     with serving() as client, ThreadStarts() as starts:
@@ -111,7 +95,7 @@ async def test_user(server: Server) -> None:
 async def test_asynchronous_middleware() -> None:
     """Asynchronous middleware walks relations, too."""
     await make_library()
-    middleware = [*SITE["MIDDLEWARE"], "tests.requests_site.walk_asynchronously"]
+    middleware = [*SITE["MIDDLEWARE"], "tests.site.pages.walk_asynchronously"]
     with serving(MIDDLEWARE=middleware) as client, ThreadStarts() as starts:
         answer = await client.get("/visit/")
     assert (answer.text, answer["X-Author"]) == ("1", "Ada")
@@ -129,7 +113,7 @@ async def test_helpers_in_tasks() -> None:
 def error_handlers(synchronous: bool) -> ModuleType:
     """Return a URLconf with handlers of errors that walk relations."""
     urls = ModuleType("urls")
-    urls.urlpatterns = requests_site.urlpatterns
+    urls.urlpatterns = pages.urlpatterns
     for status in (404, 403, 500):
 
         def handler(request: HttpRequest, status: int = status, **kwargs: Any) -> HttpResponse:
@@ -371,7 +355,7 @@ def finished() -> Iterator[list[Any]]:
     def receive(sender: Any, **kwargs: Any) -> None:
         senders.append(sender)
 
-    requests_state.ends.clear()
+    stateful.ends.clear()
     request_finished.connect(receive)
     yield senders
     request_finished.disconnect(receive)
@@ -404,7 +388,7 @@ async def test_client_disconnects(server: Server, finished: list[Any], address: 
             exchange.disconnect()
             await request
             await until(lambda: not lock.waiting())
-    assert requests_state.ends == ["cancelled"]
+    assert stateful.ends == ["cancelled"]
     assert found(server) == [address]
     assert finished == [ASGIHandler]
 
@@ -429,10 +413,10 @@ async def test_server_cancels(server: Server, finished: list[Any], address: str)
             with pytest.raises(asyncio.CancelledError):
                 await request
             # Not just told to end: it has ended.
-            assert requests_state.ends == ["cancelled"]
+            assert stateful.ends == ["cancelled"]
             await until(lambda: not lock.waiting())
             lock.release()
-    assert requests_state.ends == ["cancelled"]
+    assert stateful.ends == ["cancelled"]
     assert found(server) == [address]
 
 
@@ -609,6 +593,7 @@ def unused_port() -> int:
         ("NAME", "pgbackend_nowhere", 'database "pgbackend_nowhere" does not exist'),
         ("USER", "pgbackend_nobody", "pgbackend_nobody"),
     ],
+    ids=["PORT", "NAME", "USER"],
 )
 async def test_server_cannot_be_reached(
     server: Server, monkeypatch: pytest.MonkeyPatch, setting: str, value: Any, words: str
@@ -674,7 +659,7 @@ async def test_shutdown_waits_no_longer_than_its_timeout(server: Server) -> None
 
 # By uvicorn
 
-UVICORN = ("-m", "uvicorn", "tests.requests_app:application", "--port=0", "--lifespan=on")
+UVICORN = ("-m", "uvicorn", "tests.site.app:application", "--port=0", "--lifespan=on")
 SERVED = "pgbackend-requests"
 
 
@@ -682,7 +667,7 @@ def environment(**changes: str) -> dict[str, str]:
     """Return the environment of a process of uvicorn, with changes."""
     return {
         **os.environ,
-        "DJANGO_SETTINGS_MODULE": "tests.requests_settings",
+        "DJANGO_SETTINGS_MODULE": "tests.site.settings",
         "PYTHONUNBUFFERED": "1",
         **changes,
     }
@@ -696,7 +681,7 @@ def backends(server: Server, condition: str = "true") -> int:
 
 @pytest.fixture
 def process(server: Server) -> Iterator[Process]:
-    """uvicorn with `requests_app`; it may tell of no trouble, and leaves no backend."""
+    """uvicorn with `site.app`; it may tell of no trouble, and leaves no backend."""
     process = Process([*UVICORN, "--timeout-graceful-shutdown=1"], environment())
     try:
         process.wait_until_served()

@@ -19,10 +19,10 @@ from django.db import (
 from django.db.backends.postgresql.base import DatabaseWrapper as PostgresDatabaseWrapper
 
 from pgbackend import await_bridged, bridged
-from tests.conftest import NAME, Server
 from tests.models import Author, Elsewhere
-from tests.script import run_script
-from tests.wrapper import PID, AddAlias, avalue, make_wrapper, value
+from tests.support.script import run_script
+from tests.support.server import NAME, Server
+from tests.support.wrapper import PID, AddAlias, avalue, make_wrapper, value
 
 
 def test_vendor() -> None:

@@ -30,9 +30,9 @@ from django.test import RequestFactory
 from django.utils import timezone
 
 from pgbackend import bridged
-from tests.conftest import Server
 from tests.models import Author, Book, Elsewhere, Tag
-from tests.script import run_script
+from tests.support.script import run_script
+from tests.support.server import Server
 
 
 @pytest.fixture(autouse=True)

@@ -14,13 +14,13 @@ from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpRe
 from django.template.response import TemplateResponse
 from django.urls import path
 
-from tests import requests_site
-from tests.conftest import NAME, Server
 from tests.models import Author, Book
-from tests.requests_client import SITE, serving
-from tests.sampler import BackendSampler
-from tests.test_asgi import log_in, make_library
-from tests.test_loop import ThreadStarts, pool_size
+from tests.site import pages
+from tests.site.library import log_in, make_library
+from tests.support.client import SITE, serving
+from tests.support.loop import ThreadStarts, pool_size
+from tests.support.sampler import BackendSampler
+from tests.support.server import NAME, Server
 
 REQUESTS = 100
 
@@ -62,7 +62,7 @@ def streamed(request: HttpRequest) -> StreamingHttpResponse:
 
 
 urlpatterns = [
-    *requests_site.urlpatterns,
+    *pages.urlpatterns,
     path("explicit/", explicit),
     path("streamed-synchronously/", streamed),
     path("template/", template),

@@ -7,8 +7,8 @@ import pytest
 from django.db import connections
 
 from pgbackend import bridged
-from tests.conftest import NAME, Server
 from tests.models import Author
+from tests.support.server import NAME, Server
 
 TEST_NAME = "pgbackend_tests_created"
 

@@ -22,7 +22,7 @@ import pytest
 from django.db import connection
 
 from pgbackend import bridged, detector
-from tests.script import PROLOGUE, ROOT, run_script
+from tests.support.script import PROLOGUE, ROOT, run_script
 
 # Seconds that the loop may be held, and that functions here hold it.
 BOUND = 0.1

@@ -20,7 +20,7 @@ import uvloop
 from tests.differential.comparison import Comparison, Report
 from tests.differential.models import PLAIN, fields, make_models
 from tests.differential.operations import Operation, Place, described, plain
-from tests.script import ROOT
+from tests.support.script import ROOT
 
 # Seconds for each loop: most of a run is making the tables.
 BUDGET = float(os.environ.get("PGBACKEND_DIFFERENTIAL_SECONDS", "4"))

@@ -13,9 +13,9 @@ from django.db.models.functions import Length
 
 from pgbackend import CommitInDoubt, bridged
 from pgbackend.wrapper.dispatch import run_for_alias
-from tests.conftest import Server
 from tests.models import Author, Book
-from tests.wrapper import AddAlias
+from tests.support.server import Server
+from tests.support.wrapper import AddAlias
 
 
 async def test_a_lost_commit_is_in_doubt(server: Server) -> None:

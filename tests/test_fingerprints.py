@@ -9,7 +9,7 @@ from django.core import checks
 
 from pgbackend import fingerprints
 from pgbackend.patches import where_to_run
-from tests.script import run_script
+from tests.support.script import run_script
 
 
 def test_this_django_is_known() -> None:

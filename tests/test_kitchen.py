@@ -14,8 +14,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.fix_uvicorn import ROOT, TROUBLE, UVICORN, Site
-from tests.sampler import BackendSampler
+from tests.support.fix_uvicorn import ROOT, TROUBLE, UVICORN, Site
+from tests.support.sampler import BackendSampler
 
 # Seconds. The board looks twice a second; the rest is for a busy machine.
 EVENT_TIMEOUT = 10.0

@@ -19,9 +19,9 @@ from pgbackend.runner import Runner
 from pgbackend.testing.leftovers import no_tasks_left
 from pgbackend.testing.loops import outside_loop
 from pgbackend.transaction import detached
-from tests.conftest import Server
 from tests.models import Author
-from tests.wrapper import AddAlias
+from tests.support.server import Server
+from tests.support.wrapper import AddAlias
 
 variable: ContextVar[str] = ContextVar("variable", default="")
 

@@ -27,10 +27,10 @@ from pgbackend.transaction import (
     detached,
     pinned,
 )
-from tests.conftest import Server
 from tests.models import Author
-from tests.test_state import apid, asleep, committed, running, until
-from tests.wrapper import AddAlias, avalue, on_loan, value
+from tests.support.server import Server
+from tests.support.sessions import apid, asleep, committed, running, until
+from tests.support.wrapper import AddAlias, avalue, on_loan, value
 
 
 class Failed(Exception):

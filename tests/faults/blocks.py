@@ -39,7 +39,7 @@ def main() -> int:
             each.close_pool()
         # Its models need the applications.
         from tests.faults.blocks_run import Fuzz
-        from tests.faults.conftest import LOOPS
+        from tests.support.loops import LOOPS
 
         report = Fuzz(given.seed, given.blocks, progress=say).run(LOOPS[given.loop])
     say(str(report))

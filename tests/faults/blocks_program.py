@@ -11,8 +11,8 @@ from typing import Any, Protocol
 from django.db import DatabaseError, transaction
 
 from tests.faults.blocks_model import Block, Report, Row, standing
-from tests.faults.work import execute
 from tests.models import Author
+from tests.support.work import execute
 
 # Seconds after which a transaction of a few milliseconds counts as hung.
 HUNG = 60.0

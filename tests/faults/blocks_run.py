@@ -15,13 +15,13 @@ from collections.abc import Callable
 import psycopg
 from django.db import connection
 
-from tests.conftest import DATABASES
 from tests.faults.blocks_model import Report
 from tests.faults.blocks_program import HUNG, Program
 from tests.faults.load_checks import Baseline, Complaints, at_rest
 from tests.models import Author
 from tests.settings import APPLICATION_NAME
-from tests.wrapper import use_wrapper
+from tests.support.server import DATABASES
+from tests.support.wrapper import use_wrapper
 
 # Transactions at a time, and the connections that they share.
 WORKERS, POOL = 10, 6

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.faults.loops import NAMES, new_loop
+from tests.support.loops import NAMES, new_loop
 
 if TYPE_CHECKING:
     from tests.faults.own_server import OwnServer
@@ -123,7 +123,7 @@ class Kills:
 
     async def run(self) -> Report:
         """Work under fire until the breaker has done its part, then check what must hold."""
-        from tests.wrapper import use_wrapper
+        from tests.support.wrapper import use_wrapper
 
         wrapper = use_wrapper(
             options={"pool": {"max_size": POOL, "timeout": BOUND}}, **self.server.settings
@@ -197,7 +197,7 @@ class Kills:
             await asyncio.sleep(PAUSE if failed else 0)
 
     async def _check_pool(self, wrapper: Any) -> None:
-        from tests.faults.work import fill, settled
+        from tests.support.work import fill, settled
 
         try:
             stats = await settled(wrapper)
@@ -236,7 +236,7 @@ async def _read(name: str) -> None:
 
 
 async def _raw(name: str) -> None:
-    from tests.faults.work import execute
+    from tests.support.work import execute
 
     await execute("SELECT pg_sleep(%s)", [random.choice([0, 0.001, 0.01])])
 
@@ -293,7 +293,7 @@ async def _left(name: str) -> None:
 
 
 async def _given_up(name: str) -> None:
-    from tests.faults.work import execute
+    from tests.support.work import execute
 
     try:
         async with asyncio.timeout(0.01):

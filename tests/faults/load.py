@@ -22,7 +22,7 @@ from pathlib import Path
 import psycopg
 
 from proj import postgres
-from tests.faults.loops import NAMES
+from tests.support.loops import NAMES
 
 
 def say(words: str) -> None:
@@ -48,7 +48,7 @@ def server_of_its_own() -> Iterator[str]:
 
 def set_up(dsn: str) -> None:
     """Make the database anew and set Django up for it."""
-    from tests.conftest import DATABASES
+    from tests.support.server import DATABASES
 
     os.environ["PGBACKEND_TEST_DSN"] = dsn
     os.environ["DJANGO_SETTINGS_MODULE"] = "tests.settings"

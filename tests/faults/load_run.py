@@ -20,7 +20,6 @@ from typing import Any
 import psycopg
 from django.db import Error, connection, connections
 
-from tests.conftest import DATABASES
 from tests.faults import load_bank as bank
 from tests.faults.load_checks import Baseline, Complaints, at_rest, check_ledger
 from tests.faults.load_faults import (
@@ -33,9 +32,10 @@ from tests.faults.load_faults import (
     befalls,
 )
 from tests.faults.load_proxy import LoadProxy
-from tests.faults.loops import new_loop
-from tests.requests_client import serving
 from tests.settings import APPLICATION_NAME
+from tests.support.client import serving
+from tests.support.loops import new_loop
+from tests.support.server import DATABASES
 
 TASKS = 200
 POOL = 8

@@ -28,13 +28,13 @@ from typing import Any
 from django.db import connection, connections, transaction
 
 from pgbackend import bridged
-from tests.conftest import NAME, Server
 from tests.faults.files import open_files
 from tests.faults.greenlets import is_busy
-from tests.faults.proxy import Proxy
 from tests.faults.report import Report, reports
 from tests.models import Author
-from tests.wrapper import until, use_wrapper
+from tests.support.proxy import Proxy
+from tests.support.server import NAME, Server
+from tests.support.wrapper import until, use_wrapper
 
 ROUNDS = int(os.environ.get("PGBACKEND_SWEEP_ROUNDS", "1"))
 SLICES = int(os.environ.get("PGBACKEND_SWEEP_SLICES", "0"))

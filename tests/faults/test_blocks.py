@@ -10,7 +10,7 @@ import random
 import pytest
 
 from tests.faults.blocks_run import Fuzz
-from tests.faults.conftest import LOOPS
+from tests.support.loops import LOOPS
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])

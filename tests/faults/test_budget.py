@@ -9,9 +9,9 @@ from django.core.management import call_command
 from django.core.management.base import SystemCheckError
 from django.db import connections
 
-from tests.conftest import Server
 from tests.faults.fix_servers import cluster, folder_for_servers
-from tests.wrapper import AddAlias
+from tests.support.server import Server
+from tests.support.wrapper import AddAlias
 
 ADMITTED = (
     "SELECT sum(CASE name WHEN 'max_connections' THEN 1 ELSE -1 END * setting::int)::int"

@@ -9,13 +9,13 @@ from django.db import connection, transaction
 
 from pgbackend import await_bridged, bridged
 from pgbackend.bridge.greenlets import run_bridged
-from tests.conftest import Server
-from tests.faults.proxy import Proxy
 from tests.faults.sweep import ENDS, KEPT, Operation, sweep, sweep_closing
-from tests.faults.work import BOUND, ended, execute, fill, pid, settled, until_running
 from tests.models import Author
-from tests.test_state import committed, running
-from tests.wrapper import until, use_wrapper
+from tests.support.proxy import Proxy
+from tests.support.server import Server
+from tests.support.sessions import committed, running
+from tests.support.work import BOUND, ended, execute, fill, pid, settled, until_running
+from tests.support.wrapper import until, use_wrapper
 
 # The sweep
 

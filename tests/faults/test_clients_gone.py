@@ -16,8 +16,8 @@ from django.urls import path
 from django.utils.decorators import async_only_middleware, sync_only_middleware
 
 from pgbackend import bridged
-from tests.conftest import Server
-from tests.requests_client import serving
+from tests.support.client import serving
+from tests.support.server import Server
 
 # How many turns of the loop after the beginning of a request its client goes.
 TURNS = [0, 2, 5, 9, 14, 20, 30, 45, 70]

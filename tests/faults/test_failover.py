@@ -10,9 +10,9 @@ from django.db import InternalError, OperationalError, connections, transaction
 from django.db.backends.signals import connection_created
 
 from pgbackend import bridged
-from tests.conftest import NAME
 from tests.faults.fix_servers import Cluster, Pair, wait_until
-from tests.wrapper import PID, AddAlias, avalue
+from tests.support.server import NAME
+from tests.support.wrapper import PID, AddAlias, avalue
 
 
 @bridged

@@ -10,7 +10,7 @@ import random
 import pytest
 
 from tests.faults.load_run import FAULTS, OPERATIONS, Load
-from tests.faults.loops import NAMES
+from tests.support.loops import NAMES
 
 
 @pytest.mark.timeout(900)

@@ -34,8 +34,8 @@ from hypothesis.stateful import (
 
 from pgbackend import bridged
 from pgbackend.transaction import aon_commit, asavepoint, asavepoint_commit, asavepoint_rollback
-from tests.conftest import DATABASES, NAME
 from tests.models import Author
+from tests.support.server import DATABASES, NAME
 
 EXAMPLES = int(os.environ.get("PGBACKEND_MACHINE_EXAMPLES", "60"))
 STEPS = int(os.environ.get("PGBACKEND_MACHINE_STEPS", "40"))

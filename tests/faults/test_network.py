@@ -11,11 +11,11 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import DatabaseError, OperationalError, connection, transaction
 
 from pgbackend import CommitInDoubt
-from tests.conftest import Server
-from tests.faults.proxy import Proxy
-from tests.faults.work import BOUND, ended, execute, fill, pid, settled, within
 from tests.models import Author
-from tests.wrapper import make_wrapper, until, use_wrapper
+from tests.support.proxy import Proxy
+from tests.support.server import Server
+from tests.support.work import BOUND, ended, execute, fill, pid, settled, within
+from tests.support.wrapper import make_wrapper, until, use_wrapper
 
 # Seconds that tasks allow themselves, and that cleaning up may take then.
 TIMEOUT = 0.2

@@ -9,12 +9,12 @@ import pytest
 from django.db import DataError, IntegrityError, InternalError, connections, transaction
 
 from pgbackend import CommitInDoubt, bridged
-from tests.conftest import Server
-from tests.faults.conftest import LOOPS
 from tests.faults.fix_servers import PgBouncer
-from tests.faults.work import until_running
 from tests.models import Author
-from tests.wrapper import PID, AddAlias, avalue, until, value
+from tests.support.loops import LOOPS
+from tests.support.server import Server
+from tests.support.work import until_running
+from tests.support.wrapper import PID, AddAlias, avalue, until, value
 
 
 @pytest.fixture

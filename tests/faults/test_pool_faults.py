@@ -18,11 +18,11 @@ from django.db import (
 )
 
 from pgbackend import await_bridged, bridged
-from tests.conftest import Server
-from tests.faults.work import BOUND, Held, ended, execute, fill, pid, settled, within
 from tests.models import Author
-from tests.test_state import committed, running
-from tests.wrapper import AddAlias, until, use_wrapper
+from tests.support.server import Server
+from tests.support.sessions import committed, running
+from tests.support.work import BOUND, Held, ended, execute, fill, pid, settled, within
+from tests.support.wrapper import AddAlias, until, use_wrapper
 
 # Exhaustion
 

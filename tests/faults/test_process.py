@@ -12,16 +12,16 @@ from django.db import connection, connections, transaction
 
 from pgbackend import BridgeError, await_bridged
 from pgbackend.bridge.greenlets import run_bridged
-from tests.conftest import Server
-from tests.faults.conftest import LOOPS
 from tests.faults.files import open_files
-from tests.faults.work import BOUND, execute, fill, pid, settled, within
 from tests.models import Author
-from tests.script import run_script
-from tests.test_state import committed, running
-from tests.wrapper import AddAlias, until, use_wrapper
+from tests.support.loops import LOOPS
+from tests.support.script import run_script
+from tests.support.server import Server
+from tests.support.sessions import committed, running
+from tests.support.work import BOUND, execute, fill, pid, settled, within
+from tests.support.wrapper import AddAlias, until, use_wrapper
 
-# A script that goes on after tests.script.PROLOGUE.
+# A script that goes on after tests.support.script.PROLOGUE.
 SETUP = """
 settings.configure(**conf)
 import django

@@ -17,11 +17,11 @@ from django.urls import path
 
 from pgbackend import bridged
 from pgbackend.transaction import detached
-from tests.conftest import NAME, Server
 from tests.models import Author, Book
-from tests.requests_client import Client, serving
-from tests.requests_lock import TableLock
-from tests.wrapper import PID, avalue, until, value
+from tests.support.client import Client, serving
+from tests.support.server import NAME, Server
+from tests.support.table_lock import TableLock
+from tests.support.wrapper import PID, avalue, until, value
 
 
 class Failed(Exception):

@@ -16,10 +16,10 @@ import pytest
 from django.db import OperationalError, connection, transaction
 
 from pgbackend import bridged
-from tests.conftest import Server
-from tests.faults.work import BOUND, ended, execute, settled
 from tests.models import Author
-from tests.wrapper import use_wrapper
+from tests.support.server import Server
+from tests.support.work import BOUND, ended, execute, settled
+from tests.support.wrapper import use_wrapper
 
 # What comes of an answer before the reset: nothing, a part of a message's head, of a row, or more.
 PIECES = [0, 1, 5, 60]

@@ -27,12 +27,12 @@ from psycopg import sql
 
 from pgbackend import bridged
 from pgbackend.transaction import pinned
-from tests.conftest import Server
 from tests.models import Author
-from tests.requests_client import serving
-from tests.requests_state import meet_at
-from tests.test_session import run
-from tests.wrapper import PID, AddAlias, avalue, until
+from tests.site.stateful import meet_at
+from tests.support.client import serving
+from tests.support.server import Server
+from tests.support.session import run
+from tests.support.wrapper import PID, AddAlias, avalue, until
 
 # Nothing but a parameter or a password may be this.
 CANARY = "canary-5e0f1d"

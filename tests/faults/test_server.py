@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from django.db import InternalError, OperationalError, connection, transaction
 
-from tests.conftest import Server
 from tests.faults.own_server import OwnServer
-from tests.faults.work import BOUND, ended, execute, fill, pid, settled, until_running, within
 from tests.models import Author
-from tests.wrapper import use_wrapper
+from tests.support.server import Server
+from tests.support.work import BOUND, ended, execute, fill, pid, settled, until_running, within
+from tests.support.wrapper import use_wrapper
 
 SIZE = 8
 

@@ -18,10 +18,10 @@ from pgbackend import bridged
 from pgbackend.base import DatabaseWrapper
 from pgbackend.transaction import pinned
 from pgbackend.wrapper.dispatch import in_bridge
-from tests.conftest import NAME, Server
-from tests.requests_client import Client, serving
-from tests.test_session import PROBES, run
-from tests.wrapper import PID, AddAlias, avalue
+from tests.support.client import Client, serving
+from tests.support.server import NAME, Server
+from tests.support.session import PROBES, run
+from tests.support.wrapper import PID, AddAlias, avalue
 
 # Those of the tests of sessions, but for the lock, which each session has its own of here, and
 # with the role last: it would not be allowed all others.

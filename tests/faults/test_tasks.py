@@ -7,11 +7,11 @@ import pytest
 from django.db import OperationalError, connection, transaction
 
 from pgbackend import await_bridged, bridged
-from tests.conftest import Server
-from tests.faults.work import BOUND, ended, execute, pid, settled, until_running
 from tests.models import Author
-from tests.test_state import committed
-from tests.wrapper import until, use_wrapper
+from tests.support.server import Server
+from tests.support.sessions import committed
+from tests.support.work import BOUND, ended, execute, pid, settled, until_running
+from tests.support.wrapper import until, use_wrapper
 
 
 class Failed(Exception):

@@ -11,10 +11,10 @@ import pytest
 import trustme
 from django.db import OperationalError, transaction
 
-from tests.conftest import NAME
 from tests.faults.fix_servers import Cluster, wait_until
 from tests.models import Author
-from tests.wrapper import PID, AddAlias, avalue
+from tests.support.server import NAME
+from tests.support.wrapper import PID, AddAlias, avalue
 
 # Logs in by its certificate alone.
 CERTIFIED = "certified"

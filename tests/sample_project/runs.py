@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psycopg
 
-from tests.script import ROOT
+from tests.support.script import ROOT
 
 PROJECT = Path(__file__).parent
 

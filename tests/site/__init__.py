@@ -1,0 +1,1 @@
+"""The small project that requests are tested on."""

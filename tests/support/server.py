@@ -1,0 +1,52 @@
+"""The server of the tests, and a look at it from outside."""
+
+from typing import Any
+
+import psycopg
+import pytest
+
+DATABASES = ("pgbackend_tests", "pgbackend_tests_other")
+
+# The application_name in tests.settings.
+NAME = "pgbackend-tests"
+
+
+class Server:
+    """A look at the server from outside: a connection that is none of the backend's."""
+
+    def __init__(self, dsn: str) -> None:
+        self.dsn = dsn
+        self.conn = psycopg.connect(dsn, autocommit=True, dbname=DATABASES[0])
+        self.other = psycopg.connect(dsn, autocommit=True, dbname=DATABASES[1])
+
+    def all(self, query: str, *params: Any) -> list[Any]:
+        """Return all rows of a query, none for a statement without rows."""
+        cursor = self.conn.execute(query.encode(), params or None)
+        return cursor.fetchall() if cursor.description else []
+
+    def one(self, query: str, *params: Any) -> Any:
+        """Return the first column of a query's first row."""
+        return self.all(query, *params)[0][0]
+
+    def backends(self) -> int:
+        """Return how many backends of ours there are."""
+        return int(
+            self.one(
+                "SELECT count(*) FROM pg_stat_activity WHERE application_name = %s",
+                NAME,
+            )
+        )
+
+    def wait_for_backends(self, count: int) -> None:
+        """Wait until the server has *count* backends of ours; fail after 10 s.
+
+        A closed socket's backend takes a moment to notice.
+        """
+        for _ in range(1000):
+            if self.backends() == count:
+                return
+            self.all("SELECT pg_sleep(0.01)")
+        left = self.all(
+            "SELECT pid, state, query FROM pg_stat_activity WHERE application_name = %s", NAME
+        )
+        pytest.fail(f"{len(left)} backends of ours, not {count}: {left}")
