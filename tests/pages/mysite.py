@@ -7,9 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.conftest import Server
-from tests.fix_uvicorn import ROOT, TROUBLE, Site
 from tests.pages.examples import Example
+from tests.support.fix_uvicorn import ROOT, TROUBLE, Site
+from tests.support.server import Server
 
 
 class MySite(Site):

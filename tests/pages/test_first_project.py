@@ -11,9 +11,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.conftest import Server
 from tests.pages.examples import ROOT, blocks_of, example
 from tests.pages.mysite import MySite
+from tests.support.server import Server
 
 PAGE = "docs/tutorial/first-project.md"
 APPS = example(PAGE, "INSTALLED_APPS")

@@ -8,9 +8,9 @@ import httpx
 import pytest
 from websockets.sync.client import connect
 
-from tests.conftest import Server
 from tests.pages.examples import example
 from tests.pages.mysite import MySite
+from tests.support.server import Server
 
 SETTINGS = example("docs/reference/installation.md", "DATABASES")
 ASGI = example("docs/howto/development-server.md", "ASGIStaticFilesHandler")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from decimal import Decimal
-from typing import Any
 
 import asgiref
 import django
@@ -12,9 +11,10 @@ import psycopg
 import pytest
 
 from pgbackend.version import __version__
-from tests.conftest import Server
 from tests.pages.examples import example
-from tests.script import run_script
+from tests.support.kitchen import make_dish, make_order
+from tests.support.script import run_script
+from tests.support.server import Server
 
 pytestmark = pytest.mark.usefixtures("kitchen")
 
@@ -38,22 +38,6 @@ conf["DATABASES"] = {"default": conf["DATABASES"]["default"]}
 conf["INSTALLED_APPS"].append("kitchen")
 del conf["DATABASE_ROUTERS"]
 """
-
-
-async def make_dish(name: str = "Soup", **fields: Any) -> Any:
-    from kitchen.models import Dish
-
-    return await Dish.objects.acreate(name=name, **{"price": Decimal("6.50"), "stock": 5, **fields})
-
-
-async def make_order(customer: str = "Ada", dish: Any = None) -> Any:
-    """Make an order, of three portions of *dish*."""
-    from kitchen.models import Customer, Order, OrderLine
-
-    order = await Order.objects.acreate(customer=await Customer.objects.acreate(name=customer))
-    if dish is not None:
-        await OrderLine.objects.acreate(order=order, dish=dish, quantity=3, price=dish.price)
-    return order
 
 
 async def test_the_view_before() -> None:

@@ -12,11 +12,11 @@ from django.test import Client, override_settings
 from django.urls import path
 
 from pgbackend import bridged, is_bridged
-from tests.conftest import Server
 from tests.pages.examples import Example, example
-from tests.pages.test_orm import make_dish, make_order
-from tests.requests_client import serving
-from tests.test_loop import ThreadStarts
+from tests.support.client import serving
+from tests.support.kitchen import make_dish, make_order
+from tests.support.loop import ThreadStarts
+from tests.support.server import Server
 
 pytestmark = pytest.mark.usefixtures("kitchen")
 

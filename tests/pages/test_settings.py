@@ -19,9 +19,9 @@ from django.db.backends.signals import connection_created
 from django.test import override_settings
 
 from pgbackend import bridged
-from tests.conftest import NAME, Server
 from tests.pages.examples import Example, example
-from tests.wrapper import AddAlias
+from tests.support.server import NAME, Server
+from tests.support.wrapper import AddAlias
 
 README = example("README.md", "DATABASES")
 POOL = example("docs/howto/deployment.md", "DATABASES")
