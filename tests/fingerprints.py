@@ -1,9 +1,9 @@
 """Print `pgbackend.fingerprints.KNOWN` anew: ``python -m tests.fingerprints [PLACE ...]``.
 
 For each release of the supported lines, downloaded by pip, each place's fingerprint is computed
-in a process of its own. Places are those of `KNOWN` and the arguments: ``module:sync_to_async``
-for a module's calls, ``module.Class.function`` for a function. Needs the newest Python that
-those releases support.
+in a process of its own. Places are those of `KNOWN`, of `RELIED_ON` and the arguments:
+``module:sync_to_async`` for a module's calls, ``module.Class.function`` for a function. Needs the
+newest Python that those releases support.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-LINES = ("5.2", "6.0", "6.1")
+LINES = {
+    "django": ("5.2", "6.0", "6.1"),
+    "asgiref": ("3.12", "3.13"),
+}
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check")
 SOURCE = Path(__file__).resolve().parents[1] / "pgbackend" / "fingerprints.py"
 
@@ -60,30 +63,46 @@ def measure(places: list[str]) -> None:
             if hasattr(imported, "sync_to_async"):
                 values[place] = fingerprints.fingerprint_of_calls(imported)
             continue
-        function: Any = import_module(".".join(re.findall(r"\b[a-z_]+(?=\.)", module)))
-        for name in module.removeprefix(f"{function.__name__}.").split("."):
-            function = getattr(function, name)
-        values[place] = fingerprints.fingerprint(function)
+        imported = import_module(".".join(re.findall(r"\b[a-z]\w*(?=\.)", module)))
+        values[place] = fingerprints.fingerprint(fingerprints.find(place, imported))
     print(json.dumps(values))
 
 
-def releases() -> list[str]:
-    """Return all releases of the supported lines, oldest first."""
+def releases(package: str) -> list[str]:
+    """Return all releases of the supported lines of *package*, oldest first."""
     listed = subprocess.run(
-        [*PIP, "index", "versions", "django"], check=True, capture_output=True, text=True
+        [*PIP, "index", "versions", package], check=True, capture_output=True, text=True
     ).stdout
     found = set(re.findall(r"\d+\.\d+(?:\.\d+)?(?=[,\s)])", listed))
-    found = {each for each in found if each.startswith(LINES)}
+    found = {each for each in found if line_of(each) in LINES[package]}
     return sorted(found, key=lambda each: [int(part) for part in each.split(".")])
 
 
+def line_of(release: str) -> str:
+    return ".".join(release.split(".")[:2])
+
+
 def main(places: list[str]) -> None:
-    places = sorted({*load().KNOWN, *places})
-    known: dict[str, dict[str, list[str]]] = {place: defaultdict(list) for place in places}
-    for release in releases():
+    fingerprints = load()
+    places = sorted({*fingerprints.KNOWN, *fingerprints.RELIED_ON, *places})
+    print("KNOWN: dict[str, frozenset[str]] = {")
+    for package in sorted(LINES):
+        of_package = [each for each in places if each.startswith(f"{package}.")]
+        for place, values in known(package, of_package).items():
+            print(f'    "{place}": frozenset(\n        {{')
+            for value, having in values.items():
+                print(f'            "{value}",  # {ranges(package, having)}')
+            print("        }\n    ),")
+    print("}")
+
+
+def known(package: str, places: list[str]) -> dict[str, dict[str, list[str]]]:
+    """Return for each of the *places* its fingerprints, each with the releases that have it."""
+    found: dict[str, dict[str, list[str]]] = {place: defaultdict(list) for place in places}
+    for release in releases(package):
         with tempfile.TemporaryDirectory() as folder:
             subprocess.run(
-                [*PIP, "download", "--quiet", "--no-deps", "--dest", folder, f"django=={release}"],
+                [*PIP, "download", "-q", "--no-deps", "--dest", folder, f"{package}=={release}"],
                 check=True,
             )
             (wheel,) = Path(folder).glob("*.whl")
@@ -97,21 +116,15 @@ def main(places: list[str]) -> None:
                 env={**os.environ, "PYTHONPATH": folder},
             ).stdout
         for place, value in json.loads(measured).items():
-            known[place][value].append(release)
-    print("KNOWN: dict[str, frozenset[str]] = {")
-    for place, values in known.items():
-        print(f'    "{place}": frozenset(\n        {{')
-        for value, having in values.items():
-            print(f'            "{value}",  # {ranges(having)}')
-        print("        }\n    ),")
-    print("}")
+            found[place][value].append(release)
+    return found
 
 
-def ranges(having: list[str]) -> str:
-    """Return releases as the first and the last of each line."""
+def ranges(package: str, having: list[str]) -> str:
+    """Return releases of *package* as the first and the last of each line."""
     spans = []
-    for line in LINES:
-        of_line = [each for each in having if each.startswith(line)]
+    for line in LINES[package]:
+        of_line = [each for each in having if line_of(each) == line]
         if of_line:
             spans.append(of_line[0] if len(of_line) == 1 else f"{of_line[0]} to {of_line[-1]}")
     return ", ".join(spans)

@@ -1,11 +1,15 @@
 """Fingerprints: an unknown Django is left alone, place by place, and told about."""
 
 import importlib.util
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import django
+import pytest
 from django.core import checks
+from django.dispatch import Signal
 
 from pgbackend import fingerprints
 from pgbackend.patches import where_to_run
@@ -20,7 +24,7 @@ def test_this_django_is_known() -> None:
 
 
 def test_every_place_has_a_fingerprint() -> None:
-    """The table of fingerprints has exactly the places that are patched, this Django's too."""
+    """The table of fingerprints has exactly the places that are looked at, this Django's too."""
     values = {
         f"{name}:sync_to_async": fingerprints.fingerprint_of_calls(module)
         for name in where_to_run.RULES
@@ -29,7 +33,9 @@ def test_every_place_has_a_fingerprint() -> None:
     }
     others = {place for place in fingerprints.KNOWN if not place.endswith(":sync_to_async")}
     assert others == {
+        *fingerprints.RELIED_ON,
         "django.core.handlers.base.BaseHandler.make_view_atomic",
+        "django.db.models.query.BaseIterable.__aiter__",
         "django.db.models.query.BaseIterable._async_generator",
         "django.db.models.query.QuerySet._fetch_all",
         "django.db.models.query.QuerySet._prefetch_related_objects",
@@ -41,8 +47,19 @@ def test_every_place_has_a_fingerprint() -> None:
         "django.db.transaction.Atomic.__exit__",
         "django.utils.asyncio.async_unsafe",
     }
+    for place in fingerprints.RELIED_ON:
+        module = importlib.import_module(re.match(r"[a-z_.]+(?=\.)", place)[0])  # type: ignore[index]
+        values[place] = fingerprints.fingerprint(fingerprints.find(place, module))
     for place, value in values.items():
         assert value in fingerprints.KNOWN[place], place
+
+
+def test_modules_of_places() -> None:
+    """A function's module is found if it is imported, and no other one instead."""
+    found = fingerprints.module_of("asgiref.sync.SyncToAsync.thread_handler")
+    assert found is importlib.import_module("asgiref.sync")
+    assert fingerprints.module_of("asgiref.not_imported.Class.function") is None
+    assert fingerprints.module_of("not_imported.function") is None
 
 
 def test_fingerprint_ignores_indentation(tmp_path: Path) -> None:
@@ -113,6 +130,53 @@ def test_altered_module(tmp_path: Path) -> None:
         "1 True",
         "2",
     ]
+
+
+def test_altered_handler(tmp_path: Path) -> None:
+    """A function that is wrapped is so whatever it is, and the check names an unknown one."""
+    alter_django(
+        tmp_path,
+        "core/handlers/asgi.py",
+        lambda text: text.replace(
+            "def read_body(self, receive):", "def read_body(self, receive, /):"
+        ),
+    )
+    printed = run_script(
+        """
+        settings.configure(**conf)
+        import django
+        django.setup()
+        from django.core import checks
+        from django.core.handlers.asgi import ASGIHandler
+        for message in checks.run_checks():
+            if message.id == "pgbackend.W001":
+                print(message.msg)
+        print(hasattr(ASGIHandler.read_body, "__wrapped__"))
+        """,
+        path=tmp_path,
+    )
+    assert printed.splitlines() == [
+        "django.core.handlers.asgi.ASGIHandler.read_body is not a version of Django's that"
+        " pgbackend knows: requests are bridged all the same, and a part of them may not be.",
+        "True",
+    ]
+
+
+def test_replaced_by_another_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another package has put in a function's place is not taken for a release's."""
+
+    def _live_receivers(self: Any, sender: Any) -> Any:
+        raise NotImplementedError
+
+    monkeypatch.setattr(Signal, "_live_receivers", _live_receivers)
+    assert fingerprints.check_unpatched() == []
+    monkeypatch.delattr(Signal, "_live_receivers")
+    (message,) = fingerprints.check_unpatched()
+    assert message.msg == (
+        "django.dispatch.dispatcher.Signal._live_receivers is not a version of Django's that"
+        " pgbackend knows: it is not there; receivers of signals may run where they block the"
+        " event loop."
+    )
 
 
 def test_altered_function(tmp_path: Path) -> None:

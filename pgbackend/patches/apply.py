@@ -4,7 +4,7 @@ If an asynchronous method of Django hands its synchronous twin to a thread, and 
 database, the twin runs bridged instead (`a_methods`). No thread is needed, and a project's own
 override of the twin is respected, since the twin is what is called.
 
-A changed function of Django has a fingerprint; for unknown ones see `fingerprints`.
+Each changed function of Django or asgiref has a fingerprint; for unknown ones see `fingerprints`.
 """
 
 from __future__ import annotations

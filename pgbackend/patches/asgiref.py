@@ -40,7 +40,7 @@ def patch() -> None:
     asgiref refuses the call on a running loop, but bridged code can wait. By asgiref's own rule,
     thread-sensitive functions that the coroutine calls by ``sync_to_async`` belong on the thread of
     the outer synchronous caller: so they run bridged. With *force_new_loop* the coroutine has its
-    own loop in a thread, and bridged code waits for it. (asgiref 3.8 and later.)
+    own loop in a thread, and bridged code waits for it. (asgiref 3.12 and 3.13.)
     """
     call_sync: Callable[..., Any] = asgiref.sync.AsyncToSync.__call__
     call_async: Callable[..., Any] = asgiref.sync.SyncToAsync.__call__

@@ -159,7 +159,7 @@ async def _read(items: AsyncGenerator[Any, None], reading: Reading) -> AsyncGene
 def patch(module: ModuleType) -> None:
     """Let ``aiterator()`` close its cursor when it is left early. (Django 5.2 to 6.1.)"""
     iterable, queryset = module.BaseIterable, module.QuerySet
-    for function in (iterable._async_generator, queryset.aiterator):
+    for function in (iterable._async_generator, iterable.__aiter__, queryset.aiterator):
         if not is_known(
             f"{module.__name__}.{function.__qualname__}",
             fingerprint(function),

@@ -15,7 +15,7 @@ from ..tasks import thread_calls
 def patch() -> None:
     """Keep calls that wait for their turn from occupying a thread; see `thread_calls`.
 
-    (asgiref 3.8 and later, CPython 3.11 and later.)
+    (asgiref 3.12 and 3.13, CPython 3.11 and later.)
     """
     sync: Any = asgiref.sync
     sync.CurrentThreadExecutor = thread_calls.current_thread_executor
