@@ -3,6 +3,14 @@
 psycopg_pool manages size, lifetime and health; `waiters` holds the queue. This module adds the
 defaults, error messages for wrong options, the server's own words when connecting fails, giving
 back without waiting, and an end together with the event loop.
+
+The class inherits from psycopg_pool's, although it overrides or reads about thirty of its private
+names. What it inherits is long, hard to get right and in use elsewhere: the workers, the back-off,
+growing and shrinking, lifetimes, draining, and the options, counters and errors that users know
+from psycopg's documentation. A pool of our own would have to do all of that again to be rid of
+those names, and it would keep the private names of psycopg's connections. The names are listed in
+docs/reference/private-parts.md, a test looks at each of them, and only the minor version that was
+tested is admitted. Weigh it again when a release of psycopg_pool changes one of them.
 """
 
 from __future__ import annotations

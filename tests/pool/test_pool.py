@@ -1,7 +1,6 @@
 """Pools: how settings reach them, what failing to connect says, and that nothing is lost."""
 
 import asyncio
-import inspect
 import random
 import socket
 import subprocess
@@ -14,12 +13,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import psycopg_pool
 import pytest
 from django.core.exceptions import ImproperlyConfigured
 from django.db import DataError, OperationalError, ProgrammingError, connections, transaction
 from django.db.backends.signals import connection_created
-from psycopg_pool.pool_async import WaitingClient
 
 from pgbackend import bridged
 from pgbackend.base import DatabaseWrapper
@@ -847,22 +844,3 @@ async def test_close_pool_of_threads(server: Server, add_alias: Callable[..., st
     assert server.backends() == 2
     await bridged(connections[alias].close_pool)()
     server.wait_for_backends(0)
-
-
-# What is relied on
-
-
-def test_private_parts_of_psycopg_pool() -> None:
-    """The parts of psycopg_pool that pool.py uses without their being public are there."""
-    pool = psycopg_pool.AsyncConnectionPool
-    assert list(inspect.signature(pool._connect).parameters) == ["self", "timeout"]
-    assert inspect.iscoroutinefunction(pool._connect)
-    made = pool(open=False)
-    assert list(made._waiting) == []
-    assert list(made._pool) == []
-    assert list(inspect.signature(WaitingClient.fail).parameters) == ["self", "error"]
-    assert inspect.iscoroutinefunction(WaitingClient.fail)
-    assert list(inspect.signature(WaitingClient.set).parameters) == ["self", "conn"]
-    assert list(inspect.signature(pool._get_ready_connection).parameters) == ["self", "timeout"]
-    assert list(inspect.signature(pool._maybe_grow_pool).parameters) == ["self"]
-    assert made._nconns <= made._max_size
