@@ -1,5 +1,8 @@
 # make run     the example project on http://127.0.0.1:8000/ (PORT=8001 moves it)
-# make test    the tests; DJANGO=5.2, 6.0 or 6.1 and PYTHON= choose others than the usual ones
+# make test    the tests, each matrix on one loop, in WORKERS=2 processes; DJANGO=5.2, 6.0 or 6.1 and
+#              PYTHON= choose others than the usual ones
+# make test-load   what `make test` leaves out: sweeps, fuzzes and matrices on the other loops
+# make test-all    both
 # make soak    200,000 operations on a bank and 2,000 faults, or until Ctrl-C;
 #              ARGS='--seed 7' or ARGS='--minutes 60' change that
 # make django-suite        Django's own tests, with DJANGO=, MODE=bridged|plain|stock, PARALLEL=2
@@ -31,8 +34,9 @@ ARGS =
 MODE = bridged
 NAME =
 PARALLEL = 2
+WORKERS = 2
 
-.PHONY: help run test soak django-suite django-suite-diff drf-suite app-suite bench bench-full docs ways clean
+.PHONY: help run test test-load test-all soak django-suite django-suite-diff drf-suite app-suite bench bench-full docs ways clean
 
 help:
 	@sed -n '/^#/!q; s/^# //p' Makefile
@@ -41,7 +45,14 @@ run: $(VENV)/installed-demo
 	@$(VENV)/bin/python -m proj.serve
 
 test: $(VENV)/installed-dev
-	@$(VENV)/bin/python -m pytest
+	@$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile -m 'not load' $(ARGS)
+
+test-load: $(VENV)/installed-dev
+	@$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile -m load $(ARGS)
+
+test-all:
+	@$(MAKE) --no-print-directory test
+	@$(MAKE) --no-print-directory test-load
 
 soak: $(VENV)/installed-dev
 	@$(VENV)/bin/python -m tests.faults.load --operations 200000 --faults 2000 $(ARGS)

@@ -75,6 +75,7 @@ urlpatterns = [path("block", block), path("decorated", decorated)]
 """
 
 
+@pytest.mark.process
 def test_project_without_models() -> None:
     """In a project whose models ask for no wrapper, transactions work from the first request on."""
     printed = run_script(
@@ -90,6 +91,7 @@ print(*[message.id for message in run_checks()])
     assert printed.splitlines() == ["200 42"] * 3 + ["pgbackend.W003"]
 
 
+@pytest.mark.process
 def test_application_made_too_early() -> None:
     """Without it, an ASGI application may be made before: that is logged and checked, and works."""
     printed = run_script(
@@ -108,6 +110,7 @@ def test_application_made_too_early() -> None:
     assert made in printed[4:]
 
 
+@pytest.mark.process
 def test_before_settings() -> None:
     """The backend can be imported before settings are there, as the project's __init__.py does."""
     printed = run_script(
@@ -138,6 +141,7 @@ def test_before_settings() -> None:
     assert printed == "0 []\n"
 
 
+@pytest.mark.process
 def test_check(tmp_path: Path) -> None:
     """`manage.py check` names what came too early, with the cure; with the application, nothing."""
     (tmp_path / "shop").mkdir()
@@ -236,6 +240,7 @@ BACKEND_OVER_OURS = """
     """
 
 
+@pytest.mark.process
 def test_backend_over_this_one() -> None:
     """A backend over this one finds the parts that it extends, and runs in the bridge."""
     assert run_script(BACKEND_OVER_OURS) == "['tests_author'] 0\n"

@@ -695,6 +695,7 @@ def process(server: Server) -> Iterator[Process]:
         process.kill()
 
 
+@pytest.mark.process
 async def test_websockets(server: Server, process: Process) -> None:
     """A WebSocket of a BridgedApplication walks relations, while the loop goes on."""
     await make_library()
@@ -713,6 +714,7 @@ async def test_websockets(server: Server, process: Process) -> None:
     await until(lambda: not backends(server, "state <> 'idle'"))
 
 
+@pytest.mark.process
 async def test_plain_application_by_uvicorn(process: Process) -> None:
     """A plain HTTP application and Django's walk relations side by side."""
     await make_library()
@@ -723,6 +725,7 @@ async def test_plain_application_by_uvicorn(process: Process) -> None:
     assert [answer.text for answer in answers] == ["Ada", "Ada", "Ada wrote A, says Ada"]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("address", ["/execute-wrappers/", "/on-commit/", "/tenant/"])
 async def test_isolation_by_uvicorn(process: Process, address: str) -> None:
     """Requests share nothing of a wrapper that was there when the application was imported."""
@@ -732,6 +735,7 @@ async def test_isolation_by_uvicorn(process: Process, address: str) -> None:
             assert [set(names) for names in seen] == [{"Ada"}, {"Grace"}, {"Edith"}]
 
 
+@pytest.mark.process
 async def test_disconnect_by_uvicorn(server: Server, process: Process) -> None:
     """A client that goes away cancels its request's view, statement and transaction."""
     with TableLock(server, "tests_book") as lock:
@@ -750,6 +754,7 @@ async def test_disconnect_by_uvicorn(server: Server, process: Process) -> None:
             await until(lambda: found(server) == ["/wait/", "/wait/streaming/"])
 
 
+@pytest.mark.process
 async def test_sigterm_cancels_requests(server: Server) -> None:
     """A request that outlasts uvicorn's grace is cancelled, with its statement; the pools close."""
     process = Process([*UVICORN, "--timeout-graceful-shutdown=1"], environment())
@@ -768,6 +773,7 @@ async def test_sigterm_cancels_requests(server: Server) -> None:
         process.kill()
 
 
+@pytest.mark.process
 def test_uvicorn_tells_why_it_does_not_start(server: Server) -> None:
     """uvicorn ends with a status other than 0 and prints why there is no connection."""
     port = str(unused_port())

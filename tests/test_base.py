@@ -226,6 +226,7 @@ async def test_close_pool(server: Server) -> None:
 # At import
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("package", "name", "version", "message"),
     [

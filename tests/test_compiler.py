@@ -218,6 +218,7 @@ async def test_aiterator_left_early(server: Server, add_alias: Callable[..., str
     assert server.backends() == 2
 
 
+@pytest.mark.process
 def test_aiterator_left_as_the_loop_ends() -> None:
     """The end of the loop does not disturb an aiterator() that was just left early."""
     printed = run_script(

@@ -467,6 +467,7 @@ def test_many_short_callbacks(runner: asyncio.Runner, warnings: Warnings) -> Non
     runner.run(main())
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", LOOPS)
 def test_suspended_process(name: str) -> None:
     """A process that is suspended while its loop is idle gives no warning when it goes on."""
@@ -619,6 +620,7 @@ def test_misuse() -> None:
 # Its end
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", LOOPS)
 def test_end_of_the_loop(name: str) -> None:
     """Closing the loop ends the thread, with no complaint, and nothing keeps the loop."""
@@ -667,6 +669,7 @@ def test_loop_closed_before_its_first_turn(runner: asyncio.Runner) -> None:
     assert not thread.is_alive()
 
 
+@pytest.mark.process
 def test_exit_with_the_loop_running() -> None:
     """The process ends while a watched loop still runs, and is held, in a thread."""
     printed = run_script(
@@ -692,6 +695,7 @@ def test_exit_with_the_loop_running() -> None:
     assert printed == "True\n"
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", LOOPS)
 def test_fork(name: str) -> None:
     """A forked child is left alone, and watches loops anew: its own, or one it inherited."""

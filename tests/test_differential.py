@@ -43,7 +43,10 @@ def run(
         return runner.run(comparison.run(seed, 20_000, length=12, seconds=seconds))
 
 
-@pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop])
+@pytest.mark.parametrize(
+    "loop_factory",
+    [asyncio.new_event_loop, pytest.param(uvloop.new_event_loop, marks=pytest.mark.load)],
+)
 def test_random_programs(comparison: Comparison, loop_factory: Callable[[], Any]) -> None:
     """Alone and twenty at once, programs return, raise and store what they do with Django's own."""
     seed = random.randrange(10**6)
@@ -98,6 +101,7 @@ def test_kinds_of_fields() -> None:
     assert set(PLAIN) <= set(fields())
 
 
+@pytest.mark.process
 def test_command_line() -> None:
     """The long form runs by its command line, and says what it ran and what differed."""
     done = subprocess.run(

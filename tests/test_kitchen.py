@@ -17,6 +17,8 @@ import pytest
 from tests.support.fix_uvicorn import ROOT, TROUBLE, UVICORN, Site
 from tests.support.sampler import BackendSampler
 
+pytestmark = pytest.mark.process
+
 # Seconds. The board looks twice a second; the rest is for a busy machine.
 EVENT_TIMEOUT = 10.0
 

@@ -32,6 +32,7 @@ def run(source: str, *arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.process
 def test_import_brings_nothing_along() -> None:
     """``import pgbackend`` imports no Django, no psycopg, and no other module of the package."""
     printed = run(
@@ -79,6 +80,7 @@ def looked_at(*uses: str) -> list[str]:
     return run(WATCHED + calls).splitlines()
 
 
+@pytest.mark.process
 def test_public_names() -> None:
     """Each public name is there when it is asked for, and that patches nothing."""
     uses = [f"import pgbackend; pgbackend.{name}" for name in NAMES]
@@ -87,6 +89,7 @@ def test_public_names() -> None:
     assert set(NAMES) <= set(dir(pgbackend))
 
 
+@pytest.mark.process
 def test_public_modules() -> None:
     """Each public module is there as an attribute; the backend alone patches."""
     assert set(MODULES) <= set(dir(pgbackend))
@@ -101,18 +104,21 @@ def test_public_modules() -> None:
 DOORS = ("client", "compiler", "creation", "features", "introspection", "operations", "schema")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", DOORS)
 def test_door(name: str) -> None:
     """Each module with a name of Django's can be the first that is imported."""
     assert run(f"import pgbackend.{name}") == ""
 
 
+@pytest.mark.process
 def test_doors() -> None:
     """Importing modules with names of Django's patches nothing."""
     uses = [f"import pgbackend.{name}" for name in DOORS]
     assert looked_at(*uses) == [f"False: {use}" for use in uses]
 
 
+@pytest.mark.process
 def test_application_patches() -> None:
     """The application "pgbackend" loads the backend, and so does its first database wrapper."""
     assert looked_at("import pgbackend.apps") == ["True: import pgbackend.apps"]
@@ -148,6 +154,7 @@ PLUGIN = """
 """
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("options", [[], ["--no-pgbackend"]])
 def test_installed_plugin(tmp_path: Path, options: list[str]) -> None:
     """Where the package is merely installed, pytest's run imports no Django and no psycopg."""
@@ -171,6 +178,7 @@ def test_installed_plugin(tmp_path: Path, options: list[str]) -> None:
     assert "package ['pgbackend', 'pgbackend.pytest_plugin']" in done.stdout
 
 
+@pytest.mark.process
 def test_plugin_of_another_backend(tmp_path: Path) -> None:
     """Switched on in a project of another engine, the plugin patches nothing."""
     (tmp_path / "settings.py").write_text(

@@ -8,6 +8,8 @@ import pytest
 
 from tests.sample_project.runs import drop_leftovers, interrupt, leftovers, run
 
+pytestmark = pytest.mark.process
+
 # The plugins, and no others that happen to be installed; ours by its name, as the entry point
 # would. It is loaded before pytest-django, which sets Django up.
 PLUGINS = ("pgbackend.pytest_plugin", "pytest_django.plugin")

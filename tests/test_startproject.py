@@ -16,6 +16,8 @@ from tests.site.admin import PASSWORD, USER, work_in_the_admin
 from tests.support.fix_uvicorn import ROOT, Site
 from tests.support.server import Server
 
+pytestmark = pytest.mark.process
+
 
 class Project(Site):
     """A project in a folder, on a database of its own."""

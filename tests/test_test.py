@@ -9,6 +9,8 @@ import pytest
 
 from tests.sample_project.runs import drop_leftovers, interrupt, leftovers, run
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture(autouse=True)
 def no_databases() -> Iterator[None]:

@@ -92,6 +92,7 @@ def site() -> Iterator[httpx.Client]:
         yield client
 
 
+@pytest.mark.process
 def test_asynchronous_view(site: httpx.Client) -> None:
     """An asynchronous view commits, and its hooks are awaited."""
     assert site.get("/order/").raise_for_status().json() == {
@@ -103,6 +104,7 @@ def test_asynchronous_view(site: httpx.Client) -> None:
     assert Book.objects.get().author.name == "Ada"
 
 
+@pytest.mark.process
 def test_atomic_requests(site: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """ATOMIC_REQUESTS rolls an asynchronous view back that fails."""
     monkeypatch.setitem(connections.settings["default"], "ATOMIC_REQUESTS", True)
@@ -112,6 +114,7 @@ def test_atomic_requests(site: httpx.Client, monkeypatch: pytest.MonkeyPatch) ->
     assert Author.objects.count() == 1
 
 
+@pytest.mark.process
 def test_synchronous_stream(site: httpx.Client) -> None:
     """A synchronous stream reads on its thread's connection, as ever."""
     Author.objects.create(name="Ada")

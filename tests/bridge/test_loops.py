@@ -10,6 +10,8 @@ import pytest
 
 from tests.support.script import run_script
 
+pytestmark = pytest.mark.process
+
 # Prints how often the loop asked its selector. It turns on the spot where a callback is due that
 # cannot be called.
 PROGRAM = """

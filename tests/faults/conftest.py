@@ -5,10 +5,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.loops import LOOPS
+from tests.support.loops import EACH_LOOP, LOOPS
 
 
-@pytest.fixture(params=list(LOOPS))
+@pytest.fixture(params=EACH_LOOP)
 def runner(request: pytest.FixtureRequest) -> Iterator[asyncio.Runner]:
     """A runner of each kind of loop."""
     with asyncio.Runner(loop_factory=LOOPS[request.param]) as runner:

@@ -13,7 +13,7 @@ from tests.faults.blocks_run import Fuzz
 from tests.support.loops import LOOPS
 
 
-@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("loop", ["asyncio", pytest.param("uvloop", marks=pytest.mark.load)])
 def test_39_40_fuzz_of_blocks(loop: str, capfd: pytest.CaptureFixture[str]) -> None:
     """What raised is not there, what was acknowledged is; nothing hangs, and the pool is whole."""
     seed = int(os.environ.get("PGBACKEND_BLOCKS_SEED") or random.SystemRandom().getrandbits(32))

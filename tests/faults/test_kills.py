@@ -10,6 +10,8 @@ from tests.faults.kills import Kills
 from tests.faults.own_server import OwnServer
 from tests.faults.report import loads
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnServer]:

@@ -1,4 +1,6 @@
-"""The load test in CI: 20,000 operations with 200 faults among them, by a new seed, on each loop.
+"""The load test in CI: 20,000 operations with 200 faults among them, by a new seed.
+
+It runs on asyncio's own loop in `make test`, and on uvloop in `make test-all`.
 
 PGBACKEND_LOAD_SEED repeats a run whose seed was printed. `python -m tests.faults.load`, or `make
 soak`, runs more of it.
@@ -10,20 +12,21 @@ import random
 import pytest
 
 from tests.faults.load_run import FAULTS, OPERATIONS, Load
-from tests.support.loops import NAMES
+from tests.faults.report import loads
 
 
 @pytest.mark.timeout(900)
-def test_invariants_hold_under_load(capfd: pytest.CaptureFixture[str]) -> None:
-    """After a run on each loop, in one process, nothing is lost, left over or leaked."""
+@pytest.mark.parametrize("loop", ["asyncio", pytest.param("uvloop", marks=pytest.mark.load)])
+def test_invariants_hold_under_load(loop: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """After a run on each loop nothing is lost, left over or leaked."""
     seed = int(os.environ.get("PGBACKEND_LOAD_SEED") or random.SystemRandom().getrandbits(32))
-    for each, loop in enumerate(NAMES, seed):
-        with capfd.disabled():
-            print(f"\nload test, seed {each}, {loop}", flush=True)
-        report = Load(each, loop=loop).run()
-        with capfd.disabled():
-            print(report, flush=True)
-        assert report.broken == []
-        assert report.operations.total() >= OPERATIONS
-        assert report.faults.total() == FAULTS
-        assert report.outcomes["lost"] == 0
+    with capfd.disabled():
+        print(f"\nload test, seed {seed}, {loop}", flush=True)
+    report = Load(seed, loop=loop).run()
+    with capfd.disabled():
+        print(report, flush=True)
+    loads.append(f"load test: {report}")
+    assert report.broken == []
+    assert report.operations.total() >= OPERATIONS
+    assert report.faults.total() == FAULTS
+    assert report.outcomes["lost"] == 0

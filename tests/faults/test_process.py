@@ -48,6 +48,7 @@ def script(source: str) -> str:
 # Processes
 
 
+@pytest.mark.process
 def test_22_fork(server: Server) -> None:
     """A forked child opens connections of its own; the parent's go on working, untouched."""
     output = script(
@@ -67,6 +68,7 @@ with asyncio.Runner() as runner:
     server.wait_for_backends(0)
 
 
+@pytest.mark.process
 def test_22_multiprocessing(server: Server) -> None:
     """Workers that multiprocessing forks off after a query have connections of their own."""
     output = script(
@@ -88,6 +90,7 @@ print(len(set(found)) == 6, before not in found, asyncio.run(pid()) > 0)
     server.wait_for_backends(0)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "end",
     [

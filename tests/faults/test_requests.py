@@ -124,6 +124,7 @@ def site() -> Iterator[Client]:
 unclosed_bodies = pytest.mark.filterwarnings("ignore:Unclosed file:ResourceWarning")
 
 
+@pytest.mark.process
 @unclosed_bodies
 async def test_17_clients_go_away(server: Server, site: Client) -> None:
     """Of 30 clients that leave none keeps a connection, a statement, a row or a place."""
@@ -155,6 +156,7 @@ def short_queue(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     connections["default"] = mine
 
 
+@pytest.mark.process
 @unclosed_bodies
 @pytest.mark.usefixtures("short_queue")
 async def test_17_a_client_that_goes_frees_its_place(server: Server, site: Client) -> None:

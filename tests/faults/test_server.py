@@ -35,6 +35,7 @@ def use(own: OwnServer, *, checks: bool = False, size: int = SIZE) -> None:
 # Restarts
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("checks", [True, False], ids=["health checks", "no checks"])
 async def test_01_restart_while_idle(own: OwnServer, checks: bool) -> None:
     """After a restart, idle dead connections cost no error with health checks, and no waiting."""
@@ -52,6 +53,7 @@ async def test_01_restart_while_idle(own: OwnServer, checks: bool) -> None:
     assert not [each for each in results if isinstance(each, Exception)]
 
 
+@pytest.mark.process
 async def test_01_server_down_while_idle(own: OwnServer) -> None:
     """While the server is down each query fails at once, in libpq's words; then all is well."""
     use(own, checks=True)
@@ -68,6 +70,7 @@ async def test_01_server_down_while_idle(own: OwnServer) -> None:
     assert (await settled())["pool_size"] <= SIZE
 
 
+@pytest.mark.process
 async def test_02_restart_in_mid_query(own: OwnServer) -> None:
     """A restart in mid-query is one error, the statement is not repeated, the next one works."""
     use(own)

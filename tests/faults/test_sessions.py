@@ -267,6 +267,7 @@ def site() -> Iterator[Client]:
         yield client
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", SESSION)
 async def test_37_in_a_request(server: Server, site: Client, name: str) -> None:
     """It lasts to the end of the request, its stream included, and is gone for the next ones."""

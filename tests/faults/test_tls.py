@@ -16,6 +16,8 @@ from tests.models import Author
 from tests.support.server import NAME
 from tests.support.wrapper import PID, AddAlias, avalue
 
+pytestmark = pytest.mark.process
+
 # Logs in by its certificate alone.
 CERTIFIED = "certified"
 

@@ -22,6 +22,8 @@ from tests.models import Author, Book
 from tests.support.script import ROOT, run_script
 from tests.support.server import Server
 
+pytestmark = pytest.mark.process
+
 # The site's settings. In the server's own time zone no statement has to set it.
 SITE = """\
 import json

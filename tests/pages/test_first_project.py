@@ -15,6 +15,8 @@ from tests.pages.examples import ROOT, blocks_of, example
 from tests.pages.mysite import MySite
 from tests.support.server import Server
 
+pytestmark = pytest.mark.process
+
 PAGE = "docs/tutorial/first-project.md"
 APPS = example(PAGE, "INSTALLED_APPS")
 DATABASES = example(PAGE, "DATABASES")

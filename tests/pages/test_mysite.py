@@ -12,6 +12,8 @@ from tests.pages.examples import example
 from tests.pages.mysite import MySite
 from tests.support.server import Server
 
+pytestmark = pytest.mark.process
+
 SETTINGS = example("docs/reference/installation.md", "DATABASES")
 ASGI = example("docs/howto/development-server.md", "ASGIStaticFilesHandler")
 ASGI_DEPLOYED = example("docs/howto/deployment.md", "LifespanApplication")

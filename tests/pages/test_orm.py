@@ -40,6 +40,7 @@ del conf["DATABASE_ROUTERS"]
 """
 
 
+@pytest.mark.process
 async def test_the_view_before() -> None:
     """The view that both pages show for Django's own backend works on that."""
     assert STOCK_VIEWS[0].text == STOCK_VIEWS[1].text
@@ -102,6 +103,7 @@ async def test_reprice(server: Server) -> None:
     assert server.all("SELECT price FROM kitchen_dish ORDER BY id") == [(9,), (3,)]
 
 
+@pytest.mark.process
 async def test_code_for_both_paths() -> None:
     """It works on the bridge, and with the bridge off."""
     await make_order()

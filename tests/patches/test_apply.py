@@ -50,6 +50,7 @@ def test_apply_twice() -> None:
     assert [getattr(*place) for place in places] == before
 
 
+@pytest.mark.process
 def test_module_imported_later() -> None:
     """A module that is imported after the backend is patched when it is imported."""
     printed = run_script(

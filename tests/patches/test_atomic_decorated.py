@@ -339,6 +339,7 @@ loops = [asyncio.new_event_loop, uvloop.new_event_loop]
 """
 
 
+@pytest.mark.process
 def test_decorated_before_loading() -> None:
     """What atomic has decorated before the backend is loaded is as if decorated afterwards.
 
@@ -351,6 +352,7 @@ def test_decorated_before_loading() -> None:
     assert not any("write" in line or "hidden" in line for line in printed)
 
 
+@pytest.mark.process
 def test_decorated_after_loading() -> None:
     """With the application "pgbackend" loaded before them, the same functions give no warning."""
     first = "settings.configure(**conf)\nimport pgbackend.apps\n"
@@ -358,6 +360,7 @@ def test_decorated_after_loading() -> None:
     assert run_script(LOOPS + first + late) == ""
 
 
+@pytest.mark.process
 def test_generator_decorated_before_loading() -> None:
     """An asynchronous generator function that atomic decorated too early is refused when called."""
     printed = run_script(

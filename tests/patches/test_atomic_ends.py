@@ -65,7 +65,7 @@ def slow_commit(server: Server, gate: Callable[[], None]) -> Iterator[Callable[[
     server.all("DROP FUNCTION wait_at_gate")
 
 
-@pytest.fixture(params=["asyncio", "uvloop"])
+@pytest.fixture(params=["asyncio", pytest.param("uvloop", marks=pytest.mark.load)])
 def run(request: pytest.FixtureRequest) -> Iterator[Callable[[Awaitable[Any]], Any]]:
     """A function that runs a coroutine on a loop of each kind."""
     with asyncio.Runner(loop_factory=LOOPS[request.param]) as runner:

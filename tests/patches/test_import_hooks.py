@@ -219,6 +219,7 @@ FAILS_FIRST = """
     """
 
 
+@pytest.mark.process
 def test_djangos_module_whose_first_import_fails() -> None:
     """A module of Django's that was imported before the applications, in vain, is patched later."""
     assert run_script(FAILS_FIRST) == "patched\n"

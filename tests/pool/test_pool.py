@@ -590,6 +590,7 @@ def in_process(code: str) -> str:
     return result.stdout
 
 
+@pytest.mark.process
 def test_process_ends_cleanly() -> None:
     """A program that leaves its pool open ends with status 0 and nothing on stderr."""
     output = in_process(
@@ -607,6 +608,7 @@ def test_process_ends_cleanly() -> None:
     assert output == "0\n"
 
 
+@pytest.mark.process
 def test_process_ends_cleanly_with_a_query_running() -> None:
     """A program whose last task is in a query ends with status 0 and nothing on stderr."""
     output = in_process(
@@ -633,6 +635,7 @@ def test_process_ends_cleanly_with_a_query_running() -> None:
     assert output == "end\n"
 
 
+@pytest.mark.process
 def test_fork() -> None:
     """A forked child connects by itself, and the parent's connection goes on working."""
     output = in_process(

@@ -23,6 +23,8 @@ from tests.support.loops import NAMES, new_loop
 from tests.support.server import Server
 from tests.support.wrapper import until, use_wrapper
 
+pytestmark = pytest.mark.process
+
 SIZE = 2
 
 # Seconds within which everything here ends, on a busy machine.

@@ -5,6 +5,8 @@ import sys
 from collections.abc import Callable
 from functools import partial
 
+import pytest
+
 NAMES = ("asyncio", "uvloop")
 
 
@@ -32,3 +34,9 @@ LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
 }
 if sys.version_info >= (3, 12):
     LOOPS |= {f"{name}, eager": partial(_eager, make) for name, make in LOOPS.items()}
+
+# The same for parametrize() and fixtures: a matrix runs on asyncio's own loop in `make test`, and
+# on the others in `make test-all`.
+EACH_LOOP = [
+    pytest.param(name, marks=() if name == "asyncio" else pytest.mark.load) for name in LOOPS
+]

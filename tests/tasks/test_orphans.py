@@ -26,7 +26,7 @@ from pgbackend.tasks.orphans import opened, orphans
 from pgbackend.tasks.taken import taken
 from pgbackend.transaction import aon_commit, detached
 from tests.models import Author
-from tests.support.loops import LOOPS
+from tests.support.loops import EACH_LOOP, LOOPS
 from tests.support.server import Server
 from tests.support.sessions import committed
 from tests.support.work import fill, settled
@@ -53,7 +53,7 @@ def lost() -> str:
     return f"lost {next(_numbers)}"
 
 
-@pytest.fixture(params=list(LOOPS))
+@pytest.fixture(params=EACH_LOOP)
 def runner(request: pytest.FixtureRequest) -> Iterator[asyncio.Runner]:
     """A runner of each kind of loop."""
     with asyncio.Runner(loop_factory=LOOPS[request.param]) as runner:

@@ -109,6 +109,7 @@ async def test_bridged_function_on_behalf_of_a_worker_thread() -> None:
         assert await sync_to_async(work)() == 1
 
 
+@pytest.mark.process
 def test_bridged_function_with_the_bridge_switched_off() -> None:
     """With "bridge" False for every database, a bridged function runs in a thread."""
     run_script(
@@ -213,6 +214,7 @@ async def test_password_hashing_keeps_its_thread() -> None:
     assert threading.main_thread() not in RecordingHasher.threads
 
 
+@pytest.mark.process
 def test_alias_of_another_engine(tmp_path: Path) -> None:
     """An SQLite alias beside keeps Django's threads; this backend's stays native."""
     printed = run_script(

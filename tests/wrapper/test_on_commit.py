@@ -550,6 +550,7 @@ def test_in_a_coroutine_that_a_thread_waits_for(server: Server) -> None:
     assert ran == [("inner", 1), ("outer", 1)]
 
 
+@pytest.mark.process
 def test_in_a_command() -> None:
     """A script without a loop, as a manage.py command is, awaits its hooks and ends cleanly."""
     output = run_script(

@@ -99,6 +99,7 @@ def test_options_of_the_pool(add_alias: AddAlias) -> None:
     assert message.hint == "It is an option of the pool: {'pool': {'max_size': ...}}."
 
 
+@pytest.mark.process
 def test_used() -> None:
     """The check says so if the application is installed, but no alias uses the backend."""
     script = """
@@ -219,6 +220,7 @@ def test_every_setting_is_known() -> None:
         assert names <= conf.SETTINGS.keys(), path
 
 
+@pytest.mark.process
 def test_manage_py_check(add_alias: AddAlias) -> None:
     """`manage.py check` runs them, without a database."""
     add_alias({"turn_timout": 1}, PORT=1)
