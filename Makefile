@@ -45,10 +45,10 @@ run: $(VENV)/installed-demo
 	@$(VENV)/bin/python -m proj.serve
 
 test: $(VENV)/installed-dev
-	@$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile -m 'not load' $(ARGS)
+	@$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'not load' $(ARGS)
 
 test-load: $(VENV)/installed-dev
-	@$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile -m load $(ARGS)
+	@$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m load $(ARGS)
 
 test-all:
 	@$(MAKE) --no-print-directory test
