@@ -621,6 +621,8 @@ CLASSES: list[type] = [
 # These make no SQL of what is kept themselves: they copy, look at the query's own parts, or are
 # called by what is looked at among the others.
 HARMLESS = {
+    # A collection of garbage calls it, whatever is compiled meanwhile.
+    "BaseDatabaseOperations.__del__",
     "BaseExpression.__getstate__",
     "BaseExpression.__init__",
     "BaseExpression.copy",
