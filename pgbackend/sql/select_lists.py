@@ -165,6 +165,9 @@ def keep(model: Any, select: list[Any]) -> Select | None:
     """Keep a select list; return None if one of the fields has SQL of its own."""
     opts = model._meta
     kept: Select | None = opts.__dict__.get(_PLACE)
+    if hasattr(Col, AS_VENDOR):
+        # Columns of all models are compiled by somebody else, perhaps not for long.
+        return None
     if kept is None or not kept.holds(opts):
         kept = Select(opts, select)
         setattr(opts, _PLACE, kept)
