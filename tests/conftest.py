@@ -134,14 +134,18 @@ def server() -> Iterator[Server]:
 @pytest.fixture(autouse=True)
 def clean(server: Server) -> Iterator[None]:
     """Check that nothing of ours is left in the server, and empty the tables."""
-    yield
     from django.contrib.contenttypes.models import ContentType
     from django.db import connections
 
+    wrappers = {alias: connections[alias] for alias in connections}
+    yield
     connections.close_all()
     for connection in connections.all():
         # Django's own pool of the synchronous path.
         connection.close_pool()
+    # A test that is no task has replaced them for all that come after it.
+    for alias, wrapper in wrappers.items():
+        connections[alias] = wrapper
     try:
         server.wait_for_backends(0)
     finally:
