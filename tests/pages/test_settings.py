@@ -98,11 +98,11 @@ def test_silenced_check(add_alias: AddAlias) -> None:
 def loggers() -> Iterator[None]:
     """The loggers of the page are afterwards as they were."""
     named = [logging.getLogger(name) for name in ("pgbackend", "psycopg.pool")]
-    before = [(logger, logger.level, logger.handlers) for logger in named]
+    before = [(logger, logger.level, list(logger.handlers)) for logger in named]
     yield
     for logger, level, handlers in before:
         logger.setLevel(level)
-        logger.handlers = handlers
+        logger.handlers[:] = handlers
 
 
 @pytest.mark.usefixtures("loggers")

@@ -1,8 +1,9 @@
 """Functions for execute_wrapper that a thread of a request adds, and that need that thread."""
 
 import asyncio
+import logging
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -139,7 +140,33 @@ async def test_other_errors_are_errors() -> None:
         await serve(fail, count)
 
 
-async def test_in_a_transaction(caplog: pytest.LogCaptureFixture) -> None:
+class Records(logging.Handler):
+    """What the package's logger was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+
+@pytest.fixture
+def logged(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """The messages of the package's own logger, whatever other tests have done to logging."""
+    logger, records = logging.getLogger("pgbackend"), Records()
+    monkeypatch.setattr(logger, "disabled", False)
+    monkeypatch.setattr(logger.manager, "disable", logging.NOTSET)
+    monkeypatch.setattr(logger, "filters", [])
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    logger.addHandler(records)
+    yield records.messages
+    logger.removeHandler(records)
+    logger.setLevel(level)
+
+
+async def test_in_a_transaction(logged: list[str]) -> None:
     """In a transaction it is not called, which is logged once: its thread may wait for that."""
     note = Noting()
 
@@ -168,8 +195,8 @@ async def test_in_a_transaction(caplog: pytest.LogCaptureFixture) -> None:
     await serve(note, view)
     assert await Author.objects.filter(name__endswith="!").acount() == 4
     assert note.found == ["middleware: SELECT"]
-    assert [record.name for record in caplog.records] == ["pgbackend"]
-    assert "keeps state in a threading.local" in caplog.text
+    (message,) = logged
+    assert "keeps state in a threading.local" in message
 
 
 async def test_task_that_outlives_the_middleware() -> None:
