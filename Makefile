@@ -45,9 +45,11 @@ run: $(VENV)/installed-demo
 	@$(VENV)/bin/python -m proj.serve
 
 test: $(VENV)/installed-dev
+	@echo "All tests but those of make test-load: about 7 minutes on two cores, most of it waiting."
 	@$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'not load' $(ARGS)
 
 test-load: $(VENV)/installed-dev
+	@echo "Sweeps, fuzzes and the load test on the other loops: 2 to 3 minutes on two cores."
 	@$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m load $(ARGS)
 
 test-all:
