@@ -19,6 +19,8 @@ from .where_to_run import RULES
 def sync_to_async_in(module: str) -> Callable[..., Any]:
     """Return the function that replaces ``sync_to_async`` in a module of Django."""
     leads_to_database = RULES[module]
+    # Django names a middleware in errors by the instance that its method is of.
+    names_owners = module == "django.core.handlers.base"
 
     def sync_to_async(function: Callable[..., Any] | None = None, **options: Any) -> Any:
         if function is None:
@@ -34,6 +36,8 @@ def sync_to_async_in(module: str) -> Callable[..., Any]:
                 work = functools.partial(function, *args, **kwargs)
                 return await run_for_aliases(used or {None}, work, **options)
 
+        if names_owners and hasattr(function, "__self__"):
+            call.__self__ = function.__self__  # type: ignore[attr-defined]  # as asgiref's has it
         return call
 
     return sync_to_async

@@ -49,7 +49,11 @@ def patch_adaption(module: ModuleType) -> None:
         if method_is_async is None:
             method_is_async = asgiref.sync.iscoroutinefunction(method)
         if method_is_async and not is_async:
+            owner = getattr(method, "__self__", None)
             method = functools.wraps(method)(functools.partial(serving.work, method))
+            if owner is not None:
+                # Django names a middleware in errors by the instance that its method is of.
+                method.__self__ = owner
         return adapt(self, is_async, method, method_is_async, **names)
 
     handler.adapt_method_mode = patched
