@@ -1,4 +1,4 @@
-"""Print `pgbackend.fingerprints.KNOWN` anew: ``python -m tests.fingerprints [PLACE ...]``.
+"""Print `pgbackend.known_sources.KNOWN` anew: ``python -m tests.fingerprints [PLACE ...]``.
 
 For each release of the supported lines, downloaded by pip, each place's fingerprint is computed
 in a process of its own. Places are those of `KNOWN`, of `RELIED_ON` and the arguments:
@@ -8,7 +8,6 @@ newest Python that those releases support.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -19,24 +18,13 @@ import zipfile
 from collections import defaultdict
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 LINES = {
     "django": ("5.2", "6.0", "6.1"),
     "asgiref": ("3.12", "3.13"),
 }
+ROOT = Path(__file__).resolve().parents[1]
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check")
-SOURCE = Path(__file__).resolve().parents[1] / "pgbackend" / "fingerprints.py"
-
-
-def load() -> Any:
-    """Return the fingerprints module without the package, which would patch what it looks at."""
-    spec = importlib.util.spec_from_file_location("fingerprints", SOURCE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def measure(places: list[str]) -> None:
@@ -48,7 +36,8 @@ def measure(places: list[str]) -> None:
         INSTALLED_APPS=["django.contrib.contenttypes", "django.contrib.auth"], SECRET_KEY="-"
     )
     django.setup()
-    fingerprints = load()
+    from pgbackend import fingerprints
+
     values = {}
     for place in places:
         module, _, calls = place.partition(":")
@@ -83,7 +72,8 @@ def line_of(release: str) -> str:
 
 
 def main(places: list[str]) -> None:
-    fingerprints = load()
+    from pgbackend import fingerprints
+
     places = sorted({*fingerprints.KNOWN, *fingerprints.RELIED_ON, *places})
     print("KNOWN: dict[str, frozenset[str]] = {")
     for package in sorted(LINES):
@@ -113,7 +103,7 @@ def known(package: str, places: list[str]) -> dict[str, dict[str, list[str]]]:
                 check=True,
                 stdout=subprocess.PIPE,
                 text=True,
-                env={**os.environ, "PYTHONPATH": folder},
+                env={**os.environ, "PYTHONPATH": os.pathsep.join([folder, str(ROOT)])},
             ).stdout
         for place, value in json.loads(measured).items():
             found[place][value].append(release)

@@ -19,90 +19,10 @@ from django.db.models.fields import related_lookups
 from django.db.models.sql import Query, UpdateQuery
 from django.db.models.sql.where import WhereNode
 
-from ..fingerprints import unpatched
 from ..session import clean
 from .originals import AS_VENDOR, compiles_alone, is_djangos, orders_alone, updates_alone
+from .query_attributes import UNKNOWN
 from .select_lists import Select, known, selects_all
-
-# All attributes of a Query in the supported versions: `place` checks those that may affect a
-# statement.
-_ATTRIBUTES = frozenset(
-    {
-        "_annotation_select_cache",
-        "_extra_select_cache",
-        "_filtered_relations",
-        "alias_cols",
-        "alias_map",
-        "alias_prefix",
-        "alias_refcount",
-        "annotation_select_mask",
-        "annotations",
-        "base_table_class",
-        "combinator",
-        "combinator_all",
-        "combined_queries",
-        "compiler",
-        "contains_subquery",
-        "default_cols",
-        "default_ordering",
-        "deferred_loading",
-        "distinct",
-        "distinct_fields",
-        "empty_result_set_value",
-        "explain_info",
-        "external_aliases",
-        "extra",
-        "extra_order_by",
-        "extra_select_mask",
-        "extra_tables",
-        "filter_is_sticky",
-        "group_by",
-        "high_mark",
-        "join_class",
-        "low_mark",
-        "max_depth",
-        "model",
-        "order_by",
-        "select",
-        "select_for_no_key_update",
-        "select_for_update",
-        "select_for_update_nowait",
-        "select_for_update_of",
-        "select_for_update_skip_locked",
-        "select_related",
-        "selected",
-        "standard_ordering",
-        "subq_aliases",
-        "subquery",
-        "table_map",
-        "used_aliases",
-        "values_select",
-        "where",
-    }
-)
-
-
-def unknown_attributes(cls: type) -> set[str]:
-    """Return the attributes of a query of this class that `_ATTRIBUTES` does not have."""
-    of_class = {
-        name
-        for name, value in vars(cls).items()
-        if not name.startswith("__") and not hasattr(value, "__get__")
-    }
-    return (of_class | set(vars(cls(None)))) - _ATTRIBUTES
-
-
-# The additional attributes of an UpdateQuery.
-_OF_UPDATES = frozenset({"related_ids", "related_updates", "values"})
-
-_UNKNOWN = unknown_attributes(Query) | (unknown_attributes(UpdateQuery) - _OF_UPDATES)
-if _UNKNOWN:
-    unpatched.append(
-        (
-            f"django.db.models.sql.Query with {', '.join(sorted(_UNKNOWN))}",
-            "statements are not kept",
-        )
-    )
 
 # How many statements of a model are kept. An offset, for example, is part of a statement.
 _KEPT = 500
@@ -225,7 +145,7 @@ def place(compiler: Any) -> Place | None:
     """Return where the statement of *compiler* is kept, or None if it cannot be."""
     query = compiler.query
     if (
-        _UNKNOWN
+        UNKNOWN
         or type(query) is not Query
         or not query.alias_cols
         or not selects_all(query)
@@ -274,7 +194,7 @@ def place_of_update(compiler: Any) -> Place | None:
     """Return where the UPDATE of *compiler* is kept, or None if it cannot be."""
     query = compiler.query
     if (
-        _UNKNOWN
+        UNKNOWN
         or type(query) is not UpdateQuery
         or not query.values
         or query.related_updates

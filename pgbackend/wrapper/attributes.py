@@ -26,6 +26,10 @@ from ..tasks.state import ConnectionState
 from ..tasks.states import States
 from ..tasks.transaction import Transaction
 
+# Django reads a dozen attributes of a wrapper for each block. So a bridged call looks its state up
+# once, and keeps (wrapper, context, state) as ``here`` of its greenlet; see `States.current`. The
+# look at it is repeated in the properties below, since a function for it would cost as much again.
+
 
 def state_attribute(name: str) -> Any:
     """Return a property of a wrapper that reads and writes *name* on the current state."""

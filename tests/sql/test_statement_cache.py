@@ -24,7 +24,7 @@ from django.db.models.sql.compiler import SQLUpdateCompiler as DjangosUpdateComp
 from django.test.utils import isolate_apps, register_lookup
 
 from pgbackend import bridged, compiler
-from pgbackend.sql import select_lists, statement_cache
+from pgbackend.sql import query_attributes, select_lists
 from tests.models import Author, Book, Tag
 
 QUERYSETS = [
@@ -417,8 +417,8 @@ def test_unknown_queries() -> None:
             super().__init__(model)
             self.lateral: dict[str, Any] = {}
 
-    assert statement_cache.unknown_attributes(Query) == set()
-    assert statement_cache.unknown_attributes(Later) == {"hint", "lateral"}
+    assert query_attributes.unknown_attributes(Query) == set()
+    assert query_attributes.unknown_attributes(Later) == {"hint", "lateral"}
 
 
 async def test_changed_table() -> None:
