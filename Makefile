@@ -45,7 +45,7 @@ run: $(VENV)/installed-demo
 	@$(VENV)/bin/python -m proj.serve
 
 test: $(VENV)/installed-dev
-	@echo "All tests but those of make test-load: about 7 minutes on two cores, most of it waiting."
+	@echo "All tests but those of make test-load: about 8 minutes on two cores, most of it waiting."
 	@$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'not load' $(ARGS)
 
 test-load: $(VENV)/installed-dev
