@@ -13,6 +13,7 @@ import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,7 @@ def pytest_configure(config: pytest.Config) -> None:
             conn.execute(f"CREATE DATABASE {name}")
 
     import django
+    from django.apps import apps
     from django.core.management import call_command
     from django.db import connections
 
@@ -94,6 +96,9 @@ def pytest_configure(config: pytest.Config) -> None:
     for alias in connections:
         call_command("migrate", database=alias, run_syncdb=True, verbosity=0)
     call_command("createcachetable", verbosity=0)
+    if apps.is_installed("pgtrigger"):
+        # The models' tables have no migrations, which would install the triggers.
+        import_module("pgtrigger").install()
     # So that the first test, too, begins without connections.
     for connection in connections.all():
         connection.close()

@@ -1,5 +1,6 @@
 """Settings of the library's own tests. `conftest` sets PGBACKEND_TEST_DSN first."""
 
+import importlib.util
 import os
 from urllib.parse import unquote, urlsplit
 
@@ -32,6 +33,8 @@ INSTALLED_APPS = [
     "django.contrib.sessions",
     "tests",
 ]
+if importlib.util.find_spec("pgtrigger") is not None:
+    INSTALLED_APPS += ["pgtrigger", "pgbackend.pubsub", "tests.pubsub.site"]
 # All tables from the models: nothing here is about migrations.
 MIGRATION_MODULES = {name.rpartition(".")[2]: None for name in INSTALLED_APPS}
 CACHES = {

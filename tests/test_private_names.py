@@ -23,6 +23,7 @@ import psycopg
 import psycopg_pool
 import pytest
 from asgiref.sync import ThreadSensitiveContext, async_to_sync, sync_to_async
+from django.apps import apps
 from django.core.handlers.base import BaseHandler
 from django.core.signals import request_finished
 from django.db import connections
@@ -233,8 +234,11 @@ _OURS = re.compile(r"_pgbackend\w*|_asyncio")
 
 
 def is_private(name: str) -> bool:
-    """Return whether *name* begins with an underscore, and is neither ``_`` nor ``__special__``."""
-    return name.startswith("_") and not name.startswith("__") and name.strip("_") != ""
+    """Return whether *name* begins with an underscore, and is none of Python's own.
+
+    Those are ``_``, ``__special__``, and ``_names_`` of enumerations.
+    """
+    return name.startswith("_") and not name.startswith("__") and not name.endswith("_")
 
 
 def own_names() -> set[str]:
@@ -333,6 +337,9 @@ def own_classes() -> set[type]:
     cursor = guard.guard(EXAMPLES["ClientCursor"]())
     classes = {type(cursor)}
     for module in pkgutil.walk_packages(pgbackend.__path__, "pgbackend."):
+        if module.name.startswith("pgbackend.pubsub.") and not apps.is_installed("pgtrigger"):
+            # An environment without the extra "pubsub".
+            continue
         classes |= {
             value
             for value in vars(import_module(module.name)).values()

@@ -1,0 +1,107 @@
+"""Channels over LISTEN/NOTIFY: listeners on the event loop, stored notifications, triggers.
+
+Put ``"pgtrigger"`` and ``"pgbackend.pubsub"`` into ``INSTALLED_APPS``. The interface is that of
+django-pgpubsub. The names in ``__all__`` are public; each is imported on first use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .channels import BaseChannel, Channel, TriggerChannel, locate_channel
+    from .context import aset_notification_context, set_notification_context
+    from .errors import ChannelNotFound, PayloadError, PubsubError
+    from .filters import ListenerFilterProvider
+    from .listeners import (
+        listener,
+        post_delete_listener,
+        post_insert_listener,
+        post_save_listener,
+        post_update_listener,
+        pre_delete_listener,
+        pre_insert_listener,
+        pre_save_listener,
+        pre_update_listener,
+        trigger_listener,
+    )
+    from .models import Notification
+    from .sending import anotify, anotify_many, asend, notify, notify_many, send
+
+__all__ = [
+    "BaseChannel",
+    "Channel",
+    "ChannelNotFound",
+    "ListenerFilterProvider",
+    "Notification",
+    "PayloadError",
+    "PubsubError",
+    "TriggerChannel",
+    "anotify",
+    "anotify_many",
+    "asend",
+    "aset_notification_context",
+    "listener",
+    "locate_channel",
+    "notify",
+    "notify_many",
+    "post_delete_listener",
+    "post_insert_listener",
+    "post_save_listener",
+    "post_update_listener",
+    "pre_delete_listener",
+    "pre_insert_listener",
+    "pre_save_listener",
+    "pre_update_listener",
+    "send",
+    "set_notification_context",
+    "trigger_listener",
+]
+
+# The modules that define the public names.
+_PLACES = {
+    "BaseChannel": "channels",
+    "Channel": "channels",
+    "ChannelNotFound": "errors",
+    "ListenerFilterProvider": "filters",
+    "Notification": "models",
+    "PayloadError": "errors",
+    "PubsubError": "errors",
+    "TriggerChannel": "channels",
+    "anotify": "sending",
+    "anotify_many": "sending",
+    "aset_notification_context": "context",
+    "asend": "sending",
+    "listener": "listeners",
+    "locate_channel": "channels",
+    "notify": "sending",
+    "notify_many": "sending",
+    "post_delete_listener": "listeners",
+    "post_insert_listener": "listeners",
+    "post_save_listener": "listeners",
+    "post_update_listener": "listeners",
+    "pre_delete_listener": "listeners",
+    "pre_insert_listener": "listeners",
+    "pre_save_listener": "listeners",
+    "pre_update_listener": "listeners",
+    "send": "sending",
+    "set_notification_context": "context",
+    "trigger_listener": "listeners",
+}
+
+# Type checkers see the imports above, and no other names.
+if not TYPE_CHECKING:
+
+    def __getattr__(name):
+        """Import a public name on first use (PEP 562): models need Django's registry of apps."""
+        if name not in _PLACES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(f".{_PLACES[name]}", __name__), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    """Return all names, including those that were not imported yet."""
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,259 @@
+"""Channels: dataclasses whose fields are the payload of a notification."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from pydoc import locate
+from typing import Any, ClassVar, Literal, Self
+
+from django.db.models import Model
+
+from . import registry, settings
+from .errors import ChannelNotFound, PayloadError
+from .forms import form_of
+from .names import old_name, wire_name
+from .payload import payload_object
+from .registry import Listener as Listener
+from .rows import row_from_columns
+
+
+@dataclass
+class BaseChannel:
+    """What `Channel` and `TriggerChannel` share; an instance is one notification."""
+
+    # Options of a channel class: attributes without annotation in its body.
+
+    # Whether notifications are stored and handled once; False: whoever listens gets them, and
+    # those that nobody hears are gone.
+    lock_notifications: ClassVar[bool] = False
+    # The alias of the database; None: that of the router for `Notification`.
+    using: ClassVar[str | None] = None
+    # Seconds for which a worker has a stored notification whose listeners run outside the
+    # transaction of the claim; None: they run inside of it.
+    lease: ClassVar[float | None] = None
+    # How often a stored notification whose listener failed is tried again.
+    retries: ClassVar[int] = 5
+    # Seconds until the first of these; each further one waits twice as long, with jitter.
+    backoff: ClassVar[float] = 1.0
+    # Seconds that one listener may take; None: no bound.
+    timeout: ClassVar[float | None] = None
+    # How many notifications of the channel one process handles at once.
+    concurrency: ClassVar[int] = 1
+    # The field (of a trigger: the column) for each value of which notifications are handled one
+    # at a time and in order.
+    ordered_by: ClassVar[str | None] = None
+    # "poll": a stored notification sends no NOTIFY, which takes a lock of the whole server.
+    wake: ClassVar[Literal["notify", "poll"]] = "notify"
+
+    # Of the trigger that sent the notification: "INSERT", "UPDATE" or "DELETE", and "BEFORE" or
+    # "AFTER". None: sent by `notify`, or by a trigger of django-pgpubsub.
+    operation: ClassVar[str | None] = None
+    when: ClassVar[str | None] = None
+
+    # Where `forms` keeps what it made of the class: a table of classes would keep them alive.
+    _payload_form: ClassVar[Any] = None
+
+    @classmethod
+    def name(cls) -> str:
+        """Return the dotted path by which the channel can be named."""
+        return f"{cls.__module__}.{cls.__name__}"
+
+    @classmethod
+    def listen_name(cls) -> str:
+        """Return the name for LISTEN and NOTIFY, at most 47 bytes of ``[a-z0-9_]``."""
+        return wire_name(cls.name())
+
+    @classmethod
+    def listen_safe_name(cls) -> str:
+        """Return `listen_name`; django-pgpubsub's word for it."""
+        return cls.listen_name()
+
+    @classmethod
+    def listen_names(cls) -> list[str]:
+        """Return all names to LISTEN on: the channel's own, and django-pgpubsub's for it."""
+        names = [cls.listen_name()]
+        if settings.old_names():
+            names.append(old_name(cls.name()))
+        return names
+
+    @classmethod
+    def stored_names(cls) -> list[str]:
+        """Return the names under which rows of the channel may stand, its own one first.
+
+        Triggers of django-pgpubsub store its short name, its `notify` the dotted path.
+        """
+        return [cls.listen_name(), old_name(cls.name()), cls.name()]
+
+    @classmethod
+    def register(cls, callback: Callable[..., Any]) -> None:
+        """Register *callback* for all notifications of the channel."""
+        registry.register(cls, callback)
+
+    @classmethod
+    def registered_listeners(cls) -> list[Listener]:
+        """Return the listeners of the class, for any operation."""
+        return list(registry.listeners.get(cls, ()))
+
+    @property
+    def listeners(self) -> list[Listener]:
+        """The listeners to call for this notification."""
+        found = registry.listeners.get(type(self), ())
+        return [each for each in found if each.hears(self.operation, self.when)]
+
+    @property
+    def signature(self) -> dict[str, Any]:
+        """The keyword arguments of the listeners."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @classmethod
+    def from_payload(cls, data: dict[str, Any]) -> Self:
+        """Return the notification that the payload *data* holds. Raise PayloadError."""
+        try:
+            return cls(**cls.deserialize(data))
+        except TypeError as error:
+            raise PayloadError(f"The payload does not fit {cls.name()}: {error}") from error
+
+    @classmethod
+    def deserialize(cls, payload: str | dict[str, Any]) -> dict[str, Any]:
+        """Return the keyword arguments that *payload* holds. Raise PayloadError if it does not."""
+        raise NotImplementedError(f"{cls.name()} is derived from Channel or TriggerChannel")
+
+    def serialize(self) -> str:
+        """Return the payload, JSON in ASCII. Raise PayloadError for a value that does not fit."""
+        raise PayloadError(f"{self.name()} is not derived from Channel: it cannot be sent")
+
+
+@dataclass
+class Channel(BaseChannel):
+    """The base of channels that `notify` sends to: its dataclass fields are the payload."""
+
+    @classmethod
+    def deserialize(cls, payload: str | dict[str, Any]) -> dict[str, Any]:
+        """Return the keyword arguments that *payload* holds. Raise PayloadError if it does not.
+
+        Fields that the class no longer has are left out, and those that the payload has not take
+        their defaults: two versions of the code may run at once.
+        """
+        kwargs = payload_object(cls.name(), payload).get("kwargs")
+        if not isinstance(kwargs, dict):
+            raise PayloadError(f'The payload of {cls.name()} has no object "kwargs"')
+        return form_of(cls).decode(kwargs)
+
+    def serialize(self) -> str:
+        """Return the payload, JSON in ASCII. Raise PayloadError for a value that does not fit."""
+        kwargs = form_of(type(self)).encode(self)
+        return json.dumps({"kwargs": kwargs}, separators=(",", ":"), allow_nan=False)
+
+
+@dataclass
+class TriggerChannel(BaseChannel):
+    """The base of channels of a table: triggers send its rows as they were and as they are.
+
+    Set ``model``. *old* is None for an INSERT, *new* for a DELETE. *context* is what
+    `set_notification_context` had set.
+    """
+
+    model: ClassVar[Any] = None
+    old: Model | None
+    new: Model | None
+    context: dict[str, Any] | None = None
+
+    @classmethod
+    def from_payload(cls, data: dict[str, Any]) -> Self:
+        """Return the notification that the payload *data* holds. Raise PayloadError."""
+        found = super().from_payload({"context": {}, **data})
+        operation = data.get("operation")
+        if operation is None:
+            operation = "INSERT" if found.old is None else "UPDATE"
+            operation = "DELETE" if found.new is None else operation
+        # Of the instance, which has a __dict__: BaseChannel has no slots.
+        found.__dict__.update(operation=operation, when=data.get("when"))
+        return found
+
+    @classmethod
+    def deserialize(cls, payload: str | dict[str, Any]) -> dict[str, Any]:
+        """Return the rows and the context that *payload* holds. Raise PayloadError."""
+        data = payload_object(cls.name(), payload)
+        rows = {state: row_from_columns(cls.name(), cls.using, data, state) for state in _STATES}
+        if "context" in data:
+            rows["context"] = data["context"]
+        return rows
+
+    def serialize(self) -> str:
+        """Raise PayloadError: it is the database that makes such payloads."""
+        raise PayloadError(
+            f"{self.name()} is sent by the triggers of its table; derive a channel that you notify"
+            " yourself from Channel"
+        )
+
+    @property
+    def signature(self) -> dict[str, Any]:
+        """The keyword arguments of the listeners: ``context`` only if the project asks for it."""
+        found = super().signature
+        if not settings.pass_context():
+            found.pop("context", None)
+        return found
+
+
+_STATES = ("old", "new")
+
+
+def registered() -> list[type[BaseChannel]]:
+    """Return the channels that have listeners, in the order of registration."""
+    return [channel for channel, found in registry.listeners.items() if found]
+
+
+def select(channels: Iterable[type[BaseChannel] | str] | None) -> list[type[BaseChannel]]:
+    """Return the channels with listeners that are among *channels* or derived from one of them.
+
+    None stands for all. Raise ChannelNotFound if there are none.
+    """
+    if channels is None:
+        found = registered()
+        if not found:
+            raise ChannelNotFound(
+                "No listener is registered. Import the modules with your listeners in ready() of"
+                " your application's AppConfig"
+            )
+        return found
+    wanted = tuple(locate_channel(each) for each in channels)
+    found = [each for each in registered() if issubclass(each, wanted)]
+    if not found:
+        names = ", ".join(each.name() for each in wanted)
+        raise ChannelNotFound(
+            f"No listener is registered for {names}. Import the modules with your listeners in"
+            " ready() of your application's AppConfig"
+        )
+    return found
+
+
+def by_wire_name(name: str) -> type[BaseChannel] | None:
+    """Return the channel with listeners that hears notifications under *name*, an old one, too."""
+    for channel in registered():
+        if name in channel.listen_names():
+            return channel
+    return None
+
+
+def locate_channel(channel: type[BaseChannel] | str) -> type[BaseChannel]:
+    """Return the channel class, which may be given by its dotted path.
+
+    Raise ChannelNotFound where there is none.
+    """
+    found: object = channel
+    if isinstance(channel, str):
+        module, _, name = channel.rpartition(".")
+        found = getattr(sys.modules.get(module), name, None) or locate(channel)
+        if found is None:
+            raise ChannelNotFound(
+                f"There is no channel {channel!r}: give the class, or its path such as"
+                " 'shop.channels.OrderChannel'"
+            )
+    if not isinstance(found, type) or not issubclass(found, BaseChannel):
+        raise ChannelNotFound(
+            f"{channel!r} is no channel class: derive it from Channel or TriggerChannel"
+        )
+    return found

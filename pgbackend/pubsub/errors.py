@@ -1,0 +1,18 @@
+"""Errors of channels and their payloads."""
+
+from __future__ import annotations
+
+
+class PubsubError(Exception):
+    """The base of the errors that pgbackend.pubsub raises itself."""
+
+
+class ChannelNotFound(PubsubError, LookupError):
+    """No channel has the given name, or no listener was registered for the given channels."""
+
+
+class PayloadError(PubsubError, ValueError):
+    """A value does not fit the field of its channel, or a payload does not fit the channel.
+
+    Raised by `notify` before anything is sent, and where a notification is decoded.
+    """

@@ -1,0 +1,82 @@
+"""The table of stored notifications: that of django-pgpubsub with further columns.
+
+The further columns have defaults in the database, so that triggers made by django-pgpubsub, and
+processes that still run it, go on inserting rows.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from django.db import models
+from django.db.models.functions import Now
+
+from .channels import BaseChannel
+from .payload import PayloadDecoder
+
+
+class State(models.TextChoices):
+    """What is to become of a row."""
+
+    READY = "ready"  # A listener may claim it.
+    DELAYED = "delayed"  # Ready after run_after; a failed one waits here for its next attempt.
+    LEASED = "leased"  # A worker has it until lease_until.
+    DEAD = "dead"  # No attempt is left; last_error says why. Somebody has to look at it.
+    PLAIN = "plain"  # The payload of a plain notification that is too long for NOTIFY.
+
+
+class Notification(models.Model):
+    """A stored notification; it is deleted when its listeners have succeeded."""
+
+    channel = models.CharField(max_length=63)
+    payload = models.JSONField(decoder=PayloadDecoder)
+    created_at = models.DateTimeField(db_default=Now(), null=True, editable=False)
+    # The last migration of the payload's application when the row was written.
+    db_version = models.IntegerField(null=True, blank=True)
+    state = models.CharField(max_length=7, choices=State.choices, db_default="ready")
+    # Higher is earlier, as in django.tasks.
+    priority = models.SmallIntegerField(db_default=0)
+    attempts = models.IntegerField(db_default=0)
+    run_after = models.DateTimeField(null=True, blank=True)
+    lease_until = models.DateTimeField(null=True, blank=True)
+    worker = models.TextField(null=True, blank=True)
+    last_error = models.TextField(null=True, blank=True)
+    # The value of the channel's `ordered_by`: rows with the same one are handled one at a time.
+    order_key = models.TextField(null=True, blank=True)
+    # What tracing needs to link the handler to the sender.
+    headers = models.JSONField(null=True, blank=True)
+
+    class Meta:
+        ordering: ClassVar[list[str]] = ["id"]
+        # Partial indexes: what a claim costs does not grow with the rows that nobody may claim.
+        indexes: ClassVar[list[models.Index]] = [
+            models.Index(
+                "channel",
+                models.F("priority").desc(),
+                "id",
+                condition=models.Q(state="ready"),
+                name="pgpubsub_notification_ready",
+            ),
+            models.Index(
+                "run_after", condition=models.Q(state="delayed"), name="pgpubsub_notification_later"
+            ),
+            models.Index(
+                "lease_until",
+                condition=models.Q(state="leased"),
+                name="pgpubsub_notification_lease",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.channel} #{self.pk}"
+
+    def __repr__(self) -> str:
+        return (
+            f"<Notification #{self.pk} {self.state} channel={self.channel!r}"
+            f" attempts={self.attempts} created_at={self.created_at} db_version={self.db_version}>"
+        )
+
+    @classmethod
+    def from_channel(cls, channel: type[BaseChannel]) -> models.QuerySet[Any]:
+        """Return the stored notifications of *channel*, under all of its names."""
+        return cls.objects.filter(channel__in=channel.stored_names())

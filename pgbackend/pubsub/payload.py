@@ -1,0 +1,62 @@
+"""The payload of a notification: JSON from the values of a channel, and back.
+
+The form is django-pgpubsub's: ``{"kwargs": {field: value}}`` from `notify`, and ``{"app", "model",
+"old", "new", "context"}`` from a trigger, here with ``"operation"`` and ``"when"``.
+"""
+
+from __future__ import annotations
+
+import json
+from decimal import Decimal
+from typing import Any, Protocol, Self, TypeVar
+
+from .errors import PayloadError
+
+
+class _Channel(Protocol):
+    @classmethod
+    def name(cls) -> str: ...
+    @classmethod
+    def from_payload(cls, data: dict[str, Any]) -> Self: ...
+    def serialize(self) -> str: ...
+
+
+C = TypeVar("C", bound=_Channel)
+
+
+class PayloadDecoder(json.JSONDecoder):
+    """Read JSON with numbers as Decimal: a float would lose digits of a numeric column."""
+
+    def __init__(self) -> None:
+        super().__init__(parse_float=Decimal)
+
+
+def encode(channel: _Channel) -> str:
+    """Return the payload of *channel*, a notification, as JSON in ASCII.
+
+    Raise PayloadError, which names the class and the field, for a value that does not fit.
+    """
+    return channel.serialize()
+
+
+def decode(channel: type[C], payload: str | dict[str, Any]) -> C:
+    """Return the notification of *channel* that *payload* holds.
+
+    Raise PayloadError where it does not fit.
+    """
+    return channel.from_payload(payload_object(channel.name(), payload))
+
+
+def payload_object(channel: str, payload: str | dict[str, Any]) -> dict[str, Any]:
+    """Return the JSON object of *payload*; *channel* is the name for errors."""
+    data: object = payload
+    # Triggers of django-pgpubsub before 1.1 stored the object as text, inside of a JSON string.
+    for _ in range(2):
+        if isinstance(data, str):
+            try:
+                data = json.loads(data, cls=PayloadDecoder)
+            except ValueError as error:
+                raise PayloadError(f"The payload of {channel} is no JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise PayloadError(f"The payload of {channel} is no JSON object: {data!r:.100}")
+    return data

@@ -1,0 +1,89 @@
+"""What the migration does in the database: make the table, or complete django-pgpubsub's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+TABLE = "pgpubsub_notification"
+
+# django-pgpubsub's trigger and its foreign key to django_migrations go: that key would refuse
+# `migrate` to take a migration back.
+TAKE_OVER = f"""
+DROP TRIGGER IF EXISTS pgtrigger_pgpubsub_notification_set_db_version_ac4cd ON {TABLE};
+DROP FUNCTION IF EXISTS pgtrigger_pgpubsub_notification_set_db_version_ac4cd();
+ALTER TABLE {TABLE} DROP CONSTRAINT IF EXISTS pgpubsub_notification_db_version_fk;
+ALTER TABLE {TABLE} ADD COLUMN IF NOT EXISTS created_at timestamptz;
+ALTER TABLE {TABLE} ADD COLUMN IF NOT EXISTS db_version integer;
+ALTER TABLE {TABLE} ALTER COLUMN created_at SET DEFAULT statement_timestamp();
+UPDATE {TABLE} SET created_at = statement_timestamp() WHERE created_at IS NULL;
+UPDATE {TABLE} SET payload = (payload #>> '{{}}')::jsonb WHERE jsonb_typeof(payload) = 'string';
+"""
+
+# Of applications whose migrations had made `id` by the setting of the project it may be either.
+WIDER_ID = f"""
+DO $$
+DECLARE sequence text := pg_get_serial_sequence('{TABLE}', 'id');
+BEGIN
+    ALTER TABLE {TABLE} ALTER COLUMN id TYPE bigint;
+    IF sequence IS NOT NULL THEN
+        EXECUTE format('ALTER SEQUENCE %s AS bigint', sequence);
+    END IF;
+END $$
+"""
+
+# The trigger looks into django_migrations only for rows that triggers of tables have written.
+# A payload that is one JSON string is what the triggers of django-pgpubsub before 1.1 wrote.
+DB_VERSION = f"""
+CREATE OR REPLACE FUNCTION pgpubsub_notification_db_version() RETURNS trigger AS $$
+BEGIN
+    IF jsonb_typeof(NEW.payload) = 'string' AND NEW.payload #>> '{{}}' LIKE '{{%' THEN
+        NEW.payload := (NEW.payload #>> '{{}}')::jsonb;
+    END IF;
+    NEW.db_version := (SELECT max(id) FROM django_migrations WHERE app = NEW.payload ->> 'app');
+    RETURN NEW;
+END;
+$$ LANGUAGE plpgsql;
+DROP TRIGGER IF EXISTS pgpubsub_notification_db_version ON {TABLE};
+CREATE TRIGGER pgpubsub_notification_db_version BEFORE INSERT ON {TABLE} FOR EACH ROW
+WHEN (NEW.db_version IS NULL AND (NEW.payload ? 'app' OR jsonb_typeof(NEW.payload) = 'string'))
+EXECUTE FUNCTION pgpubsub_notification_db_version();
+"""
+
+
+def make_or_complete_table(apps: Any, schema_editor: Any) -> None:
+    """Bring the table to the state of the model; safe to be run again."""
+    connection = schema_editor.connection
+    if connection.vendor != "postgresql":
+        return
+    model = apps.get_model("pgpubsub", "Notification")
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT to_regclass(%s)", [TABLE])
+        exists = cursor.fetchone()[0] is not None
+    if not exists:
+        schema_editor.create_model(model)
+    else:
+        _complete(model, schema_editor)
+    # Without parameters: Django's cursor would take % in the text for one.
+    schema_editor.execute(DB_VERSION, params=None)
+
+
+def _complete(model: Any, schema_editor: Any) -> None:
+    schema_editor.execute(TAKE_OVER, params=None)
+    schema_editor.execute(WIDER_ID, params=None)
+    with schema_editor.connection.cursor() as cursor:
+        introspection = schema_editor.connection.introspection
+        columns = {each.name for each in introspection.get_table_description(cursor, TABLE)}
+        constraints = introspection.get_constraints(cursor, TABLE)
+    for field in model._meta.concrete_fields:
+        if field.column not in columns:
+            schema_editor.add_field(model, field)
+    for index in model._meta.indexes:
+        if index.name not in constraints:
+            schema_editor.add_index(model, index)
+
+
+def drop_table(apps: Any, schema_editor: Any) -> None:
+    """Drop the table with its rows."""
+    if schema_editor.connection.vendor == "postgresql":
+        schema_editor.execute(f"DROP TABLE IF EXISTS {TABLE}")
+        schema_editor.execute("DROP FUNCTION IF EXISTS pgpubsub_notification_db_version()")

@@ -1,0 +1,197 @@
+"""Send notifications: `notify` and its kin.
+
+All values are bound. A notification is sent when the transaction commits, and not at all if it is
+rolled back. Outside of a transaction it is sent at once.
+
+See `wire` for the text of a NOTIFY.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from django.db import connections, router
+
+from .. import bridged
+from .channels import BaseChannel, Channel, locate_channel, select
+from .errors import PayloadError
+from .payload import encode
+from .settings import MAX_PLAIN
+from .wire import WAKE
+from .wire import Wire as Wire
+from .wire import parse as parse
+
+STORE = """
+WITH stored AS (
+    INSERT INTO pgpubsub_notification (channel, payload, state, priority, run_after, order_key)
+    VALUES (%s, %s::jsonb, %s, %s, %s, %s) RETURNING id
+)
+SELECT id, {wake} FROM stored
+"""
+# pg_notify() returns void, which is not null.
+WAKE_ONE = "pg_notify(%s, %s || id)"
+
+STORE_MANY = """
+INSERT INTO pgpubsub_notification (channel, payload, state, priority, run_after, order_key)
+SELECT channel, payload::jsonb, %s, %s, %s, order_key
+FROM unnest(%s::text[], %s::text[], %s::text[]) AS sent (channel, payload, order_key)
+"""
+NOTIFY_MANY = "SELECT count(pg_notify(channel, payload)) FROM unnest(%s::text[], %s::text[]) \
+AS sent (channel, payload)"
+
+
+def notify(channel: type[Channel] | str, /, **kwargs: Any) -> str:
+    """Send a notification with the fields *kwargs* to *channel* and return its payload.
+
+    *channel* is the class or its dotted path. Raise ChannelNotFound for an unknown one and
+    PayloadError for values that do not fit, before anything is sent.
+    """
+    return _send(build(channel, kwargs))[0]
+
+
+def send(
+    notification: Channel,
+    *,
+    using: str | None = None,
+    priority: int = 0,
+    run_after: datetime.datetime | None = None,
+) -> int | None:
+    """Send *notification*, an instance of a channel, and return the id of its row if it has one.
+
+    *priority* and *run_after* are for stored channels: higher is earlier, and not before that time.
+    *using* is the alias of the database. Raise PayloadError for values that do not fit.
+    """
+    return _send(notification, using=using, priority=priority, run_after=run_after)[1]
+
+
+def notify_many(
+    notifications: Iterable[Channel],
+    *,
+    using: str | None = None,
+    priority: int = 0,
+    run_after: datetime.datetime | None = None,
+) -> int:
+    """Send *notifications*, instances of one or several channels, and return their number.
+
+    Those of stored channels are inserted by one statement and sent as one NOTIFY for each channel.
+    Nothing is sent if one of them does not fit.
+    """
+    by_alias: dict[str, list[tuple[Channel, str]]] = {}
+    for each in notifications:
+        payload = _payload(each, priority, run_after)
+        by_alias.setdefault(using or database(type(each)), []).append((each, payload))
+    for alias, sent in by_alias.items():
+        _send_many(alias, sent, priority, run_after)
+    return sum(len(sent) for sent in by_alias.values())
+
+
+anotify = bridged(notify)
+asend = bridged(send)
+anotify_many = bridged(notify_many)
+
+
+def process_stored_notifications(
+    channels: Iterable[type[BaseChannel] | str] | None = None, using: str | None = None
+) -> None:
+    """Have whoever listens to *channels*, by default all, handle the notifications in the table."""
+    for channel in select(channels):
+        if channel.lock_notifications:
+            with connections[using or database(channel)].cursor() as cursor:
+                cursor.execute("SELECT pg_notify(%s, %s)", [channel.listen_name(), WAKE])
+
+
+def build(channel: type[Channel] | str, kwargs: dict[str, Any]) -> Any:
+    """Return the notification of *channel* with the fields *kwargs*. Raise PayloadError."""
+    located = locate_channel(channel)
+    try:
+        made = located(**kwargs)
+    except TypeError as error:
+        raise PayloadError(f"{located.name()} does not take these fields: {error}") from error
+    return made
+
+
+def database(channel: type[BaseChannel]) -> str:
+    """Return the alias of the database that *channel* is sent through."""
+    from .models import Notification
+
+    return channel.using or router.db_for_write(Notification)
+
+
+def _payload(notification: Channel, priority: int, run_after: datetime.datetime | None) -> str:
+    if not isinstance(notification, BaseChannel):
+        raise PayloadError(f"{notification!r} is no instance of a channel")
+    if not notification.lock_notifications and (priority or run_after):
+        raise PayloadError(
+            f"{notification.name()} is not stored, so it has no priority and no run_after: set"
+            " lock_notifications = True"
+        )
+    return encode(notification)
+
+
+def _send(
+    notification: Channel,
+    *,
+    using: str | None = None,
+    priority: int = 0,
+    run_after: datetime.datetime | None = None,
+) -> tuple[str, int | None]:
+    payload = _payload(notification, priority, run_after)
+    channel = type(notification)
+    name = channel.listen_name()
+    with connections[using or database(channel)].cursor() as cursor:
+        if channel.lock_notifications:
+            state = "delayed" if run_after else "ready"
+            parameters = [name, payload, state, priority, run_after, _order_key(notification)]
+            _store(cursor, parameters, WAKE if channel.wake == "notify" else None)
+        elif len(payload) > MAX_PLAIN:
+            _store(cursor, [name, payload, "plain", 0, None, None], "@")
+        else:
+            cursor.execute("SELECT pg_notify(%s, %s)", [name, payload])
+            return payload, None
+        return payload, cursor.fetchone()[0]
+
+
+def _store(cursor: Any, parameters: list[Any], sign: str | None) -> None:
+    if sign is None:
+        cursor.execute(STORE.format(wake="NULL"), parameters)
+    else:
+        cursor.execute(STORE.format(wake=WAKE_ONE), [*parameters, parameters[0], sign])
+
+
+def _send_many(
+    alias: str,
+    sent: Sequence[tuple[Channel, str]],
+    priority: int,
+    run_after: datetime.datetime | None,
+) -> None:
+    from django.db import transaction
+
+    stored = [(each, payload) for each, payload in sent if each.lock_notifications]
+    wake = [each.listen_name() for each, _ in stored if each.wake == "notify"]
+    # One NOTIFY for each stored channel, then the plain ones in their order.
+    notified = [(name, WAKE) for name in dict.fromkeys(wake)]
+    with transaction.atomic(using=alias, savepoint=False), connections[alias].cursor() as cursor:
+        if stored:
+            state = "delayed" if run_after else "ready"
+            names = [each.listen_name() for each, _ in stored]
+            keys = [_order_key(each) for each, _ in stored]
+            payloads = [payload for _, payload in stored]
+            cursor.execute(STORE_MANY, [state, priority, run_after, names, payloads, keys])
+        for each, payload in sent:
+            if each.lock_notifications:
+                continue
+            if len(payload) > MAX_PLAIN:
+                _store(cursor, [each.listen_name(), payload, "plain", 0, None, None], "@")
+            else:
+                notified.append((each.listen_name(), payload))
+        if notified:
+            cursor.execute(NOTIFY_MANY, [list(column) for column in zip(*notified, strict=True)])
+
+
+def _order_key(notification: Channel) -> str | None:
+    if notification.ordered_by is None:
+        return None
+    value = getattr(notification, notification.ordered_by)
+    return None if value is None else str(value)

@@ -1,0 +1,66 @@
+"""The project's settings that pgbackend.pubsub reads.
+
+========================================  =======  ==============================================
+setting                                   default  meaning
+========================================  =======  ==============================================
+``PGPUBSUB_TX_BOUND_NOTIFICATION_CONTEXT``  False  `set_notification_context` needs a transaction
+                                                   and ends with it
+``PGPUBSUB_LISTENER_FILTER``                None   dotted path of a `ListenerFilterProvider`:
+                                                   which stored notifications are handled here
+``PGPUBSUB_PASS_CONTEXT_TO_LISTENERS``      False  listeners of triggers are called with
+                                                   ``context=``
+``PGPUBSUB_OLD_NAMES``                      True   notifications under the names of
+                                                   django-pgpubsub are understood, too
+========================================  =======  ==============================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
+
+
+def tx_bound_context() -> bool:
+    """Return ``PGPUBSUB_TX_BOUND_NOTIFICATION_CONTEXT``."""
+    return _switch("PGPUBSUB_TX_BOUND_NOTIFICATION_CONTEXT", False)
+
+
+def listener_filter() -> str | None:
+    """Return ``PGPUBSUB_LISTENER_FILTER``, a dotted path."""
+    name = "PGPUBSUB_LISTENER_FILTER"
+    value = getattr(settings, name, None)
+    if value is not None and not isinstance(value, str):
+        raise ImproperlyConfigured(f"{name} is the dotted path of a class or None, not {value!r}")
+    return value or None
+
+
+def pass_context() -> bool:
+    """Return ``PGPUBSUB_PASS_CONTEXT_TO_LISTENERS``."""
+    return _switch("PGPUBSUB_PASS_CONTEXT_TO_LISTENERS", False)
+
+
+def old_names() -> bool:
+    """Return ``PGPUBSUB_OLD_NAMES``."""
+    return _switch("PGPUBSUB_OLD_NAMES", True)
+
+
+def _switch(name: str, default: bool) -> bool:
+    value = getattr(settings, name, default)
+    if not isinstance(value, bool):
+        raise ImproperlyConfigured(f"{name} is True or False, not {value!r}")
+    return value
+
+
+# The settings, with the functions that read and check them.
+SETTINGS: dict[str, Callable[[], Any]] = {
+    "PGPUBSUB_TX_BOUND_NOTIFICATION_CONTEXT": tx_bound_context,
+    "PGPUBSUB_LISTENER_FILTER": listener_filter,
+    "PGPUBSUB_PASS_CONTEXT_TO_LISTENERS": pass_context,
+    "PGPUBSUB_OLD_NAMES": old_names,
+}
+
+# Bytes of a payload above which it goes through a row; the server refuses 8,000 and more.
+MAX_PLAIN = 7900

@@ -1,0 +1,1 @@
+"""The application whose channels the tests of pubsub use."""
