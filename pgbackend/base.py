@@ -154,12 +154,13 @@ class DatabaseWrapper(Watched, TransactionControl):
         check_not_outlived(self)
         self.check_settings()
         self.isolation_level = isolation_level(self)
-        lease = self.state.borrow(self.async_pool)
+        state = self.state
+        lease = state.borrow(self.async_pool)
         lease.suspect = self.reset == "always" or lease.pooled.has_temporary
         if lease.pooled.execute_wrappers is not None:
             self.install(lease.pooled.execute_wrappers)
         if not self.settings_dict["AUTOCOMMIT"]:
-            self._begin()
+            self._begin(state)
 
     def _configure_timezone(self, connection: Any) -> bool:
         # Call Django's method even where a test changes the time zone: another time zone has

@@ -28,8 +28,7 @@ from django.db.models.sql.constants import (
 from .bridge.current import is_bridged
 from .session import clean
 from .session.clean import CleanSQL
-from .sql import originals, select_lists, statement_cache
-from .sql.direct import cursor_for
+from .sql import direct, originals, select_lists, statement_cache
 
 
 def _djangos(execute_sql: Any) -> Any:
@@ -146,7 +145,28 @@ class SQLCompiler(postgresql.SQLCompiler):
                 raise EmptyResultSet
         except EmptyResultSet:
             return iter([]) if result_type == MULTI else None
-        with cursor_for(self.connection, sql) as cursor:
+        connection = self.connection
+        lease = direct.lease_for(connection, sql)
+        if lease is None:
+            return self._by_cursor(sql, params, result_type)
+        try:
+            result = direct.execute(connection, lease, sql, params)
+            if result_type == ROW_COUNT:
+                return direct.rowcount(result)
+            if (result_type or NO_RESULTS) == NO_RESULTS:
+                return None
+            rows = direct.rows(connection, lease, result, 1 if result_type == SINGLE else None)
+        finally:
+            lease.let_go()
+        if result_type == SINGLE:
+            return rows[0][: self.col_count] if rows else None
+        if self.has_extra_select:
+            rows = [row[: self.col_count] for row in rows]
+        return [rows] if rows else []
+
+    def _by_cursor(self, sql: str, params: Any, result_type: str) -> Any:
+        """Do the part of `execute_sql` that sends the statement, by Django's cursor."""
+        with self.connection.cursor() as cursor:
             cursor.execute(sql, params)
             if result_type == ROW_COUNT:
                 return cursor.rowcount
@@ -186,7 +206,7 @@ class SQLInsertCompiler(postgresql.SQLInsertCompiler, SQLCompiler):
             return super().execute_sql(returning_fields)  # type: ignore[no-any-return]
         self.returning_fields = returning_fields
         statements = self.as_sql()
-        with cursor_for(self.connection, statements[0][0]) as cursor:
+        with direct.cursor_for(self.connection, statements[0][0]) as cursor:
             for sql, params in statements:
                 cursor.execute(sql, params)
             if not returning_fields:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from asyncio import current_task
+from asyncio import _get_running_loop, current_task
 from collections.abc import Callable
 from typing import Any
 
@@ -34,7 +34,9 @@ class Bridge(greenlet):
     lasting = False
     # The function that takes the callbacks of `on_end`. None: they run when the function has ended.
     keep: Callable[[Callable[[], None]], None] | None = None
-    # The value that the running call passed to `keep_here`.
+    # A value that the running call keeps until it ends. Readers must check that it was kept in the
+    # same context: an eager task may run in the greenlet of the task that starts it, and a nested
+    # run of the event loop may run other tasks there.
     here: Any = None
 
 
@@ -44,25 +46,23 @@ def is_bridged() -> bool:
     True if the current greenlet is the bridge's and belongs to the running task.
     """
     bridge = getcurrent()
-    if not isinstance(bridge, Bridge):
-        return False
-    try:
-        return bridge.owner is current_task()
-    except RuntimeError:
-        # No event loop runs: this process was forked inside the bridge.
-        return False
+    # No event loop runs in a process that was forked inside the bridge.
+    return (
+        isinstance(bridge, Bridge)
+        and (loop := _get_running_loop()) is not None
+        and bridge.owner is current_task(loop)
+    )
 
 
-def keep_here(value: object) -> None:
-    """Keep *value* as ``here`` of the running greenlet until the bridged call ends.
-
-    Do nothing outside the bridge. Readers must check that the value was kept in the same context:
-    an eager task may run in the greenlet of the task that starts it, and a nested run of the event
-    loop may run other tasks there.
-    """
-    if is_bridged():
-        bridge: Any = getcurrent()
-        bridge.here = value
+def can_wait() -> bool:
+    """Return whether `await_bridged` may be called: bridged, in a call that was not closed."""
+    bridge = getcurrent()
+    return (
+        isinstance(bridge, Bridge)
+        and not bridge.abandoned
+        and (loop := _get_running_loop()) is not None
+        and bridge.owner is current_task(loop)
+    )
 
 
 def _forget_here() -> None:

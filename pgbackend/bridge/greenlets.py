@@ -21,6 +21,7 @@ import threading
 from asyncio import (
     AbstractEventLoop,
     Future,
+    SelectorEventLoop,
     Task,
     _get_running_loop,
     current_task,
@@ -107,11 +108,6 @@ def await_bridged(awaitable: Awaitable[T]) -> T:
         return result
 
 
-def can_wait() -> bool:
-    """Return whether `await_bridged` may be called: bridged, in a call that was not closed."""
-    return is_bridged() and not getattr(getcurrent(), "abandoned", False)
-
-
 def check_bridged() -> None:
     """Raise `BridgeError` where nothing can be awaited, before anything is begun."""
     if not is_bridged():
@@ -123,7 +119,16 @@ def check_bridged() -> None:
 
 def await_future(future: Future[T]) -> T:
     """Do what `await_bridged` does, for a pending future, where the caller knows it is bridged."""
-    _suspend(next(future.__await__()))
+    waiting = next(future.__await__())
+    if any(_suspects):
+        _look()
+    bridge: Any = getcurrent()
+    if bridge.abandoned:
+        raise CallClosedError(_ABANDONED)
+    parent = bridge.parent
+    # Drop the name, as in `_suspend`: this frame lives in the greenlet.
+    del bridge
+    parent.switch(waiting)
     return future.result()
 
 
@@ -175,17 +180,22 @@ async def run_bridged(function: Callable[P, T], /, *args: P.args, **kwargs: P.kw
     """
     if is_bridged():
         return function(*args, **kwargs)
-    return await _drive(function, args, kwargs)
+    return await drive(function, args, kwargs)
 
 
 @coroutine
-def _drive(
+def drive(
     function: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Generator[Any, Any, T]:
-    """Run one outermost bridged call to its end; yield whatever it waits for."""
+    """Run one outermost bridged call to its end; yield whatever it waits for.
+
+    Awaiting ``drive(function, args, kwargs)`` is `run_bridged` for a caller that knows that it is
+    not bridged itself.
+    """
     driver = getcurrent()
     loop = _get_running_loop()
-    if calls_from_python(loop):
+    # The first condition is the frequent case of the second one.
+    if type(loop) is SelectorEventLoop or calls_from_python(loop):
         idle, reuses = _idle.bridges, True
     else:
         idle, reuses = _idle_on(loop), in_step()
@@ -319,6 +329,10 @@ def _call(function: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, A
         exits = getattr(getcurrent(), "exits", None)
         if exits:
             _call_exits(exits)
+
+
+# The code of the frame that calls the function of an outermost bridged call.
+CALL = _call.__code__
 
 
 def _call_exits(exits: dict[Callable[[], None], None]) -> None:

@@ -108,7 +108,10 @@ class BridgedLock:
         exc_value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.release()
+        if self._waiting:
+            self.release()
+        else:
+            self.holder, self.held = None, False
 
 
 def _give_up(turn: asyncio.Future[bool]) -> bool:

@@ -9,11 +9,11 @@ from typing import Any
 
 import asgiref.sync
 
-from ..bridge.greenlets import run_bridged
+from ..bridge.greenlets import drive, run_bridged
 from ..fingerprints import fingerprint_of_calls, is_known
-from ..wrapper.dispatch import all_run_bridged, run_for_aliases
+from ..wrapper.dispatch import all_begin_here, all_run_bridged, run_for_aliases
 from . import aliases
-from .where_to_run import RULES
+from .where_to_run import RULES, always
 
 
 def sync_to_async_in(module: str) -> Callable[..., Any]:
@@ -27,8 +27,10 @@ def sync_to_async_in(module: str) -> Callable[..., Any]:
             return functools.partial(sync_to_async, **options)
 
         async def call(*args: Any, **kwargs: Any) -> Any:
-            if not leads_to_database(function, args):
+            if leads_to_database is not always and not leads_to_database(function, args):
                 return await asgiref.sync.sync_to_async(function, **options)(*args, **kwargs)
+            if all_begin_here():
+                return await drive(function, args, kwargs)
             if all_run_bridged():
                 return await run_bridged(function, *args, **kwargs)
             with aliases.remembering():

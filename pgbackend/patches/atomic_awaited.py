@@ -19,13 +19,13 @@ from typing import Any
 
 from django.db import DEFAULT_DB_ALIAS, DatabaseError, transaction
 
-from ..bridge.greenlets import run_bridged
+from ..bridge.greenlets import drive, run_bridged
 from ..pool.stopping import shielded
-from ..tasks.abandoning import abandon, end, left_elsewhere, may_wait, watch
+from ..tasks.abandoning import FRAMES, abandon, end, left_elsewhere, may_wait, watch
 from ..tasks.frames import block_has_ended
 from ..wrapper.attributes import BackendWrapper
-from ..wrapper.dispatch import run_for_alias, runs_bridged, thread_transactions
-from .atomic_blocks import frames_of, leaving_it, which_block
+from ..wrapper.dispatch import begins_here, run_for_alias, runs_bridged, thread_transactions
+from .atomic_blocks import leaving_next, which_block
 
 
 class _Step:
@@ -76,11 +76,13 @@ async def aenter(self: Any) -> None:
     """Enter the block as ``Atomic.__aenter__``; if cancelled, the block is not left open."""
     caller = sys._getframe(1)
     alias = self.using or DEFAULT_DB_ALIAS
-    if _needs_no_thread(alias):
+    if begins_here(alias):
+        await drive(self.__enter__, (), {})
+    elif _needs_no_thread(alias):
         await run_bridged(self.__enter__)
     else:
         await _enter_elsewhere(self, alias)
-    if frames := frames_of(self):
+    if frames := self.__dict__.get(FRAMES):
         watch(frames[-1], caller)
 
 
@@ -111,9 +113,16 @@ async def aexit(self: Any, *exc_info: Any) -> Any:
         if exc_info[0] is None:
             raise left_elsewhere(frame)
         return None
-    if _needs_no_thread(alias):
-        with leaving_it(left):
+    if (begins := begins_here(alias)) or _needs_no_thread(alias):
+        leaving_next.set(left)
+        try:
+            if begins:
+                return await drive(self.__exit__, exc_info, {})
             return await run_bridged(self.__exit__, *exc_info)
+        finally:
+            # A coroutine that is only now collected may run this in another context.
+            if leaving_next.get() is left:
+                leaving_next.set(None)
     step = _Step(functools.partial(self.__exit__, *exc_info))
     try:
         return await step.run(alias)

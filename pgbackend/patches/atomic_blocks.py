@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from asyncio import _get_running_loop, current_task
+from collections.abc import Callable
 from contextvars import ContextVar
 from types import FrameType
 from typing import Any, NamedTuple
 
 from django.db import transaction
+from greenlet import getcurrent
 
+from ..bridge.greenlets import CALL
 from ..session.in_force import noted_of_thread, restore_of_thread
 from ..tasks.abandoning import (
+    FRAMES,
     BlockLeftError,
     abandon,
     abandoned_frame,
@@ -25,7 +28,7 @@ from ..tasks.abandoning import (
     own_frame,
     watch,
 )
-from ..tasks.actors import current_actor
+from ..tasks.actors import current_actor, deputies
 from ..tasks.frames import Frame, block_has_ended
 from ..tasks.orphans import was_left
 from ..tasks.taken import leaves_taken, taken
@@ -42,7 +45,8 @@ def entering(enter: Callable[..., Any]) -> Callable[..., Any]:
         wrapper = transaction.get_connection(self.using)
         if not isinstance(wrapper, BackendWrapper):
             return enter(self)
-        if wrapper.here() is None:
+        state = wrapper.here()
+        if state is None:
             if (joined := wrapper.joined) is not None:
                 return wrapper.hand_over(joined, self.__enter__)
             before = noted_of_thread(wrapper)
@@ -50,7 +54,7 @@ def entering(enter: Callable[..., Any]) -> Callable[..., Any]:
             wrapper.state.settings_before.append(before)
             thread_transactions.set(thread_transactions.get() | {wrapper.alias})
             return None
-        state = wrapper.state_in_turn(entering=True)
+        state = wrapper.state_in_turn(state, entering=True)
         if state.broken_by is not None and not state.in_atomic_block:
             # A transaction begun by hand was broken by a block in it: Django would let another
             # block begin.
@@ -70,8 +74,11 @@ def entering(enter: Callable[..., Any]) -> Callable[..., Any]:
             state.leave_frame(frame)
             raise
         frame.atomic = self
-        frames_of(self).append(frame)
-        watch(frame, sys._getframe(1))
+        self.__dict__.setdefault(FRAMES, []).append(frame)
+        caller = sys._getframe(1)
+        # `async with` enters the block in a bridged call of its own, and looks at its own caller.
+        if caller.f_code is not CALL:
+            watch(frame, caller)
         if len(state.savepoint_ids) > frame.before.savepoint_ids:
             frame.savepoint = state.savepoint_ids[-1]
         return None
@@ -142,7 +149,11 @@ def leaving(leave: Callable[..., Any]) -> Callable[..., Any]:
                 error=exc_value,
             )
         finally:
-            _forget_left(self)
+            entered: list[Frame] = self.__dict__.get(FRAMES, [])
+            if len(entered) == 1 and entered[0].left:
+                entered.clear()
+            else:
+                entered[:] = [frame for frame in entered if not frame.left]
 
     return __exit__
 
@@ -159,47 +170,48 @@ class Leaving(NamedTuple):
     is_gone: bool = False
 
 
-# The result of ``__aexit__`` for ``__exit__``, which cannot see the caller's frame.
-_leaving: ContextVar[Leaving | None] = ContextVar("pgbackend_leaving", default=None)
+# The block that ``__exit__``, called next in this context, leaves: ``__aexit__`` sets it, since
+# ``__exit__`` cannot see the caller's frame.
+leaving_next: ContextVar[Leaving | None] = ContextVar("pgbackend_leaving", default=None)
 
 
 def which_block(atomic: Any, exc_type: Any, caller: FrameType | None) -> Leaving:
     """Return which block of *atomic* the *caller* leaves."""
     if taken and leaves_taken(atomic, caller):
         return Leaving(atomic, None, None, is_gone=True)
+    if exc_type is None and (only := _only_frame(atomic, caller)) is not None:
+        return Leaving(atomic, only, None)
     actor = current_actor()
     own = own_frame(atomic, caller, actor)
     return Leaving(atomic, own, abandoned_frame(atomic, exc_type, caller, actor))
 
 
-@contextmanager
-def leaving_it(left: Leaving) -> Iterator[None]:
-    """Let ``__exit__``, called in the body, leave the block *left*."""
-    _leaving.set(left)
-    try:
-        yield
-    finally:
-        # A coroutine that is only now collected may run this in another context.
-        if _leaving.get() is left:
-            _leaving.set(None)
+def _only_frame(atomic: Any, caller: FrameType | None) -> Frame | None:
+    """Return the frame of *atomic* in the frequent case: one, entered by this task in *caller*.
+
+    Return None in all other cases, also where nothing can be awaited any more.
+    """
+    entered: list[Frame] = atomic.__dict__.get(FRAMES, ())
+    if len(entered) != 1 or deputies.get() is not None or _get_running_loop() is None:
+        return None
+    frame = entered[0]
+    if (
+        frame.entered_in == id(caller)
+        and frame.actor.task is not None
+        and frame.actor.task is current_task()
+        and not frame.left
+        and not frame.abandoned
+        and not getattr(getcurrent(), "abandoned", False)
+    ):
+        return frame
+    return None
 
 
 def _which(atomic: Any, exc_type: Any, exc_value: Any, caller: FrameType) -> Leaving:
     if isinstance(exc_value, BlockLeftError):
         return Leaving(atomic, exc_value.frame, None)
-    left = _leaving.get()
+    left = leaving_next.get()
     if left is not None and left.atomic is atomic:
-        _leaving.set(None)
+        leaving_next.set(None)
         return left
     return which_block(atomic, exc_type, caller)
-
-
-def frames_of(atomic: Any) -> list[Frame]:
-    """Return the frames of the tasks that are inside *atomic*, usually one."""
-    frames: list[Frame] = atomic.__dict__.setdefault("_pgbackend_frames", [])
-    return frames
-
-
-def _forget_left(atomic: Any) -> None:
-    frames = frames_of(atomic)
-    frames[:] = [frame for frame in frames if not frame.left]

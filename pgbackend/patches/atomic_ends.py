@@ -17,7 +17,8 @@ import psycopg
 from django.db import DatabaseError, OperationalError
 from psycopg.pq import TransactionStatus
 
-from ..bridge.greenlets import await_bridged, can_wait, run_bridged
+from ..bridge.current import can_wait
+from ..bridge.greenlets import await_bridged, run_bridged
 from ..errors import NotCommitted
 from ..pool.face import BridgedConnection
 from ..pool.stopping import shielded
@@ -52,7 +53,7 @@ def leave_block(
         return _unwind(frame, failed=failed)
     state = frame.state
     # Whether the transaction ends with this block.
-    ends = frame.is_outermost and state.commit_on_exit
+    ends = state.frames[0] is frame and state.commit_on_exit
     try:
         if state.frames[-1] is not frame:
             end_within(frame)
@@ -68,7 +69,7 @@ def leave_block(
         return _unwind(frame, failed=failed)
     broken_by = _what_broke(state)
     try:
-        with _limited(state, failed=failed):
+        with _limited(state) if failed else _UNLIMITED:
             result = leave()
     except BaseException as interruption:
         if ends or failed or not isinstance(interruption, DatabaseError):
@@ -138,20 +139,24 @@ def _begin_to_leave(wrapper: Any, frame: Frame, *, failed: bool, ends: bool) -> 
     frame.leaving = True
     if failed and ends:
         state.stop_others(frame)
-    if state.frames[-1:] != [frame]:
+    if not state.frames or state.frames[-1] is not frame:
         end_orphan_on_top(state)
-    state.take_turn_to_leave(frame, wrapper.turn_timeout)
+        state.take_turn_to_leave(frame, wrapper.turn_timeout)
     if ends and not frame.left:
         state.end_for_others()
 
 
-def _limited(state: ConnectionState, *, failed: bool) -> AbstractContextManager[None]:
-    """Limit the end of a *failed* block to ``cancel_timeout``.
+# Stands in for `_limited` at the end of a block that has not failed.
+_UNLIMITED: AbstractContextManager[None] = nullcontext()
+
+
+def _limited(state: ConnectionState) -> AbstractContextManager[None]:
+    """Limit the end of a block that failed to ``cancel_timeout``.
 
     A task that was cancelled because the server does not answer is not cancelled a second time.
     """
     lease = state.lease
-    return lease.face.limited() if failed and lease is not None else nullcontext()
+    return _UNLIMITED if lease is None else lease.face.limited()
 
 
 def _is_broken(frame: Frame) -> bool:

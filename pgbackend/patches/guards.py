@@ -90,7 +90,8 @@ def _shortened(guarded: Any) -> Callable[..., Any]:
     @functools.wraps(unguarded)
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(self, BackendWrapper) and self.bridge_enabled:
-            self.check_not_on_loop()
+            if self.here() is None:
+                self.check_not_on_loop()
             return unguarded(self, *args, **kwargs)
         return guarded(self, *args, **kwargs)
 

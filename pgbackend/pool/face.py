@@ -27,7 +27,7 @@ from psycopg.abc import PQGen, PQGenConn
 from psycopg.adapt import AdaptersMap, Transformer
 from psycopg.pq import Format, PGconn, TransactionStatus
 
-from ..bridge.greenlets import can_wait
+from ..bridge.current import can_wait
 from ..bridge.lock import BridgedLock
 from .physical import PooledConnection, unread
 from .socket_wait import SocketWait

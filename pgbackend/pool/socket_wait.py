@@ -126,12 +126,21 @@ class SocketWait:
         future = self._future
         if future is None:
             self._unregister()
-        elif future.done():
-            pass
-        elif at_once:
-            _resume(future)
-        else:
+        elif not at_once:
             _wake(future)
+        elif not future.done():
+            # `Future.set_result` alone would resume the task in the loop's next iteration. Before
+            # that, the loop would ask the selector once more, and hear again of the data that the
+            # task is about to read. ``_callbacks`` is asyncio's private list of the callbacks with
+            # their contexts.
+            callbacks: Any = future._callbacks
+            if callbacks is None or len(callbacks) != 1:
+                future.set_result(Ready.R)
+                return
+            ((callback, context),) = callbacks
+            future.remove_done_callback(callback)
+            future.set_result(Ready.R)
+            context.run(callback, future)
 
     def _look(self) -> None:
         """Check the connection and its socket directly, independent of the loop's callbacks."""
@@ -213,23 +222,6 @@ class _Reader:
             _unregister(self.loop, self._fd)
         else:
             _unregister_later(self.loop, self._fd)
-
-
-def _resume(future: Future[Ready]) -> None:
-    """Set the result of *future*, and resume the task that waits for it at once.
-
-    `Future.set_result` alone would resume the task in the loop's next iteration. Before that, the
-    loop would ask the selector once more, and hear again of the data that the task is about to
-    read. ``_callbacks`` is asyncio's private list of the callbacks with their contexts.
-    """
-    callbacks: Any = future._callbacks
-    if callbacks is None or len(callbacks) != 1:
-        future.set_result(Ready.R)
-        return
-    ((callback, context),) = callbacks
-    future.remove_done_callback(callback)
-    future.set_result(Ready.R)
-    context.run(callback, future)
 
 
 def _wake(future: Future[Ready]) -> None:

@@ -15,6 +15,7 @@ from psycopg.errors import _WaitTimeout
 from psycopg.pq import TransactionStatus
 from psycopg.waiting import Wait
 
+from ..bridge.current import can_wait
 from ..bridge.greenlets import CallClosedError, await_bridged, check_bridged
 from . import session_reset
 from .physical import PooledConnection
@@ -69,11 +70,8 @@ class StoppableConnection(psycopg.Connection[Any]):
             self._reset_first()
         rest = gen
         if timeout is None and self._limit is None:
-            try:
-                check_bridged()
-            except CallClosedError:
-                self.given_up()
-                raise
+            if not can_wait():
+                self._refuse_to_wait()
             try:
                 state = next(gen)
                 while state == WAIT_R:
@@ -92,6 +90,14 @@ class StoppableConnection(psycopg.Connection[Any]):
                 raise
             rest = continued(gen, state)
         return await_bridged(self.wait_unbridged(rest, interval, timeout))
+
+    def _refuse_to_wait(self) -> None:
+        """Raise the error for a caller who cannot wait for a statement."""
+        try:
+            check_bridged()
+        except CallClosedError:
+            self.given_up()
+            raise
 
     def _reset_first(self) -> None:
         """Reset the session if that is due; the caller holds the lock."""

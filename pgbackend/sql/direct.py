@@ -1,9 +1,9 @@
 """The short way of the ORM's own statements: lease, send, read and give back at once.
 
 A statement compiled from Django's own parts does not need most features of a cursor: a log,
-functions around it, a position among the rows, a session to look after. `DirectCursor` does for it
-what Django's and psycopg's cursors do together. Where other code takes part in those (DEBUG,
-``execute_wrapper``, an instrumentation, a subclass), Django's cursor is used; see `cursor_for`.
+functions around it, a position among the rows, a session to look after. `execute` and `rows` do for
+it what Django's and psycopg's cursors do together. Where other code takes part in those (DEBUG,
+``execute_wrapper``, an instrumentation, a subclass), Django's cursor is used; see `lease_for`.
 """
 
 from __future__ import annotations
@@ -34,31 +34,90 @@ TUPLES_OK = ExecStatus.TUPLES_OK
 IDLE = TransactionStatus.IDLE
 
 
-def cursor_for(wrapper: Any, sql: Any) -> Any:
-    """Return a cursor to run *sql* once: a `DirectCursor` unless something rules it out."""
+def lease_for(wrapper: Any, sql: Any) -> Lease | None:
+    """Return the lease to run *sql* on by the short way, held once; None if Django's cursor must.
+
+    The caller owes a `Lease.let_go`.
+    """
     if (
         type(sql) is CleanSQL
         and not wrapper.queries_logged
         and not wrapper.execute_wrappers
         and may_be_short(wrapper)
-        and wrapper.here() is not None
+        and (state := wrapper.here()) is not None
     ):
-        lease = wrapper.hold_for_statement()
+        lease: Lease = wrapper.hold_for_statement(state)
         if (
             lease.face.cursor_factory is Cursor
             and lease.face._pipeline is None
             and lease.pooled.execute_wrappers is None
         ):
-            return DirectCursor(wrapper, lease)
-        try:
-            return wrapper.cursor()
-        finally:
-            lease.let_go()
-    return wrapper.cursor()
+            return lease
+        lease.let_go()
+    return None
+
+
+def execute(wrapper: Any, lease: Lease, sql: str, params: Any) -> PGresult:
+    """Run *sql* on a held *lease* and return its result; raise the errors of Django's cursors."""
+    face = lease.face
+    if lease.state.needs_rollback:
+        wrapper.validate_no_broken_transaction()
+    if wrapper.set_in_threads or wrapper.kept_lease is not None:
+        with wrapper.wrap_database_errors:
+            check_on_loop(wrapper, lease, sql)
+    try:
+        transformer = face.take_transformer()
+        query = PostgresClientQuery(transformer)
+        query.convert(sql, params)
+        if not face.asked:
+            face.transformer = transformer
+        with face.lock:
+            if not face.reset_due:
+                return face.wait(_exchange(face, query.query))
+            face.resetting.add(here := id(getcurrent()))
+            try:
+                return face.wait(_exchange(face, query.query))
+            finally:
+                face.resetting.discard(here)
+    except psycopg.Error:
+        with wrapper.wrap_database_errors:
+            raise
+
+
+def rows(
+    wrapper: Any, lease: Lease, result: PGresult, count: int | None = None
+) -> list[tuple[Any, ...]]:
+    """Return the rows of *result*, at most *count*; raise the errors of Django's cursors."""
+    face = lease.face
+    transformer = face.take_transformer()
+    try:
+        transformer.set_pgresult(result)
+        number = result.ntuples if count is None else min(count, result.ntuples)
+        found: list[Any] = transformer.load_rows(0, number, tuple)
+    except psycopg.Error:
+        with wrapper.wrap_database_errors:
+            raise
+    if not face.asked:
+        face.transformer = transformer
+    return found
+
+
+def rowcount(result: PGresult) -> int:
+    """Return how many rows a statement returned or changed; -1 if it has no such number."""
+    if result.status == TUPLES_OK:
+        return result.ntuples
+    changed = result.command_tuples
+    return -1 if changed is None else changed
+
+
+def cursor_for(wrapper: Any, sql: Any) -> Any:
+    """Return a cursor to run *sql*: a `DirectCursor` unless something rules it out."""
+    lease = lease_for(wrapper, sql)
+    return wrapper.cursor() if lease is None else DirectCursor(wrapper, lease)
 
 
 class DirectCursor:
-    """A cursor for one statement, with the part of DB-API that the ORM's compilers use.
+    """The short way as a cursor, with the part of DB-API that Django's operations use.
 
     The cursor takes over one hold on *lease*.
     """
@@ -83,73 +142,25 @@ class DirectCursor:
 
     def execute(self, sql: str, params: Any) -> None:
         """Run *sql*; raise the errors of Django's cursors."""
-        wrapper, face = self._wrapper, self._lease.face
-        if self._lease.state.needs_rollback:
-            wrapper.validate_no_broken_transaction()
-        if wrapper.set_in_threads or wrapper.kept_lease is not None:
-            with wrapper.wrap_database_errors:
-                check_on_loop(wrapper, self._lease, sql)
-        try:
-            transformer = face.take_transformer()
-            query = PostgresClientQuery(transformer)
-            query.convert(sql, params)
-            if not face.asked:
-                face.transformer = transformer
-            with face.lock:
-                if face.reset_due:
-                    face.resetting.add(here := id(getcurrent()))
-                    try:
-                        self._result = face.wait(_exchange(face, query.query))
-                    finally:
-                        face.resetting.discard(here)
-                else:
-                    self._result = face.wait(_exchange(face, query.query))
-        except psycopg.Error:
-            with wrapper.wrap_database_errors:
-                raise
+        self._result = execute(self._wrapper, self._lease, sql, params)
 
     @property
     def rowcount(self) -> int:
         """How many rows the statement returned or changed; -1 if it has no such number."""
-        result = self._result
-        assert result is not None
-        if result.status == TUPLES_OK:
-            return result.ntuples
-        changed = result.command_tuples
-        return -1 if changed is None else changed
+        assert self._result is not None
+        return rowcount(self._result)
 
     def fetchone(self) -> Any:
         """Return the first row, or None; raise the errors of Django's cursors."""
-        result = self._result
-        if result is None or not result.ntuples:
+        if self._result is None:
             return None
-        face = self._lease.face
-        transformer = face.take_transformer()
-        try:
-            transformer.set_pgresult(result)
-            row = transformer.load_row(0, tuple)
-        except psycopg.Error:
-            with self._wrapper.wrap_database_errors:
-                raise
-        if not face.asked:
-            face.transformer = transformer
-        return row
+        found = rows(self._wrapper, self._lease, self._result, 1)
+        return found[0] if found else None
 
     def fetchall(self) -> list[Any]:
         """Return all rows; raise the errors of Django's cursors."""
-        result = self._result
-        assert result is not None
-        face = self._lease.face
-        transformer = face.take_transformer()
-        try:
-            transformer.set_pgresult(result)
-            rows: list[Any] = transformer.load_rows(0, result.ntuples, tuple)
-        except psycopg.Error:
-            with self._wrapper.wrap_database_errors:
-                raise
-        if not face.asked:
-            face.transformer = transformer
-        return rows
+        assert self._result is not None
+        return rows(self._wrapper, self._lease, self._result)
 
 
 def _exchange(face: BridgedConnection, query: bytes) -> PQGen[PGresult]:

@@ -23,12 +23,15 @@ from weakref import WeakSet, ref
 from django.db import connections
 from greenlet import GreenletExit
 
-from ..bridge.current import is_bridged
-from ..bridge.greenlets import can_wait, run_bridged
+from ..bridge.current import can_wait, is_bridged
+from ..bridge.greenlets import run_bridged
 from .actors import Actor, current_actor, work_for
 from .frames import Frame
 from .taken import stack_ids, take_away
 from .turns import Turns
+
+# The attribute of an `Atomic` with the frames of the tasks that are inside it, usually one.
+FRAMES = "_pgbackend_frames"
 
 _GENERATORS = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
 
@@ -60,7 +63,7 @@ def own_frame(atomic: Any, caller: FrameType | None, actor: Actor) -> Frame | No
 
     Return None if the actor is in no block of *atomic* any more; a block elsewhere does not count.
     """
-    entered: Sequence[Frame] = getattr(atomic, "_pgbackend_frames", ())
+    entered: Sequence[Frame] = getattr(atomic, FRAMES, ())
     own = [frame for frame in entered if frame.actor == actor and not frame.abandoned]
     return _of_caller(own, caller)
 
@@ -83,7 +86,7 @@ def abandoned_frame(
     The end of a generator that is closed is not awaited either: the collector may have closed the
     generator in the middle of anything.
     """
-    entered: Sequence[Frame] = getattr(atomic, "_pgbackend_frames", ())
+    entered: Sequence[Frame] = getattr(atomic, FRAMES, ())
     frames = [frame for frame in entered if not frame.left]
     if not frames or (exc_type is not None and issubclass(exc_type, BlockLeftError)):
         return None

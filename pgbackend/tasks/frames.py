@@ -120,7 +120,7 @@ def entered(but: Frame | None = None) -> Frame | None:
 
 def step_out(frame: Frame) -> None:
     """Move this context out of *frame* if *frame* is the innermost."""
-    if entered(frame) is frame:
+    if innermost.get() is frame or entered(frame) is frame:
         innermost.set(frame.outer)
 
 

@@ -51,14 +51,16 @@ class Lease:
         "suspect",
     )
 
-    def __init__(self, state: Any, pool: ConnectionPool, pooled: PooledConnection) -> None:
+    def __init__(
+        self, state: Any, pool: ConnectionPool, pooled: PooledConnection, holds: int = 0
+    ) -> None:
         # The `state.ConnectionState` that has borrowed the connection.
         self.state = state
         self.pool = pool
         self.pooled = pooled
         self.face: BridgedConnection = pooled.face
         self.face.lease = self
-        self.holds = 0
+        self.holds = holds
         self.pins = 0
         # How many of the pins are for the session: its settings or locks, for example, must last.
         self.keepers = 0
@@ -104,7 +106,8 @@ class Lease:
 
     def refuse_others(self) -> None:
         """Refuse the statements that wait behind the running one: they have come too late."""
-        self.face.lock.refuse_waiting(functools.partial(outlived, "task"))
+        if self.face.lock.held:
+            self.face.lock.refuse_waiting(functools.partial(outlived, "task"))
 
     def let_go_elsewhere(self, *, pinned: bool = False) -> None:
         """Release one hold from any thread and loop, since the collector may run anywhere."""

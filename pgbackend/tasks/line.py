@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterator
 from threading import get_ident
 
 
@@ -63,46 +62,36 @@ class Place:
             self._future.set_result(None)
 
 
-class Line:
-    """Places in the order of their numbers."""
+class Line(deque[Place]):
+    """Places in the order of their numbers, those that no task waits at any more included."""
 
-    __slots__ = ("_places",)
-
-    def __init__(self) -> None:
-        self._places: deque[Place] = deque()
-
-    def __bool__(self) -> bool:
-        """Whether the line has places, including those that no task waits at any more."""
-        return bool(self._places)
-
-    def __iter__(self) -> Iterator[Place]:
-        return iter(self._places)
+    __slots__ = ()
 
     def add(self, place: Place) -> None:
         """Add a place; it usually comes last."""
-        if self._places and self._places[-1].number > place.number:
-            self._places.append(place)
+        is_last = not self or self[-1].number <= place.number
+        self.append(place)
+        if not is_last:
             self._sort()
-        else:
-            self._places.append(place)
 
     def take_over(self, other: Line) -> None:
         """Move all places of *other* into this line."""
-        if not self._places:
-            self._places, other._places = other._places, self._places
-        elif other._places:
-            self._places += other._places
-            other._places.clear()
+        was_empty = not self
+        self.extend(other)
+        other.clear()
+        if not was_empty:
             self._sort()
 
     def call_next(self) -> Place | None:
         """Call the first waiting task, remove and return its place; None if no task waits."""
-        while self._places:
-            place = self._places.popleft()
+        while self:
+            place = self.popleft()
             if place.call():
                 return place
         return None
 
     def _sort(self) -> None:
         # Sorting two runs that are already in order takes linear time.
-        self._places = deque(sorted(self._places, key=lambda place: place.number))
+        ordered = sorted(self, key=lambda place: place.number)
+        self.clear()
+        self.extend(ordered)

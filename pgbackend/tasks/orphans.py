@@ -15,8 +15,9 @@ from collections.abc import Callable
 from typing import Any
 from weakref import ref
 
-from ..bridge.greenlets import await_bridged, can_wait
-from .abandoning import abandon
+from ..bridge.current import can_wait
+from ..bridge.greenlets import await_bridged
+from .abandoning import FRAMES, abandon
 from .frames import Frame
 from .request import running_request
 from .taken import check_not_taken, take_away, taken
@@ -37,25 +38,24 @@ _TURNS = 5
 
 def begins(transaction: Transaction) -> None:
     """Register *transaction*, which is being begun."""
-    transaction.request = running_request()
-    opened.setdefault(_key(transaction.request), []).append(ref(transaction))
+    transaction.request = request = running_request()
+    opened.setdefault(0 if request is None else id(request), []).append(ref(transaction))
 
 
 def ends(transaction: Transaction) -> None:
     """Undo `begins`."""
-    key = _key(transaction.request)
+    request = transaction.request
+    key = 0 if request is None else id(request)
+    entered = opened.get(key, [])
+    if len(entered) == 1 and entered[0]() is transaction:
+        del opened[key]
     # Drop also the transactions whose tasks were collected together with their loop.
-    rest = [each for each in opened.get(key, ()) if each() not in (None, transaction)]
-    if rest:
+    elif rest := [each for each in entered if each() not in (None, transaction)]:
         opened[key] = rest
     else:
         opened.pop(key, None)
     # A context may keep the transaction alive: the request's wrappers must not stay with it.
     transaction.request = None
-
-
-def _key(request: object) -> int:
-    return 0 if request is None else id(request)
 
 
 class Orphan:
@@ -98,7 +98,7 @@ def owner_has_ended(state: Turns, task: Task[Any]) -> None:
             continue
         # The task's coroutine refers to whatever may leave the block. Remove the references back,
         # so that no cycle keeps them all alive.
-        atomic._pgbackend_frames.remove(frame)
+        getattr(atomic, FRAMES).remove(frame)
         frame.actor = frame.actor.without_task()
         if frame.abandoned:
             continue
@@ -132,7 +132,8 @@ def check_in_no_orphan(alias: str, state: Turns) -> None:
 
 
 def _note_who_has_ended() -> None:
-    for each in opened.get(_key(running_request()), ()):
+    request = running_request()
+    for each in opened.get(0 if request is None else id(request), ()):
         transaction = each()
         if transaction is not None and (owner := transaction.owner()) and owner.done():
             transaction.state.owner_has_ended(owner)

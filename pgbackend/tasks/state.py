@@ -95,18 +95,18 @@ class ConnectionState(Turns):
     @property
     def needs_rollback(self) -> bool:
         """Whether the innermost block is broken; each frame has its own flag in a shared state."""
-        if self.frames and (frame := self.frame_below_top()) is not None:
-            return frame.pending_rollback
-        return self._needs_rollback
+        if not self.frames or self.has_turn() or (frame := self.frame_below_top()) is None:
+            return self._needs_rollback
+        return frame.pending_rollback
 
     @needs_rollback.setter
     def needs_rollback(self, value: bool) -> None:
-        if self.frames and (frame := self.frame_below_top()) is not None:
-            frame.pending_rollback = value
-        else:
+        if not self.frames or self.has_turn() or (frame := self.frame_below_top()) is None:
             self._needs_rollback = value
             if not value:
                 self.broken_by, self.rollback_asked = None, False
+        else:
+            frame.pending_rollback = value
 
     def break_block(self, error: BaseException) -> None:
         """Have the innermost block rolled back, and its end report *error* as the reason.
@@ -196,7 +196,8 @@ class ConnectionState(Turns):
     def unbind(self) -> None:
         """Release the lease that `bind` pinned; do nothing if none is."""
         transaction, self.transaction = self.transaction, None
-        self._end_threads()
+        if self._threads is not None:
+            self._end_threads()
         # The errors' tracebacks refer to the task, the task to its state, and the state to the
         # errors: drop the errors to break the cycle.
         self.rollback_exc = self.broken_by = None
@@ -204,7 +205,7 @@ class ConnectionState(Turns):
             return
         transaction.ended = True
         orphans.ends(transaction)
-        if self.lease is not None:
+        if self.lease is not None and self.lease.face.lock.held:
             self.lease.refuse_others()
         if (owner := transaction.owner()) is not None:
             owner.remove_done_callback(self._owner_ended)
@@ -220,21 +221,18 @@ class ConnectionState(Turns):
 
     def enter_block(self, wrapper: object) -> Frame:
         """Push a frame as `enter_frame` does, with Django's record of blocks so far."""
+        lease, transaction = self.lease, self.transaction
         before = Before(
             self.in_atomic_block,
             self.commit_on_exit,
             len(self.savepoint_ids),
             len(self.atomic_blocks),
-            self._settings(),
+            (
+                frozenset() if lease is None else lease.settings,
+                frozenset() if transaction is None else transaction.settings,
+            ),
         )
         return self.enter_frame(wrapper, before)
-
-    def _settings(self) -> tuple[frozenset[str], frozenset[str]]:
-        lease, transaction = self.lease, self.transaction
-        return (
-            frozenset() if lease is None else lease.settings,
-            frozenset() if transaction is None else transaction.settings,
-        )
 
     def was_rolled_back(self, frame: Frame | None) -> None:
         """Undo the settings made in the block of *frame*, or in the outermost block for None."""

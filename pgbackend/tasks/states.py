@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from asyncio import _get_running_loop, current_task
 from collections.abc import Callable
 from threading import get_ident
 from typing import Any
@@ -11,14 +10,15 @@ from weakref import WeakKeyDictionary, ref
 
 from greenlet import getcurrent
 
-from ..bridge.current import keep_here
+from ..bridge.current import Bridge, is_bridged
 from . import kept_sessions, membership
+from .actors import running_task
 from .lease import Lease
 from .state import ConnectionState
 from .transaction import Transaction, transactions
 
 # Stands in for the context variable's value where it is not set.
-_NOTHING: dict[object, Transaction] = {}
+_NONE: dict[object, Transaction] = {}
 
 
 class States:
@@ -52,58 +52,61 @@ class States:
             self._of_thread.connection = None
             connection.close()
 
-    def current(self, wrapper: Any) -> ConnectionState:
-        """Return the state of the running task, or the thread's state where no task runs."""
+    def current(self, wrapper: Any, bridge: Bridge | None = None) -> ConnectionState:
+        """Return the state of the running task, or the thread's state where no task runs.
+
+        *bridge* is the running greenlet if the caller knows that it is bridged.
+        """
         if not self.opened:
             return self._of_thread
-        loop = _get_running_loop()
-        task = None if loop is None else current_task(loop)
-        last, state = self._last
-        if state.transaction is not None and task is not None and last() is task:
-            entered = transactions.get(_NOTHING)
-            if len(entered) == 1 and entered.get(wrapper) is state.transaction:
-                self._keep(wrapper, state)
-            return state
-        if task is None:
+        if bridge is None and is_bridged():
+            running: Any = getcurrent()
+            bridge = running
+        task = running_task() if bridge is None else bridge.owner
+        latest, state = self._last
+        entered = transactions.get(_NONE)
+        if state.transaction is not None and task is not None and latest() is task:
+            may_keep = len(entered) == 1 and entered.get(wrapper) is state.transaction
+        elif task is None:
             transaction = membership.joined_if_open(wrapper.alias)
             return self._of_thread if transaction is None else transaction.state
-        if self.thread != get_ident():
+        elif self.thread != get_ident():
             return self._of_thread
-        state = self._of(task)
-        entered = transactions.get(_NOTHING)
-        if not entered:
-            self._keep(wrapper, state)
-        elif state.transaction is None:
-            transaction = membership.inherited(wrapper)
-            if transaction is not None:
-                joined: ConnectionState = transaction.state
-                return joined
-        if state.lease is None and kept_sessions.sessions.get(kept_sessions.NO_SESSIONS):
-            session = kept_sessions.kept_session(self)
-            if session is not None:
-                kept: ConnectionState = session.state
-                return kept
+        else:
+            if latest() is not task:
+                state = self._of(task)
+            may_keep = not entered
+            if entered and state.transaction is None:
+                transaction = membership.inherited(wrapper)
+                if transaction is not None:
+                    joined: ConnectionState = transaction.state
+                    return joined
+            if state.lease is None and kept_sessions.sessions.get(kept_sessions.NO_SESSIONS):
+                session = kept_sessions.kept_session(self)
+                if session is not None:
+                    kept: ConnectionState = session.state
+                    return kept
+        if (
+            may_keep
+            and bridge is not None
+            and wrapper.bridge_enabled
+            and not kept_sessions.sessions.get(kept_sessions.NO_SESSIONS)
+        ):
+            # Keep the task's own state for *wrapper*. It stays valid while the call runs in this
+            # context: any transaction that the task may join existed when the task was started, and
+            # a transaction that the task begins is on this state.
+            bridge.here = (wrapper, bridge.gr_context, state)
         return state
-
-    def _keep(self, wrapper: Any, state: ConnectionState) -> None:
-        """Keep *state*, the running task's own, on the bridge's greenlet for *wrapper*.
-
-        The state stays valid while the call runs in this context: any transaction that the task may
-        join existed when the task was started, and a transaction that it begins is on this state.
-        """
-        if wrapper.bridge_enabled and not kept_sessions.sessions.get(kept_sessions.NO_SESSIONS):
-            keep_here((wrapper, getcurrent().gr_context, state))
 
     def are_of_a_session(self) -> bool:
         """Return whether the running task uses the connection that its request keeps."""
         return kept_sessions.kept_session(self) is not None
 
     def _of(self, task: asyncio.Task[Any]) -> ConnectionState:
+        """Return the state of *task*, which is not the latest task that asked."""
         # A task usually asks several times in a row, and most wrappers are used by one task only.
-        last, state = self._last
-        before = last()
-        if before is task:
-            return state
+        latest, state = self._last
+        before = latest()
         if self._of_tasks is None:
             self._of_tasks = WeakKeyDictionary()
         if before is not None:

@@ -78,6 +78,6 @@ def leave(transaction: Transaction) -> None:
     """Undo `enter` in this context."""
     entered = transactions.get({})
     if entered.get(transaction.wrapper) is transaction:
-        transactions.set(
-            {wrapper: each for wrapper, each in entered.items() if each is not transaction}
-        )
+        rest = entered.copy()
+        del rest[transaction.wrapper]
+        transactions.set(rest)

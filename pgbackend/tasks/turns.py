@@ -36,7 +36,7 @@ class Turns:
     def __init__(self) -> None:
         self.frames: list[Frame] = []
         # Whether tasks may still be inside blocks that were forgotten.
-        self._forgotten = False
+        self.has_forgotten = False
         # The tasks that wait until there is no frame any more.
         self._line = Line()
         # How many tasks ever came to wait, and how many wait now.
@@ -61,7 +61,7 @@ class Turns:
 
         Raise RuntimeError in a task inside a block whose frame was taken away.
         """
-        if self._forgotten:
+        if self.has_forgotten:
             self._check_not_forgotten()
         if not self.frames:
             return True
@@ -99,9 +99,10 @@ class Turns:
         # Tasks that share one Context see each other's frames without being ancestors.
         return frame is not None and frame.actor.context is not actor.context
 
-    def is_next(self) -> bool:
-        """Return whether the running task may enter: it has its turn, and no other task waits."""
-        return self._called is None and not self._top_line and self.has_turn()
+    @property
+    def nobody_waits(self) -> bool:
+        """Whether no other task waits for the turn that the running task has."""
+        return self._called is None and not (self.frames[-1].line if self.frames else self._line)
 
     @property
     def _top_line(self) -> Line:
@@ -277,7 +278,7 @@ class Turns:
         self.wake()
 
     def _forget(self, frame: Frame) -> None:
-        frame.forgotten = self._forgotten = True
+        frame.forgotten = self.has_forgotten = True
         self._remove(frame)
 
     def _remove(self, frame: Frame) -> None:
@@ -291,8 +292,8 @@ class Turns:
             frame.leaver.call()
         if frame in self.frames:
             index = self.frames.index(frame)
-            below = self.frames[index - 1].line if index else self._line
-            below.take_over(frame.line)
+            if frame.line:
+                (self.frames[index - 1].line if index else self._line).take_over(frame.line)
             del self.frames[index]
 
     def wake(self) -> None:
@@ -301,7 +302,8 @@ class Turns:
             return
         top = self.frames[-1] if self.frames else None
         if top is None or not (top.leaving or top.abandoned):
-            self._called = self._top_line.call_next()
+            if line := self._line if top is None else top.line:
+                self._called = line.call_next()
         elif top.leaver is not None and top.leaver.call():
             # Tasks started in a frame that is being left have their turn afterwards.
             self._called = top.leaver

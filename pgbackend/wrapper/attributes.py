@@ -7,7 +7,7 @@ task and thread has its own `ConnectionState`, or uses that of the transaction i
 from __future__ import annotations
 
 import os
-from asyncio import _get_running_loop
+from asyncio import _get_running_loop, current_task
 from collections.abc import Callable
 from threading import get_ident
 from typing import Any
@@ -16,7 +16,7 @@ from django.core.exceptions import SynchronousOnlyOperation
 from django.db.backends.postgresql.base import DatabaseWrapper as PostgresDatabaseWrapper
 from greenlet import getcurrent
 
-from ..bridge.current import is_bridged
+from ..bridge.current import Bridge, is_bridged
 from ..tasks.abandoning import end_abandoned
 from ..tasks.handover import ahand_over, hand_over
 from ..tasks.lease import Lease
@@ -107,27 +107,38 @@ class BackendWrapper(PostgresDatabaseWrapper):
             found: ConnectionState = here[2]
             return found
         states = self._states
-        if self.bridge_enabled and states.thread == get_ident() and is_bridged():
-            return states.current(self)
+        # The last three conditions are `is_bridged()`, which the shortest way asks here.
+        if (
+            self.bridge_enabled
+            and states.thread == get_ident()
+            and isinstance(bridge, Bridge)
+            and (loop := _get_running_loop()) is not None
+            and bridge.owner is current_task(loop)
+        ):
+            return states.current(self, bridge)
         return None
 
-    def state_in_turn(self, *, entering: bool = False) -> ConnectionState:
+    def state_in_turn(
+        self, state: ConnectionState | None = None, *, entering: bool = False
+    ) -> ConnectionState:
         """Return the running task's state once it is the task's turn to use it.
 
-        When *entering* a block, the task goes behind those that already wait.
+        *state* is the task's state if the caller has just asked for it. When *entering* a block,
+        the task goes behind those that already wait.
         """
         waited = None
-        while True:
+        if state is None:
             state = self.state
+        while True:
             if state.frames and state.frames[-1].abandoned:
                 end_abandoned(state)
                 state = self.state
-            if state.has_turn() and (not entering or state is waited or state.is_next()):
+            if state.has_turn() and (not entering or state is waited or state.nobody_waits):
                 return state
             end_orphan_on_top(state)
             # While the task waits, the transaction may end, so look up the state again.
             state.take_turn(self.turn_timeout)
-            waited = state
+            waited, state = state, self.state
 
     @property
     def bridged(self) -> bool:

@@ -20,8 +20,7 @@ import psycopg.sql
 from django.db.backends import utils
 from django.db.backends.postgresql import base as postgresql
 
-from ..bridge.current import is_bridged
-from ..bridge.greenlets import can_wait
+from ..bridge.current import can_wait, is_bridged
 from ..session.clean import CleanSQL
 from ..session.in_force import check_in_thread, check_on_loop, may_change, note_in_thread
 from ..tasks.lease import Lease

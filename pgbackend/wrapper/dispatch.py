@@ -16,8 +16,9 @@ from typing import Any, ParamSpec, TypeVar, overload
 import asgiref.sync
 from django.db import connections
 from django.db.utils import load_backend
+from greenlet import getcurrent
 
-from ..bridge.current import is_bridged
+from ..bridge.current import Bridge, is_bridged
 from ..bridge.ends import last
 from ..bridge.greenlets import await_bridged, run_bridged
 from ..tasks.membership import joined
@@ -164,6 +165,37 @@ def all_run_bridged() -> bool:
         if not _is_ours(conf["ENGINE"]) or not conf["OPTIONS"].get("bridge", True):
             return False
     return is_bridged() or not _waiting_thread(thread_transactions.get())
+
+
+def all_begin_here() -> bool:
+    """Return whether `all_run_bridged` is true and a bridged call begins here: `drive` may run."""
+    if isinstance(getcurrent(), Bridge):
+        # The caller is bridged, or is a task that was started eagerly in another task's bridge.
+        return False
+    for conf in connections.settings.values():
+        if not _is_ours(conf["ENGINE"]) or not conf["OPTIONS"].get("bridge", True):
+            return False
+    return not (
+        thread_transactions.get()
+        or asyncio.get_running_loop() in asgiref.sync.AsyncToSync.loop_thread_executors
+    )
+
+
+def begins_here(alias: str) -> bool:
+    """Return whether `runs_bridged` is true and a bridged call begins here: `drive` may run."""
+    if (
+        isinstance(getcurrent(), Bridge)
+        or alias not in connections.settings
+        or (loop := asyncio._get_running_loop()) is None
+    ):
+        return False
+    wrapper = connections[alias]
+    return (
+        isinstance(wrapper, BackendWrapper)
+        and wrapper.bridge_enabled
+        and alias not in thread_transactions.get()
+        and loop not in asgiref.sync.AsyncToSync.loop_thread_executors
+    )
 
 
 @functools.cache

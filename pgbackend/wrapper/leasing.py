@@ -10,10 +10,13 @@ import asyncio
 from ..bridge.greenlets import await_bridged
 from ..pool.passwords import without_passwords
 from ..pool.pool import ConnectionPool
+from ..tasks.kept_sessions import sessions
 from ..tasks.lease import Lease
 from ..tasks.membership import check_not_outlived
 from ..tasks.orphans import check_in_no_orphan, opened, orphans
+from ..tasks.state import ConnectionState
 from ..tasks.taken import taken
+from ..tasks.transaction import transactions
 from .attributes import BackendWrapper
 from .opening import FoundPool, find_pool
 from .options import check as check_options
@@ -39,9 +42,13 @@ class Leasing(BackendWrapper):
         check_options(self.alias, self.settings_dict["OPTIONS"])
         return find_pool(self)
 
-    def hold_for_statement(self) -> Lease:
-        """Hold the task's lease as `_hold` does, by a shorter way if the pool has connections."""
-        state = self.state_in_turn()
+    def hold_for_statement(self, state: ConnectionState) -> Lease:
+        """Hold the task's lease as `_hold` does, by a shorter way if the pool has connections.
+
+        *state* is the task's state, which the caller has just asked for.
+        """
+        if state.frames or state.has_forgotten:
+            state = self.state_in_turn(state)
         if taken or (state.transaction is None and (opened or orphans)):
             check_in_no_orphan(self.alias, state)
         lease = state.lease
@@ -57,7 +64,8 @@ class Leasing(BackendWrapper):
             lease.give_back()
             lease = None
         if lease is None and not state.in_atomic_block and self.settings_dict["AUTOCOMMIT"]:
-            check_not_outlived(self)
+            if transactions.get({}) or sessions.get({}):
+                check_not_outlived(self)
             pool = self.async_pool
             pooled = pool.take()
             if pooled is None and pool.is_full:
@@ -66,15 +74,18 @@ class Leasing(BackendWrapper):
                 with self.wrap_database_errors:
                     pooled = await_bridged(pool.checkout())
             if pooled is not None:
-                lease = state.lease = Lease(state, pool, pooled)
+                lease = state.lease = Lease(state, pool, pooled, holds=1)
                 lease.suspect = self.reset == "always" or pooled.has_temporary
                 if pooled.execute_wrappers is not None:
                     self.install(pooled.execute_wrappers)
+                return lease
         if lease is None:
             lease = self._hold()
             assert lease is not None
         else:
-            if lease.pins:
+            # A state with a transaction was found as the running task's own, or as the one that the
+            # task may join.
+            if lease.pins and (state.transaction is None or sessions.get({})):
                 check_not_outlived(self)
             lease.hold()
             if lease.left is not None:

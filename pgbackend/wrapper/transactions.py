@@ -19,7 +19,7 @@ from django.db.backends.utils import debug_transaction
 from django.db.transaction import TransactionManagementError
 from psycopg.pq import TransactionStatus
 
-from ..bridge.greenlets import can_wait
+from ..bridge.current import can_wait
 from ..errors import CommitInDoubt, NotCommitted
 from ..pool.face import ROLLED_BACK
 from ..sql.instrumented import may_be_short
@@ -28,6 +28,7 @@ from ..tasks.frames import check_inside
 from ..tasks.lease import Lease
 from ..tasks.membership import check_not_outlived, joined_if_open
 from ..tasks.orphans import check_in_no_orphan
+from ..tasks.state import ConnectionState
 from .dispatch import runs_bridged, thread_transactions
 from .leasing import Leasing
 from .on_commit import Hook
@@ -40,8 +41,8 @@ class TransactionControl(Leasing):
 
     def get_autocommit(self) -> bool:
         """Return the autocommit state; on the event loop, without connecting."""
-        if self.bridged:
-            return bool(self.autocommit)
+        if (state := self.here()) is not None:
+            return bool(state.autocommit)
         try:
             asyncio.get_running_loop()
         except RuntimeError:
@@ -72,7 +73,7 @@ class TransactionControl(Leasing):
             return
         self.validate_no_atomic_block()
         if not autocommit:
-            self._begin()
+            self._begin(state)
             return
         if state.lease is not None or state.connection is not None:
             self._set_autocommit(True)
@@ -84,8 +85,8 @@ class TransactionControl(Leasing):
 
     def commit(self) -> None:
         """Commit, and run the hooks of `on_commit`."""
-        if self.here() is not None:
-            self.state_in_turn()
+        if (state := self.here()) is not None:
+            self.state_in_turn(state)
         elif (transaction := self.joined) is not None:
             self.hand_over(transaction, transaction.wrapper.commit)
             return
@@ -93,8 +94,8 @@ class TransactionControl(Leasing):
 
     def rollback(self) -> None:
         """Roll back, and forget the hooks of `on_commit`."""
-        if self.here() is not None:
-            self.state_in_turn()
+        if (state := self.here()) is not None:
+            self.state_in_turn(state)
         elif (transaction := self.joined) is not None:
             self.hand_over(transaction, transaction.wrapper.rollback)
             return
@@ -180,14 +181,22 @@ class TransactionControl(Leasing):
         return nullcontext() if lease is None else lease.face.finishing()
 
     def _commit(self) -> None:
-        lease = self._own_lease()
-        if lease is not None and (broken_by := self.state.broken_by) is not None:
+        state = self.here()
+        lease = None if state is None else state.lease
+        if lease is not None and (broken_by := lease.state.broken_by) is not None:
             raise NotCommitted(
                 "the transaction cannot be committed: its connection was lost, or the end of a"
                 " block in it was interrupted, and that was caught. Roll it back"
             ) from broken_by
         connection = self.connection if lease is None else lease.face
-        if connection is not None and connection.info.transaction_status == INERROR:
+        if (
+            connection is not None
+            and (
+                # A face's `info` resets the session first if that is due.
+                connection.info if lease is None else connection.pgconn
+            ).transaction_status
+            == INERROR
+        ):
             # The server would answer COMMIT with ROLLBACK, which psycopg takes for success.
             with self.wrap_database_errors:
                 raise psycopg.errors.InFailedSqlTransaction(ROLLED_BACK)
@@ -196,24 +205,26 @@ class TransactionControl(Leasing):
             return
         was_lost = bool(lease.face.closed)
         try:
-            self._end_transaction(super()._commit)
+            self._end_transaction(super()._commit, state)
         except Error as error:
             if not was_lost and lease.face.lacks_answer(error.__cause__):
                 raise CommitInDoubt(*error.args) from error.__cause__
             raise
 
     def _rollback(self) -> None:
-        self._end_transaction(super()._rollback)
-        if self.bridged:
+        state = self.here()
+        self._end_transaction(super()._rollback, state)
+        if state is not None:
             self.state.was_rolled_back(None)
 
-    def _end_transaction(self, end: Callable[[], None]) -> None:
+    def _end_transaction(self, end: Callable[[], None], state: ConnectionState | None) -> None:
         """Run COMMIT or ROLLBACK (*end*); if it is interrupted, drop the connection and its state.
+
+        *state* is the running task's state, or None outside the bridge.
 
         `Atomic` handles database errors only: after a cancelled COMMIT it would keep a state in
         which the next transaction reports success and commits nothing.
         """
-        state = self.here()
         lease = None if state is None else state.lease
         exposed = lease is not None and lease.exposed
         try:
@@ -227,7 +238,8 @@ class TransactionControl(Leasing):
             lease.exposed = exposed
 
     def _set_autocommit(self, autocommit: bool) -> None:
-        lease = self._own_lease()
+        state = self.here()
+        lease = None if state is None else state.lease
         if lease is None:
             super()._set_autocommit(autocommit)
             return
@@ -243,13 +255,17 @@ class TransactionControl(Leasing):
         state = self.here()
         return None if state is None else state.lease
 
-    def _begin(self) -> None:
-        """Turn autocommit off and bind the lease; BEGIN is sent with the next statement."""
-        lease = self.hold_for_statement() if may_be_short(self) else self._hold()
+    def _begin(self, state: ConnectionState) -> None:
+        """Turn autocommit off and bind the lease; BEGIN is sent with the next statement.
+
+        *state* is the running task's state.
+        """
+        lease = self.hold_for_statement(state) if may_be_short(self) else self._hold()
         try:
             with debug_transaction(self, "BEGIN"):
                 self._set_autocommit(False)
-            state = self.state
+            if lease is not None:
+                state = lease.state
             if lease is not None and state.transaction is None:
                 state.bind(self)
             state.autocommit = False
