@@ -15,7 +15,8 @@ from .errors import PayloadError
 class Form(ABC):
     """How values of one annotation become JSON and come back.
 
-    *nature* is the kind of JSON that it makes: by it a union tells its members apart.
+    *nature* is the kind of JSON that it makes, by which a union tells its members apart: "null",
+    "boolean", "number", "string", "array", "object"; "any" of several; "json" for all there is.
     """
 
     nature: str
@@ -139,12 +140,12 @@ class DictForm(Form):
         encoded = self.key.encode(key)
         if self.key.nature == "string":
             return str(encoded)
-        if self.key.nature == "any" and isinstance(encoded, str):
+        if self.key.nature == "json" and isinstance(encoded, str):
             return encoded
         return json.dumps(encoded)
 
     def _from_key(self, key: str) -> Any:
-        if self.key.nature in ("string", "any"):
+        if self.key.nature in ("string", "json"):
             return self.key.decode(key)
         try:
             return self.key.decode(json.loads(key))
@@ -164,10 +165,9 @@ class UnionForm(Form):
     def __init__(self, members: list[Form], described: str) -> None:
         self.members = members
         self.described = described
-        natures = [each.nature for each in members]
-        self.tagged = len(set(natures)) < len(natures) or (
-            "any" in natures and len(members) > 1 and natures.count("null") + 1 < len(natures)
-        )
+        natures = [each.nature for each in members if each.nature != "null"]
+        several = {"any", "json", "union"} & set(natures)
+        self.tagged = len(natures) > 1 and bool(len(set(natures)) < len(natures) or several)
         self.nature = "array" if self.tagged else "union"
 
     def fits(self, value: Any) -> bool:
@@ -197,7 +197,7 @@ class UnionForm(Form):
         nature = _nature(data)
         # The member of this nature first; then any that takes it, as int takes "5".
         for member in sorted(self.members, key=lambda each: each.nature != nature):
-            if nature == "null" and member.nature not in ("null", "any"):
+            if nature == "null" and member.nature not in ("null", "any", "json", "union"):
                 continue
             try:
                 return member.decode(data)

@@ -31,7 +31,8 @@ class ChannelForm(Form):
         for field in dataclasses.fields(cls):
             # `date: datetime.date = None`, as people write it.
             nullable = field.default is None
-            self.fields[field.name] = (of(hints[field.name]), nullable)
+            with _of_field(described, field.name):
+                self.fields[field.name] = (of(hints[field.name]), nullable)
 
     def fits(self, value: Any) -> bool:
         return isinstance(value, self.cls)
@@ -123,6 +124,8 @@ class _Maker:
             return self.form(hint.__supertype__)
         if isinstance(hint, dataclasses.InitVar):
             return self.form(hint.type)
+        if hint is Any or isinstance(hint, typing.TypeVar):
+            return scalars.AnyForm()
         origin, arguments = typing.get_origin(hint), typing.get_args(hint)
         if origin in (typing.Annotated, typing.Final, typing.ClassVar):
             return self.form(arguments[0])
@@ -133,11 +136,7 @@ class _Maker:
         return self._of_class(origin or hint, arguments)
 
     def _of_class(self, cls: Any, arguments: tuple[Any, ...]) -> Form:
-        if isinstance(cls, typing.TypeVar):
-            return scalars.AnyForm()
         if not isinstance(cls, type):
-            if cls in (Any, None):
-                return scalars.AnyForm() if cls is Any else scalars.NoneForm()
             raise PayloadError(f"{cls!r} has no form in a payload")
         known = scalars.form_of(cls)
         if known is not None:

@@ -11,7 +11,7 @@ import enum
 import math
 import uuid
 from collections.abc import Callable
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from pathlib import PurePath
 from typing import Any
 
@@ -55,7 +55,7 @@ class ScalarForm(Form):
             found = convert(value)
         except PayloadError:
             raise
-        except (TypeError, ValueError, ArithmeticError, InvalidOperation) as error:
+        except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise PayloadError(f"{value!r:.100} is no {self.cls.__name__}") from error
         if found is None:
             raise PayloadError(f"{value!r:.100} is no {self.cls.__name__}")
@@ -79,9 +79,12 @@ class NoneForm(Form):
 
 
 class AnyForm(Form):
-    """What JSON can say: it comes back as JSON has it, a tuple as a list."""
+    """What JSON can say: it comes back as JSON has it, a tuple as a list.
 
-    nature = "any"
+    A float from 1e16 on comes back from a stored notification as an int: jsonb writes its digits.
+    """
+
+    nature = "json"
 
     def fits(self, value: Any) -> bool:
         return True
@@ -90,8 +93,8 @@ class AnyForm(Form):
         match value:
             case None | bool() | int():
                 return value
-            case float():
-                return _float_out(value)
+            case float() if math.isfinite(value):
+                return value
             case str():
                 return _text(value)
             case list() | tuple():
@@ -224,8 +227,8 @@ def _float_out(value: Any) -> float | str:
     if isinstance(value, bool) or not isinstance(value, int | float | Decimal | str):
         raise TypeError
     number = float(value)
-    # JSON has neither infinity nor NaN.
-    return number if math.isfinite(number) else str(number)
+    # JSON has neither infinity nor NaN, and jsonb no -0.0.
+    return number if math.isfinite(number) and str(number) != "-0.0" else str(number)
 
 
 def _float_in(data: Any) -> float:
