@@ -18,7 +18,7 @@ from django.db import connections
 
 from .pool.open_pools import open_pools
 from .requests.serving import serve
-from .requests.stalled import ClientStalledError, Message, Send, bounded, give_back_what_is_left
+from .requests.stalled import ClientStalledError, Message, Send, give_back_leases, limited_send
 from .wrapper.attributes import BackendWrapper
 from .wrapper.dispatch import in_bridge
 
@@ -51,11 +51,11 @@ class BridgedApplication:
 
     async def _call(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            with bounded(send) as sending:
+            with limited_send(send) as sending:
                 await self.application(scope, receive, sending)
         except ClientStalledError as error:
             logger.warning("ended the connection of a client: %s", str(error))
-            give_back_what_is_left()
+            give_back_leases()
 
 
 class LifespanApplication:

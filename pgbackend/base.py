@@ -44,27 +44,27 @@ from .pool.face import BridgedConnection
 from .pool.open_pools import open_pools
 from .pool.options import pool_arguments
 from .pool.passwords import without_passwords
-from .pool.physical import unread
+from .pool.physical import unread_error
 from .session.guard import for_one_use, guard
 from .session.in_force import restore_of_thread
-from .sql.instrumented import backend
+from .sql.instrumented import own_wrapper_class
 from .tasks import kept_sessions
-from .tasks.handover import Handed
+from .tasks.handover import LoopProxy
 from .tasks.lease import Lease
-from .tasks.membership import check_not_outlived, joined_if_open
-from .tasks.orphans import check_in_no_orphan, opened, orphans
+from .tasks.membership import check_not_outlived, joined_open_transaction
+from .tasks.orphans import check_in_no_orphan, open_transactions, orphans
 from .tasks.states import States
 from .validation import register
 from .wrapper.cursors import CursorDebugWrapper, CursorWrapper, LeaseHolder
-from .wrapper.opening import FoundPool, isolation_level, note_closed
+from .wrapper.opening import PoolForSettings, isolation_level, note_closed
 from .wrapper.options import NAMES, Options
 from .wrapper.options import check as check_options
-from .wrapper.query_log import Watched
+from .wrapper.query_log import QueryLogging
 from .wrapper.transactions import TransactionControl
 
 
-@backend
-class DatabaseWrapper(Watched, TransactionControl):
+@own_wrapper_class
+class DatabaseWrapper(QueryLogging, TransactionControl):
     """Django's PostgreSQL wrapper, with leased asynchronous connections in the bridge.
 
     The wrapper takes Django's own ``OPTIONS`` and those of `options.Options`.
@@ -84,9 +84,9 @@ class DatabaseWrapper(Watched, TransactionControl):
         self.turn_timeout = options.turn_timeout
         self.cancel_timeout = options.cancel_timeout
         self.reset = options.reset
-        self._found_pool: FoundPool | None = None
+        self._pool_for_settings: PoolForSettings | None = None
         # `_make_alone` holds the lock while it makes a cursor; `_maker` is the task that holds it.
-        self._making = BridgedLock(unread)
+        self._making = BridgedLock(unread_error)
         self._maker: asyncio.Task[Any] | None = None
         # True for the wrapper that a pool uses to configure its connections.
         self.configures_pool = False
@@ -158,7 +158,7 @@ class DatabaseWrapper(Watched, TransactionControl):
         lease = state.borrow(self.async_pool)
         lease.suspect = self.reset == "always" or lease.pooled.has_temporary
         if lease.pooled.execute_wrappers is not None:
-            self.install(lease.pooled.execute_wrappers)
+            self.install_execute_wrappers(lease.pooled.execute_wrappers)
         if not self.settings_dict["AUTOCOMMIT"]:
             self._begin(state)
 
@@ -175,11 +175,11 @@ class DatabaseWrapper(Watched, TransactionControl):
             return
         lease = self._hold()
         if lease is not None:
-            lease.let_go()
+            lease.release()
 
     def is_usable(self) -> bool:
         """Return whether the connection works, by a round trip."""
-        if (transaction := self.joined) is not None:
+        if (transaction := self.joined_transaction) is not None:
             return bool(self.hand_over(transaction, transaction.wrapper.is_usable))
         return bool(super().is_usable())
 
@@ -189,10 +189,10 @@ class DatabaseWrapper(Watched, TransactionControl):
         In a thread that joined a transaction, close only the thread's own connection: the
         transaction's connection belongs to the event loop.
         """
-        if not self.bridged and joined_if_open(self.alias) is not None:
+        if not self.bridged and joined_open_transaction(self.alias) is not None:
             self._states.close_shared()
             return
-        if self.bridged and self._states.are_of_a_session():
+        if self.bridged and self._states.use_kept_session():
             # The connection belongs to the request: closing it would end the request's session.
             return
         super().close()
@@ -212,7 +212,7 @@ class DatabaseWrapper(Watched, TransactionControl):
 
     def _close(self) -> None:
         if self.bridged:
-            self.state.drop()
+            self.state.give_back()
         else:
             super()._close()
 
@@ -274,14 +274,16 @@ class DatabaseWrapper(Watched, TransactionControl):
             face = lease.face
             # Make a client-side cursor instead: a cursor WITH HOLD would live in a session that the
             # next FETCH may not reach, or that other users may by then have a transaction open in.
-            if not face.has_session or kept_sessions.sessions.get(kept_sessions.NO_SESSIONS):
+            if not face.has_session or kept_sessions.sessions_of_context.get(
+                kept_sessions.NO_SESSIONS
+            ):
                 name, pinned = None, False
                 lease.pins -= 1
         try:
             cursor = super()._cursor(name)
         except BaseException:
             if lease is not None:
-                lease.let_go(pinned=pinned)
+                lease.release(pinned=pinned)
             raise
         if lease is None:
             pass
@@ -290,19 +292,19 @@ class DatabaseWrapper(Watched, TransactionControl):
         else:
             # A custom make_cursor returned an object that holds no lease: release the hold when the
             # object is collected.
-            finalize(cursor, lease.let_go_elsewhere, pinned=pinned)
+            finalize(cursor, lease.release_threadsafe, pinned=pinned)
         return cursor
 
     def _cursor_of_thread(self, name: str | None) -> Any:
-        transaction = self.joined
+        transaction = self.joined_transaction
         if transaction is None:
-            if opened or orphans:
+            if open_transactions or orphans:
                 check_in_no_orphan(self.alias, self.state)
             return super()._cursor(name)
         call = functools.partial(self.hand_over, transaction)
         # Use the public methods: instrumentations replace those.
         wrapper = transaction.wrapper
-        return Handed(call(wrapper.cursor if name is None else wrapper.chunked_cursor), call)
+        return LoopProxy(call(wrapper.cursor if name is None else wrapper.chunked_cursor), call)
 
     def create_cursor(self, name: str | None = None) -> Any:
         """Return a psycopg cursor, for a wrapper of Django's."""

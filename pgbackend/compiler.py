@@ -59,7 +59,7 @@ _FETCH = _fetch(DatabaseOperations)
 class SQLCompiler(postgresql.SQLCompiler):
     """SELECT, and the base of INSERT, UPDATE, DELETE and aggregates."""
 
-    _kept_select: select_lists.Select | None = None
+    _kept_select: select_lists.SelectList | None = None
 
     def compile(self, node: Any) -> Any:
         """Compile *node*, and note whether it is Django's own; see `clean`."""
@@ -71,17 +71,17 @@ class SQLCompiler(postgresql.SQLCompiler):
 
         A simple statement is compiled once.
         """
-        place = None if args or kwargs else statement_cache.place(self)
-        if place is None:
+        entry = None if args or kwargs else statement_cache.entry_for(self)
+        if entry is None:
             return self._marked(super().as_sql, *args, **kwargs)
-        found = place.find(self)
+        found = entry.find(self)
         if found is None:
             found = self._marked(super().as_sql)
-            place.keep(self, *found)
+            entry.keep(self, *found)
         else:
             # Set the attributes that Django's `as_sql` sets on the way.
-            self._kept_select = place.select
-            select = place.select.as_of_compiler(self.query.model)
+            self._kept_select = entry.select
+            select = entry.select.for_compiler(self.query.model)
             self.select, self.klass_info, self.annotation_col_map = select
             self.col_count = len(self.select)
             self.has_extra_select = False
@@ -92,18 +92,18 @@ class SQLCompiler(postgresql.SQLCompiler):
         query = self.query
         if (
             with_col_aliases
-            or not select_lists.selects_all(query)
-            or not originals.compiles_alone(self)
+            or not select_lists.selects_all_columns(query)
+            or not originals.is_compiled_by_django(self)
         ):
             return super().get_select(with_col_aliases)
-        select = select_lists.known(query.model)
+        select = select_lists.kept_select_list(query.model)
         if select is None:
             found = super().get_select()
-            self._kept_select = select_lists.keep(query.model, found[0])
+            self._kept_select = select_lists.keep_select_list(query.model, found[0])
             return found
         query.get_initial_alias()
         self._kept_select = select
-        return select.as_of_compiler(query.model)
+        return select.for_compiler(query.model)
 
     def get_converters(self, expressions: Any) -> Any:
         """Return the converters of values; those of a model's own columns are kept."""
@@ -157,7 +157,7 @@ class SQLCompiler(postgresql.SQLCompiler):
                 return None
             rows = direct.rows(connection, lease, result, 1 if result_type == SINGLE else None)
         finally:
-            lease.let_go()
+            lease.release()
         if result_type == SINGLE:
             return rows[0][: self.col_count] if rows else None
         if self.has_extra_select:
@@ -235,15 +235,15 @@ class SQLUpdateCompiler(postgresql.SQLUpdateCompiler, SQLCompiler):
 
         A simple statement is compiled once.
         """
-        place = statement_cache.place_of_update(self)
-        found = place and place.find(self)
+        entry = statement_cache.entry_for_update(self)
+        found = entry and entry.find(self)
         if found is None:
             sql, params = self._marked(super().as_sql)
             if not all(clean.is_clean_field(field) for field, _, _ in self.query.values):
                 sql = str(sql)
             found = sql, params
-            if place is not None:
-                place.keep(self, *found)
+            if entry is not None:
+                entry.keep(self, *found)
         else:
             # Compiling gives the query its initial alias.
             self.query.get_initial_alias()

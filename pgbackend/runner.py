@@ -19,7 +19,7 @@ from types import FrameType, TracebackType, coroutine
 from typing import Any, ParamSpec, TypeVar
 
 from .bridge.current import is_bridged
-from .bridge.ends import last
+from .bridge.ends import begin_scope
 from .bridge.greenlets import run_bridged
 from .testing.adopting import adopting
 from .testing.loops import changed_for_tests, note_interruption
@@ -75,7 +75,7 @@ class Runner:
         with ExitStack() as stack:
             stack.enter_context(adopting(loop, self._context))
             task = loop.create_task(
-                self._main(run_bridged(_lasting, function, args, kwargs)), context=self._context
+                self._main(run_bridged(_in_scope, function, args, kwargs)), context=self._context
             )
             stack.enter_context(self._handling_sigint(task))
             stack.enter_context(changed_for_tests(task))
@@ -164,7 +164,7 @@ def _runs_in(task: asyncio.Task[Any]) -> bool:
     return is_bridged() and asyncio.current_task() is task
 
 
-def _lasting(function: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
+def _in_scope(function: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
     # As in a plain run, settings that tests make in a session live until they close the connection.
-    last()
+    begin_scope()
     return function(*args, **kwargs)

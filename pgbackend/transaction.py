@@ -20,7 +20,7 @@ from weakref import WeakKeyDictionary
 from django.db import DEFAULT_DB_ALIAS, connections, transaction
 
 from .tasks.actors import running_task
-from .tasks.lease import Lease, unpin
+from .tasks.lease import Lease, unpin_for_task
 from .tasks.membership import detached
 from .wrapper.attributes import BackendWrapper
 from .wrapper.dispatch import run_for_alias
@@ -114,7 +114,7 @@ class pinned:
         if isinstance(wrapper, BackendWrapper) and wrapper.bridge_enabled:
             wrapper.check_not_on_loop()
         if isinstance(wrapper, BackendWrapper) and wrapper.bridged:
-            lease = wrapper.pin()
+            lease = wrapper.pin_for_task()
             self._leases.setdefault(_task(), []).append(lease)
             self._entered += 1
         return wrapper
@@ -128,7 +128,7 @@ class pinned:
         task, lease = self._pop()
         if task is not None and lease is not None:
             # Release on the loop's own thread: the collector may close a generator in any thread.
-            lease.pool.on_loop(functools.partial(unpin, lease, task))
+            lease.pool.on_loop(functools.partial(unpin_for_task, lease, task))
 
     def _pop(self) -> tuple[asyncio.Task[Any] | None, Lease | None]:
         """Return the block to leave: the running task's, or the only one that was ever entered.

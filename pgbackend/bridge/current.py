@@ -27,17 +27,18 @@ class Bridge(greenlet):
     # keeps their order and holds each only once.
     exits: dict[Callable[[], None], None] | None = None
     # True once the coroutine that drives this greenlet was closed: nothing can be awaited any more.
-    abandoned = False
+    call_closed = False
     # The id of the greenlet's thread: no other thread can switch to the greenlet.
     thread = 0
-    # Whether the bridged call has a session of its own, as a request has; see `ends.last`.
-    lasting = False
-    # The function that takes the callbacks of `on_end`. None: they run when the function has ended.
-    keep: Callable[[Callable[[], None]], None] | None = None
-    # A value that the running call keeps until it ends. Readers must check that it was kept in the
-    # same context: an eager task may run in the greenlet of the task that starts it, and a nested
-    # run of the event loop may run other tasks there.
-    here: Any = None
+    # Whether the bridged call has a session of its own, as a request has; see `ends.begin_scope`.
+    in_scope = False
+    # The function that takes the callbacks of `on_scope_end`; None: they run at the call's end.
+    add_scope_end: Callable[[Callable[[], None]], None] | None = None
+    # The task's state of a connection wrapper, which the running call has looked up and keeps until
+    # it ends; the bridge does not read it. Readers must check that it was kept in the same context:
+    # an eager task may run in the greenlet of the task that starts it, and a nested run of the
+    # event loop may run other tasks there.
+    cached_state: Any = None
 
 
 def is_bridged() -> bool:
@@ -59,17 +60,17 @@ def can_wait() -> bool:
     bridge = getcurrent()
     return (
         isinstance(bridge, Bridge)
-        and not bridge.abandoned
+        and not bridge.call_closed
         and (loop := _get_running_loop()) is not None
         and bridge.owner is current_task(loop)
     )
 
 
-def _forget_here() -> None:
-    """Clear ``here`` in a forked child: nothing is bridged there."""
+def _forget_cached_state() -> None:
+    """Clear ``cached_state`` in a forked child: nothing is bridged there."""
     bridge = getcurrent()
     if isinstance(bridge, Bridge):
-        bridge.here = None
+        bridge.cached_state = None
 
 
-os.register_at_fork(after_in_child=_forget_here)
+os.register_at_fork(after_in_child=_forget_cached_state)

@@ -1,6 +1,6 @@
-"""The bridge: synchronous code on the event loop's own thread, waiting without blocking it.
+"""Two verbs: run synchronous code in a greenlet of a task, and wait from inside it.
 
-Two verbs. `run_bridged` runs a synchronous function inside a greenlet of the current task;
+`run_bridged` runs a synchronous function inside a greenlet of the current task;
 `await_bridged`, called anywhere below it, waits for an awaitable: the greenlet is switched
 away, the task waits as any task does, and the call returns with the result.
 
@@ -45,7 +45,7 @@ _OUTSIDE = (
     "await_bridged() was called outside the bridge: run the synchronous function by `await"
     " pgbackend.bridged(function)(...)`, or await this directly in asynchronous code"
 )
-_ABANDONED = "the bridged call was closed while it waited: nothing is left to await it"
+_CLOSED = "the bridged call was closed while it waited: nothing is left to await it"
 
 
 class CallClosedError(BridgeError):
@@ -89,9 +89,9 @@ def await_bridged(awaitable: Awaitable[T]) -> T:
     if not is_bridged():
         _refuse(awaitable, _OUTSIDE)
     # Do not name the greenlet in a local variable: this frame lives in the greenlet, so the name
-    # would make a reference cycle and keep an abandoned greenlet from being collected.
-    if getattr(getcurrent(), "abandoned", False):
-        _refuse(awaitable, _ABANDONED, CallClosedError)
+    # would make a reference cycle and keep the greenlet of a closed call from being collected.
+    if getattr(getcurrent(), "call_closed", False):
+        _refuse(awaitable, _CLOSED, CallClosedError)
 
     steps: Any = awaitable if type(awaitable) is CoroutineType else _as_coroutine(awaitable)
     try:
@@ -113,18 +113,18 @@ def check_bridged() -> None:
     if not is_bridged():
         raise BridgeError(_OUTSIDE)
     bridge: Any = getcurrent()
-    if bridge.abandoned:
-        raise CallClosedError(_ABANDONED)
+    if bridge.call_closed:
+        raise CallClosedError(_CLOSED)
 
 
 def await_future(future: Future[T]) -> T:
     """Do what `await_bridged` does, for a pending future, where the caller knows it is bridged."""
     waiting = next(future.__await__())
-    if any(_suspects):
-        _look()
+    if any(_checked_containers):
+        _check_before_wait()
     bridge: Any = getcurrent()
-    if bridge.abandoned:
-        raise CallClosedError(_ABANDONED)
+    if bridge.call_closed:
+        raise CallClosedError(_CLOSED)
     parent = bridge.parent
     # Drop the name, as in `_suspend`: this frame lives in the greenlet.
     del bridge
@@ -136,28 +136,28 @@ async def _as_coroutine(awaitable: Awaitable[T]) -> T:
     return await awaitable
 
 
-# Containers that `_look` is about: it is called before a wait while one of them is not empty; see
-# `before_waits`.
-_suspects: tuple[Collection[Any], ...] = ()
+# `_check_before_wait` is called before each wait while one of these containers is not empty; see
+# `check_before_waits`.
+_checked_containers: tuple[Collection[Any], ...] = ()
 
 
-def _look() -> None:
-    """Do nothing; `before_waits` replaces this function."""
+def _check_before_wait() -> None:
+    """Do nothing; `check_before_waits` replaces this function."""
 
 
-def before_waits(suspects: tuple[Collection[Any], ...], look: Callable[[], None]) -> None:
-    """Call *look* before each wait that leaves a greenlet while one of *suspects* is not empty."""
-    global _suspects, _look
-    _suspects, _look = suspects, look
+def check_before_waits(containers: tuple[Collection[Any], ...], check: Callable[[], None]) -> None:
+    """Call *check* before waits that leave a greenlet, while one of *containers* is not empty."""
+    global _checked_containers, _check_before_wait
+    _checked_containers, _check_before_wait = containers, check
 
 
 def _suspend(waiting: Any) -> Any:
     """Hand an awaitable's yielded value to the event loop and return the loop's answer."""
-    if any(_suspects):
-        _look()
+    if any(_checked_containers):
+        _check_before_wait()
     bridge: Any = getcurrent()
-    if bridge.abandoned:
-        raise CallClosedError(_ABANDONED)
+    if bridge.call_closed:
+        raise CallClosedError(_CLOSED)
     parent = bridge.parent
     del bridge
     return parent.switch(waiting)
@@ -220,7 +220,7 @@ def drive(
         except GeneratorExit:
             # The coroutine is being closed or collected: the function may unwind, but no loop is
             # left to wait in.
-            bridge.abandoned = True
+            bridge.call_closed = True
             _unwind(bridge)
             raise
         except BaseException as error:
@@ -232,8 +232,8 @@ def drive(
             result = bridge.switch(value)
     result, raised = bridge.returned, bridge.raised
     bridge.returned = bridge.raised = None
-    bridge.owner = bridge.gr_context = bridge.keep = bridge.here = None
-    bridge.lasting = False
+    bridge.owner = bridge.gr_context = bridge.add_scope_end = bridge.cached_state = None
+    bridge.in_scope = False
     # Reuse the greenlet only if its parent is the thread's main greenlet: an idle greenlet keeps
     # its parent alive, which must not be another library's greenlet.
     if len(idle) < _KEPT and bridge.parent.parent is None:  # type: ignore[union-attr]  # has one
@@ -302,7 +302,7 @@ def _serve() -> None:
     """Run one call after the other inside the greenlet, which is idle in between.
 
     An idle greenlet must keep nothing of a call, not even as the argument of a switch. A greenlet
-    ends with a call that was abandoned, and when it is collected.
+    ends with a call that was closed, and when it is collected.
     """
     # The greenlet itself must have no name here; see `await_bridged`.
     current: Any = getcurrent
@@ -313,11 +313,11 @@ def _serve() -> None:
         except GreenletExit:
             raise
         except BaseException as error:
-            if current().abandoned:
+            if current().call_closed:
                 raise
             current().raised = error
         del function, args, kwargs
-        if current().abandoned:
+        if current().call_closed:
             return
 
 

@@ -26,23 +26,23 @@ _IMPORT = importlib._bootstrap._find_and_load.__code__  # type: ignore[attr-defi
 emitting: list[logging.Handler] = []
 _HANDLE = logging.Handler.handle.__code__
 
-_named: set[str] = set()
+_warned_of: set[str] = set()
 
 
-def name_held() -> None:
+def warn_of_held_locks() -> None:
     """Warn if the caller is about to wait inside an import or inside an emitting handler."""
     if not importing and not emitting:
         return
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if frame.f_code is _IMPORT:
-            _name(
+            _warn_once(
                 f"the import of {frame.f_locals['name']}",
                 "other tasks that import it meanwhile get a module that is not complete. Import it"
                 " at start-up, or query in a function",
             )
         elif frame.f_code is _HANDLE:
-            _name(
+            _warn_once(
                 f"the logging handler {type(frame.f_locals['self']).__qualname__}",
                 "it holds its lock meanwhile: other tasks go past it, and threads that log wait,"
                 " the event loop's too. Put a logging.handlers.QueueHandler before it, or emit from"
@@ -51,8 +51,8 @@ def name_held() -> None:
         frame = frame.f_back
 
 
-def _name(what: str, consequence: str) -> None:
-    if what not in _named:
+def _warn_once(what: str, consequence: str) -> None:
+    if what not in _warned_of:
         # Add the name before logging: the same handler may emit this warning, and come back here.
-        _named.add(what)
+        _warned_of.add(what)
         logger.warning("%s waits in the bridge: %s", what, consequence)

@@ -14,7 +14,7 @@ from .current import BridgeError
 from .greenlets import await_bridged
 
 
-def _lost() -> BaseException:
+def _holder_gone_error() -> BaseException:
     """Return the error for a task that waits for a lock that nobody will release."""
     return BridgeError(
         "the coroutine that held this lock was closed while it waited, and will not release it"
@@ -31,7 +31,7 @@ class BridgedLock:
     *lost* returns the error to raise where the holder will never release the lock.
     """
 
-    def __init__(self, lost: Callable[[], BaseException] = _lost) -> None:
+    def __init__(self, lost: Callable[[], BaseException] = _holder_gone_error) -> None:
         self.held = False
         # The task that took the lock.
         self.holder: asyncio.Task[Any] | None = None
@@ -42,7 +42,7 @@ class BridgedLock:
         self._waiting: deque[asyncio.Future[bool]] = deque()
         # How often the waiting tasks were refused, and the function that returns the latest error.
         self._refusals = 0
-        self._refusal: Callable[[], BaseException] = _lost
+        self._refusal: Callable[[], BaseException] = _holder_gone_error
 
     def __enter__(self) -> None:
         if self.held:
@@ -93,7 +93,7 @@ class BridgedLock:
         try:
             handed = await turn
         except BaseException:
-            if not _give_up(turn) and turn.result():
+            if not _withdraw(turn) and turn.result():
                 # The lock was handed over at the same moment as the cancellation or the closing.
                 self.release()
             raise
@@ -114,7 +114,7 @@ class BridgedLock:
             self.holder, self.held = None, False
 
 
-def _give_up(turn: asyncio.Future[bool]) -> bool:
+def _withdraw(turn: asyncio.Future[bool]) -> bool:
     """Mark *turn* as one that nobody waits for; return False if it has its result already.
 
     A closed coroutine leaves its future pending, unlike a cancelled one.

@@ -54,7 +54,7 @@ def may_touch_loop(loop: AbstractEventLoop) -> bool:
         return True
     # A closed call unwinds as its own task wherever that happens, so `in_step` alone proves
     # nothing.
-    return _get_running_loop() is not loop or (in_step() and not bridge.abandoned)
+    return _get_running_loop() is not loop or (in_step() and not bridge.call_closed)
 
 
 def may_run_nested(loop: AbstractEventLoop) -> bool:

@@ -32,7 +32,7 @@ def patch(module: ModuleType) -> None:
             return
 
     for name in atomic_decorated.adopt_decorated(cls):
-        early.note(
+        early.report_made_early(
             f"@transaction.atomic decorated the coroutine function {name}",
             "it runs in a transaction, but who looked at it before took it for a synchronous one",
         )

@@ -21,8 +21,8 @@ from django.db import DEFAULT_DB_ALIAS, DatabaseError, transaction
 
 from ..bridge.greenlets import drive, run_bridged
 from ..pool.stopping import shielded
-from ..tasks.abandoning import FRAMES, abandon, end, left_elsewhere, may_wait, watch
-from ..tasks.frames import block_has_ended
+from ..tasks.abandoning import FRAMES, abandon, end_frame, left_elsewhere_error, may_wait, watch
+from ..tasks.frames import block_ended_error
 from ..wrapper.attributes import BackendWrapper
 from ..wrapper.dispatch import begins_here, run_for_alias, runs_bridged, thread_transactions
 from .atomic_blocks import leaving_next, which_block
@@ -101,17 +101,17 @@ async def aexit(self: Any, *exc_info: Any) -> Any:
     caller = sys._getframe(1)
     alias = self.using or DEFAULT_DB_ALIAS
     left = which_block(self, exc_info[0], caller)
-    if left.is_gone:
+    if left.is_revoked:
         if exc_info[0] is None:
-            raise block_has_ended()
+            raise block_ended_error()
         return None
-    if (frame := left.abandoned) is not None:
+    if (frame := left.abandoned_frame) is not None:
         if _needs_no_thread(alias) and may_wait(frame, caller):
-            return await run_bridged(end, frame)
+            return await run_bridged(end_frame, frame)
         # A coroutine that is being closed cannot await the end of its block.
         abandon(frame)
         if exc_info[0] is None:
-            raise left_elsewhere(frame)
+            raise left_elsewhere_error(frame)
         return None
     if (begins := begins_here(alias)) or _needs_no_thread(alias):
         leaving_next.set(left)

@@ -23,15 +23,15 @@ from ..tasks.abandoning import (
     BlockLeftError,
     abandon,
     abandoned_frame,
-    end_abandoned,
-    left_elsewhere,
+    end_abandoned_frames,
+    left_elsewhere_error,
     own_frame,
     watch,
 )
-from ..tasks.actors import current_actor, deputies
-from ..tasks.frames import Frame, block_has_ended
-from ..tasks.orphans import was_left
-from ..tasks.taken import leaves_taken, taken
+from ..tasks.actors import acting_tasks, current_actor
+from ..tasks.frames import Frame, block_ended_error
+from ..tasks.orphans import remove_orphan_of
+from ..tasks.revoked import leaves_revoked, revoked_blocks
 from ..wrapper.attributes import BackendWrapper
 from ..wrapper.dispatch import thread_transactions
 from .atomic_ends import leave_block, leave_in_thread
@@ -45,9 +45,9 @@ def entering(enter: Callable[..., Any]) -> Callable[..., Any]:
         wrapper = transaction.get_connection(self.using)
         if not isinstance(wrapper, BackendWrapper):
             return enter(self)
-        state = wrapper.here()
+        state = wrapper.bridged_state()
         if state is None:
-            if (joined := wrapper.joined) is not None:
+            if (joined := wrapper.joined_transaction) is not None:
                 return wrapper.hand_over(joined, self.__enter__)
             before = noted_of_thread(wrapper)
             enter(self)
@@ -62,12 +62,12 @@ def entering(enter: Callable[..., Any]) -> Callable[..., Any]:
         frame = state.enter_block(wrapper)
         try:
             enter(self)
-            if frame.left:
+            if frame.is_removed:
                 # The outer block was rolled back while this task waited for SAVEPOINT.
-                _take_back(wrapper, self)
-                raise block_has_ended()
+                _undo_entering(wrapper, self)
+                raise block_ended_error()
         except BaseException:
-            if not frame.left:
+            if not frame.is_removed:
                 # Django leaves the block half entered if anything but a database error interrupts
                 # it.
                 state.forget_block(frame)
@@ -86,7 +86,7 @@ def entering(enter: Callable[..., Any]) -> Callable[..., Any]:
     return __enter__
 
 
-def _take_back(wrapper: BackendWrapper, atomic: Any) -> None:
+def _undo_entering(wrapper: BackendWrapper, atomic: Any) -> None:
     """Undo Django's record of entering *atomic*, a nested block."""
     wrapper.savepoint_ids.pop()
     if wrapper.atomic_blocks[-1:] == [atomic]:
@@ -98,23 +98,23 @@ def leaving(leave: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(leave)
     def __exit__(self: Any, exc_type: Any, exc_value: Any, traceback: Any) -> Any:
-        left = _which(self, exc_type, exc_value, sys._getframe(1))
-        if left.is_gone:
+        left = _block_left(self, exc_type, exc_value, sys._getframe(1))
+        if left.is_revoked:
             if exc_type is None:
-                raise block_has_ended()
+                raise block_ended_error()
             return None
-        if left.abandoned is not None:
-            abandon(left.abandoned)
+        if left.abandoned_frame is not None:
+            abandon(left.abandoned_frame)
             if exc_type is None:
-                raise left_elsewhere(left.abandoned)
+                raise left_elsewhere_error(left.abandoned_frame)
             return None
         wrapper = transaction.get_connection(self.using)
         if not isinstance(wrapper, BackendWrapper):
             return leave(self, exc_type, exc_value, traceback)
-        state = wrapper.here()
+        state = wrapper.bridged_state()
         if state is None:
             try:
-                joined = wrapper.joined
+                joined = wrapper.joined_transaction
             except RuntimeError:
                 # The transaction has ended, and the block with it.
                 if exc_type is None:
@@ -136,10 +136,10 @@ def leaving(leave: Callable[..., Any]) -> Callable[..., Any]:
                     restore_of_thread(wrapper, before)
                 if not wrapper.in_atomic_block:
                     thread_transactions.set(thread_transactions.get() - {wrapper.alias})
-        if state.frames and state.frames[-1].abandoned:
-            end_abandoned(state)
+        if state.frames and state.frames[-1].is_abandoned:
+            end_abandoned_frames(state)
         if left.frame is None:
-            was_left(self)
+            remove_orphan_of(self)
         try:
             return leave_block(
                 wrapper,
@@ -150,10 +150,10 @@ def leaving(leave: Callable[..., Any]) -> Callable[..., Any]:
             )
         finally:
             entered: list[Frame] = self.__dict__.get(FRAMES, [])
-            if len(entered) == 1 and entered[0].left:
+            if len(entered) == 1 and entered[0].is_removed:
                 entered.clear()
             else:
-                entered[:] = [frame for frame in entered if not frame.left]
+                entered[:] = [frame for frame in entered if not frame.is_removed]
 
     return __exit__
 
@@ -165,9 +165,9 @@ class Leaving(NamedTuple):
     # The running task's frame in *atomic*, if it has one.
     frame: Frame | None
     # The frame whose end cannot be awaited.
-    abandoned: Frame | None
-    # Whether the block has ended already, since it was taken away from its generator.
-    is_gone: bool = False
+    abandoned_frame: Frame | None
+    # Whether the block was revoked, and has ended already; see `tasks.revoked`.
+    is_revoked: bool = False
 
 
 # The block that ``__exit__``, called next in this context, leaves: ``__aexit__`` sets it, since
@@ -177,8 +177,8 @@ leaving_next: ContextVar[Leaving | None] = ContextVar("pgbackend_leaving", defau
 
 def which_block(atomic: Any, exc_type: Any, caller: FrameType | None) -> Leaving:
     """Return which block of *atomic* the *caller* leaves."""
-    if taken and leaves_taken(atomic, caller):
-        return Leaving(atomic, None, None, is_gone=True)
+    if revoked_blocks and leaves_revoked(atomic, caller):
+        return Leaving(atomic, None, None, is_revoked=True)
     if exc_type is None and (only := _only_frame(atomic, caller)) is not None:
         return Leaving(atomic, only, None)
     actor = current_actor()
@@ -192,22 +192,22 @@ def _only_frame(atomic: Any, caller: FrameType | None) -> Frame | None:
     Return None in all other cases, also where nothing can be awaited any more.
     """
     entered: list[Frame] = atomic.__dict__.get(FRAMES, ())
-    if len(entered) != 1 or deputies.get() is not None or _get_running_loop() is None:
+    if len(entered) != 1 or acting_tasks.get() is not None or _get_running_loop() is None:
         return None
     frame = entered[0]
     if (
         frame.entered_in == id(caller)
         and frame.actor.task is not None
         and frame.actor.task is current_task()
-        and not frame.left
-        and not frame.abandoned
-        and not getattr(getcurrent(), "abandoned", False)
+        and not frame.is_removed
+        and not frame.is_abandoned
+        and not getattr(getcurrent(), "call_closed", False)
     ):
         return frame
     return None
 
 
-def _which(atomic: Any, exc_type: Any, exc_value: Any, caller: FrameType) -> Leaving:
+def _block_left(atomic: Any, exc_type: Any, exc_value: Any, caller: FrameType) -> Leaving:
     if isinstance(exc_value, BlockLeftError):
         return Leaving(atomic, exc_value.frame, None)
     left = leaving_next.get()

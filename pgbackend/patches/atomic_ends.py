@@ -22,8 +22,8 @@ from ..bridge.greenlets import await_bridged, run_bridged
 from ..errors import NotCommitted
 from ..pool.face import BridgedConnection
 from ..pool.stopping import shielded
-from ..tasks.abandoning import end_within
-from ..tasks.frames import Frame, block_has_ended, step_out
+from ..tasks.abandoning import end_frames_within
+from ..tasks.frames import Frame, block_ended_error, step_out
 from ..tasks.orphans import end_orphan_on_top
 from ..tasks.state import ConnectionState
 
@@ -49,14 +49,14 @@ def leave_block(
     Raise RuntimeError if the transaction ended meanwhile and the block did not fail. Raise
     `NotCommitted` if the block did not fail, but was broken by an error that was caught in it.
     """
-    if frame is None or frame.left:
+    if frame is None or frame.is_removed:
         return _unwind(frame, failed=failed)
     state = frame.state
     # Whether the transaction ends with this block.
     ends = state.frames[0] is frame and state.commit_on_exit
     try:
         if state.frames[-1] is not frame:
-            end_within(frame)
+            end_frames_within(frame)
         _begin_to_leave(wrapper, frame, failed=failed, ends=ends)
     except BaseException as interruption:
         try:
@@ -65,7 +65,7 @@ def leave_block(
             state.leave_frame(frame)
         raise
     # Check after the wait: the transaction may have ended meanwhile.
-    if frame.left:
+    if frame.is_removed:
         return _unwind(frame, failed=failed)
     broken_by = _what_broke(state)
     try:
@@ -74,13 +74,13 @@ def leave_block(
     except BaseException as interruption:
         if ends or failed or not isinstance(interruption, DatabaseError):
             _undo(wrapper, frame, interruption, ends=ends)
-        elif state.is_lost and _is_broken(frame) and not frame.left:
+        elif state.is_lost and _is_broken(frame) and not frame.is_removed:
             # Django handles an error that the server answers with: it has the outer block rolled
             # back, but does not report why.
             state.break_block(interruption)
         raise
     else:
-        if not ends and not frame.left and state.needs_rollback:
+        if not ends and not frame.is_removed and state.needs_rollback:
             # Django forgets the reason: keep it for the outer block, which has to be rolled back,
             # too.
             why = broken_by or (error if _is_broken(frame) or state.is_lost else None)
@@ -89,7 +89,7 @@ def leave_block(
     finally:
         state.leave_frame(frame)
     if broken_by is not None and not failed:
-        raise _not_committed() from broken_by
+        raise _not_committed_error() from broken_by
     return result
 
 
@@ -104,11 +104,11 @@ def leave_in_thread(state: ConnectionState, leave: Callable[[], Any], *, failed:
         if state.needs_rollback:
             state.break_block(broken_by)
         if not failed:
-            raise _not_committed() from broken_by
+            raise _not_committed_error() from broken_by
     return result
 
 
-def _not_committed() -> NotCommitted:
+def _not_committed_error() -> NotCommitted:
     return NotCommitted(
         "the block was rolled back, although no exception left it: its connection was lost, or the"
         " end of a block inside it was interrupted, and that was caught"
@@ -127,22 +127,22 @@ def _what_broke(state: ConnectionState) -> BaseException | None:
 def _unwind(frame: Frame | None, *, failed: bool) -> None:
     """Leave a block whose frame is gone: its transaction has ended, and the block with it."""
     if frame is not None:
-        frame.forgotten = False
+        frame.is_revoked = False
         step_out(frame)
     if not failed:
-        raise block_has_ended()
+        raise block_ended_error()
 
 
 def _begin_to_leave(wrapper: Any, frame: Frame, *, failed: bool, ends: bool) -> None:
     """Wait until *frame* is on top; if it *ends* the transaction, keep other tasks out."""
     state = frame.state
-    frame.leaving = True
+    frame.is_leaving = True
     if failed and ends:
         state.stop_others(frame)
     if not state.frames or state.frames[-1] is not frame:
         end_orphan_on_top(state)
         state.take_turn_to_leave(frame, wrapper.turn_timeout)
-    if ends and not frame.left:
+    if ends and not frame.is_removed:
         state.end_for_others()
 
 
@@ -176,7 +176,7 @@ def _undo(wrapper: Any, frame: Frame, interruption: BaseException, *, ends: bool
             # The pool rolls back the connection.
             wrapper.connection = None
         return
-    if frame.left:
+    if frame.is_removed:
         return
     state.forget_block(frame)
     done: list[None] = []
@@ -184,11 +184,11 @@ def _undo(wrapper: Any, frame: Frame, interruption: BaseException, *, ends: bool
         if frame.savepoint is not None and can_wait():
             _roll_back_to(wrapper, state, frame.savepoint, done)
     finally:
-        if frame.left:
+        if frame.is_removed:
             # The outer block has failed meanwhile, and the task may be in its next transaction.
             pass
         elif done:
-            state.was_rolled_back(frame)
+            state.undo_settings(frame)
             state.needs_rollback = False
             state.run_on_commit = [
                 each for each in state.run_on_commit if frame.savepoint not in each[0]

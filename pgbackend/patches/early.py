@@ -21,15 +21,15 @@ HINT = (
 )
 
 # What was made too early, and the consequence.
-found: list[tuple[str, str]] = []
+made_early: list[tuple[str, str]] = []
 
 
-def note(what: str, consequence: str) -> None:
+def report_made_early(what: str, consequence: str) -> None:
     """Have the check ``pgbackend.W003`` report that *what* was made too early."""
-    found.append((what, consequence))
+    made_early.append((what, consequence))
 
 
-def note_application(handler: Any) -> None:
+def report_early_applications(handler: Any) -> None:
     """Report ASGI applications made before: instances of *handler* and its subclasses.
 
     Django alone has adapted their middleware. The warning is logged, too, since a server's process
@@ -38,10 +38,10 @@ def note_application(handler: Any) -> None:
     if any(type(each) is handler for each in gc.get_referrers(handler)):
         what = f"The ASGI application {handler.__module__}.{handler.__qualname__} was made"
         consequence = "its synchronous middleware keeps its threads"
-        note(what, consequence)
+        report_made_early(what, consequence)
         logger.warning("%s before pgbackend was loaded: %s. %s", what, consequence, HINT)
     for subclass in handler.__subclasses__():
-        note_application(subclass)
+        report_early_applications(subclass)
 
 
 def check_early(**kwargs: Any) -> list[checks.CheckMessage]:
@@ -50,5 +50,5 @@ def check_early(**kwargs: Any) -> list[checks.CheckMessage]:
         checks.Warning(
             f"{what} before pgbackend was loaded: {consequence}.", hint=HINT, id="pgbackend.W003"
         )
-        for what, consequence in found
+        for what, consequence in made_early
     ]

@@ -72,7 +72,7 @@ def _guarded(frame: FrameType) -> Any:
     return args[0] if args else None
 
 
-def shorten() -> None:
+def skip_frame_lookup() -> None:
     """Let Django's own methods, the most frequent ones, skip the look at the caller's frame.
 
     Replace them on Django's classes rather than override them: Django's test cases replace some of
@@ -81,16 +81,16 @@ def shorten() -> None:
     for cls in (BaseDatabaseWrapper, postgresql.DatabaseWrapper):
         for name, method in list(vars(cls).items()):
             if isinstance(method, FunctionType) and method.__globals__["__name__"] == _GUARDS:
-                setattr(cls, name, _shortened(method))
+                setattr(cls, name, _skipping_frame_lookup(method))
 
 
-def _shortened(guarded: Any) -> Callable[..., Any]:
+def _skipping_frame_lookup(guarded: Any) -> Callable[..., Any]:
     unguarded = guarded.__wrapped__
 
     @functools.wraps(unguarded)
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(self, BackendWrapper) and self.bridge_enabled:
-            if self.here() is None:
+            if self.bridged_state() is None:
                 self.check_not_on_loop()
             return unguarded(self, *args, **kwargs)
         return guarded(self, *args, **kwargs)
@@ -106,4 +106,4 @@ def patch(module: ModuleType) -> None:
         "the synchronous ORM is refused in asynchronous code",
     ):
         module.get_running_loop = get_running_loop  # type: ignore[attr-defined]  # the patch
-        shorten()
+        skip_frame_lookup()

@@ -66,7 +66,7 @@ def patch(module: ModuleType) -> None:
     its own task: the parts are bridged wherever they run.
     """
     handler = module.ASGIHandler
-    early.note_application(handler)
+    early.report_early_applications(handler)
     for name, where in (
         ("handle", serving.serve),
         ("read_body", serving.read),

@@ -21,7 +21,7 @@ import psycopg
 from django.db import DatabaseError, InterfaceError
 
 from ..fingerprints import fingerprint, is_known
-from ..wrapper.cursors import LeaseHolder, collect_opened
+from ..wrapper.cursors import LeaseHolder, collect_opened_cursors
 from ..wrapper.dispatch import all_run_bridged, run_for_aliases, runs_bridged
 from . import aliases
 
@@ -41,23 +41,23 @@ class Reading:
         for cursor in self.cursors:
             cursor.close_in_server()
 
-    def leave(self) -> None:
+    def close_later(self) -> None:
         """Have the cursors closed later, without waiting; from any thread."""
         for cursor in self.cursors:
-            cursor.leave()
+            cursor.close_later()
 
 
 # The readings of the generators made by `closing`, by weak references to the generators.
 _readings: dict[ref[AsyncGenerator[Any, None]], Reading] = {}
 
 
-def _left(generator: ref[AsyncGenerator[Any, None]]) -> None:
-    """Leave the cursors of a generator that is no longer referenced.
+def _close_dropped(generator: ref[AsyncGenerator[Any, None]]) -> None:
+    """Have the cursors of a generator that is no longer referenced closed.
 
     The loop closes the generator, too, but in a task of its own, and later: by then the reader may
     be in another transaction, or have rolled back to a savepoint.
     """
-    _readings.pop(generator).leave()
+    _readings.pop(generator).close_later()
 
 
 async def chunks(self: Any) -> AsyncGenerator[Any, None]:
@@ -69,7 +69,7 @@ async def chunks(self: Any) -> AsyncGenerator[Any, None]:
 
     def next_slice() -> list[Any]:
         nonlocal rows
-        with collect_opened(reading.cursors):
+        with collect_opened_cursors(reading.cursors):
             if rows is None:
                 rows = iter(self)
             return list(islice(rows, self.chunk_size))
@@ -102,7 +102,7 @@ async def chunks(self: Any) -> AsyncGenerator[Any, None]:
             if closed and (_get_running_loop() is None or all(map(runs_bridged, used))):
                 # The reader's coroutine may be the one that was closed, where nothing can be
                 # awaited.
-                reading.leave()
+                reading.close_later()
             else:
                 await call(close)
         except (psycopg.Error, DatabaseError, InterfaceError) as error:
@@ -134,7 +134,7 @@ def closing(
         queryset = self._chain()
         reading = queryset._pgbackend_reading = Reading()
         generator = _read(aiterator(queryset, *args, **kwargs), reading)
-        _readings[ref(generator, _left)] = reading
+        _readings[ref(generator, _close_dropped)] = reading
         return generator
 
     return patched
@@ -145,7 +145,7 @@ async def _read(items: AsyncGenerator[Any, None], reading: Reading) -> AsyncGene
         async for item in items:
             yield item
     except GeneratorExit:
-        reading.leave()
+        reading.close_later()
         raise
     finally:
         each: Any

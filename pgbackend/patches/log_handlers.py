@@ -6,8 +6,8 @@ import functools
 import logging
 from typing import Any
 
-from ..bridge.greenlets import before_waits
-from ..bridge.held_locks import emitting, importing, name_held
+from ..bridge.greenlets import check_before_waits
+from ..bridge.held_locks import emitting, importing, warn_of_held_locks
 
 
 def patch() -> None:
@@ -26,4 +26,4 @@ def patch() -> None:
             emitting.remove(self)
 
     logging.Handler.handle = patched  # type: ignore[method-assign]  # the patch
-    before_waits((importing, emitting), name_held)
+    check_before_waits((importing, emitting), warn_of_held_locks)

@@ -54,7 +54,7 @@ def _unless_joined(wrapper: BackendWrapper, method: Callable[..., Any]) -> Calla
     """
 
     def cursor(*args: Any, **kwargs: Any) -> Any:
-        if wrapper.joined is None:
+        if wrapper.joined_transaction is None:
             return method(*args, **kwargs)
         return getattr(type(wrapper), method.__name__)(wrapper, *args, **kwargs)
 

@@ -29,7 +29,7 @@ from psycopg.pq import Format, PGconn, TransactionStatus
 
 from ..bridge.current import can_wait
 from ..bridge.lock import BridgedLock
-from .physical import PooledConnection, unread
+from .physical import PooledConnection, unread_error
 from .socket_wait import SocketWait
 from .stopping import StoppableConnection
 
@@ -313,7 +313,7 @@ class BridgedConnection(StoppableConnection):
         self._notice_handlers, self._notify_handlers = [], []
         self._notifies_backlog = deque()
         self._prepared = PrepareManager()
-        self.lock = BridgedLock(unread)
+        self.lock = BridgedLock(unread_error)
         # Cursors hold the PGconn themselves, so their waits have to be refused, too.
         vars(self)["wait"] = _refuse_to_wait
 

@@ -75,7 +75,7 @@ class PooledConnection(psycopg.AsyncConnection[Any]):
         self.face.given_up()
         if self.face.lease is not None:
             self.face.lease.state.coroutine_was_closed()
-        return unread()
+        return unread_error()
 
     async def close(self) -> None:
         """Close the connection politely, as psycopg's ``close`` does."""
@@ -140,7 +140,7 @@ class PooledConnection(psycopg.AsyncConnection[Any]):
         )
 
 
-def unread() -> psycopg.OperationalError:
+def unread_error() -> psycopg.OperationalError:
     """Return the error for a task that waits behind a statement whose answer nobody reads."""
     return psycopg.OperationalError(
         "the connection was closed: the coroutine that used it was closed while it waited"

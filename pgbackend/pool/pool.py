@@ -95,8 +95,8 @@ class ConnectionPool(ReturningPool):
         self._reset_timer: asyncio.TimerHandle | None = None
         self._physical: WeakSet[PooledConnection] = WeakSet()
         self._keeper: asyncio.Task[None] | None = None
-        # The `opening.FoundPool` that wrappers share; see `opening.find_pool`.
-        self.found: Any = None
+        # The `opening.PoolForSettings` that wrappers share; see `opening.find_pool`.
+        self.settings_entry: Any = None
         self.loop: asyncio.AbstractEventLoop | None = None
         self._context = Context()
         self._context.run(context_setup)

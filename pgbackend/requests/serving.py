@@ -17,11 +17,11 @@ from django.db import connections
 
 from .. import conf
 from ..bridge.current import is_bridged
-from ..bridge.ends import last
+from ..bridge.ends import begin_scope
 from ..tasks.membership import in_transaction
 from ..tasks.request import serving_with
 from ..wrapper.dispatch import in_bridge, runs_bridged
-from .stalled import ClientStalledError, Send, bounded, give_back_what_is_left
+from .stalled import ClientStalledError, Send, give_back_leases, limited_send
 
 logger = logging.getLogger("pgbackend.asgi")
 
@@ -100,13 +100,13 @@ async def respond(
 ) -> None:
     """Await ``send_response(...)`` for the request that `serve` began; see `stalled`."""
     try:
-        with bounded(send, streaming=response.streaming) as sending:
+        with limited_send(send, streaming=response.streaming) as sending:
             await work(_send_and_close, send_response, handler, response, sending)
     except ClientStalledError as error:
         # Django continues as after any response. The response was not sent completely, so the
         # server closes the client's connection.
         logger.warning("ended the response to a client: %s", str(error))
-        give_back_what_is_left()
+        give_back_leases()
 
 
 async def _send_and_close(
@@ -140,7 +140,7 @@ async def _part(
     The later parts use the session that this part has made.
     """
     if is_bridged():
-        last(lambda callback: task.add_done_callback(lambda _: callback()))
+        begin_scope(lambda callback: task.add_done_callback(lambda _: callback()))
     return await handle(*args, **kwargs)
 
 

@@ -22,7 +22,7 @@ Message = MutableMapping[str, Any]
 Send = Callable[[Message], Awaitable[None]]
 
 # How often a client that reads nothing is checked within its time limit, or within a second.
-_LOOKS = 5
+_CHECKS = 5
 
 
 class ClientStalledError(OSError):
@@ -34,7 +34,7 @@ class ClientStalledError(OSError):
 
 
 @contextmanager
-def bounded(send: Send, *, streaming: bool = True) -> Iterator[Send]:
+def limited_send(send: Send, *, streaming: bool = True) -> Iterator[Send]:
     """Give the block a ``send()`` that raises `ClientStalledError` after too long a wait.
 
     The limit applies while wrappers of the running context have connections on loan. Unless the
@@ -45,14 +45,14 @@ def bounded(send: Send, *, streaming: bool = True) -> Iterator[Send]:
     if seconds is None or not (streaming or any(each.leases() for each in wrappers)):
         yield send
         return
-    bound = _BoundedSend(send, seconds, wrappers)
+    bound = _LimitedSend(send, seconds, wrappers)
     try:
         yield bound
     finally:
         bound.end()
 
 
-def give_back_what_is_left() -> None:
+def give_back_leases() -> None:
     """Give back the leases of tasks of a request that has ended, except those in transactions.
 
     A producer of rows that waits for its sender gets an error when it goes on.
@@ -68,7 +68,7 @@ def _wrappers() -> list[BackendWrapper]:
     return [each for each in connections.all() if isinstance(each, BackendWrapper)]
 
 
-class _BoundedSend:
+class _LimitedSend:
     """A ``send()`` whose waits are checked now and then."""
 
     def __init__(self, send: Send, seconds: float, wrappers: list[BackendWrapper]) -> None:
@@ -85,7 +85,7 @@ class _BoundedSend:
         """Send *message*, as the server does."""
         self._since = self._loop.time()
         if self._timer is None:
-            self._look_later(self._seconds)
+            self._check_later(self._seconds)
         try:
             async with asyncio.timeout(None) as scope:
                 self._scope = scope
@@ -105,7 +105,7 @@ class _BoundedSend:
         if self._timer is not None:
             self._timer.cancel()
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         """End the wait if its time is over.
 
         If other tasks wait for a connection of the same pool, half of the pool's timeout is enough:
@@ -121,9 +121,9 @@ class _BoundedSend:
         if pools and self._loop.time() - self._since >= seconds:
             self._scope.reschedule(self._loop.time())
         else:
-            self._look_later(patience)
+            self._check_later(patience)
 
-    def _look_later(self, patience: float) -> None:
+    def _check_later(self, patience: float) -> None:
         # Use an empty context: the task's own context would keep the task alive.
-        seconds = min(patience, 1.0) / _LOOKS
-        self._timer = self._loop.call_later(seconds, self._look, context=Context())
+        seconds = min(patience, 1.0) / _CHECKS
+        self._timer = self._loop.call_later(seconds, self._check, context=Context())

@@ -1,7 +1,7 @@
 """Inspect statements of psycopg's cursors before they are sent, and their answers afterwards.
 
 A statement that makes something in a session needs an owner that keeps the session: `pinned()`, a
-request, or another lasting call. Without one, the statement is refused. Every cursor of a pooled
+request, or another scope. Without one, the statement is refused. Every cursor of a pooled
 connection is guarded: those in Django's wrappers, and those made from psycopg's connection
 directly.
 """
@@ -19,10 +19,10 @@ import psycopg
 from greenlet import getcurrent
 from psycopg import sql
 
-from ..bridge.ends import ending
+from ..bridge.ends import scope_end_adder
 from ..pool.face import BridgedConnection
 from ..pool.session_reset import reset_and_execute, sends_text
-from ..tasks.kept_sessions import enter_session
+from ..tasks.kept_sessions import share_session
 from ..tasks.lease import Lease
 from .clean import CleanSQL
 from .in_force import may_change, note_kept, note_on_loop
@@ -254,7 +254,9 @@ def _keep(lease: Lease, *, silent: bool, late: bool = False) -> None:
     *silent* says that losing the effect would cause no error. An effect that is not silent may end
     with a transaction.
     """
-    if lease.keepers or ((maker := _maker.get()) is not None and maker is asyncio.current_task()):
+    if lease.session_pins or (
+        (maker := _maker.get()) is not None and maker is asyncio.current_task()
+    ):
         return
     state = lease.state
     transaction = state.transaction
@@ -262,11 +264,11 @@ def _keep(lease: Lease, *, silent: bool, late: bool = False) -> None:
     if transaction is not None and not ends_with_block:
         # With autocommit off the connection is kept from one transaction to the next.
         return
-    register = ending() or (transaction.ending if transaction is not None else None)
+    register = scope_end_adder() or (transaction.add_scope_end if transaction is not None else None)
     if register is not None:
-        lease.keep()
-        register(lease.keep_no_longer)
-        enter_session(lease, transaction)
+        lease.pin_for_session()
+        register(lease.unpin_for_session)
+        share_session(lease, transaction)
         note_kept(lease)
     elif silent or transaction is None:
         raise psycopg.ProgrammingError(_refusal(lease, in_block=transaction is not None, late=late))

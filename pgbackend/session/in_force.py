@@ -193,7 +193,7 @@ def check_on_loop(wrapper: Any, lease: Lease, sql: str) -> None:
     """
     elsewhere, where = wrapper.set_in_threads, "of a thread; on the event loop"
     kept: Lease | None = wrapper.kept_lease
-    others = kept is not None and kept is not lease and kept.on_loan and kept.keepers > 0
+    others = kept is not None and kept is not lease and kept.on_loan and kept.session_pins > 0
     if kept is not None and others and not is_detached():
         elsewhere, where = elsewhere | kept.settings, "that it keeps; on that of this task"
     if not elsewhere:
@@ -215,8 +215,8 @@ def check_in_thread(wrapper: Any, sql: str) -> None:
     of_loop = request_wrapper(wrapper.alias)
     if of_loop is None or wrapper.bridged:
         return
-    session = kept_sessions.sessions.get(kept_sessions.NO_SESSIONS).get(of_loop.states)
-    if session is None or not session.open:
+    session = kept_sessions.sessions_of_context.get(kept_sessions.NO_SESSIONS).get(of_loop.states)
+    if session is None or not session.is_kept:
         return
     missing = session.settings - _of_thread(of_loop)
     if missing and not only_sets(sql):

@@ -24,7 +24,7 @@ from ..pool.session_reset import failure, reset_and_execute
 from ..session.clean import CleanSQL
 from ..session.in_force import check_on_loop
 from ..tasks.lease import Lease
-from .instrumented import may_be_short
+from .instrumented import may_skip_cursors
 
 if TYPE_CHECKING:
     from psycopg.abc import PQGen
@@ -37,14 +37,14 @@ IDLE = TransactionStatus.IDLE
 def lease_for(wrapper: Any, sql: Any) -> Lease | None:
     """Return the lease to run *sql* on by the short way, held once; None if Django's cursor must.
 
-    The caller owes a `Lease.let_go`.
+    The caller owes a `Lease.release`.
     """
     if (
         type(sql) is CleanSQL
         and not wrapper.queries_logged
         and not wrapper.execute_wrappers
-        and may_be_short(wrapper)
-        and (state := wrapper.here()) is not None
+        and may_skip_cursors(wrapper)
+        and (state := wrapper.bridged_state()) is not None
     ):
         lease: Lease = wrapper.hold_for_statement(state)
         if (
@@ -53,7 +53,7 @@ def lease_for(wrapper: Any, sql: Any) -> Lease | None:
             and lease.pooled.execute_wrappers is None
         ):
             return lease
-        lease.let_go()
+        lease.release()
     return None
 
 
@@ -138,7 +138,7 @@ class DirectCursor:
         exc_value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._lease.let_go()
+        self._lease.release()
 
     def execute(self, sql: str, params: Any) -> None:
         """Run *sql*; raise the errors of Django's cursors."""

@@ -38,18 +38,18 @@ _of_wrapper = attrgetter(*_OF_WRAPPER)
 
 _of_psycopgs = attrgetter(*_OF_PSYCOPGS)
 
-# The backend's own class of wrappers; see `backend`.
-_backend: type | None = None
+# The backend's own class of wrappers; see `own_wrapper_class`.
+_own_wrapper_class: type | None = None
 
 
-def backend(cls: T) -> T:
+def own_wrapper_class(cls: T) -> T:
     """Register *cls* as the backend's own wrapper class, to compare others with."""
-    global _backend
-    _backend = cls
+    global _own_wrapper_class
+    _own_wrapper_class = cls
     return cls
 
 
-def may_be_short(wrapper: Any) -> bool:
+def may_skip_cursors(wrapper: Any) -> bool:
     """Return whether statements may skip Django's cursors: none of their methods was replaced."""
     if wrapper.configures_pool or not apps.ready:
         return False
@@ -70,17 +70,17 @@ def may_be_short(wrapper: Any) -> bool:
 def _originals() -> tuple[Any, ...]:
     """Return the original methods when the first statement is made: Django's, psycopg's or ours.
 
-    A method that was already replaced by then counts as None here, so `may_be_short()` is always
-    False. Methods that the backend's own methods call by ``super()`` are compared in the classes
-    that define them.
+    A method that was already replaced by then counts as None here, so `may_skip_cursors()` is
+    always False. Methods that the backend's own methods call by ``super()`` are compared in the
+    classes that define them.
     """
-    assert _backend is not None
+    assert _own_wrapper_class is not None
     places: list[tuple[type, list[str]]] = [
         (utils.CursorWrapper, list(_OF_DJANGOS)),
         (psycopg.Connection, ["cursor"]),
     ]
     seen: set[str] = set()
-    for cls in _backend.__mro__:
+    for cls in _own_wrapper_class.__mro__:
         names = vars(cls).keys() & set(_OF_WRAPPER)
         if overridden := sorted(names & seen):
             places.append((cls, overridden))
@@ -92,7 +92,7 @@ def _originals() -> tuple[Any, ...]:
         originals = tuple(_original(vars(cls)[name]) for name in found)
         of_classes.append(originals if len(found) > 1 else originals[0])
     return (
-        tuple(map(_original, _of_wrapper(_backend))),
+        tuple(map(_original, _of_wrapper(_own_wrapper_class))),
         tuple(map(_original, _of_psycopgs(Cursor))),
         looks,
         held,

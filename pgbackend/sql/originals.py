@@ -126,7 +126,7 @@ _NAMES = frozenset(
 compilers: set[type] = set()
 
 
-def compiles_alone(compiler: Any) -> bool:
+def is_compiled_by_django(compiler: Any) -> bool:
     """Return whether only Django's code takes part when *compiler* compiles plain columns.
 
     The fields and the query's own conditions are checked elsewhere.
@@ -160,13 +160,13 @@ def compiles_alone(compiler: Any) -> bool:
     )
 
 
-def updates_alone() -> bool:
-    """Return whether only Django's code takes part in UPDATE, in addition to `compiles_alone`."""
+def is_update_compiled_by_django() -> bool:
+    """Return whether only Django's code takes part in UPDATE, beside `is_compiled_by_django`."""
     return _update["as_sql"] is _UPDATE and _update["pre_sql_setup"] is _UPDATE_SETUP
 
 
-def orders_alone() -> bool:
-    """Return whether only Django's code takes part in ORDER BY beside `compiles_alone`."""
+def is_order_compiled_by_django() -> bool:
+    """Return whether only Django's code takes part in ORDER BY beside `is_compiled_by_django`."""
     return (
         _order["as_sql"] is _ORDER
         and AS_VENDOR not in _order

@@ -10,7 +10,7 @@ from django.db.models.sql import Query, UpdateQuery
 
 from ..fingerprints import unpatched
 
-# The attributes of a Query. `statement_cache.place` checks those that may affect a statement.
+# The attributes of a Query. `statement_cache.entry_for` checks those that may affect a statement.
 _ATTRIBUTES = frozenset(
     {
         "_annotation_select_cache",

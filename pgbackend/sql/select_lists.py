@@ -20,8 +20,8 @@ from django.db.models.expressions import Col
 from ..session import clean
 from .originals import AS_VENDOR, is_djangos
 
-# The attribute of a model's ``_meta`` that holds its `Select`.
-_PLACE = "_pgbackend_select"
+# The attribute of a model's ``_meta`` that holds its `SelectList`.
+_ATTRIBUTE = "_pgbackend_select"
 
 # The methods whose converters depend on the field alone. Others may return converters bound to the
 # connection that asks first.
@@ -34,21 +34,21 @@ _FROM_DB_VALUE = frozenset({"from_db_value"})
 _column = attrgetter("column")
 
 
-class Select:
+class SelectList:
     """The compiled columns of a model, and the converters of their values."""
 
     __slots__ = (
         "_columns",
         "_converters",
+        "_dicts",
         "_fields",
-        "_gets",
-        "_held",
+        "_getters",
         "_names",
-        "_names_said",
         "_range",
-        "_said",
         "_select",
         "_sizes",
+        "_watched_names",
+        "_watched_values",
         "is_plain",
         "numbers",
         "orders",
@@ -73,7 +73,7 @@ class Select:
             if type(column) is Col
         }
         self._watch(list(asked.values()))
-        # Whether the list can be used. If not, this object records that for as long as it `holds`.
+        # Whether the list can be used. If not, this object records that while it `is_current`.
         self.is_plain = not opts.parents and all(map(_is_plain, select, fields))
         # `numbers`: by the id of a field, its position and the field of its values. `orders`: the
         # names that a kept statement may order by.
@@ -94,38 +94,38 @@ class Select:
                 names += [field.name, "pk"] if field is opts.pk else [field.name]
             self.orders.update(name for each in names for name in (each, f"-{each}"))
 
-    def holds(self, opts: Any) -> bool:
+    def is_current(self, opts: Any) -> bool:
         """Return whether the model and the relevant methods of its fields are unchanged."""
         return (
             self._fields is opts.concrete_fields
             and self.table == opts.db_table
             and list(map(_column, self._fields)) == self._names
-            and (list(map(len, self._held)) == self._sizes or self._has_grown())
-            and list(map(call, self._gets, self._names_said)) == self._said
+            and (list(map(len, self._dicts)) == self._sizes or self._has_grown())
+            and list(map(call, self._getters, self._watched_names)) == self._watched_values
             and not hasattr(self._columns[0], AS_VENDOR)
         )
 
     def _watch(self, fields: list[Any]) -> None:
         """Remember the methods of *fields* and classes that matter, and how much both hold."""
         classes = dict.fromkeys(cls for each in fields for cls in type(each).__mro__[:-1])
-        self._held = [*map(vars, fields), *map(vars, classes)]
-        self._sizes = list(map(len, self._held))
+        self._dicts = [*map(vars, fields), *map(vars, classes)]
+        self._sizes = list(map(len, self._dicts))
         places = self._places()
-        self._gets = [held.get for held, _ in places]
-        self._names_said = [name for _, name in places]
-        self._said = list(map(call, self._gets, self._names_said))
+        self._getters = [held.get for held, _ in places]
+        self._watched_names = [name for _, name in places]
+        self._watched_values = list(map(call, self._getters, self._watched_names))
 
     def _places(self) -> list[tuple[Any, str]]:
-        return [(held, name) for held in self._held for name in sorted(_NAMES & held.keys())]
+        return [(held, name) for held in self._dicts for name in sorted(_NAMES & held.keys())]
 
     def _has_grown(self) -> bool:
         """Return whether fields or classes only gained attributes that do not matter, as caches."""
-        if not self.is_plain or [name for _, name in self._places()] != self._names_said:
+        if not self.is_plain or [name for _, name in self._places()] != self._watched_names:
             return False
-        self._sizes = list(map(len, self._held))
+        self._sizes = list(map(len, self._dicts))
         return True
 
-    def as_of_compiler(self, model: Any) -> tuple[list[Any], dict[str, Any], dict[str, int]]:
+    def for_compiler(self, model: Any) -> tuple[list[Any], dict[str, Any], dict[str, int]]:
         """Return what the compiler's ``get_select()`` returns."""
         select = self._select.copy()
         return select, {"model": model, "select_fields": self._range.copy()}, {}
@@ -140,7 +140,7 @@ class Select:
         return self._converters
 
 
-def selects_all(query: Any) -> bool:
+def selects_all_columns(query: Any) -> bool:
     """Return whether *query* selects exactly its model's columns, from one table."""
     return (
         query.default_cols
@@ -154,23 +154,23 @@ def selects_all(query: Any) -> bool:
     )
 
 
-def known(model: Any) -> Select | None:
+def kept_select_list(model: Any) -> SelectList | None:
     """Return the kept select list of *model* if it may be used, or None."""
     opts = model._meta
-    select: Select | None = opts.__dict__.get(_PLACE)
-    return select if select is not None and select.is_plain and select.holds(opts) else None
+    select: SelectList | None = opts.__dict__.get(_ATTRIBUTE)
+    return select if select is not None and select.is_plain and select.is_current(opts) else None
 
 
-def keep(model: Any, select: list[Any]) -> Select | None:
+def keep_select_list(model: Any, select: list[Any]) -> SelectList | None:
     """Keep a select list; return None if one of the fields has SQL of its own."""
     opts = model._meta
-    kept: Select | None = opts.__dict__.get(_PLACE)
+    kept: SelectList | None = opts.__dict__.get(_ATTRIBUTE)
     if hasattr(Col, AS_VENDOR):
         # Columns of all models are compiled by somebody else, perhaps not for long.
         return None
-    if kept is None or not kept.holds(opts):
-        kept = Select(opts, select)
-        setattr(opts, _PLACE, kept)
+    if kept is None or not kept.is_current(opts):
+        kept = SelectList(opts, select)
+        setattr(opts, _ATTRIBUTE, kept)
     return kept if kept.is_plain else None
 
 
@@ -181,11 +181,11 @@ def _is_plain(selected: Any, field: Any) -> bool:
         and column.target is field
         and alias is None
         and not hasattr(column, AS_VENDOR)
-        and all(map(_says_nothing, (field, column.output_field)))
+        and all(map(_uses_djangos_sql, (field, column.output_field)))
     )
 
 
-def _says_nothing(field: Any) -> bool:
+def _uses_djangos_sql(field: Any) -> bool:
     """Return whether *field* uses Django's own methods for its column, `from_db_value` aside."""
     cls = type(field)
     return (

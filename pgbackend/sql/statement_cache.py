@@ -20,9 +20,15 @@ from django.db.models.sql import Query, UpdateQuery
 from django.db.models.sql.where import WhereNode
 
 from ..session import clean
-from .originals import AS_VENDOR, compiles_alone, is_djangos, orders_alone, updates_alone
+from .originals import (
+    AS_VENDOR,
+    is_compiled_by_django,
+    is_djangos,
+    is_order_compiled_by_django,
+    is_update_compiled_by_django,
+)
 from .query_attributes import UNKNOWN
-from .select_lists import Select, known, selects_all
+from .select_lists import SelectList, kept_select_list, selects_all_columns
 
 # How many statements of a model are kept. An offset, for example, is part of a statement.
 _KEPT = 500
@@ -73,10 +79,10 @@ _OPERATORS = dict(DatabaseWrapper.operators)
 _NO_COLUMN = (None, None)
 
 
-class Place(NamedTuple):
+class CacheEntry(NamedTuple):
     """Where a statement is kept: in its select list, by its structure."""
 
-    select: Select
+    select: SelectList
     structure: tuple[Any, ...]
     # The new values of columns, as in `UpdateQuery.values`. Their parameters come first.
     values: list[Any]
@@ -141,14 +147,14 @@ class Place(NamedTuple):
         return parameters
 
 
-def place(compiler: Any) -> Place | None:
+def entry_for(compiler: Any) -> CacheEntry | None:
     """Return where the statement of *compiler* is kept, or None if it cannot be."""
     query = compiler.query
     if (
         UNKNOWN
         or type(query) is not Query
         or not query.alias_cols
-        or not selects_all(query)
+        or not selects_all_columns(query)
         or query.distinct
         or query.combinator
         or query.group_by is not None
@@ -156,8 +162,8 @@ def place(compiler: Any) -> Place | None:
         or query.extra_tables
         or query.extra_order_by
         or query.select_for_update_of
-        or not compiles_alone(compiler)
-        or (select := known(query.model)) is None
+        or not is_compiled_by_django(compiler)
+        or (select := kept_select_list(query.model)) is None
     ):
         return None
     order = query.order_by
@@ -167,7 +173,7 @@ def place(compiler: Any) -> Place | None:
     for each in order:
         if type(each) is not str or each not in orders:
             return None
-    if order and not orders_alone():
+    if order and not is_order_compiled_by_django():
         return None
     found: list[Any] = []
     operators = compiler.connection.operators
@@ -187,10 +193,10 @@ def place(compiler: Any) -> Place | None:
             query.select_for_no_key_update,
         ),
     )
-    return Place(select, structure, [], found)
+    return CacheEntry(select, structure, [], found)
 
 
-def place_of_update(compiler: Any) -> Place | None:
+def entry_for_update(compiler: Any) -> CacheEntry | None:
     """Return where the UPDATE of *compiler* is kept, or None if it cannot be."""
     query = compiler.query
     if (
@@ -200,9 +206,9 @@ def place_of_update(compiler: Any) -> Place | None:
         or query.related_updates
         # Django 6.1 can return fields from an UPDATE.
         or getattr(compiler, "returning_fields", None)
-        or not compiles_alone(compiler)
-        or not updates_alone()
-        or (select := known(query.model)) is None
+        or not is_compiled_by_django(compiler)
+        or not is_update_compiled_by_django()
+        or (select := kept_select_list(query.model)) is None
         or tuple(query.alias_map) != (query.get_meta().db_table,)
     ):
         return None
@@ -222,11 +228,11 @@ def place_of_update(compiler: Any) -> Place | None:
     if where is None:
         return None
     structure = (where, tuple(columns))
-    return Place(select, structure, query.values, found)
+    return CacheEntry(select, structure, query.values, found)
 
 
 def _structure(
-    where: Any, select: Select, operators: dict[str, str], found: list[Any]
+    where: Any, select: SelectList, operators: dict[str, str], found: list[Any]
 ) -> tuple[Any, ...] | None:
     """Return the structure of *where*; add the lookups that have parameters to *found*.
 

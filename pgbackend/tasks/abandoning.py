@@ -25,9 +25,9 @@ from greenlet import GreenletExit
 
 from ..bridge.current import can_wait, is_bridged
 from ..bridge.greenlets import run_bridged
-from .actors import Actor, current_actor, work_for
+from .actors import Actor, acting_for, current_actor
 from .frames import Frame
-from .taken import stack_ids, take_away
+from .revoked import revoke, stack_ids
 from .turns import Turns
 
 # The attribute of an `Atomic` with the frames of the tasks that are inside it, usually one.
@@ -64,7 +64,7 @@ def own_frame(atomic: Any, caller: FrameType | None, actor: Actor) -> Frame | No
     Return None if the actor is in no block of *atomic* any more; a block elsewhere does not count.
     """
     entered: Sequence[Frame] = getattr(atomic, FRAMES, ())
-    own = [frame for frame in entered if frame.actor == actor and not frame.abandoned]
+    own = [frame for frame in entered if frame.actor == actor and not frame.is_abandoned]
     return _of_caller(own, caller)
 
 
@@ -87,7 +87,7 @@ def abandoned_frame(
     generator in the middle of anything.
     """
     entered: Sequence[Frame] = getattr(atomic, FRAMES, ())
-    frames = [frame for frame in entered if not frame.left]
+    frames = [frame for frame in entered if not frame.is_removed]
     if not frames or (exc_type is not None and issubclass(exc_type, BlockLeftError)):
         return None
     own = _of_caller([frame for frame in frames if frame.actor == actor], caller)
@@ -100,14 +100,14 @@ def abandoned_frame(
     if here:
         return here[-1]
     # If several tasks have blocks of *atomic* open, nothing shows which one is left; their
-    # generators are watched instead. The same is true if the caller's own block was taken away
+    # generators are watched instead. The same is true if the caller's own block was revoked
     # before.
     if len(frames) > 1 or any(frame.actor == actor for frame in entered):
         return None
     return frames[0]
 
 
-def left_elsewhere(frame: Frame) -> RuntimeError:
+def left_elsewhere_error(frame: Frame) -> RuntimeError:
     """Return the error for another task that leaves the block of *frame* normally.
 
     Without the error, rows that will be rolled back would count as committed.
@@ -126,7 +126,7 @@ def may_wait(frame: Frame, caller: FrameType | None) -> bool:
     end and awaits it. It is impossible if nothing references the generator any more, or if the
     awaiting coroutine is itself being closed.
     """
-    if frame.abandoned or frame.actor != current_actor() or caller is None:
+    if frame.is_abandoned or frame.actor != current_actor() or caller is None:
         return False
     if not caller.f_code.co_flags & inspect.CO_ASYNC_GENERATOR:
         return False
@@ -156,10 +156,10 @@ def _is_closed() -> bool:
 def abandon(frame: Frame) -> None:
     """Have the block of *frame* ended for its task, without waiting; from any thread."""
     transaction = frame.state.transaction
-    if frame.left or frame.abandoned or transaction is None:
+    if frame.is_removed or frame.is_abandoned or transaction is None:
         return
     frame.when_on_top = functools.partial(_end_soon, frame)
-    frame.abandoned = True
+    frame.is_abandoned = True
     if not transaction.loop.is_closed():
         # If the loop is closed, its connections are closed, too, and nothing is left to end.
         transaction.loop.call_soon_threadsafe(frame.when_on_top, context=Context())
@@ -170,10 +170,10 @@ def _end_soon(frame: Frame) -> None:
 
     Do nothing while an abandoned block inside it has to end first: `leave_frame` calls again.
     """
-    if frame.left or frame.ender is not None:
+    if frame.is_removed or frame.ending_task is not None:
         return
     frames = frame.state.frames
-    if any(each.abandoned for each in frames[frames.index(frame) + 1 :]):
+    if any(each.is_abandoned for each in frames[frames.index(frame) + 1 :]):
         return
     context = frame.actor.context
     task = asyncio.get_running_loop().create_task(
@@ -191,28 +191,28 @@ async def _end(frame: Frame) -> None:
     wrapper: Any = frame.wrapper
     # asgiref hides a thread's wrappers from copied contexts, so set the wrapper again.
     connections[wrapper.alias] = wrapper
-    with work_for(frame.actor, wrapper, _nobody_waits):
-        await run_bridged(end, frame)
+    with acting_for(frame.actor, wrapper, _nobody_waits):
+        await run_bridged(end_frame, frame)
 
 
-def end_abandoned(state: Turns) -> None:
+def end_abandoned_frames(state: Turns) -> None:
     """End the blocks on top of *state* that the running task has abandoned, innermost first."""
-    while state.frames and state.frames[-1].abandoned:
+    while state.frames and state.frames[-1].is_abandoned:
         frame = state.frames[-1]
-        if frame.ender is not None or frame.actor != current_actor():
+        if frame.ending_task is not None or frame.actor != current_actor():
             # Another task ends the block, or has to: the caller waits for its turn.
             return
-        end(frame)
+        end_frame(frame)
 
 
-def end(frame: Frame) -> None:
+def end_frame(frame: Frame) -> None:
     """End the abandoned block of *frame* in place of its task."""
-    if frame.ender is None and not frame.left:
-        frame.ender = asyncio.current_task()
+    if frame.ending_task is None and not frame.is_removed:
+        frame.ending_task = asyncio.current_task()
         frame.atomic.__exit__(BlockLeftError, BlockLeftError(frame), None)
 
 
-def end_within(frame: Frame) -> None:
+def end_frames_within(frame: Frame) -> None:
     """End the blocks that the running task entered inside *frame* and has not left.
 
     Those blocks are in suspended generators, or in coroutines that do not know that they were
@@ -221,14 +221,14 @@ def end_within(frame: Frame) -> None:
     """
     frames, actor = frame.state.frames, current_actor()
     for each in frames[frames.index(frame) + 1 :]:
-        if each.actor == actor and not each.abandoned:
-            take_away(each)
+        if each.actor == actor and not each.is_abandoned:
+            revoke(each)
             abandon(each)
     while frame in frames and (top := frames[-1]) is not frame and top.actor == actor:
-        if top.ender is not None:
+        if top.ending_task is not None:
             # A task in place of this one is already ending the block, and is waited for.
             return
-        end(top)
+        end_frame(top)
 
 
 # Asynchronous generators

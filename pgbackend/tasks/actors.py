@@ -1,4 +1,9 @@
-"""Actors: the users of a transaction, tasks or calls in threads, and their deputies."""
+"""Actors: the users of a transaction, tasks or calls in threads, and the tasks that act for them.
+
+An *acting task* does something in place of another user of the transaction, who waits for it: the
+loop executes the statements of a thread, or ends a block for the task that left it. What the acting
+task does counts as done by that user.
+"""
 
 from __future__ import annotations
 
@@ -66,40 +71,40 @@ def running_task() -> asyncio.Task[Any] | None:
         return None
 
 
-class Deputy(NamedTuple):
+class ActingTask(NamedTuple):
     """A task that works for an actor elsewhere, who waits for it."""
 
-    # The deputy itself: tasks that it starts inherit the context variable, but are no deputies.
+    # The acting task itself: tasks that it starts inherit the context variable, but act for nobody.
     task: asyncio.Task[Any] | None
     actor: Actor
     # The actor's wrapper, for its query log and execute_wrappers.
     wrapper: Any
     # Called with True when the task begins to wait for a turn, and with False when it has waited.
-    waits: Callable[[bool], None]
+    on_wait: Callable[[bool], None]
 
 
-# The deputy that this context was made for; see `deputy`.
-deputies: ContextVar[Deputy | None] = ContextVar("pgbackend_deputy", default=None)
+# The acting task that this context was made for; see `acting_task`.
+acting_tasks: ContextVar[ActingTask | None] = ContextVar("pgbackend_acting_task", default=None)
 
 
 @contextmanager
-def work_for(actor: Actor, wrapper: Any, waits: Callable[[bool], None]) -> Iterator[None]:
-    """Count what the running task does in the block as done by *actor*; see `Deputy`."""
-    token = deputies.set(Deputy(asyncio.current_task(), actor, wrapper, waits))
+def acting_for(actor: Actor, wrapper: Any, on_wait: Callable[[bool], None]) -> Iterator[None]:
+    """Count what the running task does in the block as done by *actor*; see `ActingTask`."""
+    token = acting_tasks.set(ActingTask(asyncio.current_task(), actor, wrapper, on_wait))
     try:
         yield
     finally:
-        deputies.reset(token)
+        acting_tasks.reset(token)
 
 
-def deputy() -> Deputy | None:
-    """Return the running task's role if it is itself in a `work_for` block, or None."""
-    found = deputies.get()
+def acting_task() -> ActingTask | None:
+    """Return the running task's role if it is itself in an `acting_for` block, or None."""
+    found = acting_tasks.get()
     return found if found is not None and found.task is running_task() else None
 
 
 def current_actor() -> Actor:
     """Return the actor that the running code counts as."""
-    if deputies.get() is None or (found := deputy()) is None:
+    if acting_tasks.get() is None or (found := acting_task()) is None:
         return Actor()
     return found.actor

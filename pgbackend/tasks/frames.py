@@ -9,7 +9,7 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 from .actors import current_actor
-from .line import Line, Place
+from .waiting_line import Waiter, WaitingLine
 
 
 class Before(NamedTuple):
@@ -27,23 +27,23 @@ class Frame:
     """One entered ``atomic`` block; the frames decide whose turn it is in a transaction."""
 
     __slots__ = (
-        "abandoned",
         "actor",
         "atomic",
         "before",
         "body",
-        "ender",
+        "ending_task",
         "entered_in",
-        "forgotten",
         "generators",
-        "leaver",
-        "leaving",
-        "left",
-        "line",
+        "is_abandoned",
+        "is_leaving",
+        "is_removed",
+        "is_revoked",
+        "leaving_waiter",
         "outer",
         "pending_rollback",
         "savepoint",
         "state",
+        "waiting_line",
         "when_on_top",
         "wrapper",
     )
@@ -57,27 +57,29 @@ class Frame:
         self.actor = current_actor()
         # The savepoint that Django made for the block, if any.
         self.savepoint: str | None = None
-        self.left = False
+        # Whether the frame is no longer among the frames of the state: left, or revoked.
+        self.is_removed = False
         # The block, an `Atomic` of Django.
         self.atomic: Any = None
-        # `abandoned`: whether the block was left where its end cannot be awaited; see `abandoning`.
-        # `when_on_top`: called when the frame is on top. `ender`: the task that ends the block now.
-        # `generators`: weak references to the asynchronous generators that the block is in.
-        self.abandoned = False
+        # `is_abandoned`: whether the block was left where its end cannot be awaited; see
+        # `abandoning`. `when_on_top`: called when the frame is on top. `ending_task`: the task that
+        # ends the block now. `generators`: weak references to the asynchronous generators that the
+        # block is in.
+        self.is_abandoned = False
         self.when_on_top: Callable[[], None] | None = None
-        self.ender: asyncio.Task[Any] | None = None
+        self.ending_task: asyncio.Task[Any] | None = None
         self.generators: list[Any] = []
         # `entered_in`: the id of the Python frame that entered the block. `body`: that Python frame
         # itself if it is a generator's; see `abandoning.watch`.
         self.entered_in = 0
         self.body: FrameType | None = None
-        # Whether the block was taken away from a task that is still inside it.
-        self.forgotten = False
+        # Whether the block has ended while its task is still inside it.
+        self.is_revoked = False
         # The tasks that wait until this frame is on top.
-        self.line = Line()
-        # Whether the frame's task is about to leave, and the task's place while it waits for that.
-        self.leaving = False
-        self.leaver: Place | None = None
+        self.waiting_line = WaitingLine()
+        # Whether the frame's task is about to leave, and the task itself while it waits for that.
+        self.is_leaving = False
+        self.leaving_waiter: Waiter | None = None
         # Whether this frame's block has to be rolled back: it broke while another task's frame was
         # on top.
         self.pending_rollback = False
@@ -101,30 +103,30 @@ def innermost_frame(wrapper: object) -> Frame | None:
     actor = current_actor()
     frame = innermost.get()
     while frame is not None and (
-        frame.actor != actor or frame.wrapper is not wrapper or frame.abandoned
+        frame.actor != actor or frame.wrapper is not wrapper or frame.is_abandoned
     ):
         frame = frame.outer
     return frame
 
 
-def entered(but: Frame | None = None) -> Frame | None:
+def innermost_live_frame(also: Frame | None = None) -> Frame | None:
     """Return the innermost frame of this context; skip abandoned frames that have ended.
 
-    *but* is not skipped.
+    *also* is not skipped.
     """
     frame = innermost.get()
-    while frame is not None and frame is not but and frame.abandoned and frame.left:
+    while frame is not None and frame is not also and frame.is_abandoned and frame.is_removed:
         frame = frame.outer
     return frame
 
 
 def step_out(frame: Frame) -> None:
     """Move this context out of *frame* if *frame* is the innermost."""
-    if innermost.get() is frame or entered(frame) is frame:
+    if innermost.get() is frame or innermost_live_frame(frame) is frame:
         innermost.set(frame.outer)
 
 
-def block_has_ended() -> RuntimeError:
+def block_ended_error() -> RuntimeError:
     """Return the error for a task inside a block that ended without it."""
     return RuntimeError(
         "the transaction of this atomic block has ended already, since the block of the task"
@@ -133,7 +135,7 @@ def block_has_ended() -> RuntimeError:
 
 
 def check_inside(wrapper: object) -> None:
-    """Raise RuntimeError in a task whose block on *wrapper* was taken away."""
+    """Raise RuntimeError in a task whose block on *wrapper* was revoked."""
     frame = innermost_frame(wrapper)
-    if frame is not None and frame.forgotten:
-        raise block_has_ended()
+    if frame is not None and frame.is_revoked:
+        raise block_ended_error()

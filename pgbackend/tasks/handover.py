@@ -17,11 +17,11 @@ from typing import Any, Generic, TypeVar
 from django.db import connections
 
 from ..bridge.greenlets import run_bridged
-from ..bridge.held_locks import name_held
-from .actors import current_actor, work_for
+from ..bridge.held_locks import warn_of_held_locks
+from .actors import acting_for, current_actor
 from .frames import innermost
-from .own_threads import Threads
-from .thread_calls import leave_thread
+from .own_threads import TransactionThreads
+from .thread_calls import yield_thread
 from .transaction import Transaction, transactions
 
 T = TypeVar("T")
@@ -55,12 +55,12 @@ def hand_over(
         # This is the loop's own thread: it uses an object that a thread left to it, such as an
         # iterator.
         return function(*args)
-    name_held()
+    warn_of_held_locks()
     call = _Call(wrapper, transaction, seconds, lambda: function(*args))
     while not call.done.done():
-        if call.waits.done() and leave_thread(call.done):
+        if call.began_to_wait.done() and yield_thread(call.done):
             break
-        news: Future[Any] = call.done if call.waits.done() else call.waits
+        news: Future[Any] = call.done if call.began_to_wait.done() else call.began_to_wait
         if not wait([news], call.interval).done:
             call.check()
     return call.end()
@@ -104,8 +104,8 @@ class _Call(Generic[T]):
         self.frame, self.entered = innermost.get(), transactions.get({})
         self.done: Future[T] = Future()
         # Done when the call begins to wait for its turn, and at the end.
-        self.waits: Future[None] = Future()
-        self._threads = Threads.here()
+        self.began_to_wait: Future[None] = Future()
+        self._threads = TransactionThreads.current()
         # The loop takes this lock when it begins, or the waiting side when it gives up.
         self._begin = threading.Lock()
         self._task: asyncio.Task[T] | None = None
@@ -131,7 +131,7 @@ class _Call(Generic[T]):
             if each.thread == threading.get_ident():
                 connections[each.wrapper.alias] = each.wrapper
         try:
-            with work_for(self.actor, self.wrapper, self._waits):
+            with acting_for(self.actor, self.wrapper, self._note_waiting):
                 return await run_bridged(self.function)
         finally:
             self.frame, self.entered = innermost.get(), transactions.get({})
@@ -144,14 +144,14 @@ class _Call(Generic[T]):
             self.done.set_exception(error)
         else:
             self.done.set_result(task.result())
-        if not self.waits.done():
-            self.waits.set_result(None)
+        if not self.began_to_wait.done():
+            self.began_to_wait.set_result(None)
 
-    def _waits(self, begins: bool) -> None:
-        if begins and not self.waits.done():
-            self.waits.set_result(None)
+    def _note_waiting(self, begins: bool) -> None:
+        if begins and not self.began_to_wait.done():
+            self.began_to_wait.set_result(None)
         if self._threads is not None:
-            self._threads.waits(begins=begins)
+            self._threads.note_waiting(begins=begins)
 
     # Elsewhere
 
@@ -207,10 +207,10 @@ class _Call(Generic[T]):
         state = self.transaction.state
         if state.lease is not None and state.lease.face.is_executing:
             state.lease.face.cancel()
-        state.drop()
+        state.give_back()
 
 
-class Handed:
+class LoopProxy:
     """An object of psycopg or Django, usually a cursor, whose every call runs on the loop."""
 
     def __init__(self, target: Any, call: Callable[..., Any]) -> None:
@@ -264,5 +264,5 @@ class Handed:
         # memoryview.
         waits = hasattr(result, "__next__") or hasattr(result, "__enter__")
         if waits and not isinstance(result, memoryview):
-            return Handed(result, self._call)
+            return LoopProxy(result, self._call)
         return result

@@ -27,9 +27,9 @@ class KeptSession:
         self._context = context
 
     @property
-    def open(self) -> bool:
+    def is_kept(self) -> bool:
         """Whether the session is still kept."""
-        return bool(self._lease.on_loan and self._lease.keepers > 0)
+        return bool(self._lease.on_loan and self._lease.session_pins > 0)
 
     @property
     def settings(self) -> frozenset[str]:
@@ -42,7 +42,7 @@ class KeptSession:
         return self._lease is lease
 
     @property
-    def was_joined(self) -> bool:
+    def is_inherited(self) -> bool:
         """Whether the running task was started in the session, directly or indirectly."""
         owner, context = self.owner(), self._context
         return owner is not asyncio.current_task() and context is not getcurrent().gr_context
@@ -62,12 +62,12 @@ def _nobody() -> None:
 
 
 # The kept sessions of this context, by the `states.States` of their wrappers.
-sessions: ContextVar[dict[object, KeptSession]] = ContextVar("pgbackend_sessions")
+sessions_of_context: ContextVar[dict[object, KeptSession]] = ContextVar("pgbackend_sessions")
 
 NO_SESSIONS: dict[object, KeptSession] = {}
 
 
-def enter_session(lease: Any, transaction: Transaction | None) -> None:
+def share_session(lease: Any, transaction: Transaction | None) -> None:
     """Let tasks that the owner of *lease* starts from now on use the kept session.
 
     *transaction* is the one in which the running task, possibly a child of the owner, caused the
@@ -79,28 +79,32 @@ def enter_session(lease: Any, transaction: Transaction | None) -> None:
     here = getcurrent().gr_context
     if transaction is None or transaction.context is here:
         session = KeptSession(lease, asyncio.current_task(), here)
-        sessions.set({**sessions.get({}), states: session})
+        sessions_of_context.set({**sessions_of_context.get({}), states: session})
         return
     session = KeptSession(lease, transaction.owner(), transaction.context)
-    sessions.set({**sessions.get({}), states: session})
+    sessions_of_context.set({**sessions_of_context.get({}), states: session})
     if transaction.context is not None:
         # Set the session in the owner's context, too, for tasks that the owner starts later. That
         # fails if this task was started eagerly, in the middle of the owner's step.
         with suppress(RuntimeError):
-            transaction.context.run(lambda: sessions.set({**sessions.get({}), states: session}))
+            transaction.context.run(
+                lambda: sessions_of_context.set({**sessions_of_context.get({}), states: session})
+            )
 
 
-def leave_session(lease: object) -> None:
-    """Undo `enter_session` in this context."""
-    entered = sessions.get(None)
+def unshare_session(lease: object) -> None:
+    """Undo `share_session` in this context."""
+    entered = sessions_of_context.get(None)
     if entered:
-        sessions.set({key: each for key, each in entered.items() if not each.is_of(lease)})
+        sessions_of_context.set(
+            {key: each for key, each in entered.items() if not each.is_of(lease)}
+        )
 
 
 def kept_session(states: object) -> KeptSession | None:
     """Return the kept session that the running task was started in, or None."""
-    session = sessions.get({}).get(states)
-    if session is None or not session.open or not session.was_joined:
+    session = sessions_of_context.get({}).get(states)
+    if session is None or not session.is_kept or not session.is_inherited:
         return None
     session.check_loop()
     return session

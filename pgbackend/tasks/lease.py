@@ -15,8 +15,8 @@ from psycopg.pq import TransactionStatus
 from ..pool.face import BridgedConnection
 from ..pool.physical import PooledConnection
 from ..pool.pool import ConnectionPool
-from .kept_sessions import leave_session
-from .membership import outlived
+from .kept_sessions import unshare_session
+from .membership import outlived_error
 from .transaction import Transaction
 
 
@@ -38,17 +38,17 @@ class Lease:
         "exposed",
         "face",
         "holds",
-        "keepers",
-        "left",
         "named",
         "newest_holder",
         "on_loan",
         "pins",
         "pool",
         "pooled",
+        "session_pins",
         "settings",
         "state",
         "suspect",
+        "unclosed_cursors",
     )
 
     def __init__(
@@ -63,15 +63,15 @@ class Lease:
         self.holds = holds
         self.pins = 0
         # How many of the pins are for the session: its settings or locks, for example, must last.
-        self.keepers = 0
+        self.session_pins = 0
         self.on_loan = True
         # A weak reference to the `cursors.LeaseHolder` that took the latest hold on the lease.
         self.newest_holder: Callable[[], Any] = _nobody
         # The holders of open server-side cursors, by weak references; None before the first.
         self.named: WeakSet[Any] | None = None
-        # Server-side cursors that were left and are still open: their names, with the transaction
-        # that ends them, or None if the session does. They are closed before the next statement.
-        self.left: list[tuple[str, Transaction | None]] | None = None
+        # Server-side cursors that nobody reads now: their names, with the transaction that ends
+        # them, or None if the session does. They are closed before the next statement.
+        self.unclosed_cursors: list[tuple[str, Transaction | None]] | None = None
         # Whether the borrower may have changed the connection object itself.
         self.exposed = False
         # How often something ran that may close server-side cursors: raw SQL, or a rollback.
@@ -93,11 +93,11 @@ class Lease:
         )
 
     def hold(self, *, pinned: bool = False) -> None:
-        """Hold the lease until `let_go` with the same *pinned*."""
+        """Hold the lease until `release` with the same *pinned*."""
         self.holds += 1
         self.pins += pinned
 
-    def let_go(self, *, pinned: bool = False) -> None:
+    def release(self, *, pinned: bool = False) -> None:
         """Release one hold; the last release gives the connection back."""
         self.holds -= 1
         self.pins -= pinned
@@ -107,16 +107,16 @@ class Lease:
     def refuse_others(self) -> None:
         """Refuse the statements that wait behind the running one: they have come too late."""
         if self.face.lock.held:
-            self.face.lock.refuse_waiting(functools.partial(outlived, "task"))
+            self.face.lock.refuse_waiting(functools.partial(outlived_error, "task"))
 
-    def let_go_elsewhere(self, *, pinned: bool = False) -> None:
+    def release_threadsafe(self, *, pinned: bool = False) -> None:
         """Release one hold from any thread and loop, since the collector may run anywhere."""
-        self.pool.on_loop(functools.partial(self.let_go, pinned=pinned))
+        self.pool.on_loop(functools.partial(self.release, pinned=pinned))
 
-    def leave_cursor(
+    def close_cursor_later(
         self, name: str, transaction: Transaction | None, *, discard: bool = False
     ) -> None:
-        """Leave the server-side cursor *name*, which nobody will read, to be closed later.
+        """Have the server-side cursor *name*, which nobody will read, closed later.
 
         *transaction* is the one that the cursor was opened in; if it has ended, the cursor is
         closed. With *discard*, close the connection instead, unless something else holds it.
@@ -127,38 +127,40 @@ class Lease:
             elif transaction is None or self.state.transaction is transaction:
                 # If nothing closes a session's cursor earlier, the session's reset does.
                 self.dirty = self.dirty or transaction is None
-                self.left = [*(self.left or ()), (name, transaction)]
-        self.let_go(pinned=True)
+                self.unclosed_cursors = [*(self.unclosed_cursors or ()), (name, transaction)]
+        self.release(pinned=True)
 
-    def close_left(self) -> None:
-        """Close the cursors that `leave_cursor` noted, waiting through the bridge."""
-        left = self.left or []
-        if left and self.face.is_broken:
+    def close_unclosed_cursors(self) -> None:
+        """Close the cursors that `close_cursor_later` noted, waiting through the bridge."""
+        unclosed_cursors = self.unclosed_cursors or []
+        if unclosed_cursors and self.face.is_broken:
             # A broken transaction accepts nothing before its rollback. After the rollback,
-            # `close_cursors` checks which cursors are left.
+            # `close_cursors` checks which cursors are still open.
             return
-        self.left = None
-        self.face.close_cursors([name for name, _ in left])
+        self.unclosed_cursors = None
+        self.face.close_cursors([name for name, _ in unclosed_cursors])
 
     def transaction_ended(self, transaction: Transaction) -> None:
         """Forget the server-side cursors of *transaction*, which ended with it."""
         self.closings += 1
-        if self.left is not None:
-            self.left = [each for each in self.left if each[1] is not transaction] or None
+        if self.unclosed_cursors is not None:
+            self.unclosed_cursors = [
+                each for each in self.unclosed_cursors if each[1] is not transaction
+            ] or None
         for holder in list(self.named or ()):
             holder.transaction_ended(transaction)
 
-    def keep(self) -> None:
-        """Pin the connection for its session until `keep_no_longer`."""
-        self.keepers += 1
+    def pin_for_session(self) -> None:
+        """Pin the connection for its session until `unpin_for_session`."""
+        self.session_pins += 1
         self.hold(pinned=True)
 
-    def keep_no_longer(self) -> None:
-        """Undo one `keep`; do nothing once the connection was given back."""
+    def unpin_for_session(self) -> None:
+        """Undo one `pin_for_session`; do nothing once the connection was given back."""
         if self.on_loan:
-            self.keepers -= 1
-            leave_session(self)
-            self.let_go(pinned=True)
+            self.session_pins -= 1
+            unshare_session(self)
+            self.release(pinned=True)
 
     def give_back(self) -> None:
         """Give the connection back to its pool, whatever holds it; a second call does nothing.
@@ -170,8 +172,8 @@ class Lease:
             return
         self.on_loan = False
         self.state.lease = None
-        if self.keepers:
-            leave_session(self)
+        if self.session_pins:
+            unshare_session(self)
         if self.face.lock.held:
             self.refuse_others()
         self.face.lease = None
@@ -204,7 +206,7 @@ class Lease:
         """
         self.refuse_others()
         if self.holds > 1:
-            self.let_go(pinned=True)
+            self.release(pinned=True)
         self.pool.spawn(self._stop_and_give_back())
 
     async def _stop_and_give_back(self) -> None:
@@ -212,7 +214,7 @@ class Lease:
         self.give_back()
 
 
-def unpin(lease: Lease, task: asyncio.Task[Any]) -> None:
-    """Undo `DatabaseWrapper.pin` for *task*, on its event loop."""
+def unpin_for_task(lease: Lease, task: asyncio.Task[Any]) -> None:
+    """Undo `DatabaseWrapper.pin_for_task` for *task*, on its event loop."""
     task.remove_done_callback(lease.owner_ended)
-    lease.keep_no_longer()
+    lease.unpin_for_session()

@@ -12,7 +12,7 @@ from typing import Any
 from greenlet import getcurrent
 
 from .frames import innermost
-from .kept_sessions import sessions
+from .kept_sessions import sessions_of_context
 from .transaction import Transaction, transactions
 
 # Whether this context is inside `detached`, or was started there.
@@ -39,23 +39,23 @@ def detached() -> Iterator[None]:
     Use the block only to start tasks. Inside the block, queries of the transaction's owner still
     run in the transaction; queries of a task or thread that joined it do not.
     """
-    entered, frame, kept = transactions.set({}), innermost.set(None), sessions.set({})
+    entered, frame, kept = transactions.set({}), innermost.set(None), sessions_of_context.set({})
     token = _is_detached.set(True)
     try:
         yield
     finally:
         _is_detached.reset(token)
-        sessions.reset(kept)
+        sessions_of_context.reset(kept)
         innermost.reset(frame)
         transactions.reset(entered)
 
 
-def in_any() -> bool:
+def in_any_transaction() -> bool:
     """Return whether this context may be inside a transaction of any wrapper."""
     return bool(transactions.get(None))
 
 
-def joinable() -> Transaction | None:
+def joinable_transaction() -> Transaction | None:
     """Return an open transaction of the running loop that threads started here join, or None."""
     loop = asyncio.get_running_loop()
     for transaction in transactions.get({}).values():
@@ -70,7 +70,7 @@ def in_transaction(wrapper: object) -> bool:
     return transaction is not None and transaction.open
 
 
-def inherited(wrapper: Any) -> Transaction | None:
+def inherited_transaction(wrapper: Any) -> Transaction | None:
     """Return the open transaction of *wrapper* that the running task was started in, or None.
 
     Raise RuntimeError on another event loop, whose tasks cannot wait for that connection.
@@ -106,7 +106,7 @@ def _started_in(wrapper: Any) -> Transaction | None:
 
 def check_not_outlived(wrapper: Any) -> None:
     """Raise RuntimeError in a task whose transaction, or kept session, has ended."""
-    entered, kept = transactions.get(None), sessions.get(None)
+    entered, kept = transactions.get(None), sessions_of_context.get(None)
     if not entered and not kept:
         return
     transaction = _started_in(wrapper)
@@ -116,9 +116,9 @@ def check_not_outlived(wrapper: Any) -> None:
         and transaction.owner() is not asyncio.current_task()
         and not transaction.ended_here
     ):
-        raise outlived("task")
+        raise outlived_error("task")
     session = kept.get(wrapper.states) if kept else None
-    if session is not None and not session.open and session.was_joined:
+    if session is not None and not session.is_kept and session.is_inherited:
         raise RuntimeError(
             "this task was started in a request that has made something in its session: a setting,"
             " a role, a lock. The request has ended, and that with it. Await the task in the"
@@ -126,7 +126,7 @@ def check_not_outlived(wrapper: Any) -> None:
         )
 
 
-def joined(alias: str) -> Transaction | None:
+def joined_transaction(alias: str) -> Transaction | None:
     """Return the transaction that the calling thread joined, or None.
 
     A thread joins a transaction where asgiref or `asyncio.to_thread` runs its function in a copy of
@@ -136,11 +136,11 @@ def joined(alias: str) -> Transaction | None:
     """
     transaction = _moved_here(alias)
     if transaction is not None and not transaction.open:
-        raise outlived("thread")
+        raise outlived_error("thread")
     return transaction
 
 
-def joined_if_open(alias: str) -> Transaction | None:
+def joined_open_transaction(alias: str) -> Transaction | None:
     """Return the transaction that the calling thread joined; None if it has ended."""
     transaction = _moved_here(alias)
     return transaction if transaction is not None and transaction.open else None
@@ -160,7 +160,7 @@ def _moved_here(alias: str) -> Transaction | None:
     return None
 
 
-def outlived(what: str) -> RuntimeError:
+def outlived_error(what: str) -> RuntimeError:
     """Return the error for a "task" or "thread" (*what*) whose transaction has ended."""
     return RuntimeError(
         f"this {what} was started inside a transaction that has ended; its queries can no longer"

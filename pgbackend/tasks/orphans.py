@@ -20,14 +20,14 @@ from ..bridge.greenlets import await_bridged
 from .abandoning import FRAMES, abandon
 from .frames import Frame
 from .request import running_request
-from .taken import check_not_taken, take_away, taken
+from .revoked import check_not_revoked, revoke, revoked_blocks
 from .transaction import Transaction
 from .turns import Turns
 
 # The open transactions, by the id of their request, or 0 without one. A task's done callbacks may
 # run after the code that waits for the task has resumed: so `_note_who_has_ended` checks the
 # owners.
-opened: dict[int, list[ref[Transaction]]] = {}
+open_transactions: dict[int, list[ref[Transaction]]] = {}
 
 # The outermost blocks whose tasks ended inside them; usually empty.
 orphans: list[Orphan] = []
@@ -36,24 +36,24 @@ orphans: list[Orphan] = []
 _TURNS = 5
 
 
-def begins(transaction: Transaction) -> None:
+def register(transaction: Transaction) -> None:
     """Register *transaction*, which is being begun."""
     transaction.request = request = running_request()
-    opened.setdefault(0 if request is None else id(request), []).append(ref(transaction))
+    open_transactions.setdefault(0 if request is None else id(request), []).append(ref(transaction))
 
 
-def ends(transaction: Transaction) -> None:
-    """Undo `begins`."""
+def unregister(transaction: Transaction) -> None:
+    """Undo `register`."""
     request = transaction.request
     key = 0 if request is None else id(request)
-    entered = opened.get(key, [])
+    entered = open_transactions.get(key, [])
     if len(entered) == 1 and entered[0]() is transaction:
-        del opened[key]
+        del open_transactions[key]
     # Drop also the transactions whose tasks were collected together with their loop.
     elif rest := [each for each in entered if each() not in (None, transaction)]:
-        opened[key] = rest
+        open_transactions[key] = rest
     else:
-        opened.pop(key, None)
+        open_transactions.pop(key, None)
     # A context may keep the transaction alive: the request's wrappers must not stay with it.
     transaction.request = None
 
@@ -91,7 +91,7 @@ def owner_has_ended(state: Turns, task: Task[Any]) -> None:
     transaction = state.transaction
     if transaction is None:
         return
-    ends(transaction)
+    unregister(transaction)
     for frame in state.frames:
         atomic = frame.atomic
         if frame.actor.task is not task or atomic is None:
@@ -100,16 +100,16 @@ def owner_has_ended(state: Turns, task: Task[Any]) -> None:
         # so that no cycle keeps them all alive.
         getattr(atomic, FRAMES).remove(frame)
         frame.actor = frame.actor.without_task()
-        if frame.abandoned:
+        if frame.is_abandoned:
             continue
         if frame.body is not None:
             # Only the generator that holds the block can go on in its body.
-            take_away(frame)
+            revoke(frame)
         else:
             orphans.append(Orphan(atomic, transaction.wrapper.alias, task))
 
 
-def was_left(atomic: Any) -> None:
+def remove_orphan_of(atomic: Any) -> None:
     """Note that a caller which has not entered a block of *atomic* leaves it."""
     for orphan in reversed(orphans):
         if orphan.atomic() is atomic:
@@ -119,21 +119,21 @@ def was_left(atomic: Any) -> None:
 
 def check_in_no_orphan(alias: str, state: Turns) -> None:
     """Raise RuntimeError where the caller may believe to be in a block that has ended."""
-    if state.transaction is None and not state.in_atomic_block and (opened or orphans):
+    if state.transaction is None and not state.in_atomic_block and (open_transactions or orphans):
         _note_who_has_ended()
         if _concerning(alias) and can_wait():
             # The loop closes generators that were dropped with the task, in another task: let it
             # run.
             await_bridged(_some_turns_of_the_loop())
         if (orphan := _concerning(alias)) is not None:
-            raise _ended_inside(orphan.task_name)
-    if taken:
-        check_not_taken()
+            raise _ended_inside_error(orphan.task_name)
+    if revoked_blocks:
+        check_not_revoked()
 
 
 def _note_who_has_ended() -> None:
     request = running_request()
-    for each in opened.get(0 if request is None else id(request), ()):
+    for each in open_transactions.get(0 if request is None else id(request), ()):
         transaction = each()
         if transaction is not None and (owner := transaction.owner()) and owner.done():
             transaction.state.owner_has_ended(owner)
@@ -157,17 +157,17 @@ def end_orphan_on_top(state: Turns) -> None:
     found: list[Frame] = []
     for frame in reversed(state.frames):
         task = frame.actor.task
-        if frame.abandoned or frame.leaving or task is None or not task.done():
+        if frame.is_abandoned or frame.is_leaving or task is None or not task.done():
             break
         if frame.body is None:
-            raise _ended_inside(task.get_name())
+            raise _ended_inside_error(task.get_name())
         found.append(frame)
     for frame in found:
-        take_away(frame)
+        revoke(frame)
         abandon(frame)
 
 
-def _ended_inside(name: str) -> RuntimeError:
+def _ended_inside_error(name: str) -> RuntimeError:
     return RuntimeError(
         f"{name} has entered an atomic block and ended inside it: the block was rolled back with"
         " the task, and what is executed in the rest of its body would be in no transaction."

@@ -14,23 +14,23 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
-from .line import Line, Place
+from .waiting_line import Waiter, WaitingLine
 
 # How many calls of one transaction run in its own threads at a time, not counting those that wait
 # for a turn. The default executor has as many threads on a large machine.
 _RUNNING = 32
 
 
-class _Here(threading.local):
+class _CurrentThreads(threading.local):
     """The transaction's threads that the calling thread belongs to, if any."""
 
-    threads: Threads | None = None
+    threads: TransactionThreads | None = None
 
 
-_here = _Here()
+_current = _CurrentThreads()
 
 
-class Threads(ThreadPoolExecutor):
+class TransactionThreads(ThreadPoolExecutor):
     """The own threads of one transaction; used on its event loop.
 
     There are as many threads as calls wait for a turn, and `_RUNNING` more.
@@ -41,17 +41,17 @@ class Threads(ThreadPoolExecutor):
         self._state = state
         self._loop = asyncio.get_running_loop()
         self._begun = self._waiting = self._came = 0
-        self._line = Line()
+        self._waiting_line = WaitingLine()
 
     @staticmethod
-    def here() -> Threads | None:
-        """Return the `Threads` that run the calling thread's current call, or None."""
-        return _here.threads
+    def current() -> TransactionThreads | None:
+        """Return the `TransactionThreads` that run the calling thread's current call, or None."""
+        return _current.threads
 
-    def waits(self, *, begins: bool) -> None:
+    def note_waiting(self, *, begins: bool) -> None:
         """Note that a call begins or stops waiting for its turn."""
         self._waiting += 1 if begins else -1
-        self._line.call_next()
+        self._waiting_line.call_next()
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Run ``fn(...)`` in a thread; await `may_begin` before."""
@@ -61,11 +61,11 @@ class Threads(ThreadPoolExecutor):
         return future
 
     def _run(self, function: Callable[[], Any]) -> Any:
-        _here.threads = self
+        _current.threads = self
         try:
             return function()
         finally:
-            _here.threads = None
+            _current.threads = None
 
     def _ended(self, _: Future[Any]) -> None:
         with suppress(RuntimeError):
@@ -74,7 +74,7 @@ class Threads(ThreadPoolExecutor):
 
     def _end(self) -> None:
         self._begun -= 1
-        self._line.call_next()
+        self._waiting_line.call_next()
 
     async def may_begin(self, timeout: float) -> None:  # noqa: ASYNC109  # for a turn
         """Wait until there is a thread for the running task.
@@ -86,19 +86,19 @@ class Threads(ThreadPoolExecutor):
             if self._begun - self._waiting >= _RUNNING:
                 await self._until_one_ends()
             elif self._begun >= _RUNNING and not self._state.has_turn():
-                self._line.call_next()
+                self._waiting_line.call_next()
                 await self._state.wait_for_turn_to_begin(timeout)
             else:
                 return
 
     async def _until_one_ends(self) -> None:
         self._came += 1
-        place = Place(self._came, 0)
-        self._line.add(place)
+        waiter = Waiter(self._came, 0)
+        self._waiting_line.add(waiter)
         try:
-            await place.wait()
+            await waiter.wait()
         except BaseException:
-            place.gone = True
-            if place.called:
-                self._line.call_next()
+            waiter.gone = True
+            if waiter.called:
+                self._waiting_line.call_next()
             raise

@@ -22,8 +22,8 @@ from . import orphans
 from .abandoning import abandon_lost
 from .frames import Before, Frame
 from .lease import Lease
-from .own_threads import Threads
-from .transaction import Transaction, enter, leave
+from .own_threads import TransactionThreads
+from .transaction import Transaction, add_to_context, remove_from_context
 from .turns import Turns
 
 
@@ -53,7 +53,7 @@ class ConnectionState(Turns):
         # The open transaction; it pins the lease while autocommit is off.
         self.transaction: Transaction | None = None
         # The transaction's own threads; see `own_threads`.
-        self._threads: Threads | None = None
+        self._threads: TransactionThreads | None = None
         # For a thread: the settings that `in_force` knew at the beginning of each open block.
         self.settings_before: list[frozenset[str]] = []
         super().__init__()
@@ -132,9 +132,9 @@ class ConnectionState(Turns):
         self._own_connection = value
         if value is None and self._initial_autocommit is not None:
             # Django assigns None to forget a connection together with its transaction.
-            self.drop()
+            self.give_back()
             self.unbind()
-            self.forget_all_frames()
+            self.revoke_all_frames()
             self.reset()
 
     def borrow(self, pool: ConnectionPool) -> Lease:
@@ -163,7 +163,7 @@ class ConnectionState(Turns):
         if lease is not None and not lease.pins and lease.bridge == id(getcurrent()):
             lease.give_back()
 
-    def drop(self) -> None:
+    def give_back(self) -> None:
         """Give the lease back, whatever holds it."""
         if self.lease is not None:
             self.lease.give_back()
@@ -178,13 +178,13 @@ class ConnectionState(Turns):
         self.lease.hold(pinned=True)
         self.transaction = Transaction(wrapper, self, task)
         task.add_done_callback(self._owner_ended)
-        orphans.begins(self.transaction)
-        enter(self.transaction)
+        orphans.register(self.transaction)
+        add_to_context(self.transaction)
 
-    def own_threads(self) -> Threads:
+    def own_threads(self) -> TransactionThreads:
         """Return the transaction's own threads; make them on first use."""
         if self._threads is None:
-            self._threads = Threads(self)
+            self._threads = TransactionThreads(self)
         return self._threads
 
     def _end_threads(self) -> None:
@@ -204,16 +204,16 @@ class ConnectionState(Turns):
         if transaction is None:
             return
         transaction.ended = True
-        orphans.ends(transaction)
+        orphans.unregister(transaction)
         if self.lease is not None and self.lease.face.lock.held:
             self.lease.refuse_others()
         if (owner := transaction.owner()) is not None:
             owner.remove_done_callback(self._owner_ended)
-        leave(transaction)
+        remove_from_context(transaction)
         if self.lease is not None:
             self.lease.transaction_ended(transaction)
         if self.lease is not None:
-            self.lease.let_go(pinned=True)
+            self.lease.release(pinned=True)
         if self.lease is not None and is_bridged():
             # A call that has ended, or a thread, left a cursor open: end the lease with this call.
             self.lease.bridge = id(getcurrent())
@@ -234,7 +234,7 @@ class ConnectionState(Turns):
         )
         return self.enter_frame(wrapper, before)
 
-    def was_rolled_back(self, frame: Frame | None) -> None:
+    def undo_settings(self, frame: Frame | None) -> None:
         """Undo the settings made in the block of *frame*, or in the outermost block for None."""
         frame = frame or (self.frames[0] if self.frames else None)
         if frame is not None and self.lease is not None:
@@ -244,7 +244,7 @@ class ConnectionState(Turns):
 
     def forget_block(self, frame: Frame) -> None:
         """Remove Django's record of *frame* and of all blocks inside it."""
-        self.forget_frames_within(frame)
+        self.revoke_frames_within(frame)
         before = frame.before
         self.in_atomic_block = before.in_atomic_block
         self.commit_on_exit = before.commit_on_exit
@@ -265,11 +265,11 @@ class ConnectionState(Turns):
     def stop_others(self, frame: Frame) -> None:
         """Do as `end_for_others` before a rollback, which need not wait for the other tasks.
 
-        Take away their blocks inside *frame*, the outermost frame, and stop their running statement
-        in the server.
+        Revoke their blocks inside *frame*, the outermost frame, and stop their running statement in
+        the server.
         """
         self.end_for_others()
-        self.forget_frames_within(frame)
+        self.revoke_frames_within(frame)
         # Clear Django's record of the other tasks' blocks; the owner has already left its own.
         self.savepoint_ids.clear()
         del self.atomic_blocks[1:]
@@ -281,7 +281,7 @@ class ConnectionState(Turns):
         abandon_lost(self)
         if self.transaction is None:
             # A cursor that nothing closes may still hold the lease.
-            self.drop()
+            self.give_back()
 
     def owner_has_ended(self, task: asyncio.Task[Any]) -> None:
         """Clean up at once when *task*, which began the transaction, has ended inside it.
@@ -299,7 +299,7 @@ class ConnectionState(Turns):
         self.transaction = None
         self.rollback_exc = self.broken_by = None
         # If the task has abandoned its block, the block counts as left, and no warning is due.
-        left = bool(self.frames) and self.frames[0].abandoned
+        left = bool(self.frames) and self.frames[0].is_abandoned
         lease = self.lease
         ending = task.cancelled() or (lease is not None and lease.pool.closed)
         if lease is not None and lease.face.is_executing and not ending:
@@ -307,8 +307,8 @@ class ConnectionState(Turns):
             # server.
             lease.stop_and_give_back()
         else:
-            self.drop()
-        self.forget_all_frames()
+            self.give_back()
+        self.revoke_all_frames()
         self.atomic_blocks = []
         if left:
             return

@@ -34,7 +34,7 @@ class States:
         # The states of all tasks but the latest one that asked; None until a second task asks.
         self._of_tasks: WeakKeyDictionary[asyncio.Task[Any], ConnectionState] | None = None
         # The latest task that asked, and its state.
-        self._last: tuple[Callable[[], Any], ConnectionState] = (_nobody, self._of_thread)
+        self._latest: tuple[Callable[[], Any], ConnectionState] = (_nobody, self._of_thread)
 
     def open(self) -> None:
         """End the wrapper's constructor: until then Django initialized the thread's state."""
@@ -42,7 +42,7 @@ class States:
 
     def leases(self) -> list[Lease]:
         """Return the leases of all tasks."""
-        states = [self._last[1], *(self._of_tasks or {}).values()]
+        states = [self._latest[1], *(self._of_tasks or {}).values()]
         return [state.lease for state in states if state.lease is not None]
 
     def close_shared(self) -> None:
@@ -63,12 +63,12 @@ class States:
             running: Any = getcurrent()
             bridge = running
         task = running_task() if bridge is None else bridge.owner
-        latest, state = self._last
+        latest, state = self._latest
         entered = transactions.get(_NONE)
         if state.transaction is not None and task is not None and latest() is task:
             may_keep = len(entered) == 1 and entered.get(wrapper) is state.transaction
         elif task is None:
-            transaction = membership.joined_if_open(wrapper.alias)
+            transaction = membership.joined_open_transaction(wrapper.alias)
             return self._of_thread if transaction is None else transaction.state
         elif self.thread != get_ident():
             return self._of_thread
@@ -77,11 +77,13 @@ class States:
                 state = self._of(task)
             may_keep = not entered
             if entered and state.transaction is None:
-                transaction = membership.inherited(wrapper)
+                transaction = membership.inherited_transaction(wrapper)
                 if transaction is not None:
                     joined: ConnectionState = transaction.state
                     return joined
-            if state.lease is None and kept_sessions.sessions.get(kept_sessions.NO_SESSIONS):
+            if state.lease is None and kept_sessions.sessions_of_context.get(
+                kept_sessions.NO_SESSIONS
+            ):
                 session = kept_sessions.kept_session(self)
                 if session is not None:
                     kept: ConnectionState = session.state
@@ -90,22 +92,22 @@ class States:
             may_keep
             and bridge is not None
             and wrapper.bridge_enabled
-            and not kept_sessions.sessions.get(kept_sessions.NO_SESSIONS)
+            and not kept_sessions.sessions_of_context.get(kept_sessions.NO_SESSIONS)
         ):
             # Keep the task's own state for *wrapper*. It stays valid while the call runs in this
             # context: any transaction that the task may join existed when the task was started, and
             # a transaction that the task begins is on this state.
-            bridge.here = (wrapper, bridge.gr_context, state)
+            bridge.cached_state = (wrapper, bridge.gr_context, state)
         return state
 
-    def are_of_a_session(self) -> bool:
+    def use_kept_session(self) -> bool:
         """Return whether the running task uses the connection that its request keeps."""
         return kept_sessions.kept_session(self) is not None
 
     def _of(self, task: asyncio.Task[Any]) -> ConnectionState:
         """Return the state of *task*, which is not the latest task that asked."""
         # A task usually asks several times in a row, and most wrappers are used by one task only.
-        latest, state = self._last
+        latest, state = self._latest
         before = latest()
         if self._of_tasks is None:
             self._of_tasks = WeakKeyDictionary()
@@ -115,7 +117,7 @@ class States:
         if found is None:
             found = ConnectionState(autocommit=self._autocommit)
             found.states = ref(self)
-        self._last = (ref(task), found)
+        self._latest = (ref(task), found)
         return found
 
 

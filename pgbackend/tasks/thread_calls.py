@@ -1,8 +1,8 @@
 """Calls in threads from inside a transaction: none may block a thread that the turn's holder needs.
 
 ``sync_to_async`` has one thread for all thread-sensitive calls of a context. A call runs in a
-greenlet of that thread. If its statement has to wait for its turn, the call leaves the thread
-(`leave_thread`), and resumes in the same thread when the turn has come. Meanwhile the thread serves
+greenlet of that thread. If its statement has to wait for its turn, the call yields the thread
+(`yield_thread`), and resumes in the same thread when the turn has come. Meanwhile the thread serves
 other calls, for example those of the turn's holder.
 
 `asyncio.to_thread`, and ``sync_to_async`` without *thread_sensitive*, use the transaction's own
@@ -29,7 +29,7 @@ from asgiref.sync import AsyncToSync, SyncToAsync
 from greenlet import getcurrent, greenlet
 
 from . import membership
-from .own_threads import Threads
+from .own_threads import TransactionThreads
 
 # One thread for all
 
@@ -38,10 +38,10 @@ class _Runner(greenlet):
     """The greenlet that a `ThreadCall` runs in."""
 
 
-def leave_thread(heard: Future[Any]) -> bool:
+def yield_thread(heard: Future[Any]) -> bool:
     """Let other calls use the calling thread until *heard* is done; False where that is impossible.
 
-    Only the function of a `ThreadCall` can leave its thread.
+    Only the function of a `ThreadCall` can yield its thread.
     """
     if not isinstance(getcurrent(), _Runner):
         return False
@@ -51,12 +51,12 @@ def leave_thread(heard: Future[Any]) -> bool:
     return True
 
 
-# The calls that left the thread of an executor, until they have resumed and ended.
-_left: WeakKeyDictionary[Any, set[ThreadCall]] = WeakKeyDictionary()
+# The calls that yielded the thread of an executor, until they have resumed and ended.
+_calls_away: WeakKeyDictionary[Any, set[ThreadCall]] = WeakKeyDictionary()
 
 
 class ThreadCall:
-    """A call of a thread-sensitive function that may leave its thread and come back to it."""
+    """A call of a thread-sensitive function that may yield its thread and come back to it."""
 
     def __init__(self, function: Callable[[], Any]) -> None:
         self._function = function
@@ -66,11 +66,11 @@ class ThreadCall:
         # The thread-local values that asgiref keeps while the thread runs this function.
         self._threadlocal: dict[str, Any] = {}
         self.context: Context | None = None
-        # The result of a call that left its thread.
+        # The result of a call that yielded its thread.
         self.finished: Future[Any] = Future()
 
     def begin(self) -> Any:
-        """Run the function in the calling thread; return the call itself if it left the thread."""
+        """Run the function in the calling thread; return the call if it yielded the thread."""
         self._executor = _executor(self._loop)
         self.context = copy_context()
         self._greenlet = _Runner(functools.partial(_run, self._function, sys.exc_info()[1]))
@@ -91,9 +91,9 @@ class ThreadCall:
         if runner.dead:
             return heard
         self._threadlocal = dict(vars(SyncToAsync.threadlocal))
-        _left.setdefault(self._executor, set()).add(self)
+        _calls_away.setdefault(self._executor, set()).add(self)
         if isinstance(self._executor, SharedThread):
-            self._executor.left(1)
+            self._executor.note_away(1)
         heard.add_done_callback(self._go_on_soon)
         return self
 
@@ -109,30 +109,30 @@ class ThreadCall:
             self._executor.submit(self._go_on)
         except RuntimeError as error:
             # The request has ended, and its thread with it.
-            _left[self._executor].discard(self)
+            _calls_away[self._executor].discard(self)
             self.finished.set_exception(error)
 
     def _go_on(self) -> None:
         if isinstance(self._executor, SharedThread):
-            self._executor.left(-1)
+            self._executor.note_away(-1)
         current = vars(SyncToAsync.threadlocal)
         before = dict(current)
         current.update(self._threadlocal)
         try:
             result = self._run_on()
         except BaseException as error:
-            _left[self._executor].discard(self)
+            _calls_away[self._executor].discard(self)
             self.finished.set_exception(error)
         else:
             if result is not self:
-                _left[self._executor].discard(self)
+                _calls_away[self._executor].discard(self)
                 self.finished.set_result(result)
         finally:
             current.clear()
             current.update(before)
 
     async def rest(self) -> Any:
-        """Wait for the result of a call that left its thread; cancel as asgiref does."""
+        """Wait for the result of a call that yielded its thread; cancel as asgiref does."""
         finished = self.awaitable()
         try:
             await asyncio.wait([finished])
@@ -189,9 +189,9 @@ def _executor(loop: asyncio.AbstractEventLoop) -> Any:
 class SharedThread(Executor):
     """A thread that waits in ``async_to_sync`` inside a transaction, and runs submitted calls.
 
-    This does what asgiref's ``CurrentThreadExecutor`` does, and lets calls leave the thread: the
-    call that runs this executor may leave it, too, and the executor does not end while calls that
-    left are still to come back.
+    This does what asgiref's ``CurrentThreadExecutor`` does, and lets calls yield the thread: the
+    call that runs this executor may yield it, too, and the executor does not end while calls that
+    yielded it are still to come back.
     """
 
     def __init__(self, older: Executor | None) -> None:
@@ -217,7 +217,7 @@ class SharedThread(Executor):
             if item is not None:
                 _run_item(*item)
                 del item
-            elif not leave_thread(heard):
+            elif not yield_thread(heard):
                 heard.result()
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
@@ -233,8 +233,8 @@ class SharedThread(Executor):
         self._tell()
         return future
 
-    def left(self, count: int) -> None:
-        """Note that a call which ran here left the thread (1) or came back (-1)."""
+    def note_away(self, count: int) -> None:
+        """Note that a call which ran here yielded the thread (1) or came back (-1)."""
         with self._lock:
             self._expected += count
 
@@ -267,11 +267,11 @@ def _run_item(future: Future[Any], call: Callable[[], Any]) -> None:
 async def context_ends(leave: Callable[..., Any], context: Any, *exc_info: Any) -> Any:
     """Do what ``ThreadSensitiveContext.__aexit__`` (*leave*) does: wait for its thread.
 
-    Wait for the calls that left the thread, too.
+    Wait for the calls that yielded the thread, too.
     """
     try:
         executor = SyncToAsync.context_to_thread_executor.get(context)
-        while context.token and executor is not None and (left := _left.get(executor)):
+        while context.token and executor is not None and (left := _calls_away.get(executor)):
             # The thread removes the calls that end, so loop until none is left.
             await asyncio.wait([call.awaitable() for call in tuple(left)])
     finally:
@@ -283,7 +283,7 @@ async def sync_to_async(
     call_async: Callable[..., Any], subject: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     """Run asgiref's ``SyncToAsync.__call__`` (*call_async*) by the rules of this module."""
-    if membership.in_any():
+    if membership.in_any_transaction():
         if subject._thread_sensitive:
             call = ThreadCall(functools.partial(subject.func, *args, **kwargs))
             twin = copy.copy(subject)
@@ -296,22 +296,22 @@ async def sync_to_async(
     return await call_async(subject, *args, **kwargs)
 
 
-async def _own_threads() -> Threads | None:
+async def _own_threads() -> TransactionThreads | None:
     """Return the own threads of the running task's transaction.
 
     Return None outside of a transaction, and in one of another event loop.
     """
-    transaction = membership.joinable()
+    transaction = membership.joinable_transaction()
     if transaction is None:
         return None
-    threads: Threads = transaction.state.own_threads()
+    threads: TransactionThreads = transaction.state.own_threads()
     await threads.may_begin(transaction.wrapper.turn_timeout)
     return threads if transaction.open else None
 
 
 async def to_thread(func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     """Do what `asyncio.to_thread` does, by the rules of this module."""
-    if not membership.in_any() or (threads := await _own_threads()) is None:
+    if not membership.in_any_transaction() or (threads := await _own_threads()) is None:
         return await _to_thread(func, *args, **kwargs)
     call = functools.partial(copy_context().run, func, *args, **kwargs)
     return await asyncio.get_running_loop().run_in_executor(threads, call)
@@ -322,6 +322,6 @@ _to_thread = asyncio.to_thread
 
 def current_thread_executor(*args: Any) -> Any:
     """Return the executor of asgiref's ``async_to_sync``; *args* differ between its versions."""
-    if membership.in_any():
+    if membership.in_any_transaction():
         return SharedThread(getattr(AsyncToSync.executors, "current", None))
     return CurrentThreadExecutor(*args)

@@ -14,7 +14,7 @@ from weakref import ref
 
 from greenlet import getcurrent
 
-from ..bridge.ends import ending
+from ..bridge.ends import scope_end_adder
 from .actors import running_task
 
 
@@ -23,9 +23,9 @@ class Transaction:
 
     __slots__ = (
         "__weakref__",
+        "add_scope_end",
         "context",
         "ended",
-        "ending",
         "loop",
         "owner",
         "request",
@@ -49,9 +49,9 @@ class Transaction:
         self.request: object = None
         # The settings of `in_force` that were made for this transaction only.
         self.settings: frozenset[str] = frozenset()
-        # Registers callbacks for the end of the owner's request, or of another lasting scope; see
-        # `ends.ending`.
-        self.ending = ending()
+        # Registers callbacks for the end of the owner's request, or of another scope; see
+        # `ends.scope_end_adder`.
+        self.add_scope_end = scope_end_adder()
 
     @property
     def open(self) -> bool:
@@ -62,20 +62,24 @@ class Transaction:
     def ended_here(self) -> bool:
         """Whether the running task ends the transaction in place of its owner; see `abandoning`."""
         frames = self.state.frames
-        return bool(frames) and frames[0].ender is not None and frames[0].ender is running_task()
+        return (
+            bool(frames)
+            and frames[0].ending_task is not None
+            and frames[0].ending_task is running_task()
+        )
 
 
 # The transactions of this context, by wrapper.
 transactions: ContextVar[dict[object, Transaction]] = ContextVar("pgbackend_transactions")
 
 
-def enter(transaction: Transaction) -> None:
+def add_to_context(transaction: Transaction) -> None:
     """Let what is started in this context from now on join *transaction*."""
     transactions.set({**transactions.get({}), transaction.wrapper: transaction})
 
 
-def leave(transaction: Transaction) -> None:
-    """Undo `enter` in this context."""
+def remove_from_context(transaction: Transaction) -> None:
+    """Undo `add_to_context` in this context."""
     entered = transactions.get({})
     if entered.get(transaction.wrapper) is transaction:
         rest = entered.copy()

@@ -16,12 +16,12 @@ from collections.abc import Callable, Iterator
 from contextvars import Context
 
 from ..bridge.greenlets import await_bridged
-from .actors import current_actor, deputies, deputy, running_task
-from .frames import Before, Frame, block_has_ended, entered, innermost, step_out
-from .line import Line, Place
+from .actors import acting_task, acting_tasks, current_actor, running_task
+from .frames import Before, Frame, block_ended_error, innermost, innermost_live_frame, step_out
 from .transaction import Transaction
+from .waiting_line import Waiter, WaitingLine
 
-# Added to the number of a place that has to stand behind all others.
+# Added to the number of a waiter that has to stand behind all others.
 _BEHIND = 2**62
 
 
@@ -35,14 +35,14 @@ class Turns:
 
     def __init__(self) -> None:
         self.frames: list[Frame] = []
-        # Whether tasks may still be inside blocks that were forgotten.
-        self.has_forgotten = False
+        # Whether tasks may still be inside blocks that were revoked.
+        self.has_revoked = False
         # The tasks that wait until there is no frame any more.
-        self._line = Line()
+        self._waiting_line = WaitingLine()
         # How many tasks ever came to wait, and how many wait now.
         self._came = self._waiting = 0
-        # The place of the task that was called and has not resumed yet.
-        self._called: Place | None = None
+        # The waiter that was called and has not resumed yet.
+        self._called: Waiter | None = None
         # How often a frame was pushed or removed, or a task had its turn.
         self._moves = 0
         # `_timer` looks for tasks that have waited too long. `_seen` is the progress that it saw
@@ -59,15 +59,15 @@ class Turns:
     def has_turn(self) -> bool:
         """Return whether the top frame belongs to the running task or to an ancestor.
 
-        Raise RuntimeError in a task inside a block whose frame was taken away.
+        Raise RuntimeError in a task inside a block that was revoked.
         """
-        if self.has_forgotten:
-            self._check_not_forgotten()
+        if self.has_revoked:
+            self._check_not_revoked()
         if not self.frames:
             return True
         top = self.frames[-1]
         task = top.actor.task
-        if task is not None and top.ender is None and deputies.get() is None:
+        if task is not None and top.ending_task is None and acting_tasks.get() is None:
             try:
                 if task is asyncio.current_task():
                     return True
@@ -76,20 +76,20 @@ class Turns:
                 pass
         return self._is_within(top)
 
-    def _check_not_forgotten(self) -> None:
+    def _check_not_revoked(self) -> None:
         frame = innermost.get()
         while frame is not None:
-            if frame.forgotten and frame.state is self and not frame.abandoned:
-                raise block_has_ended()
+            if frame.is_revoked and frame.state is self and not frame.is_abandoned:
+                raise block_ended_error()
             frame = frame.outer
 
     def _is_within(self, top: Frame) -> bool:
-        if top.ender is not None:
-            return top.ender is running_task()
+        if top.ending_task is not None:
+            return top.ending_task is running_task()
         actor = current_actor()
         if top.actor == actor:
             return True
-        if top.leaving or top.abandoned:
+        if top.is_leaving or top.is_abandoned:
             # Tasks started in the frame wait until it is left: whether they are part of it would be
             # chance.
             return False
@@ -102,11 +102,13 @@ class Turns:
     @property
     def nobody_waits(self) -> bool:
         """Whether no other task waits for the turn that the running task has."""
-        return self._called is None and not (self.frames[-1].line if self.frames else self._line)
+        return self._called is None and not (
+            self.frames[-1].waiting_line if self.frames else self._waiting_line
+        )
 
     @property
-    def _top_line(self) -> Line:
-        return self.frames[-1].line if self.frames else self._line
+    def _top_waiting_line(self) -> WaitingLine:
+        return self.frames[-1].waiting_line if self.frames else self._waiting_line
 
     def take_turn(self, timeout: float) -> None:
         """Wait, behind tasks that came before, until the running task may use the transaction.
@@ -120,36 +122,36 @@ class Turns:
         """Wait as `take_turn` does, but behind all tasks that already have something to do."""
         await self._wait(self._join_line, self.has_turn, timeout, begun=False)
 
-    def _join_line(self, place: Place) -> None:
+    def _join_line(self, waiter: Waiter) -> None:
         if not self.frames or self.has_turn():
-            self._top_line.add(place)
+            self._top_waiting_line.add(waiter)
             return
         actor = current_actor()
         frame = innermost.get()
         while frame is not None and (
-            frame.left
+            frame.is_removed
             or frame.state is not self
             or (frame.actor != actor and frame.actor.context is actor.context)
         ):
             frame = frame.outer
-        (self._line if frame is None else frame.line).add(place)
+        (self._waiting_line if frame is None else frame.waiting_line).add(waiter)
 
     def take_turn_to_leave(self, frame: Frame, timeout: float) -> None:
         """Wait until *frame* is on top, so that tasks that entered inside it have left."""
-        frame.leaving = True
+        frame.is_leaving = True
 
         def on_top() -> bool:
-            return frame.left or self.frames[-1] is frame
+            return frame.is_removed or self.frames[-1] is frame
 
-        def join_line(place: Place) -> None:
-            frame.leaver = place
+        def join_line(waiter: Waiter) -> None:
+            frame.leaving_waiter = waiter
 
         if not on_top():
             await_bridged(self._wait(join_line, on_top, timeout))
 
     async def _wait(
         self,
-        join_line: Callable[[Place], None],
+        join_line: Callable[[Waiter], None],
         ready: Callable[[], bool],
         seconds: float,
         *,
@@ -159,16 +161,16 @@ class Turns:
         self._waiting += 1
         if self._timer is None:
             self._start_timer(seconds)
-        working = deputy()
+        working = acting_task()
         if working is not None:
-            working.waits(True)
+            working.on_wait(True)
         try:
-            place = Place(self._came if begun else self._came + _BEHIND, seconds)
-            while not await self._called_to(place, join_line, ready):
-                place = place.again()
+            waiter = Waiter(self._came if begun else self._came + _BEHIND, seconds)
+            while not await self._called_to(waiter, join_line, ready):
+                waiter = waiter.again()
         finally:
             if working is not None:
-                working.waits(False)
+                working.on_wait(False)
             self._waiting -= 1
             if not self._waiting and self._timer is not None:
                 self._timer.cancel()
@@ -176,32 +178,32 @@ class Turns:
         self._moves += 1
 
     async def _called_to(
-        self, place: Place, join_line: Callable[[Place], None], ready: Callable[[], bool]
+        self, waiter: Waiter, join_line: Callable[[Waiter], None], ready: Callable[[], bool]
     ) -> bool:
         """Wait at *place* until it is called; return whether it is then the task's turn."""
         try:
-            join_line(place)
+            join_line(waiter)
             self.wake()
-            await place.wait()
-            if place.expired:
-                raise self._too_long(place.seconds)
+            await waiter.wait()
+            if waiter.expired:
+                raise self._too_long_error(waiter.seconds)
             served = ready()
         except BaseException:
             # This task may have been cancelled or closed at the moment of its turn: pass the turn
             # on.
-            place.gone = True
-            if self._called is place:
+            waiter.gone = True
+            if self._called is waiter:
                 self._called = None
             self.wake()
             raise
-        place.gone = True
-        if self._called is place:
+        waiter.gone = True
+        if self._called is waiter:
             self._called = None
             # Call the next task after the running one has had the opportunity to enter a block.
             asyncio.get_running_loop().call_soon(self.wake, context=Context())
         return served
 
-    def _too_long(self, seconds: float) -> RuntimeError:
+    def _too_long_error(self, seconds: float) -> RuntimeError:
         holder = self.frames[-1].actor if self.frames else None
         name = holder.name if holder is not None else "a task that ended"
         return RuntimeError(
@@ -214,31 +216,35 @@ class Turns:
         self._seen, self._moved = self.progress, loop.time()
         # Look four times in *seconds*, to know when the last progress was. Use an empty context: a
         # task's own context would keep the task alive.
-        self._timer = loop.call_later(seconds / 4, self._look, seconds / 4, context=Context())
+        self._timer = loop.call_later(
+            seconds / 4, self._check_waiting_times, seconds / 4, context=Context()
+        )
 
-    def _look(self, interval: float) -> None:
+    def _check_waiting_times(self, interval: float) -> None:
         """Wake the tasks that have waited too long for a holder that makes no progress."""
         self._timer = None
         loop = asyncio.get_running_loop()
         now, seen = loop.time(), self.progress
         if seen != self._seen:
             self._seen, self._moved = seen, now
-        for place in self._places():
-            if max(place.since, self._moved) + place.seconds <= now:
-                place.expire()
-        self._timer = loop.call_later(interval, self._look, interval, context=Context())
+        for waiter in self._waiters():
+            if max(waiter.since, self._moved) + waiter.seconds <= now:
+                waiter.expire()
+        self._timer = loop.call_later(
+            interval, self._check_waiting_times, interval, context=Context()
+        )
 
-    def _places(self) -> Iterator[Place]:
-        yield from self._line
+    def _waiters(self) -> Iterator[Waiter]:
+        yield from self._waiting_line
         for frame in self.frames:
-            yield from frame.line
-            if frame.leaver is not None:
-                yield frame.leaver
+            yield from frame.waiting_line
+            if frame.leaving_waiter is not None:
+                yield frame.leaving_waiter
 
     def enter_frame(self, wrapper: object, before: Before) -> Frame:
         """Push a frame for an ``atomic`` block that the running task enters."""
         # Entering needs the turn, so the top frame can only be the task's own or an ancestor's.
-        frame = Frame(self, wrapper, entered(), before)
+        frame = Frame(self, wrapper, innermost_live_frame(), before)
         self.frames.append(frame)
         self._moves += 1
         innermost.set(frame)
@@ -247,7 +253,7 @@ class Turns:
     def leave_frame(self, frame: Frame) -> None:
         """Remove a frame pushed by `enter_frame`, and let the next task have its turn."""
         self._remove(frame)
-        frame.forgotten = False
+        frame.is_revoked = False
         step_out(frame)
         if self.frames and self.frames[-1].pending_rollback:
             self.frames[-1].pending_rollback = False
@@ -261,39 +267,41 @@ class Turns:
         if self.has_turn():
             return None
         frame = innermost.get()
-        while frame is not None and (frame.state is not self or frame.left):
+        while frame is not None and (frame.state is not self or frame.is_removed):
             frame = frame.outer
         return frame or self.frames[0]
 
-    def forget_frames_within(self, frame: Frame) -> None:
-        """Forget the frames of other tasks inside *frame*, whose block is going to fail."""
+    def revoke_frames_within(self, frame: Frame) -> None:
+        """Revoke the blocks of other tasks inside *frame*, whose block is going to fail."""
         while self.frames[-1] is not frame:
-            self._forget(self.frames[-1])
+            self._revoke(self.frames[-1])
         self.wake()
 
-    def forget_all_frames(self) -> None:
-        """Forget all frames: their transaction is gone."""
+    def revoke_all_frames(self) -> None:
+        """Revoke all blocks: their transaction is gone."""
         while self.frames:
-            self._forget(self.frames[-1])
+            self._revoke(self.frames[-1])
         self.wake()
 
-    def _forget(self, frame: Frame) -> None:
-        frame.forgotten = self.has_forgotten = True
+    def _revoke(self, frame: Frame) -> None:
+        frame.is_revoked = self.has_revoked = True
         self._remove(frame)
 
     def _remove(self, frame: Frame) -> None:
         """Remove *frame*; the tasks in its line wait for the frame below."""
-        frame.left = True
+        frame.is_removed = True
         frame.atomic = frame.body = None
         frame.generators.clear()
         self._moves += 1
-        if frame.leaver is not None:
+        if frame.leaving_waiter is not None:
             # The frame is gone, so its task need not wait to leave it.
-            frame.leaver.call()
+            frame.leaving_waiter.call()
         if frame in self.frames:
             index = self.frames.index(frame)
-            if frame.line:
-                (self.frames[index - 1].line if index else self._line).take_over(frame.line)
+            if frame.waiting_line:
+                (self.frames[index - 1].waiting_line if index else self._waiting_line).take_over(
+                    frame.waiting_line
+                )
             del self.frames[index]
 
     def wake(self) -> None:
@@ -301,9 +309,9 @@ class Turns:
         if self._called is not None:
             return
         top = self.frames[-1] if self.frames else None
-        if top is None or not (top.leaving or top.abandoned):
-            if line := self._line if top is None else top.line:
+        if top is None or not (top.is_leaving or top.is_abandoned):
+            if line := self._waiting_line if top is None else top.waiting_line:
                 self._called = line.call_next()
-        elif top.leaver is not None and top.leaver.call():
+        elif top.leaving_waiter is not None and top.leaving_waiter.call():
             # Tasks started in a frame that is being left have their turn afterwards.
-            self._called = top.leaver
+            self._called = top.leaving_waiter

@@ -21,7 +21,7 @@ from ..bridge.current import is_bridged
 from ..bridge.greenlets import run_bridged
 from ..bridge.lock import BridgedLock
 from ..patches import guards
-from ..pool.physical import unread
+from ..pool.physical import unread_error
 from ..tasks.transaction import Transaction, transactions
 from .adopting import adopt_on
 from .leftovers import no_tasks_left
@@ -208,5 +208,5 @@ def _renew_locks() -> None:
     """
     for transaction in _lent:
         if transaction.state.lease is not None:
-            lock: Any = BridgedLock(unread)
+            lock: Any = BridgedLock(unread_error)
             transaction.state.lease.face.lock = lock

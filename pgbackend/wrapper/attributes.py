@@ -17,17 +17,17 @@ from django.db.backends.postgresql.base import DatabaseWrapper as PostgresDataba
 from greenlet import getcurrent
 
 from ..bridge.current import Bridge, is_bridged
-from ..tasks.abandoning import end_abandoned
+from ..tasks.abandoning import end_abandoned_frames
 from ..tasks.handover import ahand_over, hand_over
 from ..tasks.lease import Lease
-from ..tasks.membership import joined
+from ..tasks.membership import joined_transaction
 from ..tasks.orphans import end_orphan_on_top
 from ..tasks.state import ConnectionState
 from ..tasks.states import States
 from ..tasks.transaction import Transaction
 
 # Django reads a dozen attributes of a wrapper for each block. So a bridged call looks its state up
-# once, and keeps (wrapper, context, state) as ``here`` of its greenlet; see `States.current`. The
+# once, and keeps (wrapper, context, state) on its greenlet; see `States.current`. The
 # look at it is repeated in the properties below, since a function for it would cost as much again.
 
 
@@ -36,16 +36,16 @@ def state_attribute(name: str) -> Any:
 
     def read(wrapper: Any) -> Any:
         bridge: Any = getcurrent()
-        here = getattr(bridge, "here", None)
-        if here is not None and here[0] is wrapper and here[1] is bridge.gr_context:
-            return getattr(here[2], name)
+        cached = getattr(bridge, "cached_state", None)
+        if cached is not None and cached[0] is wrapper and cached[1] is bridge.gr_context:
+            return getattr(cached[2], name)
         return getattr(wrapper._states.current(wrapper), name)
 
     def write(wrapper: Any, value: Any) -> None:
         bridge: Any = getcurrent()
-        here = getattr(bridge, "here", None)
-        if here is not None and here[0] is wrapper and here[1] is bridge.gr_context:
-            setattr(here[2], name, value)
+        cached = getattr(bridge, "cached_state", None)
+        if cached is not None and cached[0] is wrapper and cached[1] is bridge.gr_context:
+            setattr(cached[2], name, value)
             return
         states = wrapper._states
         # Ignore the values that Django's constructor sets: the thread's state already has them.
@@ -93,18 +93,18 @@ class BackendWrapper(PostgresDatabaseWrapper):
     def state(self) -> ConnectionState:
         """The state of the running task, or of the thread."""
         bridge: Any = getcurrent()
-        here = getattr(bridge, "here", None)
-        if here is not None and here[0] is self and here[1] is bridge.gr_context:
-            found: ConnectionState = here[2]
+        cached = getattr(bridge, "cached_state", None)
+        if cached is not None and cached[0] is self and cached[1] is bridge.gr_context:
+            found: ConnectionState = cached[2]
             return found
         return self._states.current(self)
 
-    def here(self) -> ConnectionState | None:
+    def bridged_state(self) -> ConnectionState | None:
         """Return the running task's state if its statements run on leased connections, or None."""
         bridge: Any = getcurrent()
-        here = getattr(bridge, "here", None)
-        if here is not None and here[0] is self and here[1] is bridge.gr_context:
-            found: ConnectionState = here[2]
+        cached = getattr(bridge, "cached_state", None)
+        if cached is not None and cached[0] is self and cached[1] is bridge.gr_context:
+            found: ConnectionState = cached[2]
             return found
         states = self._states
         # The last three conditions are `is_bridged()`, which the shortest way asks here.
@@ -130,8 +130,8 @@ class BackendWrapper(PostgresDatabaseWrapper):
         if state is None:
             state = self.state
         while True:
-            if state.frames and state.frames[-1].abandoned:
-                end_abandoned(state)
+            if state.frames and state.frames[-1].is_abandoned:
+                end_abandoned_frames(state)
                 state = self.state
             if state.has_turn() and (not entering or state is waited or state.nobody_waits):
                 return state
@@ -144,17 +144,17 @@ class BackendWrapper(PostgresDatabaseWrapper):
     def bridged(self) -> bool:
         """Whether the caller's statements run on leased connections."""
         bridge: Any = getcurrent()
-        here = getattr(bridge, "here", None)
-        if here is not None and here[0] is self and here[1] is bridge.gr_context:
+        cached = getattr(bridge, "cached_state", None)
+        if cached is not None and cached[0] is self and cached[1] is bridge.gr_context:
             return True
         return self.bridge_enabled and self._states.thread == get_ident() and is_bridged()
 
     @property
-    def joined(self) -> Transaction | None:
-        """The loop's transaction that the calling thread joined; see `membership.joined`."""
+    def joined_transaction(self) -> Transaction | None:
+        """The loop's transaction that the calling thread joined; see `membership`."""
         if not self.bridge_enabled or self.bridged:
             return None
-        return joined(self.alias) if _get_running_loop() is None else None
+        return joined_transaction(self.alias) if _get_running_loop() is None else None
 
     def leases(self) -> list[Lease]:
         """Return the leases of all tasks that use this wrapper."""

@@ -31,18 +31,18 @@ from ..tasks.transaction import Transaction
 # The modules on the stack between a cursor's user and the cursor.
 _BETWEEN = frozenset({__name__, "django.db.backends.utils", "functools"})
 
-# A list that server-side cursors opened in this context are added to; see `collect_opened`.
-_opened: ContextVar[list[LeaseHolder] | None] = ContextVar("pgbackend_opened", default=None)
+# A list that server-side cursors opened in this context are added to; see `collect_opened_cursors`.
+_opened_cursors: ContextVar[list[LeaseHolder] | None] = ContextVar("pgbackend_opened", default=None)
 
 
 @contextmanager
-def collect_opened(cursors: list[LeaseHolder]) -> Iterator[None]:
+def collect_opened_cursors(cursors: list[LeaseHolder]) -> Iterator[None]:
     """Add the server-side cursors that the block opens to *cursors*."""
-    token = _opened.set(cursors)
+    token = _opened_cursors.set(cursors)
     try:
         yield
     finally:
-        _opened.reset(token)
+        _opened_cursors.reset(token)
 
 
 def _is_of_the_cache() -> bool:
@@ -98,7 +98,7 @@ class LeaseHolder(utils.CursorWrapper):
             if lease.named is None:
                 lease.named = WeakSet()
             lease.named.add(self)
-        if pinned and (opened := _opened.get()) is not None:
+        if pinned and (opened := _opened_cursors.get()) is not None:
             opened[:] = [each for each in opened if each.cursor is not self.cursor]
             opened.append(self)
 
@@ -111,9 +111,9 @@ class LeaseHolder(utils.CursorWrapper):
         """
         if self._in_server:
             if not is_bridged():
-                self._abandon()
+                self._close_dropped()
             elif not can_wait() or isinstance(sys.exception(), GeneratorExit):
-                self.leave()
+                self.close_later()
             else:
                 self.close_in_server()
             return
@@ -124,15 +124,15 @@ class LeaseHolder(utils.CursorWrapper):
             else:
                 self._forget()
         finally:
-            self._let_go()
+            self._release()
 
     def close_in_server(self) -> None:
-        """Close an open server-side cursor, waiting; `leave` it if it is another task's turn."""
+        """Close an open server-side cursor, waiting; later, if it is another task's turn."""
         lease = self.lease
         if lease is None or not self._in_server:
             return
         if not self._may_use(lease):
-            self.leave()
+            self.close_later()
             return
         # Unless all of this holds, the cursor may be closed already: by an error, by raw SQL, or by
         # the end of a savepoint.
@@ -147,10 +147,10 @@ class LeaseHolder(utils.CursorWrapper):
                 lease.face.close_cursors([self.cursor.name], sure=sure, still=self._may_be_open)
         except BaseException:
             # The CLOSE was probably interrupted: the cursor may still be open in the server.
-            self.leave()
+            self.close_later()
             raise
         self._forget()
-        self._let_go()
+        self._release()
 
     def _may_use(self, lease: Lease) -> bool:
         """Return whether the running task uses *lease*, too, and has the turn."""
@@ -176,12 +176,12 @@ class LeaseHolder(utils.CursorWrapper):
 
     def __del__(self) -> None:
         if self._in_server:
-            self._abandon()
+            self._close_dropped()
         else:
-            self._let_go()
+            self._release()
 
-    def _abandon(self) -> None:
-        """Leave a server-side cursor that nothing closed, to be closed later."""
+    def _close_dropped(self) -> None:
+        """Have a server-side cursor that nothing closed closed later."""
         lease = self.lease
         assert lease is not None
         # A transaction ends its cursors, and another holder of the lease closes them.
@@ -193,9 +193,9 @@ class LeaseHolder(utils.CursorWrapper):
                 ResourceWarning,
                 stacklevel=2,
             )
-        self.leave(discard=alone)
+        self.close_later(discard=alone)
 
-    def leave(self, *, discard: bool = False) -> None:
+    def close_later(self, *, discard: bool = False) -> None:
         """Release the hold of a server-side cursor that is open in the server, without waiting.
 
         This may be called from any thread. The cursor is closed before the next statement on the
@@ -205,9 +205,9 @@ class LeaseHolder(utils.CursorWrapper):
         if lease is None:
             return
         self._forget()
-        leave = lease.leave_cursor
+        close_later = lease.close_cursor_later
         name, transaction = self.cursor.name, self._transaction
-        lease.pool.on_loop(functools.partial(leave, name, transaction, discard=discard))
+        lease.pool.on_loop(functools.partial(close_later, name, transaction, discard=discard))
 
     def _forget(self) -> None:
         """Do the part of psycopg's close() that needs no connection: its destructor would warn."""
@@ -217,12 +217,12 @@ class LeaseHolder(utils.CursorWrapper):
         """Release the hold of a server-side cursor that ended with *transaction*."""
         if self._transaction is transaction:
             self._forget()
-            self._let_go()
+            self._release()
 
-    def _let_go(self) -> None:
+    def _release(self) -> None:
         lease, self.lease = self.lease, None
         if lease is not None:
-            lease.let_go_elsewhere(pinned=self.pinned)
+            lease.release_threadsafe(pinned=self.pinned)
 
     def _check_lease(self) -> None:
         """Take the task's turn; raise InterfaceError if the connection was given back."""

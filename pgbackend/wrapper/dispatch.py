@@ -19,9 +19,9 @@ from django.db.utils import load_backend
 from greenlet import getcurrent
 
 from ..bridge.current import Bridge, is_bridged
-from ..bridge.ends import last
+from ..bridge.ends import begin_scope
 from ..bridge.greenlets import await_bridged, run_bridged
-from ..tasks.membership import joined
+from ..tasks.membership import joined_transaction
 from ..tasks.transaction import Transaction
 from ..wrapper.attributes import BackendWrapper
 
@@ -98,7 +98,7 @@ async def in_bridge(
 def _await_call(
     function: Callable[..., Coroutine[Any, Any, T]], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> T:
-    last()
+    begin_scope()
     return await_bridged(function(*args, **kwargs))
 
 
@@ -135,7 +135,7 @@ def _joined(alias: str | None) -> Transaction | None:
     """
     if alias is None or alias not in connections.settings or not is_enabled(alias):
         return None
-    return joined(alias)
+    return joined_transaction(alias)
 
 
 def runs_bridged(alias: str | None) -> bool:

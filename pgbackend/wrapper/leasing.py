@@ -10,15 +10,15 @@ import asyncio
 from ..bridge.greenlets import await_bridged
 from ..pool.passwords import without_passwords
 from ..pool.pool import ConnectionPool
-from ..tasks.kept_sessions import sessions
+from ..tasks.kept_sessions import sessions_of_context
 from ..tasks.lease import Lease
 from ..tasks.membership import check_not_outlived
-from ..tasks.orphans import check_in_no_orphan, opened, orphans
+from ..tasks.orphans import check_in_no_orphan, open_transactions, orphans
+from ..tasks.revoked import revoked_blocks
 from ..tasks.state import ConnectionState
-from ..tasks.taken import taken
 from ..tasks.transaction import transactions
 from .attributes import BackendWrapper
-from .opening import FoundPool, find_pool
+from .opening import PoolForSettings, find_pool
 from .options import check as check_options
 
 
@@ -27,18 +27,18 @@ class Leasing(BackendWrapper):
 
     # When a session is reset; see `options.Options`.
     reset: str
-    _found_pool: FoundPool | None
+    _pool_for_settings: PoolForSettings | None
 
     @property
     def async_pool(self) -> ConnectionPool:
         """The running loop's pool for this wrapper's settings, opened on first use."""
-        found = self._found_pool
+        found = self._pool_for_settings
         if found is None or not found.serves(self):
-            found = self._found_pool = self._find_pool()
+            found = self._pool_for_settings = self._find_pool()
         return found.pool
 
     @without_passwords
-    def _find_pool(self) -> FoundPool:
+    def _find_pool(self) -> PoolForSettings:
         check_options(self.alias, self.settings_dict["OPTIONS"])
         return find_pool(self)
 
@@ -47,9 +47,9 @@ class Leasing(BackendWrapper):
 
         *state* is the task's state, which the caller has just asked for.
         """
-        if state.frames or state.has_forgotten:
+        if state.frames or state.has_revoked:
             state = self.state_in_turn(state)
-        if taken or (state.transaction is None and (opened or orphans)):
+        if revoked_blocks or (state.transaction is None and (open_transactions or orphans)):
             check_in_no_orphan(self.alias, state)
         lease = state.lease
         if (
@@ -64,7 +64,7 @@ class Leasing(BackendWrapper):
             lease.give_back()
             lease = None
         if lease is None and not state.in_atomic_block and self.settings_dict["AUTOCOMMIT"]:
-            if transactions.get({}) or sessions.get({}):
+            if transactions.get({}) or sessions_of_context.get({}):
                 check_not_outlived(self)
             pool = self.async_pool
             pooled = pool.take()
@@ -77,7 +77,7 @@ class Leasing(BackendWrapper):
                 lease = state.lease = Lease(state, pool, pooled, holds=1)
                 lease.suspect = self.reset == "always" or pooled.has_temporary
                 if pooled.execute_wrappers is not None:
-                    self.install(pooled.execute_wrappers)
+                    self.install_execute_wrappers(pooled.execute_wrappers)
                 return lease
         if lease is None:
             lease = self._hold()
@@ -85,20 +85,20 @@ class Leasing(BackendWrapper):
         else:
             # A state with a transaction was found as the running task's own, or as the one that the
             # task may join.
-            if lease.pins and (state.transaction is None or sessions.get({})):
+            if lease.pins and (state.transaction is None or sessions_of_context.get({})):
                 check_not_outlived(self)
             lease.hold()
-            if lease.left is not None:
-                self._close_left(lease, pinned=False)
+            if lease.unclosed_cursors is not None:
+                self._close_unclosed_cursors(lease, pinned=False)
         return lease
 
-    def _close_left(self, lease: Lease, *, pinned: bool) -> None:
-        """Close the server-side cursors that were left on a *lease* that the caller holds."""
+    def _close_unclosed_cursors(self, lease: Lease, *, pinned: bool) -> None:
+        """Close the server-side cursors that nobody reads on a *lease* that the caller holds."""
         try:
             with self.wrap_database_errors:
-                lease.close_left()
+                lease.close_unclosed_cursors()
         except BaseException:
-            lease.let_go(pinned=pinned)
+            lease.release(pinned=pinned)
             raise
 
     def _hold(self, *, pinned: bool = False) -> Lease | None:
@@ -107,12 +107,12 @@ class Leasing(BackendWrapper):
         Return None while the connection is being configured, which needs no lease.
         """
         state = self.state_in_turn()
-        if taken or (state.transaction is None and (opened or orphans)):
+        if revoked_blocks or (state.transaction is None and (open_transactions or orphans)):
             check_in_no_orphan(self.alias, state)
         if state.lease is not None:
             state.lease.hold(pinned=pinned)
-            if state.lease.left is not None:
-                self._close_left(state.lease, pinned=pinned)
+            if state.lease.unclosed_cursors is not None:
+                self._close_unclosed_cursors(state.lease, pinned=pinned)
         elif state.connection is None:
             state.connecting = True
             try:
@@ -124,7 +124,7 @@ class Leasing(BackendWrapper):
                 state.lease.pins += 1
         return state.lease
 
-    def pin(self) -> Lease | None:
+    def pin_for_task(self) -> Lease | None:
         """Hold the task's lease beyond the bridged call; reset its session at the end."""
         lease = self._hold(pinned=True)
         if lease is not None:
@@ -134,9 +134,9 @@ class Leasing(BackendWrapper):
                     # reset.
                     lease.face.reset_now()
             except BaseException:
-                lease.let_go(pinned=True)
+                lease.release(pinned=True)
                 raise
-            lease.keepers += 1
+            lease.session_pins += 1
             lease.dirty = True
             task = asyncio.current_task()
             assert task is not None

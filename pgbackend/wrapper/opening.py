@@ -52,20 +52,20 @@ def pool_settings(wrapper: Any) -> tuple[Any, ...]:
 _with_pool: set[str] = set()
 
 # The latest pool found by a wrapper of each alias, so that a task's first query finds it.
-_found: WeakValueDictionary[str, FoundPool] = WeakValueDictionary()
+_latest_pools: WeakValueDictionary[str, PoolForSettings] = WeakValueDictionary()
 
 
-def find_pool(wrapper: Any) -> FoundPool:
+def find_pool(wrapper: Any) -> PoolForSettings:
     """Return the running loop's pool for a wrapper's settings, opened on first use."""
-    found = _found.get(wrapper.alias)
+    found = _latest_pools.get(wrapper.alias)
     if found is None or not found.serves(wrapper):
-        found = _found[wrapper.alias] = FoundPool(wrapper)
+        found = _latest_pools[wrapper.alias] = PoolForSettings(wrapper)
         # The pool keeps the entry in the weak dictionary alive.
-        found.pool.found = found
+        found.pool.settings_entry = found
     return found
 
 
-class FoundPool:
+class PoolForSettings:
     """A pool that a wrapper found, with the settings it was found for."""
 
     def __init__(self, wrapper: Any) -> None:

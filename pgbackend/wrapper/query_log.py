@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from ..tasks.actors import deputies, deputy
+from ..tasks.actors import acting_task, acting_tasks
 from ..tasks.request import of_request
 from .thread_wrappers import ThreadWrapper
 
@@ -27,7 +27,7 @@ _added: ContextVar[dict[object, tuple[Callable[..., Any], ...]]] = ContextVar(
 _NONE_ADDED: dict[object, tuple[Callable[..., Any], ...]] = {}
 
 
-class Watched:
+class QueryLogging:
     """The part of a `DatabaseWrapper` for Django's query log and ``execute_wrapper``."""
 
     alias: str
@@ -38,30 +38,30 @@ class Watched:
     _queries_log: deque[dict[str, Any]]
 
     @property
-    def _watched(self) -> Any:
+    def _logging_wrapper(self) -> Any:
         """The wrapper that stands for this one: in a request, also in its threads, the loop's."""
         return of_request.get({}).get(self.alias, self)
 
     @property
-    def _guest(self) -> Any:
+    def _thread_wrapper(self) -> Any:
         """The wrapper of the thread whose statement runs, if that wrapper has a log of its own."""
-        working = deputy()
+        working = acting_task()
         if working is None or working.wrapper.alias != self.alias:
             return None
         guest = working.wrapper
-        return None if guest._watched is self._watched else guest
+        return None if guest._logging_wrapper is self._logging_wrapper else guest
 
     @property
     def queries_logged(self) -> bool:
         """Whether the running statement is logged, in this wrapper's log or a thread's."""
         logs = bool(super().queries_logged)  # type: ignore[misc]  # Django's wrapper
-        if logs or deputies.get() is None:
+        if logs or acting_tasks.get() is None:
             return logs
-        guest = self._guest
-        return guest is not None and guest._logs
+        guest = self._thread_wrapper
+        return guest is not None and guest._is_logging
 
     @property
-    def _logs(self) -> bool:
+    def _is_logging(self) -> bool:
         return bool(super().queries_logged)  # type: ignore[misc]  # Django's wrapper
 
     @property
@@ -70,10 +70,12 @@ class Watched:
 
         While a thread's statement runs, return an object that appends to the thread's log, too.
         """
-        guest = self._guest
+        guest = self._thread_wrapper
         if guest is None:
-            return self._watched._queries_log
-        return _Logs([each._watched._queries_log for each in (self, guest) if each._logs])
+            return self._logging_wrapper._queries_log
+        return _SeveralLogs(
+            [each._logging_wrapper._queries_log for each in (self, guest) if each._is_logging]
+        )
 
     @queries_log.setter
     def queries_log(self, log: deque[dict[str, Any]]) -> None:
@@ -86,19 +88,19 @@ class Watched:
         A function that is appended stays until it is removed, as in Django.
         """
         added = _added.get(_NONE_ADDED)
-        if not added and deputies.get() is None:
+        if not added and acting_tasks.get() is None:
             return self._execute_wrappers
-        functions, guest = added.get(self._watched), self._guest
+        functions, guest = added.get(self._logging_wrapper), self._thread_wrapper
         if not functions and guest is None:
             return self._execute_wrappers
-        parts = [self._execute_wrappers, _OfContext(self._watched)]
-        return _Joined(parts if guest is None else [*parts, guest._execute_wrappers])
+        parts = [self._execute_wrappers, _ContextWrappers(self._logging_wrapper)]
+        return _ConcatenatedLists(parts if guest is None else [*parts, guest._execute_wrappers])
 
     @execute_wrappers.setter
     def execute_wrappers(self, functions: list[Callable[..., Any]]) -> None:
         self._execute_wrappers = functions
 
-    def install(self, functions: list[Callable[..., Any]]) -> None:
+    def install_execute_wrappers(self, functions: list[Callable[..., Any]]) -> None:
         """Add the functions that receivers of connection_created added for this connection."""
         self._execute_wrappers += [each for each in functions if each not in self._execute_wrappers]
 
@@ -110,7 +112,7 @@ class Watched:
         block is on the loop or in a thread. Source:
         https://docs.djangoproject.com/en/stable/topics/db/instrumentation/
         """
-        watched = self._watched
+        watched = self._logging_wrapper
         if watched is self and not _on_loop():
             self._execute_wrappers.append(wrapper)
             try:
@@ -118,30 +120,30 @@ class Watched:
             finally:
                 self._execute_wrappers.pop()
             return
-        added = _OfContext(watched)
+        added = _ContextWrappers(watched)
         of_thread = None if _on_loop() else ThreadWrapper(wrapper)
         added.append(of_thread or wrapper)
         try:
             yield
         finally:
             if of_thread is not None:
-                of_thread.left = True
+                of_thread.block_left = True
             # Do not reset by token: a block may end in another copy of the context.
             if len(added):
                 added.pop()
 
 
-class _OfContext(MutableSequence[Any]):
+class _ContextWrappers(MutableSequence[Any]):
     """The functions added in the running context for one wrapper."""
 
     def __init__(self, watched: Any) -> None:
-        self._watched = watched
+        self._logging_wrapper = watched
 
     def _read(self) -> list[Any]:
-        return list(_added.get({}).get(self._watched, ()))
+        return list(_added.get({}).get(self._logging_wrapper, ()))
 
     def _write(self, functions: list[Any]) -> None:
-        _added.set({**_added.get({}), self._watched: tuple(functions)})
+        _added.set({**_added.get({}), self._logging_wrapper: tuple(functions)})
 
     def __len__(self) -> int:
         return len(self._read())
@@ -165,7 +167,7 @@ class _OfContext(MutableSequence[Any]):
         self._write(functions)
 
 
-class _Joined(MutableSequence[Any]):
+class _ConcatenatedLists(MutableSequence[Any]):
     """Several lists as one that can be changed.
 
     New functions are inserted into the first list, the wrapper's own, which outlasts blocks.
@@ -178,7 +180,7 @@ class _Joined(MutableSequence[Any]):
         return repr(list(self))
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, list | _Joined) and list(self) == list(other)
+        return isinstance(other, list | _ConcatenatedLists) and list(self) == list(other)
 
     __hash__ = None  # type: ignore[assignment]  # a list has no hash
 
@@ -217,7 +219,7 @@ class _Joined(MutableSequence[Any]):
         self._parts[0].insert(index, value)
 
 
-class _Logs:
+class _SeveralLogs:
     """Several query logs at once; Django appends the statement to each."""
 
     def __init__(self, logs: list[Any]) -> None:

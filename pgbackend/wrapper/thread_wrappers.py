@@ -36,7 +36,7 @@ class ThreadWrapper:
         self.function = function
         # True once the thread has left the block. The function is then not called any more,
         # although tasks that began inside still have it in their context.
-        self.left = False
+        self.block_left = False
         self._thread = threading.get_ident()
         self._needs_thread = False
         self._warned = False
@@ -51,7 +51,7 @@ class ThreadWrapper:
         return repr(self.function)
 
     def __call__(self, execute: Execute, *args: Any) -> Any:
-        if self.left:
+        if self.block_left:
             return execute(*args)
         if self._thread == threading.get_ident():
             return self.function(execute, *args)
@@ -102,7 +102,7 @@ class _Call:
         self._execute = execute
         self._loop = asyncio.get_running_loop()
         # The statements that the thread waits for; None marks the end.
-        self._asked: asyncio.Queue[tuple[tuple[Any, ...], Future[Any]] | None] = asyncio.Queue()
+        self._requested: asyncio.Queue[tuple[tuple[Any, ...], Future[Any]] | None] = asyncio.Queue()
         self._interrupted = False
 
     def make(self, args: tuple[Any, ...]) -> Any:
@@ -110,12 +110,12 @@ class _Call:
         work = self._loop.create_task(self._work(args))
         work.add_done_callback(self._end)
         try:
-            while (asked := await_bridged(self._asked.get())) is not None:
+            while (asked := await_bridged(self._requested.get())) is not None:
                 self._answer(*asked)
         except BaseException:
             self._interrupted = True
-            while not self._asked.empty():
-                if (asked := self._asked.get_nowait()) is not None:
+            while not self._requested.empty():
+                if (asked := self._requested.get_nowait()) is not None:
                     self._answer(*asked)
             raise
         return work.result()
@@ -125,7 +125,7 @@ class _Call:
         return await sync_to_async(self._in_thread)(args)
 
     def _end(self, work: asyncio.Task[Any]) -> None:
-        self._asked.put_nowait(None)
+        self._requested.put_nowait(None)
         if not work.cancelled():
             # Retrieve the error: `make` raises it, unless it was interrupted, and asyncio must not
             # report it as never retrieved.
@@ -159,4 +159,4 @@ class _Call:
         if self._interrupted:
             self._answer(statement, answer)
         else:
-            self._asked.put_nowait((statement, answer))
+            self._requested.put_nowait((statement, answer))

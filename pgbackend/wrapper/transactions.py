@@ -22,11 +22,11 @@ from psycopg.pq import TransactionStatus
 from ..bridge.current import can_wait
 from ..errors import CommitInDoubt, NotCommitted
 from ..pool.face import ROLLED_BACK
-from ..sql.instrumented import may_be_short
+from ..sql.instrumented import may_skip_cursors
 from ..tasks import kept_sessions
 from ..tasks.frames import check_inside
 from ..tasks.lease import Lease
-from ..tasks.membership import check_not_outlived, joined_if_open
+from ..tasks.membership import check_not_outlived, joined_open_transaction
 from ..tasks.orphans import check_in_no_orphan
 from ..tasks.state import ConnectionState
 from .dispatch import runs_bridged, thread_transactions
@@ -41,7 +41,7 @@ class TransactionControl(Leasing):
 
     def get_autocommit(self) -> bool:
         """Return the autocommit state; on the event loop, without connecting."""
-        if (state := self.here()) is not None:
+        if (state := self.bridged_state()) is not None:
             return bool(state.autocommit)
         try:
             asyncio.get_running_loop()
@@ -52,7 +52,10 @@ class TransactionControl(Leasing):
         if runs_bridged(self.alias):
             return bool(self.autocommit)
         # The coroutine uses the connection of a thread that waits for it.
-        if self.alias in thread_transactions.get() or joined_if_open(self.alias) is not None:
+        if (
+            self.alias in thread_transactions.get()
+            or joined_open_transaction(self.alias) is not None
+        ):
             return False
         return bool(self.settings_dict["AUTOCOMMIT"])
 
@@ -64,9 +67,9 @@ class TransactionControl(Leasing):
         The hooks of `on_commit` run after the connection was given back: they may wait for tasks
         that need one.
         """
-        state = self.here()
+        state = self.bridged_state()
         if state is None:
-            if (transaction := self.joined) is not None:
+            if (transaction := self.joined_transaction) is not None:
                 self.hand_over(transaction, transaction.wrapper.set_autocommit, autocommit)
             else:
                 super().set_autocommit(autocommit, force_begin_transaction_with_broken_autocommit)
@@ -85,18 +88,18 @@ class TransactionControl(Leasing):
 
     def commit(self) -> None:
         """Commit, and run the hooks of `on_commit`."""
-        if (state := self.here()) is not None:
+        if (state := self.bridged_state()) is not None:
             self.state_in_turn(state)
-        elif (transaction := self.joined) is not None:
+        elif (transaction := self.joined_transaction) is not None:
             self.hand_over(transaction, transaction.wrapper.commit)
             return
         super().commit()
 
     def rollback(self) -> None:
         """Roll back, and forget the hooks of `on_commit`."""
-        if (state := self.here()) is not None:
+        if (state := self.bridged_state()) is not None:
             self.state_in_turn(state)
-        elif (transaction := self.joined) is not None:
+        elif (transaction := self.joined_transaction) is not None:
             self.hand_over(transaction, transaction.wrapper.rollback)
             return
         super().rollback()
@@ -108,12 +111,12 @@ class TransactionControl(Leasing):
         """
         self._end_abandoned()
         if _get_running_loop() is None:
-            _ = self.joined
+            _ = self.joined_transaction
         else:
             check_inside(self)
             check_not_outlived(self)
             check_in_no_orphan(self.alias, self.state)
-        if kept_sessions.sessions.get(kept_sessions.NO_SESSIONS) and self.bridged:
+        if kept_sessions.sessions_of_context.get(kept_sessions.NO_SESSIONS) and self.bridged:
             # Another task may have a transaction open on this session: wait, since *func* is not
             # for it.
             self.state_in_turn()
@@ -140,7 +143,7 @@ class TransactionControl(Leasing):
         Raise TransactionManagementError where their end cannot be awaited.
         """
         state = self.state
-        if not state.frames or not state.frames[-1].abandoned:
+        if not state.frames or not state.frames[-1].is_abandoned:
             return
         if not self.bridged or not can_wait():
             raise TransactionManagementError(
@@ -170,7 +173,7 @@ class TransactionControl(Leasing):
         state.rolled_back_to = sid
         frame = next((each for each in state.frames if each.savepoint == sid), None)
         if frame is not None:
-            state.was_rolled_back(frame)
+            state.undo_settings(frame)
 
     def _savepoint_commit(self, sid: str) -> None:
         with self._finishing():
@@ -181,7 +184,7 @@ class TransactionControl(Leasing):
         return nullcontext() if lease is None else lease.face.finishing()
 
     def _commit(self) -> None:
-        state = self.here()
+        state = self.bridged_state()
         lease = None if state is None else state.lease
         if lease is not None and (broken_by := lease.state.broken_by) is not None:
             raise NotCommitted(
@@ -212,10 +215,10 @@ class TransactionControl(Leasing):
             raise
 
     def _rollback(self) -> None:
-        state = self.here()
+        state = self.bridged_state()
         self._end_transaction(super()._rollback, state)
         if state is not None:
-            self.state.was_rolled_back(None)
+            self.state.undo_settings(None)
 
     def _end_transaction(self, end: Callable[[], None], state: ConnectionState | None) -> None:
         """Run COMMIT or ROLLBACK (*end*); if it is interrupted, drop the connection and its state.
@@ -238,7 +241,7 @@ class TransactionControl(Leasing):
             lease.exposed = exposed
 
     def _set_autocommit(self, autocommit: bool) -> None:
-        state = self.here()
+        state = self.bridged_state()
         lease = None if state is None else state.lease
         if lease is None:
             super()._set_autocommit(autocommit)
@@ -252,7 +255,7 @@ class TransactionControl(Leasing):
         Use this rather than `connection`: reading that marks the connection as possibly changed, to
         be restored later.
         """
-        state = self.here()
+        state = self.bridged_state()
         return None if state is None else state.lease
 
     def _begin(self, state: ConnectionState) -> None:
@@ -260,7 +263,7 @@ class TransactionControl(Leasing):
 
         *state* is the running task's state.
         """
-        lease = self.hold_for_statement(state) if may_be_short(self) else self._hold()
+        lease = self.hold_for_statement(state) if may_skip_cursors(self) else self._hold()
         try:
             with debug_transaction(self, "BEGIN"):
                 self._set_autocommit(False)
@@ -271,4 +274,4 @@ class TransactionControl(Leasing):
             state.autocommit = False
         finally:
             if lease is not None:
-                lease.let_go()
+                lease.release()

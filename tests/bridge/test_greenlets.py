@@ -18,7 +18,7 @@ from greenlet import getcurrent, greenlet
 
 from pgbackend import bridged
 from pgbackend.bridge.current import BridgeError, is_bridged
-from pgbackend.bridge.ends import last, lasts, on_end, on_exit
+from pgbackend.bridge.ends import begin_scope, in_scope, on_exit, on_scope_end
 from pgbackend.bridge.greenlets import await_bridged, run_bridged
 
 number: contextvars.ContextVar[int] = contextvars.ContextVar("number", default=0)
@@ -780,9 +780,9 @@ async def test_one_call_after_the_other() -> None:
     kept: list[Callable[[], None]] = []
 
     def function(number: int) -> Any:
-        assert not lasts()
-        on_end(lambda: ended.append(number))
-        last(kept.append)
+        assert not in_scope()
+        on_scope_end(lambda: ended.append(number))
+        begin_scope(kept.append)
         await_bridged(suspend())
         return weakref.ref(getcurrent())
 

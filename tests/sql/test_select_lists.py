@@ -21,7 +21,7 @@ async def test_values() -> None:
         assert (book.title, book.author_id, book.price) == ("Notes", author.pk, 3)
         assert book.data == {"a": [1]}
     # A foreign key keeps nothing from being kept.
-    assert select_lists.known(Book) is not None
+    assert select_lists.kept_select_list(Book) is not None
 
 
 @isolate_apps("tests")
@@ -62,4 +62,4 @@ def test_fields_with_sql_of_their_own() -> None:
     for _ in range(3):
         sql, _params = Formatted._default_manager.all().query.get_compiler("default").as_sql()
         assert 'upper("tests_formatted"."text")' in sql
-    assert select_lists.known(Formatted) is None
+    assert select_lists.kept_select_list(Formatted) is None

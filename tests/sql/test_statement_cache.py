@@ -186,7 +186,7 @@ async def test_many_structures() -> None:
     def compile_many() -> int:
         for offset in range(1200):
             Author.objects.all()[offset : offset + 1].query.get_compiler("default").as_sql()
-        select = select_lists.known(Author)
+        select = select_lists.kept_select_list(Author)
         assert select is not None
         return len(select.statements)
 
@@ -205,7 +205,7 @@ async def test_statement_of_many_lookups() -> None:
                 queryset = Author.objects.filter(where)
                 expected = of_django(queryset)
                 assert caught(queryset.query.get_compiler("default").as_sql) == expected
-        select = select_lists.known(Author)
+        select = select_lists.kept_select_list(Author)
         assert select is not None
         return len(select.statements)
 
@@ -341,7 +341,7 @@ async def test_update_with_placeholders_of_its_fields() -> None:
                 app_label = "tests"
 
         Shelf.objects.all().query.get_compiler("default").as_sql()
-        select = select_lists.known(Shelf)
+        select = select_lists.kept_select_list(Shelf)
         for number in range(3):
             expected, found = (
                 of_update(updating(Shelf.objects.filter(pk=1), numbers=[number]), cls)

@@ -22,8 +22,8 @@ from django.db import connection, transaction
 
 from pgbackend import bridged
 from pgbackend.requests.serving import serve
-from pgbackend.tasks.orphans import opened, orphans
-from pgbackend.tasks.taken import taken
+from pgbackend.tasks.orphans import open_transactions, orphans
+from pgbackend.tasks.revoked import revoked_blocks
 from pgbackend.transaction import aon_commit, detached
 from tests.models import Author
 from tests.support.loops import EACH_LOOP, LOOPS
@@ -199,7 +199,7 @@ async def end() -> None:
     await write_kept()
     assert orphans == []
     loop = asyncio.get_running_loop()
-    noted = [each() for found in opened.values() for each in found]
+    noted = [each() for found in open_transactions.values() for each in found]
     # Other tests may have closed their loops in the middle of a transaction.
     assert [each for each in noted if each is not None and each.loop is loop] == []
     await settled()
@@ -381,7 +381,7 @@ def test_rest_of_a_generator(
                 await read()
         gc.collect()
         await end()
-        assert taken == []
+        assert revoked_blocks == []
 
     runner.run(main())
     assert committed(server) == sorted([*KEPT, "of the reader"])
@@ -409,7 +409,7 @@ def test_rest_of_a_generator_after_the_block_around(
                 with pytest.raises(RuntimeError):
                     await step()
         await end()
-        assert taken == []
+        assert revoked_blocks == []
 
     runner.run(main())
     assert committed(server) == sorted([*KEPT, "outer"])

@@ -1,4 +1,4 @@
-"""Blocks that were taken away from generators: the blocks have ended, the generators go on."""
+"""Blocks that were revoked in generators: the blocks have ended, the generators go on."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 from greenlet import getcurrent
 
-from .frames import Frame, block_has_ended
+from .frames import Frame, block_ended_error
 
 
-class Taken(NamedTuple):
+class RevokedBlock(NamedTuple):
     """A block that has ended in the body of a generator, which has not left the block."""
 
     body: FrameType
@@ -21,37 +21,39 @@ class Taken(NamedTuple):
     generators: list[Any]
 
 
-# The blocks that were taken away; usually empty.
-taken: list[Taken] = []
+# The blocks that have ended so; usually empty.
+revoked_blocks: list[RevokedBlock] = []
 
 
-def take_away(frame: Frame) -> None:
+def revoke(frame: Frame) -> None:
     """Note that the block of *frame* ends before its generator has left it.
 
     The generator's statements in the rest of the block's body are refused.
     """
     if frame.body is not None:
-        taken.append(Taken(frame.body, frame.atomic, list(frame.generators)))
+        revoked_blocks.append(RevokedBlock(frame.body, frame.atomic, list(frame.generators)))
 
 
-def leaves_taken(atomic: Any, caller: FrameType | None) -> bool:
-    """Return whether *caller* leaves a block of *atomic* that was taken away from it."""
-    for index in reversed(range(len(taken))):
-        if taken[index].body is caller and taken[index].atomic is atomic:
-            del taken[index]
+def leaves_revoked(atomic: Any, caller: FrameType | None) -> bool:
+    """Return whether *caller* leaves a block of *atomic* that was revoked."""
+    for index in reversed(range(len(revoked_blocks))):
+        if revoked_blocks[index].body is caller and revoked_blocks[index].atomic is atomic:
+            del revoked_blocks[index]
             return True
     return False
 
 
-def check_not_taken() -> None:
-    """Raise RuntimeError in a generator's block that was taken away from it."""
-    gone = [each for each in taken if each.generators and not any(x() for x in each.generators)]
+def check_not_revoked() -> None:
+    """Raise RuntimeError in a generator's block that was revoked."""
+    gone = [
+        each for each in revoked_blocks if each.generators and not any(x() for x in each.generators)
+    ]
     for each in gone:
         # The event loop was closed and never closed the generator.
-        taken.remove(each)
-    bodies = {id(each.body) for each in taken}
+        revoked_blocks.remove(each)
+    bodies = {id(each.body) for each in revoked_blocks}
     if not bodies.isdisjoint(stack_ids()):
-        raise block_has_ended()
+        raise block_ended_error()
 
 
 def stack_ids() -> Iterator[int]:

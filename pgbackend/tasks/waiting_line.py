@@ -7,10 +7,10 @@ from collections import deque
 from threading import get_ident
 
 
-class Place:
-    """The place of a task that waits in a line, until it is called or gives up.
+class Waiter:
+    """A task that waits in a line, until it is called or gives up.
 
-    *number* orders the places: a lower number is called first. *since* is the time when the task
+    *number* orders the waiters: a lower number is called first. *since* is the time when the task
     came, by the event loop's clock. *seconds* is how long the task will wait.
     """
 
@@ -26,17 +26,17 @@ class Place:
         self.called = False
         # Whether the task was called because its time is over.
         self.expired = False
-        # Whether no task waits at this place any more: it was cancelled, closed, or served.
+        # Whether the task waits no longer: it was cancelled, closed, or served.
         self.gone = False
 
-    def again(self) -> Place:
-        """Return a new place for the same task, which was called and has to wait again."""
-        place = Place(self.number, self.seconds)
-        place.since = self.since
-        return place
+    def again(self) -> Waiter:
+        """Return a new waiter for the same task, which was called and has to wait again."""
+        waiter = Waiter(self.number, self.seconds)
+        waiter.since = self.since
+        return waiter
 
     async def wait(self) -> None:
-        """Wait until the place is called."""
+        """Wait until the task is called."""
         await self._future
 
     def call(self) -> bool:
@@ -62,36 +62,36 @@ class Place:
             self._future.set_result(None)
 
 
-class Line(deque[Place]):
-    """Places in the order of their numbers, those that no task waits at any more included."""
+class WaitingLine(deque[Waiter]):
+    """Waiters in the order of their numbers, including tasks that wait no longer."""
 
     __slots__ = ()
 
-    def add(self, place: Place) -> None:
-        """Add a place; it usually comes last."""
-        is_last = not self or self[-1].number <= place.number
-        self.append(place)
+    def add(self, waiter: Waiter) -> None:
+        """Add a waiter; it usually comes last."""
+        is_last = not self or self[-1].number <= waiter.number
+        self.append(waiter)
         if not is_last:
             self._sort()
 
-    def take_over(self, other: Line) -> None:
-        """Move all places of *other* into this line."""
+    def take_over(self, other: WaitingLine) -> None:
+        """Move all waiters of *other* into this line."""
         was_empty = not self
         self.extend(other)
         other.clear()
         if not was_empty:
             self._sort()
 
-    def call_next(self) -> Place | None:
-        """Call the first waiting task, remove and return its place; None if no task waits."""
+    def call_next(self) -> Waiter | None:
+        """Call the first waiting task, remove and return its waiter; None if no task waits."""
         while self:
-            place = self.popleft()
-            if place.call():
-                return place
+            waiter = self.popleft()
+            if waiter.call():
+                return waiter
         return None
 
     def _sort(self) -> None:
         # Sorting two runs that are already in order takes linear time.
-        ordered = sorted(self, key=lambda place: place.number)
+        ordered = sorted(self, key=lambda waiter: waiter.number)
         self.clear()
         self.extend(ordered)
