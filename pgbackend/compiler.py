@@ -146,9 +146,9 @@ class SQLCompiler(postgresql.SQLCompiler):
         except EmptyResultSet:
             return iter([]) if result_type == MULTI else None
         connection = self.connection
-        lease = direct.lease_for(connection, sql)
+        lease, cursor = direct.lease_or_cursor(connection, sql)
         if lease is None:
-            return self._by_cursor(sql, params, result_type)
+            return self._by_cursor(cursor, sql, params, result_type)
         try:
             result = direct.execute(connection, lease, sql, params)
             if result_type == ROW_COUNT:
@@ -164,9 +164,9 @@ class SQLCompiler(postgresql.SQLCompiler):
             rows = [row[: self.col_count] for row in rows]
         return [rows] if rows else []
 
-    def _by_cursor(self, sql: str, params: Any, result_type: str) -> Any:
-        """Do the part of `execute_sql` that sends the statement, by Django's cursor."""
-        with self.connection.cursor() as cursor:
+    def _by_cursor(self, cursor: Any, sql: str, params: Any, result_type: str) -> Any:
+        """Do the part of `execute_sql` that sends the statement, by Django's *cursor*."""
+        with cursor:
             cursor.execute(sql, params)
             if result_type == ROW_COUNT:
                 return cursor.rowcount

@@ -3,7 +3,8 @@
 A statement compiled from Django's own parts does not need most features of a cursor: a log,
 functions around it, a position among the rows, a session to look after. `execute` and `rows` do for
 it what Django's and psycopg's cursors do together. Where other code takes part in those (DEBUG,
-``execute_wrapper``, an instrumentation, a subclass), Django's cursor is used; see `lease_for`.
+``execute_wrapper``, an instrumentation, a subclass), Django's cursor is used; see
+`lease_or_cursor`.
 """
 
 from __future__ import annotations
@@ -34,10 +35,10 @@ TUPLES_OK = ExecStatus.TUPLES_OK
 IDLE = TransactionStatus.IDLE
 
 
-def lease_for(wrapper: Any, sql: Any) -> Lease | None:
-    """Return the lease to run *sql* on by the short way, held once; None if Django's cursor must.
+def lease_or_cursor(wrapper: Any, sql: Any) -> tuple[Lease | None, Any]:
+    """Return the lease to run *sql* on by the short way, held once, or else Django's cursor.
 
-    The caller owes a `Lease.release`.
+    The other of the two is None. The caller owes a `Lease.release`, or the end of the cursor.
     """
     if (
         type(sql) is CleanSQL
@@ -52,9 +53,14 @@ def lease_for(wrapper: Any, sql: Any) -> Lease | None:
             and lease.face._pipeline is None
             and lease.pooled.execute_wrappers is None
         ):
-            return lease
-        lease.release()
-    return None
+            return lease, None
+        # The cursor must take its hold before this one ends: the task has waited for a connection,
+        # and would have to wait for it again.
+        try:
+            return None, wrapper.cursor()
+        finally:
+            lease.release()
+    return None, wrapper.cursor()
 
 
 def execute(wrapper: Any, lease: Lease, sql: str, params: Any) -> PGresult:
@@ -112,8 +118,8 @@ def rowcount(result: PGresult) -> int:
 
 def cursor_for(wrapper: Any, sql: Any) -> Any:
     """Return a cursor to run *sql*: a `DirectCursor` unless something rules it out."""
-    lease = lease_for(wrapper, sql)
-    return wrapper.cursor() if lease is None else DirectCursor(wrapper, lease)
+    lease, cursor = lease_or_cursor(wrapper, sql)
+    return cursor if lease is None else DirectCursor(wrapper, lease)
 
 
 class DirectCursor:

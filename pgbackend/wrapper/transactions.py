@@ -191,15 +191,17 @@ class TransactionControl(Leasing):
                 "the transaction cannot be committed: its connection was lost, or the end of a"
                 " block in it was interrupted, and that was caught. Roll it back"
             ) from broken_by
+        if lease is not None and lease.face.reset_due:
+            # The transaction has sent nothing. Reset the session before the COMMIT: if that fails,
+            # nothing is in doubt.
+            with self.wrap_database_errors:
+                lease.face.reset_now()
         connection = self.connection if lease is None else lease.face
-        if (
-            connection is not None
-            and (
-                # A face's `info` resets the session first if that is due.
-                connection.info if lease is None else connection.pgconn
-            ).transaction_status
-            == INERROR
-        ):
+        # A face's `info` would ask once more whether a reset is due.
+        info = (
+            None if connection is None else connection.info if lease is None else connection.pgconn
+        )
+        if info is not None and info.transaction_status == INERROR:
             # The server would answer COMMIT with ROLLBACK, which psycopg takes for success.
             with self.wrap_database_errors:
                 raise psycopg.errors.InFailedSqlTransaction(ROLLED_BACK)

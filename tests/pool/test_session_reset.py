@@ -11,6 +11,7 @@ import psycopg
 import pytest
 from django.db import (
     DatabaseError,
+    OperationalError,
     connection,
     connections,
     transaction,
@@ -430,6 +431,30 @@ async def test_a_lost_connection(server: Server) -> None:
     server.one("SELECT pg_terminate_backend(%s, 5000)", pid)
     assert await run(wrapper, "SELECT pg_backend_pid()") != pid
     assert await bridged(by_cursor)("default") == FRESH
+
+
+def by_block(lose: Callable[[], None]) -> None:
+    with transaction.atomic():
+        lose()
+
+
+def by_hand(lose: Callable[[], None]) -> None:
+    transaction.set_autocommit(False)
+    lose()
+    transaction.commit()
+
+
+@pytest.mark.parametrize("end", [by_block, by_hand])
+async def test_a_connection_lost_in_an_empty_transaction(
+    server: Server, end: Callable[[Callable[[], None]], None]
+) -> None:
+    """If a lost session is to be reset before a COMMIT, nothing is in doubt."""
+    wrapper = use_wrapper(options={"pool": {"max_size": 1}})
+    pid = await run(wrapper, "SELECT pg_backend_pid()")
+    await bridged(spoil)()
+    with pytest.raises(OperationalError) as caught:
+        await bridged(end)(lambda: server.one("SELECT pg_terminate_backend(%s, 5000)", pid))
+    assert type(caught.value) is OperationalError
 
 
 async def test_pinned() -> None:

@@ -12,6 +12,8 @@ import psycopg
 import pytest
 from django.conf import settings
 from django.db import DatabaseError, DataError, IntegrityError, connection, transaction
+from django.db.backends.postgresql.base import Cursor
+from django.db.backends.signals import connection_created
 from django.db.backends.utils import CursorWrapper
 from django.db.models import Avg, Count
 from django.db.models.functions import TruncDate
@@ -215,6 +217,45 @@ async def test_server_side_binding(add_alias: AddAlias) -> None:
 
     assert await look() is not DirectCursor
     assert await Author.objects.using(alias).filter(name="Ada").acount() == 1
+
+
+class OwnCursor(Cursor):
+    """A cursor of an application."""
+
+
+def use_own_cursor(connection: DatabaseWrapper, **_: Any) -> None:
+    connection.connection.cursor_factory = OwnCursor
+
+
+async def test_waits_once_for_a_connection() -> None:
+    """A statement that steps aside keeps the connection that it has waited for."""
+    connection_created.connect(use_own_cursor)
+    try:
+        small_pool()
+        begun, counted = asyncio.Event(), asyncio.Event()
+
+        async def occupy(until: asyncio.Event) -> None:
+            async with transaction.atomic():
+                await Author.objects.acount()
+                begun.set()
+                await until.wait()
+
+        async def count() -> None:
+            assert not await Author.objects.acount()
+            counted.set()
+
+        release = asyncio.Event()
+        first = asyncio.create_task(occupy(release))
+        await begun.wait()
+        counting = asyncio.create_task(count())
+        await asyncio.sleep(0.01)
+        # This one comes later, and keeps the connection until the statement has been executed.
+        last = asyncio.create_task(occupy(counted))
+        await asyncio.sleep(0.01)
+        release.set()
+        await asyncio.gather(first, counting, last)
+    finally:
+        connection_created.disconnect(use_own_cursor)
 
 
 # What a borrower registers
