@@ -11,7 +11,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .channels import BaseChannel, Channel, TriggerChannel, locate_channel
-    from .context import aset_notification_context, set_notification_context
+    from .context import (
+        aset_notification_context,
+        notification_context,
+        set_notification_context,
+    )
     from .errors import ChannelNotFound, PayloadError, PubsubError
     from .filters import ListenerFilterProvider
     from .listeners import (
@@ -44,6 +48,7 @@ __all__ = [
     "aset_notification_context",
     "listener",
     "locate_channel",
+    "notification_context",
     "notify",
     "notify_many",
     "post_delete_listener",
@@ -75,6 +80,7 @@ _PLACES = {
     "asend": "sending",
     "listener": "listeners",
     "locate_channel": "channels",
+    "notification_context": "context",
     "notify": "sending",
     "notify_many": "sending",
     "post_delete_listener": "listeners",

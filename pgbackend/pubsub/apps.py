@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from django.apps import AppConfig
+from django.core.signals import request_started
 
 
 class PubsubConfig(AppConfig):
@@ -11,3 +12,11 @@ class PubsubConfig(AppConfig):
     label = "pgpubsub"
     verbose_name = "Notifications"
     default_auto_field = "django.db.models.BigAutoField"
+
+    def ready(self) -> None:
+        """Let no request begin with the context of another, and register the checks."""
+        from .checks import register
+        from .context import clear_context
+
+        request_started.connect(clear_context, dispatch_uid="pgbackend.pubsub.clear_context")
+        register()

@@ -247,7 +247,7 @@ def locate_channel(channel: type[BaseChannel] | str) -> type[BaseChannel]:
     if isinstance(channel, str):
         module, _, name = channel.rpartition(".")
         found = getattr(sys.modules.get(module), name, None) or locate(channel)
-        if found is None:
+        if not isinstance(found, type):
             raise ChannelNotFound(
                 f"There is no channel {channel!r}: give the class, or its path such as"
                 " 'shop.channels.OrderChannel'"

@@ -75,8 +75,7 @@ def _python(field: Any, value: Any) -> Any:
         return json.loads(json.dumps(value, default=_number), cls=field.decoder)
     base = getattr(field, "base_field", None)
     if base is not None and isinstance(value, list):
-        # An array, of any depth.
-        return [_python(field if isinstance(item, list) else base, item) for item in value]
+        return [_python(base, item) for item in value]
     if getattr(field, "range_type", None) is not None:
         return _range(field, value)
     if isinstance(field, models.FloatField):

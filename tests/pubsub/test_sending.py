@@ -3,36 +3,16 @@
 import datetime
 from collections.abc import Iterator
 
-import psycopg
 import pytest
 from django.db import transaction
 
 from pgbackend.pubsub import Notification, PayloadError, anotify, notify, notify_many, send
-from pgbackend.pubsub.channels import BaseChannel
 from pgbackend.pubsub.payload import decode
 from pgbackend.pubsub.sending import parse
-from tests.support.server import DATABASES, Server
+from tests.support.server import Server
 
+from .ear import Ear
 from .site.channels import Orders, Reads
-
-
-class Ear:
-    """A listening connection that hears what was sent before it asks."""
-
-    def __init__(self, dsn: str, *channels: type[BaseChannel]) -> None:
-        self.conn = psycopg.connect(dsn, autocommit=True, dbname=DATABASES[0])
-        for name in ["ear", *(each.listen_name() for each in channels)]:
-            self.conn.execute(f"LISTEN {name}".encode())
-
-    def heard(self) -> list[tuple[str, str]]:
-        """Return the channels and texts since the last call."""
-        self.conn.execute("NOTIFY ear")
-        found = []
-        for each in self.conn.notifies():
-            if each.channel == "ear":
-                break
-            found.append((each.channel, each.payload))
-        return found
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from pgbackend.pubsub import Channel, TriggerChannel
 
-from .models import Author, Post
+from .models import Author, Child, Kinds, Post
 
 
 @dataclass
@@ -42,3 +42,15 @@ class PostStored(TriggerChannel):
     model = Post
     lock_notifications = True
     ordered_by = "author"
+
+
+@dataclass
+class ChildStored(TriggerChannel):
+    model = Child
+    lock_notifications = True
+
+
+@dataclass
+class KindsStored(TriggerChannel):
+    model = Kinds
+    lock_notifications = True

@@ -4,7 +4,7 @@ from typing import Any
 
 from pgbackend import pubsub
 
-from .channels import AuthorPlain, AuthorStored, Orders, PostStored, Reads
+from .channels import AuthorPlain, AuthorStored, ChildStored, KindsStored, Orders, PostStored, Reads
 
 # Pairs of a listener's name and its keyword arguments, in the order of the calls.
 heard: list[tuple[str, dict[str, Any]]] = []
@@ -43,3 +43,9 @@ def after_save(**kwargs: Any) -> None:
 @pubsub.post_delete_listener(PostStored)
 def after_post_delete(**kwargs: Any) -> None:
     heard.append(("after_post_delete", kwargs))
+
+
+@pubsub.post_insert_listener(ChildStored)
+@pubsub.post_insert_listener(KindsStored)
+def after_other_insert(**kwargs: Any) -> None:
+    heard.append(("after_other_insert", kwargs))

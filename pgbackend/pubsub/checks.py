@@ -1,0 +1,232 @@
+"""System checks: what would go wrong with a channel, before anything is sent."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from django.apps import apps
+from django.conf import settings as project
+from django.core import checks
+from django.core.exceptions import FieldDoesNotExist, ImproperlyConfigured
+from django.db import DatabaseError, connections
+
+from . import filters, settings
+from .channels import BaseChannel, Channel, TriggerChannel, registered
+from .errors import PayloadError
+from .forms import form_of
+from .names import old_name
+from .registry import Listener
+
+
+def register() -> None:
+    """Register the checks."""
+    checks.register(check)
+    checks.register(check_triggers, checks.Tags.database)
+
+
+def check(**kwargs: Any) -> list[checks.CheckMessage]:
+    """Check the settings and, if they can be read, the channels."""
+    found = check_settings()
+    if any(each.id == "pgpubsub.E005" for each in found):
+        return found
+    return [*found, *check_names(), *check_channels(), *check_listeners()]
+
+
+def check_names() -> list[checks.CheckMessage]:
+    """E001, W001: channels of the same name, on the wire or as django-pgpubsub named them."""
+    new, old = defaultdict(list), defaultdict(list)
+    for channel in registered():
+        new[channel.listen_name()].append(channel)
+        old[old_name(channel.name())].append(channel)
+    found: list[checks.CheckMessage] = []
+    for name, channels in new.items():
+        if len(channels) > 1:
+            found.append(
+                checks.Error(
+                    f"{_listed(channels)} have the same name {name!r}: each would get what is sent"
+                    " to the other.",
+                    hint="Rename one of the classes, or move it to another module.",
+                    obj=channels[0],
+                    id="pgpubsub.E001",
+                )
+            )
+    if settings.old_names():
+        for name, channels in old.items():
+            if len({each.listen_name() for each in channels}) > 1:
+                found.append(
+                    checks.Warning(
+                        f"{_listed(channels)} have the same name {name!r} in django-pgpubsub. What"
+                        " its triggers send under it is heard by the first one alone.",
+                        hint="Run makemigrations and migrate, which make new triggers, and then set"
+                        " PGPUBSUB_OLD_NAMES = False.",
+                        obj=channels[0],
+                        id="pgpubsub.W001",
+                    )
+                )
+    return found
+
+
+def check_channels() -> list[checks.CheckMessage]:
+    """E002, E003: fields without a form in JSON, and options that are wrong."""
+    found: list[checks.CheckMessage] = []
+    for channel in registered():
+        if issubclass(channel, Channel):
+            try:
+                form_of(channel)
+            except PayloadError as error:
+                found.append(checks.Error(f"{error}.", obj=channel, id="pgpubsub.E002"))
+        found += [
+            checks.Error(f"{channel.name()}: {wrong}", obj=channel, id="pgpubsub.E003")
+            for wrong in _wrong_options(channel)
+        ]
+    return found
+
+
+def check_listeners() -> list[checks.CheckMessage]:
+    """E004: listeners that cannot be called with the fields of their channel."""
+    found: list[checks.CheckMessage] = []
+    for channel in registered():
+        for listener in channel.registered_listeners():
+            wrong = _wrong_signature(listener)
+            if wrong:
+                found.append(
+                    checks.Error(
+                        f"{listener.name} cannot be called with the fields of {channel.name()}:"
+                        f" {wrong}.",
+                        hint="A listener has a parameter for each field, or **kwargs.",
+                        obj=channel,
+                        id="pgpubsub.E004",
+                    )
+                )
+    return found
+
+
+def check_settings() -> list[checks.CheckMessage]:
+    """E005, E006, W002: wrong values of settings, unknown ones, and a missing application."""
+    found: list[checks.CheckMessage] = []
+    for read in (*settings.SETTINGS.values(), filters.listener_filter):
+        try:
+            read()
+        except ImproperlyConfigured as error:
+            found.append(checks.Error(f"{error}.", id="pgpubsub.E005"))
+    for name in dir(project):
+        if name.startswith("PGPUBSUB_") and name not in settings.SETTINGS:
+            near = difflib.get_close_matches(name, settings.SETTINGS, 1)
+            found.append(
+                checks.Warning(
+                    f"Nothing reads the setting {name}.",
+                    hint=f"Did you mean {near[0]}?" if near else None,
+                    id="pgpubsub.W002",
+                )
+            )
+    if not apps.is_installed("pgtrigger"):
+        found.append(
+            checks.Error(
+                '"pgtrigger" is not in INSTALLED_APPS, so migrations would not make the triggers'
+                " of channels.",
+                hint='INSTALLED_APPS = [..., "pgtrigger", "pgbackend.pubsub"]',
+                id="pgpubsub.E006",
+            )
+        )
+    return found
+
+
+def check_triggers(databases: Any = None, **kwargs: Any) -> list[checks.CheckMessage]:
+    """W003: triggers that are not in the database, or not as the code has them."""
+    from .installed import triggers_amiss
+
+    found: list[checks.CheckMessage] = []
+    for alias in databases or ():
+        if connections[alias].vendor != "postgresql":
+            continue
+        try:
+            amiss = triggers_amiss(alias)
+        except DatabaseError:
+            # `migrate` and others say it in the server's words.
+            continue
+        found += [
+            checks.Warning(
+                each, hint="Run makemigrations and migrate.", obj=channel, id="pgpubsub.W003"
+            )
+            for channel, each in amiss
+        ]
+    return found
+
+
+def _wrong_options(channel: type[BaseChannel]) -> Iterator[str]:
+    def number(name: str, least: float, whole: bool, optional: bool) -> Iterator[str]:
+        value = getattr(channel, name)
+        if value is None and optional:
+            return
+        kinds = int if whole else (int, float)
+        if isinstance(value, bool) or not isinstance(value, kinds) or value < least:
+            kind = "a whole number" if whole else "a number of seconds"
+            least_of = f"from {least} on" if whole or least == 0 else "above 0"
+            yield f"{name} is {kind} {least_of}{' or None' if optional else ''}, not {value!r}."
+
+    for option in ("lock_notifications", *_OPTIONS):
+        if is_dataclass(channel) and option in {field.name for field in fields(channel)}:
+            yield f"{option} is an option, not a field: write {option} = ... without annotation."
+    if not isinstance(channel.lock_notifications, bool):
+        yield f"lock_notifications is True or False, not {channel.lock_notifications!r}."
+    yield from number("lease", 1e-9, False, True)
+    yield from number("timeout", 1e-9, False, True)
+    yield from number("backoff", 0, False, False)
+    yield from number("retries", 0, True, False)
+    yield from number("concurrency", 1, True, False)
+    if channel.wake not in ("notify", "poll"):
+        yield f'wake is "notify" or "poll", not {channel.wake!r}.'
+    if channel.using is not None and channel.using not in connections:
+        yield f"using is an alias of DATABASES or None, not {channel.using!r}."
+    if channel.ordered_by is not None:
+        yield from _wrong_order(channel)
+    if not channel.lock_notifications:
+        for option in _STORED:
+            if getattr(channel, option) != getattr(BaseChannel, option):
+                yield f"{option} is for stored channels: set lock_notifications = True."
+
+
+def _wrong_order(channel: type[BaseChannel]) -> Iterator[str]:
+    if issubclass(channel, TriggerChannel):
+        if channel.model is not None:
+            try:
+                channel.model._meta.get_field(channel.ordered_by)
+            except FieldDoesNotExist:
+                yield (
+                    f"ordered_by is no field of {channel.model._meta.label}:"
+                    f" {channel.ordered_by!r}."
+                )
+    elif channel.ordered_by not in {field.name for field in fields(channel)}:
+        yield f"ordered_by is none of the channel's fields: {channel.ordered_by!r}."
+
+
+def _wrong_signature(listener: Listener) -> str | None:
+    channel = listener.channel
+    if not is_dataclass(channel):
+        return None
+    names = {field.name for field in fields(channel)}
+    if issubclass(channel, TriggerChannel) and not settings.pass_context():
+        names.discard("context")
+    try:
+        signature = inspect.signature(listener.callback)
+    except (TypeError, ValueError):
+        # A function of C says not what it takes.
+        return None
+    try:
+        signature.bind(**dict.fromkeys(names))
+    except TypeError as error:
+        return str(error)
+    return None
+
+
+def _listed(channels: list[type[BaseChannel]]) -> str:
+    return " and ".join(f"{each.__module__}.{each.__qualname__}" for each in channels)
+
+
+_OPTIONS = ("using", "lease", "retries", "backoff", "timeout", "concurrency", "ordered_by", "wake")
+_STORED = ("lease", "retries", "backoff", "ordered_by", "wake")
