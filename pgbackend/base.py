@@ -46,7 +46,7 @@ from .pool.options import pool_arguments
 from .pool.passwords import without_passwords
 from .pool.physical import unread_error
 from .session.guard import for_one_use, guard
-from .session.in_force import restore_of_thread
+from .session.row_settings import restore_of_thread
 from .sql.instrumented import own_wrapper_class
 from .tasks import kept_sessions
 from .tasks.handover import LoopProxy
@@ -91,7 +91,7 @@ class DatabaseWrapper(QueryLogging, TransactionControl):
         # True for the wrapper that a pool uses to configure its connections.
         self.configures_pool = False
         # Settings that the request's threads changed on their connections, per thread and together;
-        # see `in_force`.
+        # see `row_settings`.
         self.settings_of_threads: dict[int, frozenset[str]] = {}
         self.set_in_threads: frozenset[str] = frozenset()
         # The lease that the request keeps for its whole session.

@@ -63,7 +63,7 @@ class SQLCompiler(postgresql.SQLCompiler):
 
     def compile(self, node: Any) -> Any:
         """Compile *node*, and note whether it is Django's own; see `clean`."""
-        clean.note(node)
+        clean.count_unclean(node)
         return super().compile(node)
 
     def as_sql(self, *args: Any, **kwargs: Any) -> Any:
@@ -118,9 +118,9 @@ class SQLCompiler(postgresql.SQLCompiler):
         return super().get_converters(expressions)
 
     def _marked(self, as_sql: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        before = clean.open_nodes
+        before = clean.unclean_nodes
         sql, params = as_sql(*args, **kwargs)
-        if clean.open_nodes == before and clean.is_clean_query(self.query):
+        if clean.unclean_nodes == before and clean.is_clean_query(self.query):
             sql = CleanSQL(sql)
         return sql, params
 
@@ -186,9 +186,9 @@ class SQLInsertCompiler(postgresql.SQLInsertCompiler, SQLCompiler):
 
     def as_sql(self) -> Any:
         """Return the statements, marked as clean if they have no SQL of the application."""
-        before = clean.open_nodes
+        before = clean.unclean_nodes
         statements = postgresql.SQLInsertCompiler.as_sql(self)
-        if clean.open_nodes == before and all(map(clean.is_clean_field, self.query.fields)):
+        if clean.unclean_nodes == before and all(map(clean.is_clean_field, self.query.fields)):
             statements = [(CleanSQL(sql), params) for sql, params in statements]
         return statements
 

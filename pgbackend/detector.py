@@ -86,7 +86,7 @@ def _start(loop: AbstractEventLoop, seconds: float) -> None:
     if not seconds > 0:
         raise ValueError(f"watch() takes a number of seconds above 0, not {seconds!r}")
     ended: SimpleQueue[Any] = SimpleQueue()
-    watched = _Watched(loop, seconds)
+    watched = _WatchedLoop(loop, seconds)
     heartbeat = _Heartbeat(watched)
     # The garbage collector may call SimpleQueue.put safely, even in the middle of its own get.
     watched.heartbeat = ref(heartbeat, ended.put)
@@ -96,7 +96,7 @@ def _start(loop: AbstractEventLoop, seconds: float) -> None:
     loop.call_soon(heartbeat)
 
 
-def _run(watched: _Watched, ended: SimpleQueue[Any]) -> None:
+def _run(watched: _WatchedLoop, ended: SimpleQueue[Any]) -> None:
     """Watch the loop, in a thread, until its heartbeat is gone."""
     pause = watched.seconds / 2
     while True:
@@ -105,7 +105,7 @@ def _run(watched: _Watched, ended: SimpleQueue[Any]) -> None:
         except Empty:
             pause = watched.look()
         else:
-            watched.ended(monotonic())
+            watched.report_ended(monotonic())
             return
 
 
@@ -117,7 +117,7 @@ class _Heartbeat:
 
     __slots__ = ("__weakref__", "_watched")
 
-    def __init__(self, watched: _Watched) -> None:
+    def __init__(self, watched: _WatchedLoop) -> None:
         self._watched = watched
 
     def __call__(self) -> None:
@@ -126,7 +126,7 @@ class _Heartbeat:
         if _watched_loops.get(loop) is not watched:
             # A child process runs its parent's loop: the thread exists in the parent only.
             return
-        watched.ended(monotonic())
+        watched.report_ended(monotonic())
         watched.thread = get_ident()
         watched.caller = sys._getframe(1).f_code
         watched.due = monotonic() + watched.interval
@@ -135,14 +135,14 @@ class _Heartbeat:
 
 # The code where the walk from the innermost frame outwards ends. No callback runs in a heartbeat,
 # or directly in an iteration of the loop; one does in a handle. uvloop has no such frames; see
-# `_Watched.caller`.
+# `_WatchedLoop.caller`.
 _BEAT = _Heartbeat.__call__.__code__
 _HANDLE = asyncio.Handle._run.__code__
 _TURN: CodeType = asyncio.BaseEventLoop._run_once.__code__  # type: ignore[attr-defined]  # private
 _IMPORT: CodeType = importlib._bootstrap._find_and_load.__code__  # type: ignore[attr-defined]  # private
 
 
-class _Place(NamedTuple):
+class _CodePosition(NamedTuple):
     """A function, and the line that runs in it."""
 
     function: str
@@ -150,12 +150,12 @@ class _Place(NamedTuple):
     line: int
 
     @classmethod
-    def of(cls, frame: FrameType) -> _Place:
+    def of(cls, frame: FrameType) -> _CodePosition:
         function = f"{frame.f_globals.get('__name__')}.{frame.f_code.co_qualname}"
         return cls(function, frame.f_code.co_filename, frame.f_lineno)
 
     @classmethod
-    def called_back(cls, frame: FrameType) -> _Place | None:
+    def called_back(cls, frame: FrameType) -> _CodePosition | None:
         """Return the C function that a handle of asyncio calls; None for asyncio's own."""
         handle = frame.f_locals.get("self")
         function = getattr(handle, "_callback", None)
@@ -183,16 +183,16 @@ class _Sample(NamedTuple):
     # The callback's identity, the same object in each sample: a weak reference to its task, or its
     # code.
     holder: object
-    innermost: _Place
+    innermost: _CodePosition
     # The application's innermost place, if it has one.
-    named: _Place
+    named: _CodePosition
 
 
 # A place of the holder: the application's place and the innermost one.
-_Seen = tuple[_Place, _Place]
+_Seen = tuple[_CodePosition, _CodePosition]
 
 
-class _Watched:
+class _WatchedLoop:
     """The state that a loop's heartbeat shares with the thread that watches the loop."""
 
     def __init__(self, loop: AbstractEventLoop, seconds: float) -> None:
@@ -217,11 +217,11 @@ class _Watched:
         self._since = self.due
         # How often the holder was seen at each place.
         self._seen: Counter[_Seen] = Counter()
-        # The counts of a holder that has held the loop too long; at most one entry. The thread or
-        # the heartbeat takes the entry, whichever first sees that the holder has ended. `_told`
-        # says whether a warning was logged meanwhile.
-        self._over: list[Counter[_Seen]] = []
-        self._told = False
+        # `_too_long`: the counts of a holder that has held the loop too long; at most one entry.
+        # The thread or the heartbeat takes it, whichever first sees that the holder has ended.
+        # `_was_warned`: whether a warning was logged meanwhile.
+        self._too_long: list[Counter[_Seen]] = []
+        self._was_warned = False
         # The lines that were named: when, and how often since.
         self._named: dict[tuple[str, int], tuple[float, int]] = {}
 
@@ -238,36 +238,36 @@ class _Watched:
         last, self._looked = self._looked, now
         if sample is None:
             self._holder = None
-            self.ended(last)
+            self.report_ended(last)
             return half
         if sample.holder is not self._holder or due != self._missed:
-            self.ended(last)
+            self.report_ended(last)
             # The holder cannot have begun before the last look, which saw another one, or none.
             # This is why the stack is read twice; once, if the thread itself came too late.
             self._holder, self._missed = sample.holder, due
-            self._since, self._told = max(due, last), False
+            self._since, self._was_warned = max(due, last), False
             self._seen = Counter()
         self._seen[sample.named, sample.innermost] += 1
         held = now - self._since
         if held < self.seconds:
             return self.seconds - held
-        if not self._over and not self._told:
-            self._over.append(self._seen)
-        if held >= STILL_SECONDS and not self._told:
-            self._told = True
+        if not self._too_long and not self._was_warned:
+            self._too_long.append(self._seen)
+        if held >= STILL_SECONDS and not self._was_warned:
+            self._was_warned = True
             self._warn(held, self._seen, "has held the event loop for {} s and still does")
         return half
 
-    def ended(self, when: float) -> None:
+    def report_ended(self, when: float) -> None:
         """Warn if the last holder, which has ended, held the loop too long."""
         try:
-            seen = self._over.pop()
+            seen = self._too_long.pop()
         except IndexError:
             return
-        told, self._told = self._told, False
+        was_warned, self._was_warned = self._was_warned, False
         # The holder began at some time between two heartbeats.
         held = when - self._since + self.interval / 2
-        self._warn(held, seen, "has held the event loop for {} s", told=told)
+        self._warn(held, seen, "has held the event loop for {} s", was_warned=was_warned)
 
     def _sample(self) -> _Sample | None:
         """Return what runs on the loop, or None if nothing is to be named.
@@ -290,25 +290,27 @@ class _Watched:
             if code is _HANDLE or code is self.caller:
                 break
             if innermost is None and _package(frame) not in _LOOPS:
-                innermost = _Place.of(frame)
+                innermost = _CodePosition.of(frame)
             if named is None and _is_application(frame):
-                named = _Place.of(frame)
+                named = _CodePosition.of(frame)
             outermost = code
             frame = frame.f_back
         if innermost is None:
             if outermost is not None or frame is None or frame.f_code is not _HANDLE:
                 return None
-            outermost, innermost = _HANDLE, _Place.called_back(frame)
+            outermost, innermost = _HANDLE, _CodePosition.called_back(frame)
             if innermost is None:
                 return None
         return _Sample(outermost if task is None else ref(task), innermost, named or innermost)
 
-    def _warn(self, held: float, seen: Counter[_Seen], words: str, *, told: bool = False) -> None:
+    def _warn(
+        self, held: float, seen: Counter[_Seen], words: str, *, was_warned: bool = False
+    ) -> None:
         # The place where the holder was seen most often.
         ((place, innermost), _), *_ = seen.most_common(1)
         now = monotonic()
         last, repeats = self._named.get((place.filename, place.line), (-REPEAT_SECONDS, 0))
-        if now - last < REPEAT_SECONDS and not told:
+        if now - last < REPEAT_SECONDS and not was_warned:
             self._named[place.filename, place.line] = (last, repeats + 1)
             return
         self._named[place.filename, place.line] = (now, 0)
@@ -333,7 +335,7 @@ def _is_application(frame: FrameType) -> bool:
     return package not in _LIBRARIES and not any(folder in filename for folder in _INSTALLED)
 
 
-_watched_loops: WeakKeyDictionary[AbstractEventLoop, _Watched] = WeakKeyDictionary()
+_watched_loops: WeakKeyDictionary[AbstractEventLoop, _WatchedLoop] = WeakKeyDictionary()
 
 # A forked child has none of the threads: it watches its loops anew, including inherited ones.
 os.register_at_fork(after_in_child=_watched_loops.clear)

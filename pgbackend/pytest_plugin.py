@@ -6,6 +6,8 @@ plugin does nothing. Switched on, the run is one bridged call on one event loop,
 `pgbackend.test.DiscoverRunner`, whose documentation applies here, too. With pytest-xdist each
 worker process has a loop of its own.
 
+The event loop of the run is in `runner`, and what it changes for tests in the room `testing`.
+
 pytest-django's fixtures and marks work as always. A test's database access is one transaction that
 is rolled back: fixtures, synchronous and asynchronous tests, Django's `TestCase` classes and the
 requests of ``client`` and ``async_client`` see the same rows.

@@ -3,6 +3,9 @@
 Test code was written for a thread in which no loop runs: it starts loops of its own, leaves tasks
 behind, and is stopped by signals. While a `Runner` runs, a few functions of asyncio and one of
 unittest are replaced so that this still works.
+
+The replacements are in the room `testing`. Projects use a `Runner` through `test`, Django's test
+runner, or `pytest_plugin`.
 """
 
 from __future__ import annotations
@@ -21,8 +24,8 @@ from typing import Any, ParamSpec, TypeVar
 from .bridge.current import is_bridged
 from .bridge.ends import begin_scope
 from .bridge.greenlets import run_bridged
-from .testing.adopting import adopting
 from .testing.loops import changed_for_tests, note_interruption
+from .testing.tests_transaction import joining_tests_transaction
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -73,7 +76,7 @@ class Runner:
         self._error = None
         loop = self._runner.get_loop()
         with ExitStack() as stack:
-            stack.enter_context(adopting(loop, self._context))
+            stack.enter_context(joining_tests_transaction(loop, self._context))
             task = loop.create_task(
                 self._main(run_bridged(_in_scope, function, args, kwargs)), context=self._context
             )

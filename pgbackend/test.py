@@ -12,6 +12,9 @@ of a parallel run has one loop for all its tests.
   still; its tasks join the test's transaction, too. In a coroutine ``asyncio.run()`` raises
   asyncio's RuntimeError, as always.
 - Coverage.py needs a setting for greenlets: ``concurrency = ["greenlet", "thread"]``.
+
+This module is for the setting alone. The event loop of the run is in `runner`, what it changes for
+tests in the room `testing`, and the counterpart for pytest in `pytest_plugin`.
 """
 
 from __future__ import annotations

@@ -26,13 +26,13 @@ def register() -> None:
     """Register the checks of this backend with Django."""
     checks.register(check_unpatched, checks.Tags.async_support)
     checks.register(check_early, checks.Tags.async_support)
-    checks.register(check_budget, checks.Tags.database)
+    checks.register(check_connection_limit, checks.Tags.database)
     checks.register(check_options)
     checks.register(check_own_settings)
     checks.register(check_used)
 
 
-def check_budget(
+def check_connection_limit(
     *, databases: Sequence[str] | None = None, **kwargs: Any
 ) -> list[checks.CheckMessage]:
     """Warn of servers that admit fewer connections than the pools may open.
@@ -44,10 +44,10 @@ def check_budget(
     """
     messages: list[checks.CheckMessage] = []
     for aliases in _by_server(filter(_is_right, databases or ())).values():
-        wanted = sum(map(_wanted, aliases))
+        wanted = sum(map(_may_open, aliases))
         processes = _processes()
         try:
-            left = _left(aliases[0])
+            left = _available(aliases[0])
         except (Error, ImproperlyConfigured) as error:
             messages.append(
                 checks.Warning(
@@ -83,7 +83,7 @@ def _by_server(databases: Iterable[str]) -> dict[tuple[Any, Any], list[str]]:
     return servers
 
 
-def _wanted(alias: str) -> int:
+def _may_open(alias: str) -> int:
     options = connections[alias].settings_dict["OPTIONS"].get("pool")
     arguments = pool_arguments(alias, options)
     size = int(arguments["max_size"] or arguments["min_size"])
@@ -91,7 +91,7 @@ def _wanted(alias: str) -> int:
     return size * (2 if options else 1)
 
 
-def _left(alias: str) -> int:
+def _available(alias: str) -> int:
     wrapper: Any = connections[alias]
     if is_bridged():
         return _ask(wrapper)

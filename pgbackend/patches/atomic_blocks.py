@@ -17,7 +17,7 @@ from django.db import transaction
 from greenlet import getcurrent
 
 from ..bridge.greenlets import CALL
-from ..session.in_force import noted_of_thread, restore_of_thread
+from ..session.row_settings import noted_of_thread, restore_of_thread
 from ..tasks.abandoning import (
     FRAMES,
     BlockLeftError,

@@ -4,7 +4,8 @@ This room knows psycopg and psycopg_pool, but neither the transactions of tasks 
 
 - `values`, `options`: the allowed values of options, and the options of a pool.
 - `physical`: one asynchronous connection of a pool.
-- `positions`, `session_reset`: session resets sent with the next statement, and error positions.
+- `error_positions`, `session_reset`: positions in errors of a statement that was sent behind
+  others; session resets that are sent with the next statement.
 - `socket_wait`, `stopping`: waiting for the server, and stopping a statement in it.
 - `face`: psycopg's synchronous connection over a physical one, which Django gets.
 - `passwords`: keeping passwords out of tracebacks.

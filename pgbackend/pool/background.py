@@ -33,7 +33,7 @@ class PoolOfLoop(AsyncConnectionPool[PooledConnection]):
     # The context that the pool's tasks start in: they must not see the context of the request that
     # happened to open the pool.
     _context: Context
-    _detached: set[asyncio.Task[Any]]
+    _background_tasks: set[asyncio.Task[Any]]
     # The timer for postponed resets of idle connections' sessions.
     _reset_timer: asyncio.TimerHandle | None
 
@@ -42,7 +42,7 @@ class PoolOfLoop(AsyncConnectionPool[PooledConnection]):
 
         `start` never waits, so concurrent first requests cannot race.
         """
-        self._context.run(self._detach, self.open())
+        self._context.run(self._run_in_background, self.open())
         self.loop = asyncio.get_running_loop()
         self._keeper = self.loop.create_task(
             self._keep(), name=f"{self.name}-keeper", context=self._context
@@ -100,12 +100,12 @@ class PoolOfLoop(AsyncConnectionPool[PooledConnection]):
             for conn in idle:
                 conn.finish()
             forget(self)
-            await self._stop_detached(timeout)
+            await self._end_background_tasks(timeout)
 
-    async def _stop_detached(self, timeout: float) -> None:  # noqa: ASYNC109  # as close()
+    async def _end_background_tasks(self, timeout: float) -> None:  # noqa: ASYNC109  # as close()
         """Wait for the pool's own tasks: where the loop ends, nothing else waits for them."""
         current = asyncio.current_task()
-        while tasks := [task for task in self._detached if task is not current]:
+        while tasks := [task for task in self._background_tasks if task is not current]:
             _, late = await asyncio.wait(tasks, timeout=timeout)
             for task in late:
                 task.cancel()
@@ -128,19 +128,23 @@ class PoolOfLoop(AsyncConnectionPool[PooledConnection]):
         else:
             loop.call_soon_threadsafe(callback, context=Context())
 
-    def _detach(self, coro: Coroutine[Any, Any, Any], conn: PooledConnection | None = None) -> None:
-        """Run *coro* up to its first wait; a task of the pool does the rest."""
+    def _run_in_background(
+        self, coro: Coroutine[Any, Any, Any], conn: PooledConnection | None = None
+    ) -> None:
+        """Run *coro* up to its first wait; a background task does the rest."""
         try:
             waiting = coro.send(None)
         except StopIteration:
             return
-        self.spawn(_rest(coro, waiting), conn)
+        self.start_task(_rest(coro, waiting), conn)
 
-    def spawn(self, coro: Coroutine[Any, Any, Any], conn: PooledConnection | None = None) -> None:
-        """Run *coro* as a task of the pool; close *conn*, which it gives back, if cancelled."""
+    def start_task(
+        self, coro: Coroutine[Any, Any, Any], conn: PooledConnection | None = None
+    ) -> None:
+        """Run *coro* in a background task; close *conn*, which it gives back, if cancelled."""
         task = asyncio.get_running_loop().create_task(coro, context=self._context)
-        self._detached.add(task)
-        task.add_done_callback(self._detached.discard)
+        self._background_tasks.add(task)
+        task.add_done_callback(self._background_tasks.discard)
         if conn is not None:
             # The loop may cancel the task before its first step, so that no code of *coro* ever
             # runs.

@@ -36,8 +36,8 @@ class ConnectingPool(PoolOfLoop):
 
     async def _check_connection(self, conn: PooledConnection) -> None:
         """Raise psycopg's error for a dead connection: the pool then tries the next one."""
-        if conn.closed or conn.says_goodbye():
-            self._drop_idle(PooledConnection.says_goodbye)
+        if conn.closed or conn.was_closed_by_server():
+            self._discard_idle(PooledConnection.was_closed_by_server)
             raise psycopg.OperationalError("the server closed the idle connection")
         if self._check is not None:
             try:
@@ -45,11 +45,11 @@ class ConnectingPool(PoolOfLoop):
                     await call_hook(self._check, conn)
             except Exception:
                 if conn.closed:
-                    self._drop_idle(lambda idle: True)
+                    self._discard_idle(lambda idle: True)
                 raise
 
-    def _drop_idle(self, dead: Callable[[PooledConnection], bool]) -> None:
-        """Close the idle connections that are *dead*, after one of them was found dead.
+    def _discard_idle(self, dead: Callable[[PooledConnection], bool]) -> None:
+        """Discard the idle connections that are *dead*, after one of them was found dead.
 
         The same event has usually ended them all, and psycopg_pool waits longer after each dead
         connection that it meets.

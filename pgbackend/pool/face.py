@@ -48,7 +48,7 @@ ROLLED_BACK = (
 _ADAPTED_TO = (b"TimeZone", b"DateStyle", b"IntervalStyle", b"client_encoding")
 
 # The connection whose face is being made.
-_over: ContextVar[PooledConnection] = ContextVar("pgbackend_over")
+_new_face_of: ContextVar[PooledConnection] = ContextVar("pgbackend_new_face_of")
 
 
 def _always() -> bool:
@@ -76,10 +76,10 @@ class _AsyncLock:
 class BridgedConnection(StoppableConnection):
     """A `psycopg.Connection` whose every wait goes through the bridge.
 
-    Each physical connection has one face at a time, made by `over` in the pool's ``configure``. A
-    borrower may change the face (row and cursor factories, adapters, handlers, isolation level,
+    Each physical connection has one face at a time, made by `make_for` in the pool's ``configure``.
+    A borrower may change the face (row and cursor factories, adapters, handlers, isolation level,
     ...): `restore` sets it back to the state that `remember` saved. A borrower who keeps the face
-    finds it closed, since `succeed` makes another one for the next borrower.
+    finds it closed, since `make_successor` makes another one for the next borrower.
     """
 
     lock: BridgedLock  # type: ignore[assignment]  # psycopg has a threading.Lock here
@@ -97,9 +97,10 @@ class BridgedConnection(StoppableConnection):
         super().__init__(pooled)
         # Marks the connection as a pool's: psycopg warns of other connections that are not closed.
         self._pool = None
-        # See `take_transformer`.
+        # `transformer`: the one that the next statement reuses. `adapters_exposed`: whether a
+        # caller has got the adapters since it was taken; see `take_transformer`.
         self.transformer: abc.Transformer | None = None
-        self.asked = False
+        self.adapters_exposed = False
         self._adapted_to: tuple[bytes | None, ...] = ()
         # False behind a pooler, which may send each transaction to another session.
         self.has_session = True
@@ -107,25 +108,25 @@ class BridgedConnection(StoppableConnection):
         self.lease: Any = None
         # The texts executed while the connection is configured, each with its effect on the
         # session.
-        self.made: list[tuple[str, Any]] | None = None
-        # `unseen`: whether this borrower executed something that was not inspected, by a cursor of
-        # its own making. `looked_at`: the greenlets whose statements are being inspected; see
-        # `session.guard`.
-        self.unseen = False
-        self.looked_at: set[int] = set()
-        self.lock = BridgedLock(pooled.lost)
+        self.setup_statements: list[tuple[str, Any]] | None = None
+        # `uninspected`: whether this borrower executed something that was not inspected, by a
+        # cursor of its own making. `inspected_in`: the greenlets whose statements are being
+        # inspected; see `session.guard`.
+        self.uninspected = False
+        self.inspected_in: set[int] = set()
+        self.lock = BridgedLock(pooled.discard_unread)
 
     @classmethod
-    def over(cls, pooled: PooledConnection, **arguments: Any) -> BridgedConnection:
+    def make_for(cls, pooled: PooledConnection, **arguments: Any) -> BridgedConnection:
         """Return the face of *pooled*, made by psycopg's ``connect`` with its *arguments*.
 
         Instrumentations of psycopg wrap ``connect``: OpenTelemetry replaces *cursor_factory* there.
         """
-        token = _over.set(pooled)
+        token = _new_face_of.set(pooled)
         try:
             face = cls.connect(autocommit=True, **arguments)
         finally:
-            _over.reset(token)
+            _new_face_of.reset(token)
         # Give the asynchronous connection the face's lock: the pool's rollback then waits for
         # running statements and keeps others out.
         pooled.lock = _AsyncLock(pooled)  # type: ignore[assignment]  # as the face's own
@@ -135,7 +136,7 @@ class BridgedConnection(StoppableConnection):
     @classmethod
     def _connect_gen(cls, conninfo: str = "", **options: Any) -> PQGenConn[BridgedConnection]:
         """Return the face of an existing connection; psycopg connects in this step."""
-        return cls(_over.get())
+        return cls(_new_face_of.get())
         yield
 
     def _exec_command(
@@ -189,8 +190,8 @@ class BridgedConnection(StoppableConnection):
         return self._pooled.guard(super().cursor(*args, **kwargs))
 
     def _start_query(self) -> PQGen[None]:
-        if id(getcurrent()) not in self.looked_at:
-            self.unseen = True
+        if id(getcurrent()) not in self.inspected_in:
+            self.uninspected = True
         return super()._start_query()
 
     def lacks_answer(self, error: BaseException | None) -> bool:
@@ -241,7 +242,7 @@ class BridgedConnection(StoppableConnection):
         self._base_prepare = (self.prepare_threshold, self.prepared_max)
         self._base_handlers = (tuple(self._notice_handlers), tuple(self._notify_handlers))
         self._base_adapters = super().adapters
-        self.unseen = False
+        self.uninspected = False
         # A map derived from the base map: changes to it leave the base as it is.
         self._adapters = AdaptersMap(self._base_adapters)
         self.transformer = None
@@ -250,14 +251,14 @@ class BridgedConnection(StoppableConnection):
     def adapters(self) -> AdaptersMap:
         """The map of adapters; see psycopg. A caller that reads it may be about to change it."""
         self.transformer = None
-        self.asked = True
+        self.adapters_exposed = True
         return super().adapters
 
     def take_transformer(self) -> abc.Transformer:
         """Return a transformer for parameters or rows of a statement without a cursor, for one use.
 
-        To reuse the transformer, set `transformer` to it afterwards, unless the adapters were
-        `asked` for meanwhile. A statement that runs meanwhile, such as a loader's own, gets another
+        To reuse the transformer, set `transformer` to it afterwards, unless `adapters_exposed` has
+        become true meanwhile. A statement that runs meanwhile, such as a loader's own, gets another
         one.
         """
         # psycopg's adapters read these settings when they are made. The values may have changed
@@ -267,7 +268,7 @@ class BridgedConnection(StoppableConnection):
         if transformer is None or settings != self._adapted_to:
             transformer = Transformer(self)
             self._adapted_to = settings
-        self.asked = False
+        self.adapters_exposed = False
         return transformer
 
     def restore(self) -> None:
@@ -275,7 +276,7 @@ class BridgedConnection(StoppableConnection):
         for name, value in self._base:
             setattr(self, name, value)
         self.was_stopped = False
-        self.unseen = False
+        self.uninspected = False
         self._begin_statement = b""
         self._autocommit = True
         self.prepare_threshold, self.prepared_max = self._base_prepare
@@ -288,7 +289,7 @@ class BridgedConnection(StoppableConnection):
             self._adapters = AdaptersMap(self._base_adapters)
             self.transformer = None
 
-    def succeed(self) -> BridgedConnection:
+    def make_successor(self) -> BridgedConnection:
         """Return another face of the same connection, in the base state, and close this one.
 
         This closes only the face and the cursors made from it, not the physical connection.

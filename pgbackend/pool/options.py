@@ -8,7 +8,7 @@ from typing import Any
 from django.core.exceptions import ImproperlyConfigured
 from psycopg_pool import AsyncConnectionPool
 
-from .values import count, function, or_none, perhaps_endless, seconds, text, with_nearest
+from .values import a_callable, a_count, a_text, or_none, perhaps_endless, seconds, with_nearest
 
 # Defaults for OPTIONS["pool"]; times in seconds, as in psycopg_pool.
 POOL_DEFAULTS: dict[str, Any] = {
@@ -29,18 +29,18 @@ _RESERVED = frozenset(
 )
 
 _POOL_VALUES = {
-    "min_size": count(0),
-    "max_size": or_none(count(1)),
+    "min_size": a_count(0),
+    "max_size": or_none(a_count(1)),
     "timeout": seconds(),
-    "max_waiting": count(0),
+    "max_waiting": a_count(0),
     "max_lifetime": perhaps_endless("above"),
     "max_idle": perhaps_endless("above"),
     "reconnect_timeout": perhaps_endless("from"),
-    "reconnect_failed": or_none(function()),
-    "num_workers": count(1),
-    "name": or_none(text()),
-    "check": or_none(function()),
-    "reset": or_none(function()),
+    "reconnect_failed": or_none(a_callable()),
+    "num_workers": a_count(1),
+    "name": or_none(a_text()),
+    "check": or_none(a_callable()),
+    "reset": or_none(a_callable()),
 }
 
 POOL_OPTIONS = frozenset(_POOL_VALUES)

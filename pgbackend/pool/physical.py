@@ -30,13 +30,17 @@ class _Owner(Protocol):
 
     _drained_at: float
 
-    def abandon(self, conn: PooledConnection) -> None: ...
+    def discard(self, conn: PooledConnection) -> None: ...
 
     def drain_now(self) -> None: ...
 
 
 class PooledConnection(psycopg.AsyncConnection[Any]):
-    """A pool's physical connection, with the DB-API face that borrowers see."""
+    """A pool's physical connection, with the DB-API face that borrowers see.
+
+    `close` is polite: it tells the server. `finish` only closes the socket; the name is libpq's.
+    `discard` does so in the middle of a statement, and has the server stop that.
+    """
 
     # The `face.BridgedConnection` on the same PGconn, made before the first use.
     face: Any = None
@@ -56,23 +60,23 @@ class PooledConnection(psycopg.AsyncConnection[Any]):
     def finish(self) -> None:
         """Close the connection at once, without telling the server."""
         if self.face is not None:
-            self.face.stop_listening()
+            self.face.unregister_socket()
         self.pgconn.finish()
 
-    def abandon(self) -> None:
-        """Close the connection at once, in the middle of its borrower's statement."""
+    def discard(self) -> None:
+        """Close the connection at once, and have the server stop the statement that runs in it."""
         pool = cast("_Owner | None", self._pool)
         if pool is None:
             self.finish()
         else:
-            pool.abandon(self)
+            pool.discard(self)
 
-    def lost(self) -> psycopg.OperationalError:
-        """Abandon the connection if a statement runs whose answer nobody reads; return the error.
+    def discard_unread(self) -> psycopg.OperationalError:
+        """Discard the connection if a statement runs whose answer nobody reads; return the error.
 
         The coroutine that waited for the answer was closed.
         """
-        self.face.given_up()
+        self.face.discard_if_unread()
         if self.face.lease is not None:
             self.face.lease.state.coroutine_was_closed()
         return unread_error()
@@ -80,7 +84,7 @@ class PooledConnection(psycopg.AsyncConnection[Any]):
     async def close(self) -> None:
         """Close the connection politely, as psycopg's ``close`` does."""
         if self.face is not None:
-            self.face.stop_listening()
+            self.face.unregister_socket()
         await super().close()
 
     async def wait(
@@ -98,7 +102,7 @@ class PooledConnection(psycopg.AsyncConnection[Any]):
         result: RV = await face.wait_unbridged(gen, interval, timeout)
         return result
 
-    def says_goodbye(self) -> bool:
+    def was_closed_by_server(self) -> bool:
         """Return whether the server has closed the idle connection, without asking the server.
 
         The socket of a closed connection is readable. So is a socket with a notification, which is
@@ -148,7 +152,7 @@ def unread_error() -> psycopg.OperationalError:
     )
 
 
-async def cancel(cancel_conn: PGcancelConn, seconds: float) -> None:
+async def stop_statement(cancel_conn: PGcancelConn, seconds: float) -> None:
     """Ask the server, within *seconds*, to stop the statement of a closed connection."""
 
     def steps() -> PQGenConn[None]:
@@ -158,4 +162,4 @@ async def cancel(cancel_conn: PGcancelConn, seconds: float) -> None:
     try:
         await wait_conn_async(steps(), 0.1, seconds)
     except psycopg.Error as error:
-        logger.warning("a statement that was left could not be stopped: %s", error)
+        logger.warning("a statement that nobody waits for could not be stopped: %s", error)

@@ -100,7 +100,7 @@ class ConnectionPool(ReturningPool):
         self.loop: asyncio.AbstractEventLoop | None = None
         self._context = Context()
         self._context.run(context_setup)
-        self._detached: set[asyncio.Task[Any]] = set()
+        self._background_tasks: set[asyncio.Task[Any]] = set()
         try:
             super().__init__(
                 connection_class=PooledConnection,
@@ -121,7 +121,7 @@ class ConnectionPool(ReturningPool):
         return self._nconns >= self._max_size
 
     @property
-    def is_wanted(self) -> bool:
+    def is_exhausted(self) -> bool:
         """Whether somebody waits for a connection, and no more can be opened."""
         return bool(self._waiting) and self.is_full
 
@@ -134,7 +134,7 @@ class ConnectionPool(ReturningPool):
         if not self._pool or self._check is not None or self._closed or self._lock.locked():
             return None
         conn = self._pool[0]
-        if conn.closed or conn.says_goodbye():
+        if conn.closed or conn.was_closed_by_server():
             return None
         self._pool.popleft()
         self._nconns_min = min(self._nconns_min, len(self._pool))
@@ -221,7 +221,7 @@ class ConnectionPool(ReturningPool):
     def drain_now(self) -> None:
         """Drain the pool before the next checkout, from any code on the loop's thread."""
         logger.warning("the server of %r has become read-only: connecting anew", self.name)
-        self._detach(self.drain())
+        self._run_in_background(self.drain())
 
     def _get_measures(self) -> dict[str, int]:
         """Return psycopg_pool's sizes and ``pool_resetting``, the number of sessions in reset."""

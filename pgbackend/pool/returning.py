@@ -15,7 +15,7 @@ from psycopg.pq import TransactionStatus
 
 from ..bridge.greenlets import run_bridged
 from .connecting import ConnectingPool
-from .physical import PooledConnection, cancel
+from .physical import PooledConnection, stop_statement
 from .waiters import Client
 
 logger = logging.getLogger("pgbackend.pool")
@@ -33,7 +33,7 @@ class ReturningPool(ConnectingPool):
     # How many sessions are being reset now.
     _resetting: int
 
-    def _put(self, conn: PooledConnection) -> bool:
+    def _put_idle(self, conn: PooledConnection) -> bool:
         """Put an idle, living connection back, or hand it to a waiting task; return if that worked.
 
         Return False where psycopg_pool's own way back is needed.
@@ -79,7 +79,7 @@ class ReturningPool(ConnectingPool):
             return
         conn.borrower = None
         if suspect and not dirty:
-            dirty = not self._put_off(conn)
+            dirty = not self._postpone_reset(conn)
         if conn.face.reset_due and self._reset_timer is None and self.loop is not None:
             # Use the pool's context: the timer would keep a task's own context alive.
             self._reset_timer = self.loop.call_later(
@@ -88,10 +88,10 @@ class ReturningPool(ConnectingPool):
         if dirty and not conn.closed and not self.closed:
             # A task does the reset: it must not begin here, inside the borrower's bridge.
             self._begin_reset(conn)
-        elif not self._put(conn):
-            self._detach(self._return(conn), conn)
+        elif not self._put_idle(conn):
+            self._run_in_background(self._put_by_psycopg_pool(conn), conn)
 
-    def _put_off(self, conn: PooledConnection) -> bool:
+    def _postpone_reset(self, conn: PooledConnection) -> bool:
         """Postpone the reset to the next statement on *conn*; return False if it cannot be."""
         face = conn.face
         # A ``check`` or ``reset`` of the project expects a session that is already reset.
@@ -102,7 +102,7 @@ class ReturningPool(ConnectingPool):
 
     def _begin_reset(self, conn: PooledConnection) -> None:
         self._resetting += 1
-        self.spawn(self._renew(conn), conn)
+        self.start_task(self._reset_and_put(conn), conn)
 
     def _reset_idle(self) -> None:
         """Reset the sessions of idle connections that nobody has used since the postponement."""
@@ -127,13 +127,13 @@ class ReturningPool(ConnectingPool):
             back = functools.partial(self.give_back, conn, dirty=dirty)
             self.loop.call_soon_threadsafe(back, context=Context())
 
-    def abandon(self, conn: PooledConnection) -> None:
-        """Close *conn* at once, in the middle of a statement, and have the server stop it."""
+    def discard(self, conn: PooledConnection) -> None:
+        """Close *conn* at once, and have the server stop the statement that runs in it."""
         if _get_running_loop() is self.loop and capabilities.has_cancel_safe():
-            self.spawn(cancel(conn.pgconn.cancel_conn(), conn.face.cancel_timeout))
+            self.start_task(stop_statement(conn.pgconn.cancel_conn(), conn.face.cancel_timeout))
         conn.finish()
 
-    async def _return(self, conn: PooledConnection) -> None:
+    async def _put_by_psycopg_pool(self, conn: PooledConnection) -> None:
         returned = False
         try:
             await self.putconn(conn)
@@ -144,7 +144,7 @@ class ReturningPool(ConnectingPool):
                 # closes *conn*.
                 conn.finish()
 
-    async def _renew(self, conn: PooledConnection) -> None:
+    async def _reset_and_put(self, conn: PooledConnection) -> None:
         """Give *conn* back with its session reset; discard it if the reset fails."""
         try:
             async with asyncio.timeout(conn.face.cancel_timeout):
@@ -158,5 +158,5 @@ class ReturningPool(ConnectingPool):
             logger.warning("closed %s, whose session could not be reset: %s", conn, error)
         finally:
             self._resetting -= 1
-            if not self._put(conn):
-                await self._return(conn)
+            if not self._put_idle(conn):
+                await self._put_by_psycopg_pool(conn)

@@ -21,7 +21,7 @@ from psycopg import generators
 from psycopg.client_cursor import ClientCursorMixin
 from psycopg.pq import DiagnosticField, ExecStatus, TransactionStatus
 
-from .positions import error_after
+from .error_positions import error_after
 
 if TYPE_CHECKING:
     from psycopg.abc import PQGen
@@ -59,11 +59,11 @@ _BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED, NOT DEFERRABLE"
 class Reset:
     """The statements that give a session back the state that it was configured with.
 
-    *resets* are the statements that empty the session; *made* are those that configure it again.
+    *resets* are the statements that empty the session; *setup_statements* configure it again.
     """
 
-    def __init__(self, resets: Sequence[str], made: Sequence[str]) -> None:
-        together = [_BEGIN, *resets, *made, "COMMIT"]
+    def __init__(self, resets: Sequence[str], setup_statements: Sequence[str]) -> None:
+        together = [_BEGIN, *resets, *setup_statements, "COMMIT"]
         line = "; ".join(together)
         # Errors count characters and lines, so the prefix must be one line of ASCII.
         simple = line.isascii() and line.isprintable() and all(map(_SIMPLE.match, together[1:-1]))
@@ -72,11 +72,11 @@ class Reset:
         # prefix means that it cannot go before a statement.
         self.prefix = f"{line};\n".encode() if simple else b""
         self.results = len(together)
-        # `messages` are for a reset without a statement. The server parses the statements in *made*
-        # by the settings of the emptied session. Each starts on its own line, since the one before
-        # may end with a comment.
+        # `messages` are for a reset without a statement. The server parses *setup_statements* by
+        # the settings of the emptied session. Each starts on its own line, since the one before may
+        # end with a comment.
         emptying = "; ".join([_BEGIN, *resets, "COMMIT"])
-        self.messages = (line,) if simple else (emptying, "\n;".join(made))
+        self.messages = (line,) if simple else (emptying, "\n;".join(setup_statements))
         self._written_by: tuple[bytes | None, ...] = ()
 
     def remember(self, face: Any) -> None:

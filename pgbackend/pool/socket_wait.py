@@ -66,7 +66,7 @@ class SocketWait:
         if self._timer is None:
             # The timer may outlive the wait: in the task's own context it would keep the task
             # alive.
-            self._timer = loop.call_later(INTERVAL, self._look, context=Context())
+            self._timer = loop.call_later(INTERVAL, self._check_socket, context=Context())
         try:
             ready: Ready = await_future(future)
             if self._closed:
@@ -142,7 +142,7 @@ class SocketWait:
             future.set_result(Ready.R)
             context.run(callback, future)
 
-    def _look(self) -> None:
+    def _check_socket(self) -> None:
         """Check the connection and its socket directly, independent of the loop's callbacks."""
         self._timer = None
         future, reader = self._future, self._reader
@@ -154,7 +154,7 @@ class SocketWait:
             _wake(future)
         else:
             loop = future.get_loop()
-            self._timer = loop.call_later(INTERVAL, self._look, context=Context())
+            self._timer = loop.call_later(INTERVAL, self._check_socket, context=Context())
 
     @property
     def socket(self) -> int:

@@ -80,10 +80,10 @@ class StoppableConnection(psycopg.Connection[Any]):
                 result: RV = stop.value
                 return result
             except (GeneratorExit, GreenletExit):
-                self.given_up()
+                self.discard_if_unread()
                 raise
             except psycopg.Error as error:
-                self._note(error)
+                self._note_read_only(error)
                 raise
             except BaseException:
                 await_bridged(self._interrupted(gen))
@@ -96,7 +96,7 @@ class StoppableConnection(psycopg.Connection[Any]):
         try:
             check_bridged()
         except CallClosedError:
-            self.given_up()
+            self.discard_if_unread()
             raise
 
     def _reset_first(self) -> None:
@@ -112,7 +112,7 @@ class StoppableConnection(psycopg.Connection[Any]):
             seconds = seconds if limit is None else limit
             return await self._socket_wait.elsewhere(gen, interval, seconds)
         except (GeneratorExit, GreenletExit):
-            self.given_up()
+            self.discard_if_unread()
             raise
         except _WaitTimeout:
             if limit is None:
@@ -123,21 +123,21 @@ class StoppableConnection(psycopg.Connection[Any]):
                 " See 'cancel_timeout' in OPTIONS, and 'timeout' of its pool"
             ) from None
         except psycopg.Error as error:
-            self._note(error)
+            self._note_read_only(error)
             raise
         except BaseException:
             await self._interrupted(gen)
             raise
 
-    def given_up(self) -> None:
-        """Close the connection if a statement runs whose answer nobody will read.
+    def discard_if_unread(self) -> None:
+        """Discard the connection if a statement runs whose answer nobody will read.
 
         The call that waited for the answer was closed, and cannot await anything any more.
         """
         if self.is_executing:
-            self._pooled.abandon()
+            self._pooled.discard()
 
-    def _note(self, error: psycopg.Error) -> None:
+    def _note_read_only(self, error: psycopg.Error) -> None:
         if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
             self._pooled.found_read_only()
 
@@ -158,7 +158,7 @@ class StoppableConnection(psycopg.Connection[Any]):
         except psycopg.errors.QueryCanceled:
             pass
         except Exception as error:
-            self._give_up(error)
+            self._close_unstopped(error)
 
     async def _cancel_until_ended(self, gen: PQGen[Any]) -> None:
         interval, waits = _RESEND_INTERVAL, self._finishing > 0
@@ -174,7 +174,7 @@ class StoppableConnection(psycopg.Connection[Any]):
             else:
                 return
 
-    def _give_up(self, error: Exception) -> None:
+    def _close_unstopped(self, error: Exception) -> None:
         words = str(error) or f"no answer within {self.cancel_timeout:g} s"
         logger.warning("closing %s, whose statement could not be stopped: %s", self, words)
         self.close()
@@ -236,7 +236,7 @@ class StoppableConnection(psycopg.Connection[Any]):
                         await asyncio.sleep(_WAIT_INTERVAL / 10)
                     interval *= 2
         except Exception as error:
-            self._give_up(error)
+            self._close_unstopped(error)
 
     def finish(self) -> None:
         """Close the connection at once, without telling the server; wake the waiting task."""
@@ -248,8 +248,8 @@ class StoppableConnection(psycopg.Connection[Any]):
         self._socket_wait.close()
         super().close()
 
-    def stop_listening(self) -> None:
-        """Wake the waiting task, and have the event loop forget the socket."""
+    def unregister_socket(self) -> None:
+        """Have the event loop forget the socket, and wake the waiting task."""
         self._socket_wait.close()
 
     def cancel_safe(self, *, timeout: float = 30.0) -> None:

@@ -47,7 +47,7 @@ def perhaps_endless(least: str) -> Values:
     )
 
 
-def count(least: int) -> Values:
+def a_count(least: int) -> Values:
     """Return the values of a whole number of at least *least*."""
     return Values(
         lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= least,
@@ -60,12 +60,12 @@ def or_none(values: Values) -> Values:
     return Values(lambda value: value is None or values.allow(value), f"{values.words}, or None")
 
 
-def text() -> Values:
+def a_text() -> Values:
     """Return the values of a text that is not empty."""
     return Values(lambda value: isinstance(value, str) and bool(value), "a text")
 
 
-def function() -> Values:
+def a_callable() -> Values:
     """Return the values of an option that takes something callable."""
     return Values(callable, "a function")
 

@@ -54,9 +54,9 @@ class Client(WaitingClient[PooledConnection]):
 
     async def fail(self, error: Exception) -> bool:
         """Make `wait` raise *error*; return False if the client does not wait any more."""
-        return self.give_up(error)
+        return self.fail_now(error)
 
-    def give_up(self, error: Exception) -> bool:
+    def fail_now(self, error: Exception) -> bool:
         """Do what `fail` does, without a coroutine."""
         if self._future.done():
             return False
@@ -90,23 +90,25 @@ class Queue(deque[WaitingClient[PooledConnection]]):
         """
         for client in self:
             assert isinstance(client, Client)
-            client.give_up(PoolClosed(f"the pool {self._name!r} was closed"))
+            client.fail_now(PoolClosed(f"the pool {self._name!r} was closed"))
         super().clear()
-        self._drop_timer()
+        self._cancel_timer()
 
-    def _drop_timer(self) -> None:
+    def _cancel_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def _set_timer(self, deadline: float) -> None:
-        self._drop_timer()
+        self._cancel_timer()
         loop = asyncio.get_running_loop()
         self._due = deadline
         # Use an empty context: a task's own context would keep the task alive.
-        self._timer = loop.call_later(deadline - monotonic(), self._look, context=Context())
+        self._timer = loop.call_later(
+            deadline - monotonic(), self._expire_clients, context=Context()
+        )
 
-    def _look(self) -> None:
+    def _expire_clients(self) -> None:
         """Tell the clients whose deadline has passed."""
         self._timer = None
         now = monotonic()
@@ -115,7 +117,7 @@ class Queue(deque[WaitingClient[PooledConnection]]):
             assert isinstance(client, Client)
             if client.deadline <= now:
                 self.remove(client)
-                client.give_up(PoolTimeout("no connection came free"))
+                client.fail_now(PoolTimeout("no connection came free"))
             else:
                 deadlines.append(client.deadline)
         if deadlines:

@@ -117,7 +117,7 @@ class _LimitedSend:
             return
         pools = {lease.pool for wrapper in self._wrappers for lease in wrapper.leases()}
         patience = min([self._seconds, *(pool.timeout / 2 for pool in pools if pool.timeout)])
-        seconds = patience if any(pool.is_wanted for pool in pools) else self._seconds
+        seconds = patience if any(pool.is_exhausted for pool in pools) else self._seconds
         if pools and self._loop.time() - self._since >= seconds:
             self._scope.reschedule(self._loop.time())
         else:

@@ -5,7 +5,7 @@ This room knows the text of SQL and the transactions of tasks, but not how SQL i
 - `words`, `masking`, `text`: what the text of a statement does to its session.
 - `clean`: statements that leave a session as it was.
 - `snapshot`: the state that a session was configured with, and the statements that restore it.
-- `in_force`: roles and settings that a request has made on one of its connections.
+- `row_settings`: roles and settings that a request has made on one of its connections.
 - `guard`: statements of psycopg's cursors, inspected before they are sent.
 """
 

@@ -15,10 +15,10 @@ from django.db.models.expressions import Col, Combinable, CombinedExpression, Fu
 from django.db.models.functions import Cast
 from django.db.models.sql.where import ExtraWhere
 
-from .text import look_at
+from .text import effect_of
 
-# Django's expressions that take SQL from the application.
-_OPEN = frozenset({Func, Aggregate, RawSQL, ExtraWhere})
+# Django's expressions that take SQL from the application, which may do anything.
+_UNCLEAN = frozenset({Func, Aggregate, RawSQL, ExtraWhere})
 _TEMPLATE = frozenset({"function", "template", "arg_joiner"})
 
 # Attributes that change the SQL of an instance of a clean class.
@@ -40,7 +40,7 @@ _SELECT_FORMAT = Field.select_format
 
 # How many nodes that may do anything were compiled. A change of the number tells that there was
 # such a node meanwhile; a node of another thread at worst makes a clean statement count as dirty.
-open_nodes = 0
+unclean_nodes = 0
 
 # Classes of Django only: remembering others would keep them alive.
 _clean_types: set[type] = set()
@@ -52,15 +52,15 @@ class CleanSQL(str):
     __slots__ = ()
 
 
-def note(node: Any) -> None:
-    """Count *node*, which is being compiled, in `open_nodes` if it may do anything."""
-    global open_nodes
+def count_unclean(node: Any) -> None:
+    """Count *node*, which is being compiled, in `unclean_nodes` if it may do anything."""
+    global unclean_nodes
     if (
         not _is_clean_type(type(node))
         or (type(node) is Col and not is_clean_column(node))
         or has_sql_of_its_own(node)
     ):
-        open_nodes += 1
+        unclean_nodes += 1
 
 
 def has_sql_of_its_own(node: Any) -> bool:
@@ -132,7 +132,7 @@ def is_clean_query(query: Any) -> bool:
 def _is_clean_type(cls: type) -> bool:
     if cls in _clean_types:
         return True
-    if cls in _OPEN or not _is_djangos(cls):
+    if cls in _UNCLEAN or not _is_djangos(cls):
         return False
     _clean_types.add(cls)
     return True
@@ -147,5 +147,5 @@ def changes_session(sql: str) -> bool:
 
     Return True if that depends on parameters.
     """
-    effect = look_at(sql)
+    effect = effect_of(sql)
     return effect.lasts or effect.depends

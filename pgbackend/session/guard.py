@@ -25,8 +25,8 @@ from ..pool.session_reset import reset_and_execute, sends_text
 from ..tasks.kept_sessions import share_session
 from ..tasks.lease import Lease
 from .clean import CleanSQL
-from .in_force import may_change, note_kept, note_on_loop
-from .text import Effect, local_settings, look_at
+from .row_settings import may_change, note_kept, note_on_loop
+from .text import Effect, effect_of, local_settings
 
 if TYPE_CHECKING:
     from psycopg.abc import PQGen
@@ -75,7 +75,7 @@ class Guarded:
         """Execute a statement, as psycopg's ``Cursor.execute``."""
         if kwargs.get("prepare"):
             # Mark the session for a reset: the next borrower would find the statement prepared.
-            self._conn.unseen = True
+            self._conn.uninspected = True
         execute = super().execute  # type: ignore[misc]  # psycopg's
         return _execute(self, query, lambda: [params], execute, query, params, **kwargs)
 
@@ -89,13 +89,13 @@ class Guarded:
 
     def stream(self, query: Any, params: Any = None, **kwargs: Any) -> Any:
         """Iterate over rows as they come, as psycopg's ``Cursor.stream``."""
-        _look(self, query, lambda: [params])
-        _note(self, query, params)
+        _inspect(self, query, lambda: [params])
+        _note_settings(self, query, params)
         return super().stream(query, params, **kwargs)  # type: ignore[misc]  # psycopg's
 
     def copy(self, statement: Any, params: Any = None, **kwargs: Any) -> Any:
         """Start a COPY, as psycopg's ``Cursor.copy``."""
-        _look(self, statement, lambda: [params])
+        _inspect(self, statement, lambda: [params])
         return super().copy(statement, params, **kwargs)  # type: ignore[misc]  # psycopg's
 
     def _maybe_prepare_gen(self, pgq: Any, **kwargs: Any) -> PQGen[None]:
@@ -143,42 +143,42 @@ def _execute(
 ) -> Any:
     """Inspect a statement, call ``execute(...)``, and inspect the server's answers."""
     face: BridgedConnection = cursor._conn
-    if face.made is not None:
+    if face.setup_statements is not None:
         made = _effect(face, query, parameters)
         result = execute(*args, **kwargs)
         # Do not record a statement that failed: it would fail again.
-        face.made.append(made)
+        face.setup_statements.append(made)
         return result
     clean = type(query) is CleanSQL
-    effect = _NOTHING if clean else _look(cursor, query, parameters)
+    effect = _NOTHING if clean else _inspect(cursor, query, parameters)
     if face.lease is None:
         return execute(*args, **kwargs)
     here = id(getcurrent())
-    face.looked_at.add(here)
+    face.inspected_in.add(here)
     text = not (kwargs.get("binary") or cursor.format)
-    if face.reset_due and text and (clean or effect.joins) and sends_text(cursor):
+    if face.reset_due and text and (clean or effect.can_follow) and sends_text(cursor):
         face.resetting.add(here)
     try:
         result = execute(*args, **kwargs)
     finally:
-        face.looked_at.discard(here)
+        face.inspected_in.discard(here)
         face.resetting.discard(here)
     if not clean and face.lease is not None:
         if not effect.lasts:
-            _look_at_answers(face, query, cursor)
+            _inspect_answers(face, query, cursor)
         if may_change(query):
             note_on_loop(face.lease, _effect(face, query, parameters)[0])
     return result
 
 
-def _note(cursor: Any, query: Any, params: Any) -> None:
+def _note_settings(cursor: Any, query: Any, params: Any) -> None:
     face: BridgedConnection = cursor._conn
     if face.lease is not None and may_change(query):
         note_on_loop(face.lease, _effect(face, query, lambda: [params])[0])
 
 
-def _look(cursor: Any, query: Any, parameters: Any) -> Effect:
-    """Note the session's reset; keep the session for lasting effects, or refuse them.
+def _inspect(cursor: Any, query: Any, parameters: Any) -> Effect:
+    """Inspect a statement: note the reset it needs; keep the session for its effects, or refuse.
 
     Raise psycopg.ProgrammingError if nothing keeps the session; nothing is sent then.
     """
@@ -195,7 +195,7 @@ def _look(cursor: Any, query: Any, parameters: Any) -> Effect:
         if effect.lasts and (
             cursor.wrapped or lease.state.transaction is not None or not _LISTEN.fullmatch(text)
         ):
-            _keep(lease, silent=effect.silent)
+            _keep_session(lease, silent=effect.silent)
     return effect
 
 
@@ -203,8 +203,8 @@ def _effect(face: BridgedConnection, query: Any, parameters: Any) -> tuple[str, 
     """Return a statement's text and its effect on the session, with parameters if they matter."""
     backslashes = face.pgconn.parameter_status(b"standard_conforming_strings") == b"off"
     text = _text(face, query)
-    unmerged = Effect(silent=True) if text is None else look_at(text, backslashes=backslashes)
-    if text is not None and not unmerged.depends and face.made is None:
+    unmerged = Effect(silent=True) if text is None else effect_of(text, backslashes=backslashes)
+    if text is not None and not unmerged.depends and face.setup_statements is None:
         return text, unmerged
     texts, effects = [], []
     for params in parameters():
@@ -215,12 +215,12 @@ def _effect(face: BridgedConnection, query: Any, parameters: Any) -> tuple[str, 
             effects.append(unmerged)
         else:
             texts.append(merged)
-            effects.append(look_at(merged, backslashes=backslashes))
+            effects.append(effect_of(merged, backslashes=backslashes))
     return "\n;".join(texts), Effect(
         silent=any(each.silent or each.depends for each in effects),
         loud=any(each.loud for each in effects),
         plain=all(each.plain for each in effects),
-        joins=all(each.joins for each in effects),
+        can_follow=all(each.can_follow for each in effects),
     )
 
 
@@ -235,7 +235,7 @@ def _text(face: BridgedConnection, query: Any) -> str | None:
     return None
 
 
-def _look_at_answers(face: BridgedConnection, query: Any, cursor: Any) -> None:
+def _inspect_answers(face: BridgedConnection, query: Any, cursor: Any) -> None:
     """Keep the session, or raise, if the server's answers show a lasting effect after all."""
     tags = [result.command_status for result in cursor._results]
     if _TAGS.isdisjoint(tags):
@@ -245,10 +245,10 @@ def _look_at_answers(face: BridgedConnection, query: Any, cursor: Any) -> None:
         return
     assert face.lease is not None
     face.lease.dirty = True
-    _keep(face.lease, silent=not _SILENT_TAGS.isdisjoint(found), late=True)
+    _keep_session(face.lease, silent=not _SILENT_TAGS.isdisjoint(found), late=True)
 
 
-def _keep(lease: Lease, *, silent: bool, late: bool = False) -> None:
+def _keep_session(lease: Lease, *, silent: bool, late: bool = False) -> None:
     """Keep the connection for its session as long as Django would; raise if that is unknown.
 
     *silent* says that losing the effect would cause no error. An effect that is not silent may end

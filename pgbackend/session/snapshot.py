@@ -39,9 +39,9 @@ _OWN_SETTING = re.compile(
 )
 
 
-def own_settings(made: Iterable[tuple[str, Effect]]) -> list[str]:
+def own_settings(setup_statements: Iterable[tuple[str, Effect]]) -> list[str]:
     """Return possible names of the application's own settings in the text of statements."""
-    found = [names for sql, _ in made for names in _OWN_SETTING.findall(sql)]
+    found = [names for sql, _ in setup_statements for names in _OWN_SETTING.findall(sql)]
     return sorted({first or second for first, second in found})
 
 
@@ -71,14 +71,14 @@ _TEMPORARY = re.compile(
 )
 
 
-def to_be_made_again(made: Iterable[tuple[str, Effect]]) -> Iterator[str]:
+def to_be_made_again(setup_statements: Iterable[tuple[str, Effect]]) -> Iterator[str]:
     """Yield the statements executed on a new session whose effect a reset undoes.
 
     These statements make something in the session, or name a temporary table that an earlier one
     made, to fill it with rows.
     """
     temporary: set[str] = set()
-    for sql, effect in made:
+    for sql, effect in setup_statements:
         if effect.lasts:
             temporary.update(first or second for first, second in _TEMPORARY.findall(sql))
             yield sql
@@ -88,16 +88,16 @@ def to_be_made_again(made: Iterable[tuple[str, Effect]]) -> Iterator[str]:
 
 def statements_after_reset(
     settings: Iterable[tuple[str, str]],
-    made: Iterable[tuple[str, Effect]],
+    setup_statements: Iterable[tuple[str, Effect]],
     *,
     user: str,
     quote: Callable[[str], str],
 ) -> list[str]:
     """Return the statements that restore the configured session after `RESET`.
 
-    *settings* are the (name, value) rows of `SNAPSHOT`, *made* the statements executed while the
-    session was configured, and *user* is the login user. The session's user and the role come last,
-    since the other statements may need more rights.
+    *settings* are the (name, value) rows of `SNAPSHOT`, *setup_statements* those that were executed
+    while the session was configured, and *user* is the login user. The session's user and the role
+    come last, since the other statements may need more rights.
     """
 
     def setting(name: str, value: str) -> str:
@@ -109,7 +109,7 @@ def statements_after_reset(
     *others, (_, owner), (_, role) = settings
     names = {name.lower() for name, _ in others}
     parts = [setting(name, value) for name, value in others]
-    for sql in to_be_made_again(made):
+    for sql in to_be_made_again(setup_statements):
         found = _SET_CONFIG.fullmatch(sql)
         if found is None or found[1].lower() not in names:
             parts.append(sql)

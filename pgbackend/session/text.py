@@ -1,6 +1,6 @@
 """Find the effect of a text of SQL on the session that it is sent to.
 
-`look_at` reads a text as the server's own lexer does: it masks literals, comments and quoted
+`effect_of` reads a text as the server's own lexer does: it masks literals, comments and quoted
 identifiers, and searches the rest for statements and functions whose effect lives in the session.
 Each step takes time proportional to the length of the text.
 
@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from .masking import Masked, compiled
-from .words import is_plain, joins_others
+from .words import can_follow_others, is_plain
 
 
 class Effect(NamedTuple):
@@ -32,8 +32,8 @@ class Effect(NamedTuple):
     depends: bool = False
     # Whether the text calls only harmless functions, and so leaves the session as it was.
     plain: bool = False
-    # Whether the text may be sent behind others in one message, as a part of their transaction.
-    joins: bool = False
+    # Whether the text may follow others in one message, as a part of their transaction.
+    can_follow: bool = False
 
     @property
     def lasts(self) -> bool:
@@ -46,20 +46,20 @@ class Effect(NamedTuple):
 _LONG = 4000
 
 
-def look_at(sql: str, *, backslashes: bool = False) -> Effect:
+def effect_of(sql: str, *, backslashes: bool = False) -> Effect:
     """Return the effect of the statements of *sql* on their session.
 
     *backslashes* says that backslashes are escapes in plain literals, too: the server's setting
     ``standard_conforming_strings`` is off.
     """
-    return (_look_once if len(sql) <= _LONG else _look)(sql, backslashes)
+    return (_cached_effect_of if len(sql) <= _LONG else _effect_of)(sql, backslashes)
 
 
-def _look(sql: str, backslashes: bool) -> Effect:
+def _effect_of(sql: str, backslashes: bool) -> Effect:
     return _Text(sql, backslashes).effect()
 
 
-_look_once = lru_cache(maxsize=2000)(_look)
+_cached_effect_of = lru_cache(maxsize=2000)(_effect_of)
 
 
 def local_settings(sql: str, *, backslashes: bool = False) -> int:
@@ -160,8 +160,8 @@ class _Text(Masked):
             silent, loud = inner.silent, loud or inner.loud
             depends = depends or inner.depends or any("%" in each for each in blocks)
         plain = not (silent or loud or depends) and len(code) <= _LONG and is_plain(code)
-        joins = not (silent or loud) and joins_others(code)
-        return Effect(silent, loud, depends, plain, joins)
+        can_follow = not (silent or loud) and can_follow_others(code)
+        return Effect(silent, loud, depends, plain, can_follow)
 
     def _makes_temporary(self) -> bool:
         code = self.code

@@ -90,14 +90,14 @@ _PLAIN_HEADS = frozenset(
     }
 )
 
-# SET TRANSACTION must come first in its transaction, so SET cannot join others.
-_JOINING_HEADS = _PLAIN_HEADS - {"set"}
+# SET TRANSACTION must come first in its transaction, so SET cannot follow others.
+_FOLLOWING_HEADS = _PLAIN_HEADS - {"set"}
 
 
-def joins_others(code: str) -> bool:
+def can_follow_others(code: str) -> bool:
     """Return whether statements may follow others in one message, in their transaction."""
     heads = set(_HEADS.findall(code))
-    return heads != {""} and _JOINING_HEADS.issuperset(heads)
+    return heads != {""} and _FOLLOWING_HEADS.issuperset(heads)
 
 
 def is_plain(code: str) -> bool:

@@ -19,11 +19,11 @@ from psycopg import generators
 from psycopg._queries import PostgresClientQuery
 from psycopg.pq import DiagnosticField, ExecStatus, TransactionStatus
 
+from ..pool.error_positions import error_after
 from ..pool.face import BridgedConnection
-from ..pool.positions import error_after
 from ..pool.session_reset import failure, reset_and_execute
 from ..session.clean import CleanSQL
-from ..session.in_force import check_on_loop
+from ..session.row_settings import check_on_loop
 from ..tasks.lease import Lease
 from .instrumented import may_skip_cursors
 
@@ -75,7 +75,7 @@ def execute(wrapper: Any, lease: Lease, sql: str, params: Any) -> PGresult:
         transformer = face.take_transformer()
         query = PostgresClientQuery(transformer)
         query.convert(sql, params)
-        if not face.asked:
+        if not face.adapters_exposed:
             face.transformer = transformer
         with face.lock:
             if not face.reset_due:
@@ -103,7 +103,7 @@ def rows(
     except psycopg.Error:
         with wrapper.wrap_database_errors:
             raise
-    if not face.asked:
+    if not face.adapters_exposed:
         face.transformer = transformer
     return found
 

@@ -19,7 +19,7 @@ class Before(NamedTuple):
     commit_on_exit: bool
     savepoint_ids: int
     atomic_blocks: int
-    # The settings of `in_force` for the session and for the transaction.
+    # The settings of `row_settings` for the session and for the transaction.
     settings: tuple[frozenset[str], frozenset[str]]
 
 

@@ -33,7 +33,7 @@ class KeptSession:
 
     @property
     def settings(self) -> frozenset[str]:
-        """The settings of `in_force` that were made in the session."""
+        """The settings of `row_settings` that were made in the session."""
         settings: frozenset[str] = self._lease.settings
         return settings
 

@@ -82,7 +82,7 @@ class Lease:
         self.suspect = False
         # The id of the greenlet with whose bridged call the lease ends, unless it is pinned.
         self.bridge = id(getcurrent())
-        # The settings of `in_force` that the borrower has made in the session.
+        # The settings of `row_settings` that the borrower has made in the session.
         self.settings: frozenset[str] = frozenset()
 
     def __repr__(self) -> str:
@@ -177,13 +177,13 @@ class Lease:
         if self.face.lock.held:
             self.refuse_others()
         self.face.lease = None
-        dirty = self.dirty or self.face.unseen
+        dirty = self.dirty or self.face.uninspected
         if self.face.pgconn.transaction_status == TransactionStatus.ACTIVE:
-            self.pool.abandon(self.pooled)
+            self.pool.discard(self.pooled)
         elif self.exposed:
             # The borrower may have kept the connection object, and must not reach the next borrower
             # through it.
-            self.pooled.face = self.face.succeed()
+            self.pooled.face = self.face.make_successor()
         elif self.face.was_stopped or not self.face.autocommit:
             self.face.restore()
         self.pool.give_back(self.pooled, dirty=dirty, suspect=self.suspect)
@@ -207,7 +207,7 @@ class Lease:
         self.refuse_others()
         if self.holds > 1:
             self.release(pinned=True)
-        self.pool.spawn(self._stop_and_give_back())
+        self.pool.start_task(self._stop_and_give_back())
 
     async def _stop_and_give_back(self) -> None:
         await self.face.stop_other()

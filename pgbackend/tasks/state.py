@@ -54,7 +54,7 @@ class ConnectionState(Turns):
         self.transaction: Transaction | None = None
         # The transaction's own threads; see `own_threads`.
         self._threads: TransactionThreads | None = None
-        # For a thread: the settings that `in_force` knew at the beginning of each open block.
+        # For a thread: the settings that `row_settings` knew at the beginning of each open block.
         self.settings_before: list[frozenset[str]] = []
         super().__init__()
         self.reset()

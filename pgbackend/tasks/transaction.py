@@ -47,7 +47,7 @@ class Transaction:
         self.ended = False
         # The request in which the transaction began; see `orphans`.
         self.request: object = None
-        # The settings of `in_force` that were made for this transaction only.
+        # The settings of `row_settings` that were made for this transaction only.
         self.settings: frozenset[str] = frozenset()
         # Registers callbacks for the end of the owner's request, or of another scope; see
         # `ends.scope_end_adder`.

@@ -23,8 +23,8 @@ from ..bridge.lock import BridgedLock
 from ..patches import guards
 from ..pool.physical import unread_error
 from ..tasks.transaction import Transaction, transactions
-from .adopting import adopt_on
 from .leftovers import no_tasks_left
+from .tests_transaction import join_tasks_of
 
 P = ParamSpec("P")
 
@@ -80,7 +80,7 @@ def _stepping_outside(loop_of: Callable[[Any], Any] | None = None) -> Callable[.
             with outside_loop() if _in_synchronous_test_code() else nullcontext():
                 if loop_of is not None:
                     loop = loop_of(args[0])
-                    adopt_on(loop)
+                    join_tasks_of(loop)
                     for transaction in _lent:
                         if transaction.thread == threading.get_ident():
                             transaction.loop = loop

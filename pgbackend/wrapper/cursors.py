@@ -22,7 +22,7 @@ from django.db.backends.postgresql import base as postgresql
 
 from ..bridge.current import can_wait, is_bridged
 from ..session.clean import CleanSQL
-from ..session.in_force import check_in_thread, check_on_loop, may_change, note_in_thread
+from ..session.row_settings import check_in_thread, check_on_loop, may_change, note_in_thread
 from ..tasks.lease import Lease
 from ..tasks.membership import check_not_outlived
 from ..tasks.request import request_wrapper
@@ -140,7 +140,7 @@ class LeaseHolder(utils.CursorWrapper):
             sys.exception() is None
             and self.cursor._described
             and lease.closings == self._opened_at
-            and not lease.face.unseen
+            and not lease.face.uninspected
         )
         try:
             with lease.face.limited(), self.db.wrap_database_errors:
@@ -245,23 +245,23 @@ class LeaseHolder(utils.CursorWrapper):
 
     def callproc(self, *args: Any, **kwargs: Any) -> Any:
         self._check_lease()
-        self._in_force(f"SELECT {args[0]}" if args else "")
+        self._check_row_settings(f"SELECT {args[0]}" if args else "")
         return super().callproc(*args, **kwargs)
 
     def copy(self, statement: Any, *args: Any, **kwargs: Any) -> Any:
         """Start a COPY, as psycopg's ``Cursor.copy``."""
         self._check_lease()
-        self._in_force(statement)
+        self._check_row_settings(statement)
         return getattr(super(), "copy", self.cursor.copy)(statement, *args, **kwargs)
 
     def stream(self, query: Any, *args: Any, **kwargs: Any) -> Any:
         """Iterate over rows as they come, as psycopg's ``Cursor.stream``."""
         self._check_lease()
-        self._in_force(query)
-        self._note(query, args[0] if args else None)
+        self._check_row_settings(query)
+        self._note_settings(query, args[0] if args else None)
         return self.cursor.stream(query, *args, **kwargs)
 
-    def _in_force(self, sql: Any) -> None:
+    def _check_row_settings(self, sql: Any) -> None:
         """Raise ProgrammingError if *sql* would run without settings that its request has made."""
         if self.lease is not None:
             if self.db.set_in_threads or self.db.kept_lease is not None:
@@ -275,31 +275,31 @@ class LeaseHolder(utils.CursorWrapper):
     def _in_thread_of_request(self) -> bool:
         return not self.leased and request_wrapper(self.db.alias) is not None
 
-    def _note(self, sql: Any, params: Any) -> None:
+    def _note_settings(self, sql: Any, params: Any) -> None:
         """Note what *sql* sets, in a thread; `session.guard` does so on the loop."""
         if self._in_thread_of_request and may_change(sql):
             note_in_thread(self.db, _text(self.cursor, sql, params))
 
     def _execute(self, sql: Any, params: Any, *args: Any) -> Any:
         self._check_lease()
-        self._in_force(sql)
+        self._check_row_settings(sql)
         if type(sql) is str and self.lease is not None and _is_of_the_cache():
             sql = CleanSQL(sql)
         result = super()._execute(sql, params, *args)
-        self._note(sql, params)
+        self._note_settings(sql, params)
         if self.pinned and self.lease is not None:
             self._opened_at = self.lease.closings
         return result
 
     def _executemany(self, sql: Any, param_list: Any, *args: Any) -> Any:
         self._check_lease()
-        self._in_force(sql)
+        self._check_row_settings(sql)
         if not self._in_thread_of_request or not may_change(sql):
             return super()._executemany(sql, param_list, *args)
         param_list = list(param_list)
         result = super()._executemany(sql, param_list, *args)
         for params in param_list:
-            self._note(sql, params)
+            self._note_settings(sql, params)
         return result
 
 

@@ -142,14 +142,14 @@ def configure(owner: Any, pooled: PooledConnection, seconds: float) -> None:
     *owner*. No statement may take longer than *seconds*.
     """
     pooled.guard = guard
-    face = pooled.face = BridgedConnection.over(pooled, **owner.get_connection_params())
+    face = pooled.face = BridgedConnection.make_for(pooled, **owner.get_connection_params())
     face.cancel_timeout = owner.cancel_timeout
     owner.isolation_level = isolation_level(owner)
     if "isolation_level" in owner.settings_dict["OPTIONS"]:
         face.isolation_level = owner.isolation_level
     with face.limited(seconds):
         owner.connection = face
-        made = face.made = []
+        made = face.setup_statements = []
         try:
             owner.autocommit = True
             owner.init_connection_state()
@@ -157,7 +157,7 @@ def configure(owner: Any, pooled: PooledConnection, seconds: float) -> None:
             # Execute wrappers added by receivers are for the connection's borrowers.
             pooled.execute_wrappers, owner.execute_wrappers = owner.execute_wrappers or None, []
         finally:
-            owner.connection = face.made = None
+            owner.connection = face.setup_statements = None
         with psycopg.Cursor(face, row_factory=psycopg.rows.tuple_row) as cursor:
             cursor.execute(snapshot.SNAPSHOT, [snapshot.own_settings(made)])
             *settings, (_, temporary), (_, pid) = cursor.fetchall()

@@ -12,7 +12,7 @@ from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
 
-from ..pool.values import Values, count, one_of, or_none, seconds, switch
+from ..pool.values import Values, a_count, one_of, or_none, seconds, switch
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ _LEFT_OUT = Values(lambda value: False, "left out, since Django sets it")
 OF_PSYCOPG = {
     "autocommit": _LEFT_OUT,
     "context": _LEFT_OUT,
-    "prepare_threshold": or_none(count(0)),
+    "prepare_threshold": or_none(a_count(0)),
     "row_factory": _LEFT_OUT,
 }
 

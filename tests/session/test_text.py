@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from pgbackend.session.clean import changes_session
-from pgbackend.session.text import Effect, local_settings, look_at
+from pgbackend.session.text import Effect, effect_of, local_settings
 from tests.support.server import Server
 
 # All that a session may have been made to be; sequences and plans aside.
@@ -332,39 +332,39 @@ def test_case_and_comments(statement: str) -> None:
 def test_backslashes() -> None:
     """With standard_conforming_strings off, backslashes are escapes in each literal."""
     text = r"SELECT 'a\'; SET x.y = 1; --'"
-    assert look_at(text).silent
-    assert not look_at(text, backslashes=True).silent
+    assert effect_of(text).silent
+    assert not effect_of(text, backslashes=True).silent
     text = r"SELECT '\'; SELECT '; SET x.y = '1'"
-    assert not look_at(text).silent
-    assert look_at(text, backslashes=True).silent
+    assert not effect_of(text).silent
+    assert effect_of(text, backslashes=True).silent
 
 
 def test_what_depends_on_parameters() -> None:
     """Whether set_config() lasts, and what DO does, may be in the parameters."""
-    assert look_at("SELECT set_config(%s, %s, %s)").depends
-    assert look_at("SELECT set_config(%(a)s, %(b)s, %(c)s::bool)").depends
-    assert look_at("DO %s").depends
-    assert not look_at("SELECT set_config(%s, %s, true)").depends
-    assert look_at("SELECT set_config(%s, %s, false)") == Effect(silent=True)
+    assert effect_of("SELECT set_config(%s, %s, %s)").depends
+    assert effect_of("SELECT set_config(%(a)s, %(b)s, %(c)s::bool)").depends
+    assert effect_of("DO %s").depends
+    assert not effect_of("SELECT set_config(%s, %s, true)").depends
+    assert effect_of("SELECT set_config(%s, %s, false)") == Effect(silent=True)
 
 
 def test_setting_to_null() -> None:
     """set_config() of NULL is what RESET is: it may be at the end of a transaction."""
-    reset = look_at("RESET app.one")
+    reset = effect_of("RESET app.one")
     for text in (
         "SELECT set_config('app.one', NULL, false)",
         "SELECT set_config('app.one', null :: text, false); SELECT 1",
         "SELECT set_config('app.one', /* none */ NULL, is_local => false)",
         "SELECT set_config('app.one', NULL, false), set_config('app.two', 'a', true)",
     ):
-        assert look_at(text) == reset, text
+        assert effect_of(text) == reset, text
     for text in (
         "SELECT set_config('app.one', NULL, false), set_config('app.two', 'a', false)",
         "SELECT set_config('app.one', 'NULL', false)",
         "SELECT set_config('app.one', coalesce(NULL, 'a'), false)",
         "SELECT set_config('app.one', nullif('a', 'b'), false)",
     ):
-        assert look_at(text).silent, text
+        assert effect_of(text).silent, text
 
 
 def test_local_settings() -> None:
@@ -403,8 +403,8 @@ NOT_PLAIN = [
 
 def test_plain() -> None:
     """A statement is plain if it calls nothing but the server's own harmless functions."""
-    assert [each for each in PLAIN if not look_at(each).plain] == []
-    assert [each for each in [*NOT_PLAIN, *CHANGES] if look_at(each).plain] == []
+    assert [each for each in PLAIN if not effect_of(each).plain] == []
+    assert [each for each in [*NOT_PLAIN, *CHANGES] if effect_of(each).plain] == []
 
 
 LONG = {
@@ -461,7 +461,7 @@ def test_time_is_linear(name: str) -> None:
         times = []
         for _ in range(5):
             before = time.thread_time()
-            look_at(text)
+            effect_of(text)
             times.append(time.thread_time() - before)
         return min(times)
 
@@ -470,7 +470,7 @@ def test_time_is_linear(name: str) -> None:
 
 def test_names_beyond_ascii() -> None:
     """A character beyond ASCII belongs to a name: no dollar quote, nor an E'', begins behind it."""
-    assert look_at("SELECT 1 AS €$x$; SET ROLE a; --$x$").silent
-    assert look_at("SELECT 1 AS ü$x$; SET ROLE a; --$x$").silent
-    assert look_at("SELECT 1 AS \u00a0e'\\'; SET ROLE a; --'").silent
-    assert not look_at("SELECT $é$; SET ROLE a; $é$").silent
+    assert effect_of("SELECT 1 AS €$x$; SET ROLE a; --$x$").silent
+    assert effect_of("SELECT 1 AS ü$x$; SET ROLE a; --$x$").silent
+    assert effect_of("SELECT 1 AS \u00a0e'\\'; SET ROLE a; --'").silent
+    assert not effect_of("SELECT $é$; SET ROLE a; $é$").silent

@@ -14,7 +14,7 @@ from psycopg import sql
 
 from pgbackend import bridged
 from pgbackend.requests.serving import serve
-from pgbackend.session.in_force import Change, changes, only_sets
+from pgbackend.session.row_settings import Change, changes_settings_only, setting_changes
 from pgbackend.transaction import detached, pinned
 from tests.models import Author
 from tests.support.server import Server
@@ -465,11 +465,11 @@ def test_pinned(server: Server) -> None:
 
 def test_changes() -> None:
     """Names are small letters; what no row hangs on is none."""
-    assert list(changes("SET App.Tenant = 'a'")) == [Change("app.tenant", True, False)]
-    assert list(changes("set local role x")) == [Change("role", True, True)]
-    assert list(changes("DISCARD ALL")) == [Change("discard", False, False)]
-    assert list(changes("UPDATE a SET role = 'x'")) == []
-    assert list(changes("SELECT 1; -- SET ROLE x")) == []
+    assert list(setting_changes("SET App.Tenant = 'a'")) == [Change("app.tenant", True, False)]
+    assert list(setting_changes("set local role x")) == [Change("role", True, True)]
+    assert list(setting_changes("DISCARD ALL")) == [Change("discard", False, False)]
+    assert list(setting_changes("UPDATE a SET role = 'x'")) == []
+    assert list(setting_changes("SELECT 1; -- SET ROLE x")) == []
 
 
 @pytest.mark.parametrize(
@@ -491,6 +491,6 @@ def test_changes() -> None:
 def test_long_texts(text: str) -> None:
     """A text is looked at in linear time, whatever is in it."""
     began = time.process_time()
-    list(changes(text))
-    only_sets(text)
+    list(setting_changes(text))
+    changes_settings_only(text)
     assert time.process_time() - began < 1.0

@@ -23,7 +23,7 @@ from ..tasks import kept_sessions
 from ..tasks.lease import Lease
 from ..tasks.membership import is_detached
 from ..tasks.request import request_wrapper
-from .text import look_at, masked
+from .text import effect_of, masked
 
 _OWN = r"[a-z_]\w*(?:\.\w+)+"
 _NAMES = rf"role|session[\s']+authorization|search_path|row_security|schema|{_OWN}"
@@ -92,7 +92,7 @@ def may_change(query: Any) -> bool:
     return any("." in part and _SET_WORD.search(part) for part in _STOP.split(query))
 
 
-def changes(sql: str) -> Iterator[Change]:
+def setting_changes(sql: str) -> Iterator[Change]:
     """Yield the changes of such settings by the statements of *sql*, parameters included."""
     if not may_change(sql):
         return
@@ -106,7 +106,7 @@ def changes(sql: str) -> Iterator[Change]:
             yield Change("search_path" if name == "schema" else name, made, bool(found["local"]))
     if re.search(r"\bset_config\b", code, re.IGNORECASE):
         yield from _configured(sql)
-    elif _HIDES.match(code) and look_at(sql).silent:
+    elif _HIDES.match(code) and effect_of(sql).silent:
         yield Change(UNKNOWN, made=True, local=False)
 
 
@@ -118,14 +118,14 @@ def _configured(sql: str) -> Iterator[Change]:
             yield Change(name, made, local)
 
 
-def only_sets(sql: str) -> bool:
+def changes_settings_only(sql: str) -> bool:
     """Return whether *sql* only changes such settings, or savepoints, and so reads no row."""
     if _OF_SAVEPOINTS.fullmatch(sql):
         return True
-    return any(changes(sql)) and bool(_ONLY_SETS.fullmatch(masked(_QUOTED.sub(r"\1", sql))))
+    return any(setting_changes(sql)) and bool(_ONLY_SETS.fullmatch(masked(_QUOTED.sub(r"\1", sql))))
 
 
-def _changed(names: frozenset[str], change: Change) -> frozenset[str]:
+def _after_change(names: frozenset[str], change: Change) -> frozenset[str]:
     if change.name == "discard":
         return frozenset()
     if not change.name:
@@ -139,12 +139,12 @@ def _changed(names: frozenset[str], change: Change) -> frozenset[str]:
 
 def note_on_loop(lease: Lease, sql: str) -> None:
     """Note the settings that *sql* made on *lease*, for its session or transaction."""
-    for change in changes(sql):
+    for change in setting_changes(sql):
         transaction = lease.state.transaction
         if not change.local:
-            lease.settings = _changed(lease.settings, change)
+            lease.settings = _after_change(lease.settings, change)
         elif transaction is not None:
-            transaction.settings = _changed(transaction.settings, change)
+            transaction.settings = _after_change(transaction.settings, change)
 
 
 def note_in_thread(wrapper: Any, sql: str) -> None:
@@ -152,9 +152,9 @@ def note_in_thread(wrapper: Any, sql: str) -> None:
     of_loop = request_wrapper(wrapper.alias)
     if of_loop is not None and not wrapper.bridged:
         names = _of_thread(of_loop)
-        for change in changes(sql):
+        for change in setting_changes(sql):
             if not change.local:
-                names = _changed(names, change)
+                names = _after_change(names, change)
         restore_of_thread(wrapper, names)
 
 
@@ -201,7 +201,7 @@ def check_on_loop(wrapper: Any, lease: Lease, sql: str) -> None:
     transaction = lease.state.transaction
     here = lease.settings if transaction is None else lease.settings | transaction.settings
     missing = elsewhere - here
-    if missing and not only_sets(sql):
+    if missing and not changes_settings_only(sql):
         raise psycopg.ProgrammingError(
             f"this request has set {_listed(missing)} on the connection {where} it is not in"
             " force. Set it by code that runs on the loop (asynchronous middleware with"
@@ -219,7 +219,7 @@ def check_in_thread(wrapper: Any, sql: str) -> None:
     if session is None or not session.is_kept:
         return
     missing = session.settings - _of_thread(of_loop)
-    if missing and not only_sets(sql):
+    if missing and not changes_settings_only(sql):
         raise psycopg.ProgrammingError(
             f"this request has set {_listed(missing)} on its connection on the event loop; on that"
             " of a thread it is not in force. Call the function by `pgbackend.bridged` in place of"

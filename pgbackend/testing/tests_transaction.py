@@ -24,29 +24,29 @@ from ..tasks.transaction import transactions
 _contexts: WeakKeyDictionary[asyncio.Task[Any], Context] = WeakKeyDictionary()
 
 # The context of the tests' own task.
-_of_tests: Context | None = None
+_tests_context: Context | None = None
 
 # The transactions that a context was given here: a context that is used again gets them anew.
-_given: ContextVar[Any] = ContextVar("pgbackend_given")
+_joined_here: ContextVar[Any] = ContextVar("pgbackend_given")
 
 _probe: ContextVar[object] = ContextVar("pgbackend_probe")
 
 
 @contextmanager
-def adopting(loop: asyncio.AbstractEventLoop, context: Context) -> Iterator[None]:
-    """Make the tasks of *loop* here while tests run in *context*."""
-    global _of_tests
-    outer, _of_tests = _of_tests, context
-    adopt_on(loop)
+def joining_tests_transaction(loop: asyncio.AbstractEventLoop, context: Context) -> Iterator[None]:
+    """Make the tasks of *loop* here while tests run in *context*; see the module."""
+    global _tests_context
+    outer, _tests_context = _tests_context, context
+    join_tasks_of(loop)
     try:
         yield
     finally:
-        _of_tests = outer
+        _tests_context = outer
         if loop.get_task_factory() is _make_task:
             loop.set_task_factory(None)
 
 
-def adopt_on(loop: asyncio.AbstractEventLoop) -> None:
+def join_tasks_of(loop: asyncio.AbstractEventLoop) -> None:
     """Make the tasks of *loop* here, unless it has a task factory of its own."""
     if loop.get_task_factory() is None:
         loop.set_task_factory(_make_task)  # type: ignore[arg-type]  # its context comes by name
@@ -61,21 +61,21 @@ def _make_task(
 ) -> asyncio.Task[Any]:
     if context is None:
         context = copy_context()
-        _adopt(context)
+        _join(context)
     elif not _is_running(context):
-        _adopt(context)
+        _join(context)
     task: asyncio.Task[Any] = asyncio.Task(coro, loop=loop, context=context, **names)
     _contexts[task] = context
     return task
 
 
-def _adopt(context: Context) -> None:
+def _join(context: Context) -> None:
     """Give *context*, if it knows no open transactions, those of the task that starts one in it."""
     known = context.get(transactions)
-    if known is not None and (not known or known is not context.get(_given)):
+    if known is not None and (not known or known is not context.get(_joined_here)):
         return
     starter = None if asyncio._get_running_loop() is None else asyncio.current_task()
-    source = _of_tests if starter is None else _contexts.get(starter, _of_tests)
+    source = _tests_context if starter is None else _contexts.get(starter, _tests_context)
     if source is None or source is context:
         return
     entered = source.get(transactions)
@@ -86,7 +86,7 @@ def _adopt(context: Context) -> None:
 def _enter(entered: dict[Any, Any], frame: Any) -> None:
     transactions.set(entered)
     innermost.set(frame)
-    _given.set(entered)
+    _joined_here.set(entered)
     for wrapper in entered:
         # A context finds transactions by their wrapper, so set the wrapper, too.
         connections[wrapper.alias] = wrapper
