@@ -10,6 +10,8 @@
 # make django-suite-diff   what of them ends worse than on Django's own backend
 # make drf-suite           REST framework's tests, with DJANGO=, MODE= and, for pytest,
 #                          LABELS='tests/test_filters.py -k search'
+# make pubsub-suite        django-pgpubsub's tests on pgbackend.pubsub, with DJANGO=, MODE=bridged|
+#                          plain|stock (by default all three) and, for pytest, LABELS='-k context'
 # make app-suite NAME=django-filter   a package's own tests, from its sdist, on Django's backend and
 #                          on this one, plain and bridged; see tests/app_suite/README.md
 # make ways        how far three calls go through this package, counted; and their CPU against that
@@ -36,7 +38,7 @@ NAME =
 PARALLEL = 2
 WORKERS = 2
 
-.PHONY: help run test test-load test-all soak django-suite django-suite-diff drf-suite app-suite bench bench-full docs ways clean
+.PHONY: help run test test-load test-all soak django-suite django-suite-diff drf-suite pubsub-suite app-suite bench bench-full docs ways clean
 
 help:
 	@sed -n '/^#/!q; s/^# //p' Makefile
@@ -69,6 +71,10 @@ django-suite-diff: $(VENV)/installed-suite
 drf-suite:
 	@$(MAKE) --no-print-directory VENV=$(VENV)-drf $(VENV)-drf/installed-drf
 	@$(VENV)-drf/bin/python -m tests.drf_suite --mode $(MODE) $(ARGS) $(LABELS)
+
+pubsub-suite:
+	@$(MAKE) --no-print-directory VENV=$(VENV)-pubsub $(VENV)-pubsub/installed-pubsub-suite
+	@$(VENV)-pubsub/bin/python -m tests.pubsub_suite $(if $(filter file,$(origin MODE)),,--mode $(MODE)) $(ARGS) $(LABELS)
 
 # In an environment for each package: they need different versions of others.
 app-suite:

@@ -20,11 +20,11 @@ from .registry import Listener as Listener
 from .rows import row_from_columns
 
 
-@dataclass
-class BaseChannel:
-    """What `Channel` and `TriggerChannel` share; an instance is one notification."""
+class Options:
+    """The options of a channel class: attributes in its body, without annotation.
 
-    # Options of a channel class: attributes without annotation in its body.
+    They are in a class that is no dataclass, or they would be fields of the payload.
+    """
 
     # Whether notifications are stored and handled once; False: whoever listens gets them, and
     # those that nobody hears are gone.
@@ -42,19 +42,19 @@ class BaseChannel:
     timeout: ClassVar[float | None] = None
     # How many notifications of the channel one process handles at once.
     concurrency: ClassVar[int] = 1
-    # The field (of a trigger: the column) for each value of which notifications are handled one
+    # The field (of a trigger: the model's) for each value of which notifications are handled one
     # at a time and in order.
     ordered_by: ClassVar[str | None] = None
     # "poll": a stored notification sends no NOTIFY, which takes a lock of the whole server.
     wake: ClassVar[Literal["notify", "poll"]] = "notify"
 
-    # Of the trigger that sent the notification: "INSERT", "UPDATE" or "DELETE", and "BEFORE" or
-    # "AFTER". None: sent by `notify`, or by a trigger of django-pgpubsub.
-    operation: ClassVar[str | None] = None
-    when: ClassVar[str | None] = None
-
     # Where `forms` keeps what it made of the class: a table of classes would keep them alive.
     _payload_form: ClassVar[Any] = None
+
+
+@dataclass
+class BaseChannel(Options):
+    """What `Channel` and `TriggerChannel` share; an instance is one notification."""
 
     @classmethod
     def name(cls) -> str:
@@ -100,8 +100,7 @@ class BaseChannel:
     @property
     def listeners(self) -> list[Listener]:
         """The listeners to call for this notification."""
-        found = registry.listeners.get(type(self), ())
-        return [each for each in found if each.hears(self.operation, self.when)]
+        return self.registered_listeners()
 
     @property
     def signature(self) -> dict[str, Any]:
@@ -148,15 +147,25 @@ class Channel(BaseChannel):
         return json.dumps({"kwargs": kwargs}, separators=(",", ":"), allow_nan=False)
 
 
+class OfTable:
+    """What a notification of a table has beside its fields."""
+
+    # The model; the class has to set it.
+    model: ClassVar[Any] = None
+    # "INSERT", "UPDATE" or "DELETE".
+    operation: str | None = None
+    # "BEFORE" or "AFTER"; None: a trigger of django-pgpubsub sent it, which does not say.
+    when: str | None = None
+
+
 @dataclass
-class TriggerChannel(BaseChannel):
+class TriggerChannel(BaseChannel, OfTable):
     """The base of channels of a table: triggers send its rows as they were and as they are.
 
     Set ``model``. *old* is None for an INSERT, *new* for a DELETE. *context* is what
     `set_notification_context` had set.
     """
 
-    model: ClassVar[Any] = None
     old: Model | None
     new: Model | None
     context: dict[str, Any] | None = None
@@ -169,9 +178,14 @@ class TriggerChannel(BaseChannel):
         if operation is None:
             operation = "INSERT" if found.old is None else "UPDATE"
             operation = "DELETE" if found.new is None else operation
-        # Of the instance, which has a __dict__: BaseChannel has no slots.
-        found.__dict__.update(operation=operation, when=data.get("when"))
+        found.operation, found.when = operation, data.get("when")
         return found
+
+    @property
+    def listeners(self) -> list[Listener]:
+        """The listeners of the operation that the notification is of."""
+        found = self.registered_listeners()
+        return [each for each in found if each.hears(self.operation, self.when)]
 
     @classmethod
     def deserialize(cls, payload: str | dict[str, Any]) -> dict[str, Any]:

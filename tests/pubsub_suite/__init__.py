@@ -1,0 +1,1 @@
+"""django-pgpubsub's own tests, on `pgbackend.pubsub`; see README.md."""
