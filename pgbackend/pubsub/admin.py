@@ -11,7 +11,7 @@ from django.http import HttpRequest
 from django.utils.html import format_html
 from django.utils.translation import ngettext
 
-from .channels import BaseChannel, registered
+from .channels import by_stored_name
 from .models import Notification, State
 from .sending import process_stored_notifications
 
@@ -32,7 +32,7 @@ class NotificationAdmin(admin.ModelAdmin):
     @admin.display(description="channel", ordering="channel")
     def channel_name(self, row: Notification) -> str:
         """Return the class of the channel, where this process knows it."""
-        channel = channel_of(row)
+        channel = by_stored_name(row.channel)
         return row.channel if channel is None else channel.name()
 
     @admin.display(description="last error")
@@ -102,7 +102,9 @@ class NotificationAdmin(admin.ModelAdmin):
             .filter(pk__in=ids)
             .update(state=State.READY, run_after=None, **changes)
         )
-        channels = {channel for row in found if (channel := channel_of(row)) is not None}
+        channels = {
+            channel for row in found if (channel := by_stored_name(row.channel)) is not None
+        }
         if channels:
             process_stored_notifications(channels, using=rows.db)
         self._say(request, count, "is ready", "are ready", 0)
@@ -113,11 +115,3 @@ class NotificationAdmin(admin.ModelAdmin):
         if left:
             text += f"; {left} are left: a worker has them"
         self.message_user(request, text + ".", messages.WARNING if left else messages.SUCCESS)
-
-
-def channel_of(row: Notification) -> type[BaseChannel] | None:
-    """Return the channel of *row*, if it has listeners in this process."""
-    for channel in registered():
-        if row.channel in channel.stored_names():
-            return channel
-    return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 from pydoc import locate
 from typing import Any, ClassVar, Literal, Self
@@ -250,6 +250,24 @@ def by_wire_name(name: str) -> type[BaseChannel] | None:
         if name in channel.listen_names():
             return channel
     return None
+
+
+def by_stored_name(name: str) -> type[BaseChannel] | None:
+    """Return the channel whose rows stand under *name*, an old one, too; None: there is none.
+
+    Of several, as under a name of django-pgpubsub, it is one with listeners.
+    """
+    for channel in (*registered(), *derived(BaseChannel)):
+        if name in channel.stored_names():
+            return channel
+    return None
+
+
+def derived(channel: type[BaseChannel]) -> Iterator[type[BaseChannel]]:
+    """Yield the classes that are derived from *channel*, and from those."""
+    for each in channel.__subclasses__():
+        yield each
+        yield from derived(each)
 
 
 def locate_channel(channel: type[BaseChannel] | str) -> type[BaseChannel]:

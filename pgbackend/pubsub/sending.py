@@ -15,6 +15,7 @@ from typing import Any
 from django.db import connections, router
 
 from .. import bridged
+from .carried import BY_ROW, carried
 from .channels import BaseChannel, Channel, locate_channel, select
 from .errors import PayloadError
 from .payload import encode
@@ -140,17 +141,22 @@ def _send(
     payload = _payload(notification, priority, run_after)
     channel = type(notification)
     name = channel.listen_name()
-    with connections[using or database(channel)].cursor() as cursor:
+    alias = using or database(channel)
+    with connections[alias].cursor() as cursor:
         if channel.lock_notifications:
             state = "delayed" if run_after else "ready"
             parameters = [name, payload, state, priority, run_after, _order_key(notification)]
             _store(cursor, parameters, WAKE if channel.wake == "notify" else None)
-        elif len(payload) > MAX_PLAIN:
+        elif _goes_by_row(payload, alias):
             _store(cursor, [name, payload, "plain", 0, None, None], "@")
         else:
             cursor.execute("SELECT pg_notify(%s, %s)", [name, payload])
             return payload, None
         return payload, cursor.fetchone()[0]
+
+
+def _goes_by_row(payload: str, alias: str) -> bool:
+    return len(payload) > MAX_PLAIN or carried(alias, BY_ROW) == "on"
 
 
 def _store(cursor: Any, parameters: list[Any], sign: str | None) -> None:
@@ -182,7 +188,7 @@ def _send_many(
         for each, payload in sent:
             if each.lock_notifications:
                 continue
-            if len(payload) > MAX_PLAIN:
+            if _goes_by_row(payload, alias):
                 _store(cursor, [each.listen_name(), payload, "plain", 0, None, None], "@")
             else:
                 notified.append((each.listen_name(), payload))

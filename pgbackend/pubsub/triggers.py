@@ -13,6 +13,7 @@ from typing import Any
 
 import pgtrigger
 
+from .carried import BY_ROW, CONTEXT
 from .channels import TriggerChannel
 from .names import PREFIX
 from .settings import MAX_PLAIN
@@ -49,7 +50,7 @@ class Notify(pgtrigger.Trigger):
                 'old', to_jsonb(OLD),
                 'new', to_jsonb(NEW),
                 'context', COALESCE(
-                    NULLIF(current_setting('pgpubsub.notification_context', true), '')::jsonb,
+                    NULLIF(current_setting('{CONTEXT}', true), '')::jsonb,
                     '{{}}'
                 )
             );
@@ -61,7 +62,8 @@ class Notify(pgtrigger.Trigger):
         """
 
     def _plain(self, name: str) -> str:
-        return f"""IF octet_length(payload::text) > {MAX_PLAIN} THEN
+        return f"""IF octet_length(payload::text) > {MAX_PLAIN}
+                OR current_setting('{BY_ROW}', true) = 'on' THEN
                 INSERT INTO pgpubsub_notification (channel, payload, state)
                 VALUES ('{name}', payload, 'plain') RETURNING id INTO reference;
                 PERFORM pg_notify('{name}', '@' || reference);
