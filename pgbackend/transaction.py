@@ -2,7 +2,8 @@
 
 ``async with transaction.atomic()``, ``@transaction.atomic`` on coroutine functions and
 ``transaction.on_commit`` with them are Django's own names. This module has what Django has no name
-for: asynchronous counterparts of its lower-level functions, `pinned` and `detached`. In a request,
+for: asynchronous counterparts of its lower-level functions, `pinned`, `detached` and
+`deferred_savepoint`. In a request,
 and anywhere else in the bridge, Django's synchronous functions work as well.
 
 https://docs.djangoproject.com/en/stable/topics/db/transactions/
@@ -19,6 +20,7 @@ from weakref import WeakKeyDictionary
 
 from django.db import DEFAULT_DB_ALIAS, connections, transaction
 
+from .errors import NotCommitted
 from .tasks.actors import running_task
 from .tasks.lease import Lease, unpin_for_task
 from .tasks.membership import detached
@@ -33,6 +35,7 @@ __all__ = [
     "asavepoint_commit",
     "asavepoint_rollback",
     "aset_autocommit",
+    "deferred_savepoint",
     "detached",
     "pinned",
 ]
@@ -155,6 +158,91 @@ class pinned:
         traceback: TracebackType | None,
     ) -> None:
         self.__exit__(exc_type, exc_value, traceback)
+
+
+class deferred_savepoint:
+    """Undo what a block did in the open transaction if the block raises, in bridged code.
+
+    A nested ``atomic`` does so, too, but sends its SAVEPOINT at once and counts as a block of its
+    own. Here the SAVEPOINT goes before the first statement of the block, so that a block without
+    statements costs no round trip: it is for many short pieces of work in one transaction, most of
+    which have nothing to undo.
+
+        with transaction.atomic():
+            saved = deferred_savepoint()
+            for line in lines:
+                with suppress(ValueError), saved:
+                    handle(line)
+
+    The blocks of one object follow each other; they are not nested. Tasks that a block starts must
+    have ended with it. Hooks of ``on_commit`` from a block that raised are dropped. Raise
+    `NotCommitted` at the end of a block in which a failed statement was caught, after undoing it,
+    and RuntimeError outside a transaction of bridged code.
+
+    https://www.postgresql.org/docs/current/sql-savepoint.html
+    """
+
+    def __init__(self, using: str | None = None) -> None:
+        self.using = using or DEFAULT_DB_ALIAS
+        self._wrapper: Any = connections[self.using]
+        self._face: Any = None
+        # Whether the transaction has the savepoint of this object already.
+        self._exists = False
+        self._hooks = 0
+
+    def __enter__(self) -> None:
+        wrapper = self._wrapper
+        state = wrapper.bridged_state() if isinstance(wrapper, BackendWrapper) else None
+        if state is None or state.lease is None or not state.in_atomic_block:
+            raise RuntimeError(
+                f"deferred_savepoint({self.using!r}) needs an open transaction.atomic() in bridged"
+                " code: use a nested atomic() elsewhere"
+            )
+        face = state.lease.face
+        if face is not self._face:
+            self._face, self._exists = face, False
+        self._hooks = len(state.run_on_commit)
+        face.savepoint_due = _SAVE_AGAIN if self._exists else _SAVE
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        face, wrapper = self._face, self._wrapper
+        sent = not face.savepoint_due
+        face.savepoint_due = ()
+        self._exists |= sent
+        state = wrapper.state
+        failed = exc_type is None and state.needs_rollback
+        if (exc_type is None and not failed) or face.closed:
+            return
+        del state.run_on_commit[self._hooks :]
+        reason = state.rollback_exc
+        if state.needs_rollback:
+            wrapper.set_rollback(False)
+        if sent:
+            try:
+                wrapper._savepoint_rollback(_NAME)
+            except BaseException:
+                wrapper.set_rollback(True)
+                raise
+        elif face.is_broken:
+            # The SAVEPOINT itself failed: only the whole transaction can be rolled back.
+            wrapper.set_rollback(True)
+            return
+        if failed:
+            raise NotCommitted(
+                "the block's work was rolled back: a statement in it failed, or its rollback was"
+                " asked for, and the block ended without an exception"
+            ) from reason
+
+
+_NAME = "pgbackend_deferred"
+_SAVE = (f"SAVEPOINT {_NAME}".encode(),)
+# The block before has succeeded: its savepoint goes, so that savepoints do not pile up.
+_SAVE_AGAIN = (f"RELEASE SAVEPOINT {_NAME}".encode(), *_SAVE)
 
 
 def _task() -> asyncio.Task[Any]:

@@ -30,6 +30,7 @@ from psycopg.pq import Format, PGconn, TransactionStatus
 from ..bridge.current import can_wait
 from ..bridge.lock import BridgedLock
 from .physical import PooledConnection, unread_error
+from .savepoints import send_due
 from .socket_wait import SocketWait
 from .stopping import StoppableConnection
 
@@ -114,6 +115,8 @@ class BridgedConnection(StoppableConnection):
         # inspected; see `session.guard`.
         self.uninspected = False
         self.inspected_in: set[int] = set()
+        # The commands to send before the next statement; see `savepoints`.
+        self.savepoint_due: tuple[bytes, ...] = ()
         self.lock = BridgedLock(pooled.discard_unread)
 
     @classmethod
@@ -192,7 +195,11 @@ class BridgedConnection(StoppableConnection):
     def _start_query(self) -> PQGen[None]:
         if id(getcurrent()) not in self.inspected_in:
             self.uninspected = True
-        return super()._start_query()
+        return self._begin_and_save() if self.savepoint_due else super()._start_query()
+
+    def _begin_and_save(self) -> PQGen[None]:
+        yield from super()._start_query()
+        yield from send_due(self)
 
     def lacks_answer(self, error: BaseException | None) -> bool:
         """Return whether *error* came instead of an answer of the server."""
@@ -277,6 +284,7 @@ class BridgedConnection(StoppableConnection):
             setattr(self, name, value)
         self.was_stopped = False
         self.uninspected = False
+        self.savepoint_due = ()
         self._begin_statement = b""
         self._autocommit = True
         self.prepare_threshold, self.prepared_max = self._base_prepare

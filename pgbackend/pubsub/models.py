@@ -65,6 +65,20 @@ class Notification(models.Model):
                 condition=models.Q(state="leased"),
                 name="pgpubsub_notification_lease",
             ),
+            models.Index(
+                "channel",
+                "order_key",
+                "id",
+                # Not state__in: the server writes that down anew whenever it rebuilds the index.
+                condition=models.Q(order_key__isnull=False)
+                & (models.Q(state="ready") | models.Q(state="delayed") | models.Q(state="leased")),
+                name="pgpubsub_notification_order",
+            ),
+            models.Index(
+                "created_at",
+                condition=models.Q(state="plain"),
+                name="pgpubsub_notification_plain",
+            ),
         ]
 
     def __str__(self) -> str:

@@ -179,6 +179,8 @@ def _exchange(face: BridgedConnection, query: bytes) -> PQGen[PGresult]:
         results: list[PGresult] = yield from reset_and_execute(face, query)
         return results[0]
     begin = b""
+    if face.savepoint_due:
+        yield from face._start_query()
     if not face._autocommit and pgconn.transaction_status == IDLE:
         # BEGIN has a line of its own, since errors show the line that they are about.
         begin = face._get_tx_start_command() + b";\n"

@@ -298,6 +298,7 @@ def test_choice_of_channels() -> None:
     """Channels are chosen by class, by path, and by a class that they are derived from."""
     assert select(None) == registered()
     assert select(["tests.pubsub.site.channels.Reads"]) == [Reads]
-    assert set(select([Channel])) == {Reads, Orders}
+    found = {each for each in select([Channel]) if each.__module__ == Reads.__module__}
+    assert found == {Reads, Orders}
     with pytest.raises(ChannelNotFound, match=r"No listener is registered for .*Twice.*ready\(\)"):
         select([Twice])

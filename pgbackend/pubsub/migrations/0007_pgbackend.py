@@ -86,6 +86,26 @@ class Migration(migrations.Migration):
                                 condition=models.Q(("state", "leased")),
                                 name="pgpubsub_notification_lease",
                             ),
+                            models.Index(
+                                models.F("channel"),
+                                models.F("order_key"),
+                                models.F("id"),
+                                condition=models.Q(
+                                    ("order_key__isnull", False),
+                                    models.Q(
+                                        ("state", "ready"),
+                                        ("state", "delayed"),
+                                        ("state", "leased"),
+                                        _connector="OR",
+                                    ),
+                                ),
+                                name="pgpubsub_notification_order",
+                            ),
+                            models.Index(
+                                models.F("created_at"),
+                                condition=models.Q(("state", "plain")),
+                                name="pgpubsub_notification_plain",
+                            ),
                         ],
                     },
                 ),

@@ -12,3 +12,4 @@ class SiteConfig(AppConfig):
     def ready(self) -> None:
         """Register the listeners."""
         import_module("tests.pubsub.site.listeners")
+        import_module("tests.pubsub.site.jobs")

@@ -77,3 +77,11 @@ class Kinds(models.Model):
     def channel(cls) -> Any:
         """Return the channel of the table."""
         return import_module("tests.pubsub.site.channels").KindsStored
+
+
+class Effect(models.Model):
+    """What a listener wrote."""
+
+    number = models.IntegerField()
+    note = models.TextField(default="")
+    pid = models.IntegerField(default=0)

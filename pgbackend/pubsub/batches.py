@@ -1,0 +1,155 @@
+"""One transaction that claims stored notifications, handles them, and removes them.
+
+What the listeners write is committed together with the removal, or not at all: a worker that is
+killed at any moment leaves the rows as they were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Any
+
+from django.db import DatabaseError, InterfaceError, OperationalError, connections, transaction
+
+from ..errors import CommitInDoubt, NotCommitted
+from . import claiming
+from .channels import BaseChannel
+from .claiming import Claimed
+from .handling import FAILURES, call_listeners, delay_after, error_text, is_failure
+from .running import Running
+
+# How long one transaction is meant to take, seconds: long enough that BEGIN and COMMIT cost little,
+# short enough for others to get rows, and for vacuum.
+AIM = 0.1
+
+# No listener is begun in a transaction that has lasted this long, seconds.
+LONGEST = 1.0
+
+# The most rows of one transaction.
+MOST = 500
+
+
+class BatchLost(Exception):
+    """The connection of a batch is gone, or its transaction is beyond repair."""
+
+
+class BatchSize:
+    """How many rows to claim, by the time that the last ones took."""
+
+    def __init__(self, most: int = MOST) -> None:
+        self.most = most
+        self.rows = min(most, 10)
+
+    def note(self, handled: int, seconds: float) -> None:
+        """Note how long a batch took."""
+        if handled:
+            fitting = int(AIM * handled / max(seconds, 1e-6))
+            self.rows = max(1, min(fitting, 4 * self.rows, self.most))
+
+
+@dataclass
+class Failure:
+    """An attempt that failed, and what became of the row."""
+
+    row: Claimed
+    error: BaseException
+    delay: float
+    state: str | None = None
+
+
+@dataclass
+class Batch:
+    """The rows of one transaction, and what became of them; run it once, by `Running.run`."""
+
+    running: Running
+    channel: type[BaseChannel]
+    alias: str
+    claim: Callable[[Any], Sequence[Claimed]]
+    # Whether no further listener is to be begun.
+    stopping: Callable[[], bool]
+    rows: Sequence[Claimed] = ()
+    handled: list[int] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+
+    def run(self) -> None:
+        """Claim, handle, settle, commit. Raise what makes the whole transaction fail.
+
+        BatchLost says that it failed while a listener ran.
+        """
+        with transaction.atomic(self.alias):
+            with connections[self.alias].cursor() as cursor:
+                self.rows = self.claim(cursor)
+            if self.rows:
+                self._handle()
+                self._settle()
+
+    def _handle(self) -> None:
+        began = monotonic()
+        savepoint = self.running.savepoint(self.alias)
+        # Keys of which a row has failed: later ones have to wait for it.
+        waiting: set[str | None] = set()
+        for row in self.rows:
+            if row.order_key is not None and row.order_key in waiting:
+                continue
+            if self.stopping() or monotonic() - began > LONGEST:
+                break
+            try:
+                with savepoint:
+                    call_listeners(self.running, self.channel, row.payload)
+            except FAILURES as error:
+                if not is_failure(self.running, error):
+                    raise
+                if not self._is_usable():
+                    raise BatchLost(f"while notification {row.id} was handled") from error
+                waiting.add(row.order_key)
+                self.failures.append(
+                    Failure(row, error, delay_after(self.channel, row.attempts + 1))
+                )
+            else:
+                self.handled.append(row.id)
+
+    def _is_usable(self) -> bool:
+        """Return whether the transaction can go on after a listener failed."""
+        try:
+            with connections[self.alias].cursor() as cursor:
+                cursor.execute("SELECT 1")
+        except (DatabaseError, InterfaceError, transaction.TransactionManagementError):
+            return False
+        return True
+
+    def _settle(self) -> None:
+        with connections[self.alias].cursor() as cursor:
+            if self.handled:
+                claiming.remove(cursor, self.handled)
+            for failure in self.failures:
+                self.settle_failure(cursor, failure)
+
+    def settle_failure(self, cursor: Any, failure: Failure) -> None:
+        """Note a failed attempt in the row."""
+        failure.state = claiming.fail(
+            cursor,
+            failure.row.id,
+            error_text(failure.error),
+            retries=self.channel.retries,
+            delay=failure.delay,
+        )
+
+    def fail_alone(self, error: BaseException) -> None:
+        """Note the failure of the batch's only row, after the transaction was rolled back."""
+        (row,) = self.rows
+        failure = Failure(row, error, delay_after(self.channel, row.attempts + 1))
+        with connections[self.alias].cursor() as cursor:
+            self.settle_failure(cursor, failure)
+        self.failures, self.handled = [failure], []
+
+
+def was_lost(error: BaseException) -> bool:
+    """Return whether a batch failed with its connection, and not through what was done on it."""
+    if isinstance(error, BatchLost | InterfaceError | CommitInDoubt | NotCommitted):
+        return True
+    if not isinstance(error, OperationalError):
+        return False
+    code = getattr(error.__cause__, "sqlstate", None)
+    return code is None or code.startswith(("08", "57P"))

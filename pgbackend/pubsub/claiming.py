@@ -1,0 +1,259 @@
+"""The statements on the table of stored notifications that claim rows and settle them.
+
+No claim reads more than it takes: the index of ready rows is in the order of the claims, and rows
+that others have locked are skipped. The functions are called in a transaction, or in autocommit,
+of the alias that their cursor is of.
+
+https://www.postgresql.org/docs/current/sql-select.html#SQL-FOR-UPDATE-SHARE
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+TABLE = "pgpubsub_notification"
+
+# What a failed attempt leaves of its error, characters.
+_ERROR_LENGTH = 4000
+
+_COLUMNS = "id, payload::text, attempts, order_key, headers::text"
+
+_READY = f"""
+SELECT {_COLUMNS} FROM {TABLE}
+WHERE channel = %s AND state = 'ready' {{where}}
+ORDER BY priority DESC, id LIMIT %s FOR UPDATE SKIP LOCKED
+"""
+
+# The keys of which nobody handles a row, from a key on: a walk along the index, one step a key. The
+# lock ends with the transaction.
+_KEYS = f"""
+WITH RECURSIVE walk (key) AS (
+    (SELECT order_key FROM {TABLE} WHERE channel = %(channel)s AND order_key > %(after)s
+        AND state IN ('ready', 'delayed', 'leased') ORDER BY order_key LIMIT 1)
+    UNION ALL
+    SELECT (SELECT order_key FROM {TABLE} WHERE channel = %(channel)s AND order_key > key
+        AND state IN ('ready', 'delayed', 'leased') ORDER BY order_key LIMIT 1)
+    FROM walk WHERE key IS NOT NULL
+)
+SELECT key FROM walk WHERE key IS NOT NULL AND (
+    SELECT state FROM {TABLE} WHERE channel = %(channel)s AND order_key = key
+        AND state IN ('ready', 'delayed', 'leased') ORDER BY id LIMIT 1
+) = 'ready' AND pg_try_advisory_xact_lock(hashtextextended(%(channel)s || ' ' || key, 0))
+LIMIT %(keys)s
+"""
+
+# The next rows of keys that the transaction has locked, so many of each, up to the first that is not
+# ready. The server goes by the index for each key, however many rows there are.
+_OF_KEYS = f"""
+WITH near AS MATERIALIZED (
+    SELECT key, row.* FROM unnest(%s::text[]) AS keys (key), LATERAL (
+        SELECT id, state FROM {TABLE} WHERE channel = %s AND order_key = key
+            AND state IN ('ready', 'delayed', 'leased') ORDER BY id LIMIT %s
+    ) AS row
+), checked AS (
+    SELECT id, bool_and(state = 'ready') OVER (PARTITION BY key ORDER BY id) AS ready FROM near
+)
+SELECT {_COLUMNS} FROM {TABLE}
+WHERE id = ANY(ARRAY(SELECT id FROM checked WHERE ready)) AND state = 'ready' {{where}}
+ORDER BY id LIMIT %s FOR UPDATE
+"""
+
+_LEASE = f"""
+UPDATE {TABLE} SET state = 'leased', worker = %s, attempts = attempts + 1,
+    lease_until = clock_timestamp() + make_interval(secs => %s)
+WHERE id = ANY(%s)
+"""
+
+_PROLONG = f"""
+UPDATE {TABLE} SET lease_until = clock_timestamp() + make_interval(secs => %s)
+WHERE id = ANY(%s) AND state = 'leased' AND worker = %s RETURNING id
+"""
+
+_REMOVE = f"DELETE FROM {TABLE} WHERE id = ANY(%s)"
+
+_REMOVE_LEASED = f"DELETE FROM {TABLE} WHERE id = %s AND state = 'leased' AND worker = %s"
+
+# A row that failed: the first in each pair of values is for the last attempt.
+_FAIL = f"""
+UPDATE {TABLE} SET attempts = attempts + %(more)s, last_error = %(error)s, worker = NULL,
+    lease_until = NULL,
+    state = CASE WHEN attempts + %(more)s > %(retries)s THEN 'dead' ELSE 'delayed' END,
+    run_after = CASE WHEN attempts + %(more)s > %(retries)s THEN NULL
+        ELSE clock_timestamp() + make_interval(secs => %(delay)s) END
+WHERE id = %(id)s AND state IN ('ready', 'leased')
+    AND worker IS NOT DISTINCT FROM %(worker)s RETURNING state
+"""
+
+_GIVE_BACK = f"""
+UPDATE {TABLE} SET state = 'ready', attempts = attempts - 1, worker = NULL, lease_until = NULL
+WHERE id = ANY(%s) AND state = 'leased' AND worker = %s
+"""
+
+# How many delayed rows one statement makes ready.
+_PROMOTED = 1000
+
+# Delayed rows whose time has come.
+_PROMOTE = f"""
+UPDATE {TABLE} SET state = 'ready', run_after = NULL WHERE id = ANY(ARRAY(
+    SELECT id FROM {TABLE} WHERE state = 'delayed' AND run_after <= clock_timestamp()
+    ORDER BY run_after LIMIT {_PROMOTED} FOR UPDATE SKIP LOCKED
+))
+"""
+
+# Leases whose worker has not prolonged them: an attempt has failed.
+_EXPIRE = f"""
+UPDATE {TABLE} SET worker = NULL, lease_until = NULL,
+    last_error = 'the lease of ' || worker || ' ended before its handler did',
+    state = CASE WHEN attempts > %s THEN 'dead' ELSE 'ready' END
+WHERE id = ANY(ARRAY(
+    SELECT id FROM {TABLE} WHERE state = 'leased' AND lease_until <= clock_timestamp()
+        AND channel = ANY(%s) LIMIT 1000 FOR UPDATE SKIP LOCKED
+)) RETURNING state
+"""
+
+# Seconds until the next delayed row is due, or the next lease ends.
+_NEXT_DUE = f"""
+SELECT extract(epoch FROM least(
+    (SELECT min(run_after) FROM {TABLE} WHERE state = 'delayed'),
+    (SELECT min(lease_until) FROM {TABLE} WHERE state = 'leased')
+) - clock_timestamp())
+"""
+
+# A walk along the index, one step a channel.
+_NAMES = f"""
+WITH RECURSIVE walk (name) AS (
+    (SELECT channel FROM {TABLE} WHERE state = 'ready' ORDER BY channel LIMIT 1)
+    UNION ALL
+    SELECT (SELECT channel FROM {TABLE} WHERE state = 'ready' AND channel > name
+        ORDER BY channel LIMIT 1)
+    FROM walk WHERE name IS NOT NULL
+)
+SELECT name FROM walk WHERE name IS NOT NULL
+"""
+
+
+class Claimed(NamedTuple):
+    """A row that was claimed; *payload* and *headers* are JSON texts."""
+
+    id: int
+    payload: str
+    attempts: int
+    order_key: str | None
+    headers: str | None
+
+
+class Condition(NamedTuple):
+    """A further condition on the rows to claim: SQL that begins with AND, and its parameters."""
+
+    sql: str = ""
+    params: tuple[Any, ...] = ()
+
+
+def claim(cursor: Any, name: str, limit: int, condition: Condition) -> list[Claimed]:
+    """Lock up to *limit* ready rows of the channel *name*, and return them in their order."""
+    cursor.execute(_READY.format(where=condition.sql), [name, *condition.params, limit])
+    return [Claimed._make(row) for row in cursor.fetchall()]
+
+
+def claim_in_order(
+    cursor: Any, name: str, limit: int, condition: Condition, after: str, keys: int
+) -> tuple[list[Claimed], str]:
+    """Lock rows of a channel with `ordered_by`: of up to *keys* keys that nobody else works on.
+
+    Return them in their order, and the last key, to go on *after*: "" begins with the first key.
+    """
+    cursor.execute(_KEYS, {"channel": name, "after": after, "keys": keys})
+    found = [key for (key,) in cursor.fetchall()]
+    if not found:
+        return [], ""
+    # A statement of its own: only one that begins after the keys were locked is sure to see what
+    # their last holder did.
+    each = max(1, limit // len(found))
+    cursor.execute(
+        _OF_KEYS.format(where=condition.sql), [found, name, each, *condition.params, limit]
+    )
+    rows = [Claimed._make(row) for row in cursor.fetchall()]
+    return rows, found[-1] if len(found) == keys else ""
+
+
+def lease(cursor: Any, ids: Sequence[int], worker: str, seconds: float) -> None:
+    """Lease rows that this transaction has claimed to *worker*, for so many *seconds*."""
+    cursor.execute(_LEASE, [worker, seconds, list(ids)])
+
+
+def prolong(cursor: Any, ids: Iterable[int], worker: str, seconds: float) -> set[int]:
+    """Prolong leases; return the ids of the rows that *worker* still has."""
+    cursor.execute(_PROLONG, [seconds, list(ids), worker])
+    return {each for (each,) in cursor.fetchall()}
+
+
+def remove(cursor: Any, ids: Sequence[int]) -> None:
+    """Delete rows that this transaction has claimed and handled."""
+    cursor.execute(_REMOVE, [list(ids)])
+
+
+def remove_leased(cursor: Any, row_id: int, worker: str) -> bool:
+    """Delete a row that was handled; return whether *worker* still had it."""
+    cursor.execute(_REMOVE_LEASED, [row_id, worker])
+    return bool(cursor.rowcount)
+
+
+def fail(
+    cursor: Any,
+    row_id: int,
+    error: str,
+    *,
+    retries: int,
+    delay: float,
+    worker: str | None = None,
+) -> str | None:
+    """Note a failed attempt: the row is ``delayed`` for *delay* seconds, or ``dead``.
+
+    Return its state; None if the row is no longer ours. A leased row, with a *worker*, counted the
+    attempt when it began.
+    """
+    cursor.execute(
+        _FAIL,
+        {
+            "id": row_id,
+            "error": error.replace("\0", "")[-_ERROR_LENGTH:],
+            "retries": retries,
+            "delay": delay,
+            "worker": worker,
+            "more": 0 if worker else 1,
+        },
+    )
+    row = cursor.fetchone()
+    return None if row is None else row[0]
+
+
+def give_back(cursor: Any, ids: Sequence[int], worker: str) -> None:
+    """Make leased rows ready again, as if they had not been claimed."""
+    cursor.execute(_GIVE_BACK, [list(ids), worker])
+
+
+def promote(cursor: Any) -> None:
+    """Make delayed rows ready whose time has come, all of them but those that others do."""
+    cursor.execute(_PROMOTE)
+    while cursor.rowcount == _PROMOTED:
+        cursor.execute(_PROMOTE)
+
+
+def expire(cursor: Any, names: Sequence[str], retries: int) -> list[str]:
+    """Take rows back whose leases have ended; return their new states."""
+    cursor.execute(_EXPIRE, [retries, list(names)])
+    return [state for (state,) in cursor.fetchall()]
+
+
+def next_due(cursor: Any) -> float | None:
+    """Return in how many seconds a delayed row is due or a lease ends; None: there is none."""
+    cursor.execute(_NEXT_DUE)
+    (seconds,) = cursor.fetchone()
+    return None if seconds is None else float(seconds)
+
+
+def names_with_ready(cursor: Any) -> list[str]:
+    """Return the names of the channels that have ready rows, locked or not."""
+    cursor.execute(_NAMES)
+    return [name for (name,) in cursor.fetchall()]

@@ -1,0 +1,264 @@
+"""A stored channel's part in the worker: when to claim, how many rows, and what after a failure."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from abc import ABC, abstractmethod
+from asyncio import Future
+from collections import Counter
+from collections.abc import Sequence
+from time import monotonic
+from typing import Any
+
+from ..pool.dedicated import backoff_delay
+from . import claiming
+from .batches import MOST, Batch, BatchLost, BatchSize, Failure, was_lost
+from .channels import BaseChannel
+from .claiming import Claimed, Condition
+from .part import Part
+
+logger = logging.getLogger("pgbackend.pubsub")
+
+# After how many lost connections, one for each attempt to handle a row, the row is to blame.
+_SUSPICIOUS = 3
+
+# How many keys of an ordered channel one batch takes.
+_KEYS = 16
+
+# How soon to look again after no row could be claimed, seconds: doubled each time, up to the other.
+_RECHECK = 0.5
+_LONGEST_RECHECK = 30.0
+
+
+class StoredConsumer(ABC):
+    """Claims and handles the rows of one stored channel, in `concurrency` tasks."""
+
+    def __init__(self, part: Part, channel: type[BaseChannel]) -> None:
+        self.part = part
+        self.progress = part.progress
+        self.channel = channel
+        self.alias = part.alias
+        self.running = part.running
+        self.condition = part.condition
+        self.name, *self.old_names = channel.stored_names()
+        self.active = 0
+        # The names under which rows may be there that nobody has looked for yet, oldest first.
+        self._due: dict[str, None] = {}
+        self._idle: list[Future[None]] = []
+        # How often in a row no row could be claimed.
+        self._misses = 0
+        self._last_key = ""
+
+    def __repr__(self) -> str:
+        return (
+            f"<{type(self).__name__} {self.channel.name()} active={self.active}"
+            f" due={bool(self._due)}>"
+        )
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is being handled, and nothing more is known to be there."""
+        return not (self.active or self._due)
+
+    def receive(self, name: str, payload: str) -> None:
+        """Take a notification: rows are there."""
+        if name == self.name:
+            self.wake(name)
+        else:
+            # Processes that still run django-pgpubsub store under either of two names.
+            for each in self.old_names:
+                self.wake(each)
+
+    def wake(self, name: str) -> None:
+        """Have a task that is idle, if there is one, look for rows under *name*."""
+        self._due[name] = None
+        while self._idle:
+            idle = self._idle.pop()
+            if not idle.done():
+                idle.set_result(None)
+                return
+
+    async def serve(self) -> None:
+        """Handle rows until the worker stops; several tasks may run this."""
+        failures = 0
+        while not self.progress.stopping.is_set():
+            if not self._due:
+                await self._wait()
+                continue
+            name = next(iter(self._due))
+            del self._due[name]
+            self.active += 1
+            try:
+                async with self.progress.slots:
+                    went_well = await self._serve_once(name)
+            finally:
+                self.active -= 1
+            if went_well:
+                failures = 0
+            else:
+                failures += 1
+                self._due[name] = None
+                await self.progress.pause(backoff_delay(failures))
+            self.progress.changed.set()
+
+    async def _serve_once(self, name: str) -> bool:
+        """Handle the next rows; return False if the database is in trouble."""
+        limit = self.progress.reserve(self.limit)
+        if not limit:
+            return True
+        count = 0
+        try:
+            count, full = await self.handle_some(name, limit)
+        except Exception as error:
+            logger.exception("notifications of %s cannot be handled now", self.channel.name())
+            self.progress.error = error
+            return False
+        finally:
+            self.progress.refund(limit - count)
+        if full:
+            # More rows may be there, for the other tasks, too.
+            self.wake(name)
+        if count:
+            self._misses = 0
+        elif not full:
+            # Others may have locked rows, and may die with them.
+            self.part.schedule.note(min(_RECHECK * 2.0**self._misses, _LONGEST_RECHECK))
+            self._misses = min(self._misses + 1, 10)
+        return True
+
+    def release(self) -> None:
+        """Let the tasks that are idle go on: the worker stops."""
+        idle, self._idle = self._idle, []
+        for each in idle:
+            if not each.done():
+                each.set_result(None)
+
+    async def _wait(self) -> None:
+        idle = asyncio.get_running_loop().create_future()
+        self._idle.append(idle)
+        self.progress.changed.set()
+        await idle
+
+    def claim_rows(self, cursor: Any, name: str, limit: int) -> Sequence[Claimed]:
+        """Lock the next rows, in the transaction of *cursor*."""
+        if self.channel.ordered_by is None:
+            return claiming.claim(cursor, name, limit, self.condition)
+        keys = min(_KEYS, limit)
+        after = self._last_key
+        rows, self._last_key = claiming.claim_in_order(
+            cursor, name, limit, self.condition, after, keys
+        )
+        if not rows and after:
+            # From the first key on again.
+            rows, self._last_key = claiming.claim_in_order(
+                cursor, name, limit, self.condition, "", keys
+            )
+        return rows or claiming.claim(cursor, name, limit, self.without_key)
+
+    @property
+    def without_key(self) -> Condition:
+        """The condition for rows of an ordered channel that have no key, and so no order."""
+        return Condition(f"{self.condition.sql} AND order_key IS NULL", self.condition.params)
+
+    @property
+    @abstractmethod
+    def limit(self) -> int:
+        """How many rows to claim at once."""
+
+    @abstractmethod
+    async def handle_some(self, name: str, limit: int) -> tuple[int, bool]:
+        """Claim and handle up to *limit* rows; return their number, and whether more may be there.
+
+        Raise what keeps rows from being claimed.
+        """
+
+    def note_failure(self, failure: Failure) -> None:
+        """Log a failed attempt, and have the row looked at again in time."""
+        dead = failure.state == "dead"
+        self.progress.counts["dead" if dead else "failed"] += 1
+        if failure.state is None:
+            return
+        logger.log(
+            logging.ERROR if dead else logging.WARNING,
+            "notification %d of %s failed, attempt %d: %s",
+            failure.row.id,
+            self.channel.name(),
+            failure.row.attempts + 1,
+            "it is dead now; see `manage.py pubsub requeue`"
+            if dead
+            else f"tried again in {failure.delay:.1f} s",
+            exc_info=failure.error,
+        )
+        if not dead:
+            self.part.schedule.note(failure.delay)
+
+
+class TransactionalConsumer(StoredConsumer):
+    """Handles rows in the transaction that claims and removes them; see `batches`."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.size = BatchSize(MOST)
+        # How many rows to handle one in each transaction, after a batch was lost.
+        self._careful = 0
+        # How often the connection was lost while a row was handled alone.
+        self._suspects: Counter[int] = Counter()
+
+    @property
+    def limit(self) -> int:
+        """How many rows to claim at once."""
+        return 1 if self._careful else self.size.rows
+
+    async def handle_some(self, name: str, limit: int) -> tuple[int, bool]:
+        """Claim and handle up to *limit* rows in one transaction."""
+        batch = Batch(
+            self.running,
+            self.channel,
+            self.alias,
+            lambda cursor: self.claim_rows(cursor, name, limit),
+            self.progress.stopping.is_set,
+        )
+        began = monotonic()
+        try:
+            await self.running.run(batch.run)
+        except Exception as error:
+            if not await self._look_into(batch, error):
+                raise
+        count = len(batch.handled) + len(batch.failures)
+        self.size.note(count, monotonic() - began)
+        self.progress.counts["handled"] += len(batch.handled)
+        for row_id in batch.handled if self._suspects else ():
+            self._suspects.pop(row_id, None)
+        self._careful = max(0, self._careful - 1)
+        for failure in batch.failures:
+            self.note_failure(failure)
+        ordered = self.channel.ordered_by is not None
+        return count, len(batch.rows) >= limit or count < len(batch.rows) or (ordered and count > 0)
+
+    async def _look_into(self, batch: Batch, error: Exception) -> bool:
+        """Find what is to blame for a transaction that failed; return False if no row is.
+
+        Several rows are handled again, each by itself. All of their work was rolled back.
+        """
+        lost = was_lost(error)
+        if len(batch.rows) > 1:
+            logger.warning(
+                "a transaction with %d notifications of %s failed; each is handled by itself now",
+                len(batch.rows),
+                self.channel.name(),
+                exc_info=error,
+            )
+            self._careful = len(batch.rows) + 1
+            batch.handled, batch.failures = [], []
+            return not lost
+        if not batch.rows:
+            return False
+        if lost:
+            row_id = batch.rows[0].id
+            self._suspects[row_id] += isinstance(error, BatchLost)
+            if self._suspects[row_id] < _SUSPICIOUS:
+                return False
+            del self._suspects[row_id]
+        await self.running.run(batch.fail_alone, error)
+        return True

@@ -1,0 +1,79 @@
+"""How one notification is handled: decode it, call its listeners, and say what failed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import traceback
+
+from django.db import transaction
+
+from ..pool.dedicated import backoff_delay
+from .channels import BaseChannel
+from .payload import decode
+from .running import Running
+
+logger = logging.getLogger("pgbackend.pubsub")
+
+# The longest wait before another attempt, seconds.
+LONGEST_BACKOFF = 3600.0
+
+# What a listener may raise without ending the worker. CancelledError is among them where nobody
+# cancelled the worker's own task; see `is_failure`.
+FAILURES = (Exception, SystemExit, asyncio.CancelledError)
+
+
+def call_listeners(running: Running, channel: type[BaseChannel], payload: str) -> None:
+    """Call the listeners of a stored notification, in the order of their registration.
+
+    Raise what the first of them raises, and PayloadError for a *payload* that does not fit.
+    """
+    notification = decode(channel, payload)
+    arguments = notification.signature
+    for listener in notification.listeners:
+        running.call(listener.callback, arguments, channel.timeout)
+
+
+def call_for_plain(
+    running: Running, channel: type[BaseChannel], payload: str, alias: str
+) -> list[BaseException]:
+    """Call the listeners of a plain notification; log and return what they raise.
+
+    A synchronous one has a transaction of its own, as in django-pgpubsub. An asynchronous one may
+    take its time, so it has none, and holds no connection while it waits for something else.
+    """
+    errors: list[BaseException] = []
+    try:
+        notification = decode(channel, payload)
+    except Exception as error:
+        logger.exception("a notification of %s cannot be read", channel.name())
+        return [error]
+    arguments = notification.signature
+    for listener in notification.listeners:
+        try:
+            if listener.is_async:
+                running.call(listener.callback, arguments, channel.timeout)
+            else:
+                with transaction.atomic(alias):
+                    running.call(listener.callback, arguments, channel.timeout)
+        except FAILURES as error:
+            if not is_failure(running, error):
+                raise
+            logger.exception("%s failed for a notification of %s", listener.name, channel.name())
+            errors.append(error)
+    return errors
+
+
+def is_failure(running: Running, error: BaseException) -> bool:
+    """Return whether *error* is the listener's own, and not the end of the worker."""
+    return not (isinstance(error, asyncio.CancelledError) and running.is_cancelled())
+
+
+def delay_after(channel: type[BaseChannel], attempts: int) -> float:
+    """Return how many seconds a notification waits after so many failed *attempts*."""
+    return backoff_delay(attempts, channel.backoff, max(LONGEST_BACKOFF, channel.backoff))
+
+
+def error_text(error: BaseException) -> str:
+    """Return what `last_error` keeps of an error: its traceback, the innermost frames last."""
+    return "".join(traceback.format_exception(error)).strip()

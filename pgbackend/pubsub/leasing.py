@@ -1,0 +1,174 @@
+"""Stored notifications handled outside of the transaction that claims them, on a lease.
+
+For listeners that take long: a claim held open in a transaction would hold back vacuum in the whole
+database. The claim is committed, a heartbeat prolongs it, and the end of the listeners settles it.
+The rows of a worker that died come back when their leases end, so a row may be handled more than
+once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import socket
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from django.db import DatabaseError, InterfaceError, connections, transaction
+
+from ..pool.dedicated import backoff_delay
+from . import claiming
+from .batches import Failure
+from .claiming import Claimed
+from .consuming import StoredConsumer
+from .handling import FAILURES, call_listeners, delay_after, error_text, is_failure
+
+T = TypeVar("T")
+
+logger = logging.getLogger("pgbackend.pubsub")
+
+# How often a lease is prolonged while it lasts.
+_BEATS = 3
+
+
+class LeaseConsumer(StoredConsumer):
+    """Handles each row in a task of its own, without a transaction."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        assert self.channel.lease is not None
+        self.seconds = self.channel.lease
+        # Who has the lease: this consumer, and no other that runs or ever ran.
+        self.token = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(8)}"
+        # The tasks that handle leased rows, by their ids.
+        self._tasks: dict[int, asyncio.Task[BaseException | None]] = {}
+
+    @property
+    def limit(self) -> int:
+        """How many rows to claim at once: each task handles one."""
+        return 1
+
+    async def handle_some(self, name: str, limit: int) -> tuple[int, bool]:
+        """Lease a row, handle it, and settle it."""
+        rows = await self.running.run(self._lease, name, limit)
+        if not rows:
+            return 0, False
+        # The other tasks may find further rows meanwhile.
+        self.wake(name)
+        (row,) = rows
+        task = self._tasks[row.id] = asyncio.create_task(self._call(row))
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError:
+            # The worker stops at once: the row is ready again, for another worker.
+            task.cancel()
+            await asyncio.wait([task])
+            await self._give_back(row)
+            raise
+        finally:
+            del self._tasks[row.id]
+        if task.cancelled():
+            logger.error("the lease of notification %d was lost while it was handled", row.id)
+            return 1, True
+        await self._until_settled(row, task.result())
+        return 1, True
+
+    async def _call(self, row: Claimed) -> BaseException | None:
+        """Call the listeners; return what they raise."""
+        try:
+            await self.running.run(call_listeners, self.running, self.channel, row.payload)
+        except FAILURES as error:
+            if not is_failure(self.running, error):
+                raise
+            return error
+        return None
+
+    def _lease(self, name: str, limit: int) -> Sequence[Claimed]:
+        with transaction.atomic(self.alias), connections[self.alias].cursor() as cursor:
+            rows = self.claim_rows(cursor, name, limit)
+            if rows:
+                claiming.lease(cursor, [row.id for row in rows], self.token, self.seconds)
+            return rows
+
+    async def _until_settled(self, row: Claimed, error: BaseException | None) -> None:
+        """Settle a row; through an outage of the server, too, as long as its lease may last."""
+        deadline = asyncio.get_running_loop().time() + self.seconds
+        failures = 0
+        while True:
+            try:
+                await self.running.run(self._settle, row, error)
+                return
+            except (DatabaseError, InterfaceError) as trouble:
+                failures += 1
+                delay = backoff_delay(failures)
+                if asyncio.get_running_loop().time() + delay > deadline:
+                    raise
+                logger.warning("notification %d cannot be settled now: %s", row.id, trouble)
+                await asyncio.sleep(delay)
+
+    def _settle(self, row: Claimed, error: BaseException | None) -> None:
+        with connections[self.alias].cursor() as cursor:
+            if error is None:
+                if claiming.remove_leased(cursor, row.id, self.token):
+                    self.progress.counts["handled"] += 1
+                else:
+                    logger.error(
+                        "notification %d of %s was handled after its lease had ended: it may be"
+                        " handled again. Make `lease` longer, or do not block the loop",
+                        row.id,
+                        self.channel.name(),
+                    )
+                return
+            failure = Failure(row, error, delay_after(self.channel, row.attempts + 1))
+            failure.state = claiming.fail(
+                cursor,
+                row.id,
+                error_text(error),
+                retries=self.channel.retries,
+                delay=failure.delay,
+                worker=self.token,
+            )
+        self.note_failure(failure)
+
+    async def _give_back(self, row: Claimed) -> None:
+        def give_back() -> None:
+            with connections[self.alias].cursor() as cursor:
+                claiming.give_back(cursor, [row.id], self.token)
+
+        try:
+            await self._in_own_task(give_back)
+        except (DatabaseError, InterfaceError) as error:
+            logger.warning("notification %d waits for the end of its lease: %s", row.id, error)
+
+    async def _in_own_task(self, function: Callable[[], T]) -> T:
+        """Run *function* in a task that no cancellation of this one reaches."""
+        return await asyncio.shield(asyncio.create_task(self.running.run(function)))
+
+    async def beat(self) -> None:
+        """Prolong the leases of what is being handled, and cancel what has lost its lease."""
+        while True:
+            await asyncio.sleep(self.seconds / _BEATS)
+            if not self._tasks:
+                continue
+            handled = dict(self._tasks)
+            try:
+                kept = await self.running.run(self._prolong, list(handled))
+            except (DatabaseError, InterfaceError) as error:
+                logger.warning("leases of %s cannot be prolonged: %s", self.channel.name(), error)
+                continue
+            for row_id, task in handled.items():
+                if row_id not in kept and self._tasks.get(row_id) is task:
+                    task.cancel()
+
+    def _prolong(self, ids: list[int]) -> set[int]:
+        with connections[self.alias].cursor() as cursor:
+            return claiming.prolong(cursor, ids, self.token, self.seconds)
+
+    def expire(self, cursor: Any) -> None:
+        """Take back rows whose workers have died."""
+        states = claiming.expire(cursor, self.channel.stored_names(), self.channel.retries)
+        if states:
+            logger.warning("the leases of %d rows of %s ended", len(states), self.channel.name())
+            self.progress.counts["expired"] += len(states)

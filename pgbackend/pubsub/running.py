@@ -1,0 +1,180 @@
+"""Where handlers run: on the event loop, bridged, or in threads where the alias is not ours.
+
+Both run synchronous functions that use the ORM, and both wait in them for the coroutines of
+asynchronous listeners, so that one piece of code serves a transaction with either.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import copy_context
+from typing import Any, ParamSpec, Protocol, TypeVar
+
+from asgiref.sync import async_to_sync
+from django.db import close_old_connections, connections, transaction
+
+from ..bridge import await_bridged, run_bridged
+from ..transaction import deferred_savepoint
+from ..wrapper.attributes import BackendWrapper
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Running(Protocol):
+    """What `OnLoop` and `InThreads` have in common."""
+
+    async def run(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T: ...
+
+    def call(
+        self, callback: Callable[..., Any], arguments: dict[str, Any], seconds: float | None
+    ) -> None: ...
+
+    def savepoint(self, alias: str) -> AbstractContextManager[Any]: ...
+
+    def is_cancelled(self) -> bool: ...
+
+    def close(self) -> None: ...
+
+
+class OnLoop:
+    """Runs functions on the loop, bridged: they wait without holding it."""
+
+    async def run(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run *function* in the running task and return its result."""
+        return await run_bridged(function, *args, **kwargs)
+
+    def call(
+        self, callback: Callable[..., Any], arguments: dict[str, Any], seconds: float | None
+    ) -> None:
+        """Call a listener, in a function that `run` runs, and await its coroutine if it has one.
+
+        Raise TimeoutError where it waits after *seconds*; None: never. The listener has a context
+        of its own: what it sets there, the next one does not see.
+        """
+        if seconds is None:
+            copy_context().run(_call, callback, arguments)
+        else:
+            with _limited(seconds):
+                copy_context().run(_call, callback, arguments)
+
+    def savepoint(self, alias: str) -> AbstractContextManager[Any]:
+        """Return what undoes the work of each of the blocks that use it, if the block raises."""
+        return deferred_savepoint(alias)
+
+    def is_cancelled(self) -> bool:
+        """Return whether the running task is being cancelled."""
+        task = asyncio.current_task()
+        return task is not None and task.cancelling() > 0
+
+    def close(self) -> None:
+        """Do nothing: the pools end with their loop."""
+
+
+def _call(callback: Callable[..., Any], arguments: dict[str, Any]) -> None:
+    result = callback(**arguments)
+    if result is not None and inspect.isawaitable(result):
+        await_bridged(result)
+
+
+@contextmanager
+def _limited(seconds: float) -> Iterator[None]:
+    limit = asyncio.timeout(seconds)
+    # Neither of the two methods waits for anything.
+    await_bridged(limit.__aenter__())
+    try:
+        yield
+    except BaseException as error:
+        await_bridged(limit.__aexit__(type(error), error, error.__traceback__))
+        raise
+    else:
+        await_bridged(limit.__aexit__(None, None, None))
+
+
+class InThreads:
+    """Runs functions in threads of its own, with Django's connections of those threads."""
+
+    def __init__(self, threads: int) -> None:
+        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="pubsub")
+
+    async def run(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run *function* in a thread and return its result.
+
+        If the task is cancelled, the function still runs to its end.
+        """
+        loop = asyncio.get_running_loop()
+        context = copy_context()
+        return await loop.run_in_executor(
+            self._executor, lambda: context.run(_in_thread, function, args, kwargs)
+        )
+
+    def call(
+        self, callback: Callable[..., Any], arguments: dict[str, Any], seconds: float | None
+    ) -> None:
+        """Call a listener, and await its coroutine if it has one, on a loop of the thread.
+
+        Raise TimeoutError if the coroutine takes longer than *seconds*. A function in a thread
+        cannot be interrupted.
+        """
+        copy_context().run(_call_in_thread, callback, arguments, seconds)
+
+    def savepoint(self, alias: str) -> AbstractContextManager[Any]:
+        """Return what undoes the work of each of the blocks that use it, if the block raises."""
+        return _Nested(alias)
+
+    def is_cancelled(self) -> bool:
+        """Return False: a thread is not cancelled."""
+        return False
+
+    def close(self) -> None:
+        """Let the threads end; their connections end with them."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+
+class _Nested:
+    """A nested `atomic` for each block."""
+
+    def __init__(self, alias: str) -> None:
+        self._alias = alias
+        self._block: Any = None
+
+    def __enter__(self) -> None:
+        self._block = transaction.atomic(self._alias)
+        self._block.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._block.__exit__(*error)
+
+
+def _call_in_thread(
+    callback: Callable[..., Any], arguments: dict[str, Any], seconds: float | None
+) -> None:
+    result = callback(**arguments)
+    if result is not None and inspect.isawaitable(result):
+        async_to_sync(_awaited)(result, seconds)
+
+
+async def _awaited(awaitable: Awaitable[Any], seconds: float | None) -> None:
+    async with asyncio.timeout(seconds):
+        await awaitable
+
+
+def _in_thread(function: Callable[..., T], args: Any, kwargs: Any) -> T:
+    # As Django does at the begin and the end of a request.
+    close_old_connections()
+    try:
+        return function(*args, **kwargs)
+    finally:
+        close_old_connections()
+
+
+def running_for(alias: str, threads: int) -> Running:
+    """Return where the handlers of *alias* run: on the loop, or in so many *threads*."""
+    wrapper = connections[alias]
+    if isinstance(wrapper, BackendWrapper) and wrapper.bridge_enabled:
+        return OnLoop()
+    return InThreads(threads)

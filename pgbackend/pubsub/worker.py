@@ -1,0 +1,208 @@
+"""The worker: hears the channels with listeners, and has their notifications handled.
+
+The command `listen` runs it in a process of its own, and `LifespanApplication` beside the requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable, Sequence
+from contextvars import Context
+from dataclasses import dataclass, field
+from typing import Any
+
+from .channels import BaseChannel, select
+from .conditions import condition_of
+from .consuming import StoredConsumer, TransactionalConsumer
+from .hub import Hub, Subscription
+from .leasing import LeaseConsumer
+from .part import Part, Progress
+from .plain import PlainConsumer
+from .running import running_for
+from .schedule import INTERVAL, Schedule
+from .sending import database
+
+logger = logging.getLogger("pgbackend.pubsub")
+
+# How many transactions or leased notifications a worker has at once.
+CONCURRENCY = 4
+
+# How often channels with wake = "poll" are looked at, seconds.
+POLL_INTERVAL = 1.0
+
+# How long `stop` waits for what is being handled, seconds.
+GRACEFUL_TIMEOUT = 30.0
+
+
+@dataclass
+class Listening:
+    """What a worker has for one alias: the hub, the consumers, and what they share."""
+
+    part: Part
+    hub: Hub
+    stored: list[StoredConsumer]
+    plain: list[PlainConsumer]
+    subscriptions: list[Subscription] = field(default_factory=list)
+
+    @property
+    def consumers(self) -> list[StoredConsumer | PlainConsumer]:
+        """Those of stored and of plain channels."""
+        return [*self.stored, *self.plain]
+
+    def __repr__(self) -> str:
+        busy = [each for each in self.consumers if not each.is_idle]
+        return f"<{self.hub!r} {self.part.schedule!r} busy={busy}>"
+
+
+class Worker:
+    """Handles the notifications of *channels*, by default of all that have listeners.
+
+    *concurrency* bounds how many transactions and leases there are at once, over all channels; a
+    channel's own `concurrency` bounds its part. With *max_notifications* the worker ends after so
+    many. Raise ChannelNotFound where there is nothing to listen to.
+    """
+
+    progress: Progress
+
+    def __init__(
+        self,
+        channels: Iterable[type[BaseChannel] | str] | None = None,
+        *,
+        concurrency: int = CONCURRENCY,
+        max_notifications: int | None = None,
+        **hub: float,
+    ) -> None:
+        self.channels = select(channels)
+        self.concurrency = concurrency
+        self.max_notifications = max_notifications
+        self.parts: list[Listening] = []
+        self._hub_options = hub
+        self._tasks: list[asyncio.Task[None]] = []
+        self._helpers: list[asyncio.Task[None]] = []
+
+    def __repr__(self) -> str:
+        counts = {} if not self.parts else dict(self.progress.counts)
+        return f"<Worker channels={len(self.channels)} {counts} {self.parts!r}>"
+
+    def start(self, *, listen: bool = True) -> None:
+        """Begin, on the running loop; without *listen* only what is stored is handled."""
+        self.progress = Progress(self.concurrency, self.max_notifications)
+        by_alias: dict[str, list[type[BaseChannel]]] = {}
+        for channel in self.channels:
+            by_alias.setdefault(database(channel), []).append(channel)
+        self.parts = [self._make(alias, channels) for alias, channels in by_alias.items()]
+        for each in self.parts:
+            self._start(each, listen)
+
+    def _make(self, alias: str, channels: Sequence[type[BaseChannel]]) -> Listening:
+        running = running_for(alias, self.concurrency + 1)
+        stored: list[StoredConsumer] = []
+
+        def ready(names: Sequence[str]) -> None:
+            for consumer in stored:
+                for name in {consumer.name, *consumer.old_names}.intersection(names):
+                    consumer.wake(name)
+
+        polls = any(each.wake == "poll" for each in channels)
+        schedule = Schedule(alias, running, ready, POLL_INTERVAL if polls else INTERVAL)
+        part = Part(alias, running, condition_of(alias), schedule, self.progress)
+        for channel in channels:
+            if not channel.lock_notifications:
+                continue
+            if channel.lease is None:
+                stored.append(TransactionalConsumer(part, channel))
+            else:
+                leased = LeaseConsumer(part, channel)
+                schedule.expire.append(leased.expire)
+                stored.append(leased)
+        plain = [PlainConsumer(part, each) for each in channels if not each.lock_notifications]
+        return Listening(part, Hub(alias, **self._hub_options), stored, plain)
+
+    def _start(self, each: Listening, listen: bool) -> None:
+        schedule = each.part.schedule
+        if listen:
+            for consumer in each.consumers:
+                names = consumer.channel.listen_names()
+                each.subscriptions.append(each.hub.subscribe(names, consumer.receive))
+            # One look at the table finds the channels that have rows.
+            each.subscriptions.append(
+                each.hub.subscribe((), lambda *_: None, lambda: schedule.note(0))
+            )
+            each.hub.start()
+        for stored in each.stored:
+            name = stored.channel.name()
+            self._tasks += [
+                self._spawn(stored.serve(), name) for _ in range(stored.channel.concurrency)
+            ]
+            if isinstance(stored, LeaseConsumer):
+                self._helpers.append(self._spawn(stored.beat(), f"{name}-leases"))
+        if each.stored:
+            self._helpers.append(self._spawn(schedule.run(), f"schedule-{each.part.alias}"))
+
+    @staticmethod
+    def _spawn(work: Any, name: str) -> asyncio.Task[None]:
+        # In a context of its own: the worker may be started by a request, or in a transaction.
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(
+            work, name=f"pubsub-{name}", context=Context()
+        )
+        return task
+
+    async def listening(self, seconds: float | None = None) -> None:
+        """Wait until the server was told of all channels. Raise TimeoutError after *seconds*."""
+        for each in self.parts:
+            await each.hub.listening(seconds)
+
+    async def run(self, *, batch: bool = False) -> None:
+        """Handle notifications until `stop` is called, or what was asked for is done.
+
+        With *batch* handle what is stored and ready, and end when nothing is left.
+        """
+        self.start(listen=not batch)
+        if batch:
+            for each in self.parts:
+                await each.part.schedule.look()
+        changed = self.progress.changed
+        while not self.progress.stopping.is_set():
+            if (batch or self.progress.left == 0) and self.is_idle:
+                break
+            changed.clear()
+            await changed.wait()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is being handled, and nothing more is to be begun."""
+        full = self.progress.left == 0
+        return all(
+            not consumer.active if full else consumer.is_idle
+            for each in self.parts
+            for consumer in each.consumers
+        )
+
+    async def stop(self, seconds: float = GRACEFUL_TIMEOUT) -> bool:
+        """Claim no more; return whether what was being handled could end within *seconds*.
+
+        After that it is cancelled, and given back: what its transactions did is rolled back.
+        """
+        self.progress.stopping.set()
+        self.progress.changed.set()
+        tasks = list(self._tasks)
+        for each in self.parts:
+            for subscription in each.subscriptions:
+                subscription.close()
+            for stored in each.stored:
+                stored.release()
+            for plain in each.plain:
+                tasks += plain.tasks
+        late: set[asyncio.Task[None]] = set()
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=seconds)
+        rest = [*late, *self._helpers]
+        for task in rest:
+            task.cancel()
+        if rest:
+            await asyncio.wait(rest)
+        for each in self.parts:
+            await each.hub.stop()
+            each.part.running.close()
+        return not late
