@@ -6,12 +6,13 @@ import json
 from typing import Any, ClassVar
 
 from django.contrib import admin, messages
+from django.db import transaction
 from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils.html import format_html
 from django.utils.translation import ngettext
 
-from .channels import by_stored_name
+from .channels import by_stored_name, registered
 from .models import Notification, State
 from .sending import process_stored_notifications
 
@@ -84,29 +85,30 @@ class NotificationAdmin(admin.ModelAdmin):
     @admin.action(description="Discard: forget what no worker has", permissions=["change"])
     def discard(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
         """Delete rows that no worker has: neither leased, nor locked by a transaction."""
-        ids = list(
-            queryset.exclude(state=State.LEASED)
-            .select_for_update(skip_locked=True)
-            .values_list("pk", flat=True)
-        )
-        count, _ = Notification.objects.using(queryset.db).filter(pk__in=ids).delete()
-        for pk in ids:
-            self.log_deletions(request, [Notification(pk=pk, channel="")])
+        with transaction.atomic(using=queryset.db):
+            rows = list(
+                queryset.exclude(state=State.LEASED)
+                .select_for_update(skip_locked=True)
+                .only("pk", "channel")
+            )
+            found = Notification.objects.using(queryset.db).filter(pk__in=[row.pk for row in rows])
+            if rows:
+                self.log_deletions(request, rows)
+            count, _ = found.delete()
         self._say(request, count, "was discarded", "were discarded", queryset.count())
 
     def _make_ready(self, request: HttpRequest, rows: QuerySet[Any], **changes: Any) -> None:
-        found = list(rows.select_for_update(skip_locked=True))
-        ids = [row.pk for row in found]
-        count = (
-            Notification.objects.using(rows.db)
-            .filter(pk__in=ids)
-            .update(state=State.READY, run_after=None, **changes)
-        )
-        channels = {
-            channel for row in found if (channel := by_stored_name(row.channel)) is not None
-        }
-        if channels:
-            process_stored_notifications(channels, using=rows.db)
+        with transaction.atomic(using=rows.db):
+            found = list(rows.select_for_update(skip_locked=True))
+            count = (
+                Notification.objects.using(rows.db)
+                .filter(pk__in=[row.pk for row in found])
+                .update(state=State.READY, run_after=None, **changes)
+            )
+            channels = {by_stored_name(row.channel) for row in found}
+            listening = [each for each in registered() if each in channels]
+            if listening:
+                process_stored_notifications(listening, using=rows.db)
         self._say(request, count, "is ready", "are ready", 0)
 
     def _say(self, request: HttpRequest, count: int, one: str, many: str, left: int) -> None:
