@@ -19,6 +19,8 @@
 # make bench       the speed of this backend and of its peers, against the targets;
 #                  ARGS='--peers pgbackend tortoise --works "1 get" --views'
 # make bench-full  the other kinds of work, sweeps and plots; see tests/benchmarks/README.md
+# make bench-pubsub   pgbackend.pubsub against django-pgpubsub, procrastinate, pgqueuer and
+#                  django-tasks-db; see tests/benchmarks_pubsub/README.md
 # make docs        the pages, from docs/ to .docs/; a warning is an error
 # make clean   remove what the others made, the demo's data included
 
@@ -38,7 +40,7 @@ NAME =
 PARALLEL = 2
 WORKERS = 2
 
-.PHONY: help run test test-load test-all soak django-suite django-suite-diff drf-suite pubsub-suite app-suite bench bench-full docs ways clean
+.PHONY: help run test test-load test-all soak django-suite django-suite-diff drf-suite pubsub-suite app-suite bench bench-full bench-pubsub docs ways clean
 
 help:
 	@sed -n '/^#/!q; s/^# //p' Makefile
@@ -89,6 +91,10 @@ ways: $(VENV)/installed-dev
 bench bench-full:
 	@$(MAKE) --no-print-directory DJANGO=6.1 VENV=.venv-bench .venv-bench/installed-bench
 	@.venv-bench/bin/python -m tests.benchmarks $(if $(filter bench-full,$@),--full) $(ARGS)
+
+bench-pubsub:
+	@$(MAKE) --no-print-directory DJANGO=6.1 VENV=.venv-bench-pubsub .venv-bench-pubsub/installed-bench-pubsub
+	@.venv-bench-pubsub/bin/python -m tests.benchmarks_pubsub $(ARGS)
 
 # In an environment of its own: it needs neither a server nor what the tests need.
 docs:

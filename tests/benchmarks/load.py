@@ -53,16 +53,17 @@ class Window:
             "seconds": self.seconds,
             "requests": requests,
             "rps": requests / self.seconds,
-            "p50": _percentile(self.counted, 0.5),
-            "p90": _percentile(self.counted, 0.9),
-            "p99": _percentile(self.counted, 0.99),
+            "p50": percentile(self.counted, 0.5),
+            "p90": percentile(self.counted, 0.9),
+            "p99": percentile(self.counted, 0.99),
             "cpu_per_query": self.cpu / (requests * queries) if requests else None,
             "errors": self.errors,
             "error": self.error,
         }
 
 
-def _percentile(ordered: list[float], share: float) -> float | None:
+def percentile(ordered: list[float], share: float) -> float | None:
+    """Return the value below which *share* of the sorted values lie; None if there are none."""
     return ordered[min(len(ordered) - 1, int(len(ordered) * share))] if ordered else None
 
 

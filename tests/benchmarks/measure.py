@@ -6,6 +6,7 @@ import select
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,81 @@ class WorkerFailed(Exception):
     """A process of a peer ended, or said nothing for too long."""
 
 
-class Worker:
+class Process:
+    """A process that answers lines of JSON with lines of JSON: ``-m`` *module* with a *spec*.
+
+    *watch* is called with its id; what that returns is called ten times a second while it works.
+    """
+
+    def __init__(
+        self,
+        python: Path,
+        module: str,
+        spec: dict[str, Any],
+        environment: dict[str, str],
+        watch: Callable[[int], Callable[[], None]] = lambda pid: lambda: None,
+    ) -> None:
+        # Not a pipe: nobody reads it meanwhile.
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  # closed by close()
+        self._process = subprocess.Popen(
+            [str(python), "-m", module, json.dumps(spec)],
+            cwd=environments.ROOT,
+            env={**os.environ, **environment},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+        )
+        self._said = b""
+        self._sample = watch(self._process.pid)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def tell(self, words: dict[str, Any]) -> None:
+        """Send a line; raise `WorkerFailed` if the process has ended."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(words).encode() + b"\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise WorkerFailed(self._last_words()) from None
+
+    def answer(self, timeout: float = TIMEOUT) -> dict[str, Any]:
+        """Return the next line that it says, watching it meanwhile; raise `WorkerFailed`."""
+        assert self._process.stdout is not None
+        deadline = time.monotonic() + timeout
+        while True:
+            line, newline, rest = self._said.partition(b"\n")
+            if newline:
+                self._said = rest
+                answer: dict[str, Any] = json.loads(line)
+                return answer
+            if not select.select([self._process.stdout], [], [], INTERVAL)[0]:
+                self._sample()
+                if time.monotonic() > deadline:
+                    raise WorkerFailed(f"it took more than {timeout:g} s")
+            elif not (read := os.read(self._process.stdout.fileno(), 65536)):
+                raise WorkerFailed(self._last_words())
+            else:
+                self._said += read
+
+    def _last_words(self) -> str:
+        self._stderr.seek(0)
+        lines = self._stderr.read().decode(errors="replace").split("\n")
+        return next((line for line in reversed(lines) if line.strip()), "no answer")
+
+    def close(self) -> None:
+        """End the process, by the end of what it reads; kill one that goes on."""
+        with suppress(BrokenPipeError, subprocess.TimeoutExpired):
+            self._process.communicate(timeout=STOP_TIMEOUT)
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.communicate()
+        self._stderr.close()
+
+
+class Worker(Process):
     """A process of *peer* for *work*, which is asked for one turn after the other."""
 
     def __init__(self, peer: Peer, work: Work, dsn: str, look: Look) -> None:
@@ -68,72 +143,24 @@ class Worker:
             "queries": work.queries,
             "kind": work.kind,
         }
-        # Not a pipe: nobody reads it meanwhile.
-        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  # closed by close()
-        self._process = subprocess.Popen(
-            [
-                str(environments.python(peer.environment)),
-                "-m",
-                "tests.benchmarks.worker",
-                json.dumps(spec),
-            ],
-            cwd=environments.ROOT,
-            env={**os.environ, "PGAPPNAME": name, "BENCH_NAME": name},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._stderr,
-        )
-        self._said = b""
-        self._watch = Watch(self._process.pid, name, look)
+
+        def watch(pid: int) -> Callable[[], None]:
+            self._watch = Watch(pid, name, look)
+            return self._watch.sample
+
+        python = environments.python(peer.environment)
+        names = {"PGAPPNAME": name, "BENCH_NAME": name}
+        super().__init__(python, "tests.benchmarks.worker", spec, names, watch)
 
     def is_ready(self) -> bool:
         """Wait until it is; return False if the peer cannot do that, raise `WorkerFailed`."""
-        return "ready" in self._answer()
+        return "ready" in self.answer()
 
     def turn(self, *, seconds: float, warm_up: float) -> dict[str, Any]:
         """Return what was measured in a turn; raise `WorkerFailed`."""
-        assert self._process.stdin is not None
-        turn = {"seconds": seconds, "warm_up": warm_up}
-        try:
-            self._process.stdin.write(json.dumps(turn).encode() + b"\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            raise WorkerFailed(self._last_words()) from None
-        figures = self._answer()
+        self.tell({"seconds": seconds, "warm_up": warm_up})
+        figures = self.answer()
         figures |= {"threads": self._watch.threads, "connections": self._watch.connections}
         if self.work.rows and figures.get("rps"):
             figures["rows_per_second"] = figures["rps"] * self.work.rows
         return figures
-
-    def _answer(self) -> dict[str, Any]:
-        """Return the next line that it says, watching it meanwhile."""
-        assert self._process.stdout is not None
-        deadline = time.monotonic() + TIMEOUT
-        while True:
-            line, newline, rest = self._said.partition(b"\n")
-            if newline:
-                self._said = rest
-                answer: dict[str, Any] = json.loads(line)
-                return answer
-            if not select.select([self._process.stdout], [], [], INTERVAL)[0]:
-                self._watch.sample()
-                if time.monotonic() > deadline:
-                    raise WorkerFailed(f"it took more than {TIMEOUT:g} s")
-            elif not (read := os.read(self._process.stdout.fileno(), 65536)):
-                raise WorkerFailed(self._last_words())
-            else:
-                self._said += read
-
-    def _last_words(self) -> str:
-        self._stderr.seek(0)
-        lines = self._stderr.read().decode(errors="replace").split("\n")
-        return next((line for line in reversed(lines) if line.strip()), "no answer")
-
-    def close(self) -> None:
-        """End the process, by the end of what it reads; kill one that goes on."""
-        with suppress(BrokenPipeError, subprocess.TimeoutExpired):
-            self._process.communicate(timeout=STOP_TIMEOUT)
-        if self._process.poll() is None:
-            self._process.kill()
-            self._process.communicate()
-        self._stderr.close()

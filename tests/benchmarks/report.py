@@ -2,6 +2,7 @@
 
 import statistics
 from collections import defaultdict
+from collections.abc import Iterable
 from typing import Any
 
 from tests.benchmarks import targets
@@ -9,13 +10,13 @@ from tests.benchmarks.peers import OURS, PEERS
 
 
 class Summary:
-    """Medians over the rounds of a run."""
+    """Medians over the rounds of a run; *known* are the peers in the order of the tables."""
 
-    def __init__(self, document: dict[str, Any]) -> None:
+    def __init__(self, document: dict[str, Any], known: Iterable[str] = PEERS) -> None:
         self._rounds: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
         self.works: list[str] = []
         measured = {each["peer"] for each in document["results"]}
-        self.peers = [name for name in PEERS if name in measured]
+        self.peers = [name for name in known if name in measured]
         # What was tried and gave no figures.
         self.missing: dict[tuple[str, str], str] = {}
         for each in document["results"]:
@@ -73,11 +74,12 @@ def markdown(document: dict[str, Any]) -> str:
 def for_readme(document: dict[str, Any]) -> str:
     """Return the part of the report that the project's README shows."""
     summary = Summary(document)
-    parts = [_about(document), target_table(summary), requests_table(summary)]
+    parts = [about(document), target_table(summary, targets.ALL), requests_table(summary)]
     return "\n\n".join(part for part in parts if part)
 
 
-def _about(document: dict[str, Any]) -> str:
+def about(document: dict[str, Any]) -> str:
+    """Return when, where and of what the figures are."""
     machine = document["machine"]
     named = ", ".join(f"{name} {version}" for name, version in document["versions"].items())
     return (
@@ -89,13 +91,13 @@ def _about(document: dict[str, Any]) -> str:
     )
 
 
-def target_table(summary: Summary) -> str:
+def target_table(summary: Summary, wanted_of: Iterable[targets.Target]) -> str:
     """Return the targets with what was reached; "" if nothing of them was measured."""
     lines = [
         "| target | against | wanted | median | rounds | |",
         "|---|---|--:|--:|--:|---|",
     ]
-    for target in targets.ALL:
+    for target in wanted_of:
         match target:
             case targets.Ratio(work, peer, wanted):
                 words, against, least = work, peer, True
@@ -103,6 +105,9 @@ def target_table(summary: Summary) -> str:
             case targets.Cost(words, figure, work, other, peer, wanted):
                 against, least = (peer if peer != OURS else other), False
                 values = summary.ratios(figure, (work, OURS), (other, peer))
+            case targets.Least(words, work, peer, figure, wanted):
+                against, least = "", True
+                values = summary.values(work, peer, figure)
             case targets.Limit(words, work, peer, figure, wanted, less, factor):
                 against, least = "", False
                 values = [value * factor for value in summary.values(work, peer, figure)]
@@ -117,7 +122,7 @@ def target_table(summary: Summary) -> str:
             continue
         middle = statistics.median(values)
         met = middle >= wanted if least else middle <= wanted
-        digits = 0 if isinstance(target, targets.Limit) else 2
+        digits = getattr(target, "digits", 2)
         span = f"{min(values):,.{digits}f} to {max(values):,.{digits}f}"
         lines.append(
             f"| {words} | {against} | {'≥' if least else '≤'} {wanted:g} |"

@@ -31,13 +31,20 @@ OPTIONS: dict[str, str | int] = {
 @contextmanager
 def serve(dsn: str | None) -> Iterator[str]:
     """Yield the URL of a database with the tables of `schema`, made anew."""
+    with superuser(dsn) as url:
+        yield _prepare(url)
+
+
+@contextmanager
+def superuser(dsn: str | None) -> Iterator[str]:
+    """Yield the URL of a superuser: *dsn*, or that of a server that lives as long as the block."""
     if dsn:
-        yield _prepare(dsn)
+        yield dsn
         return
     with tempfile.TemporaryDirectory(prefix="pgbackend-bench-") as folder:
         server = postgres.start(Path(folder), OPTIONS, system_postgres())
         try:
-            yield _prepare(
+            yield (
                 f"postgresql://{server.user}:{server.password}@{postgres.LOOPBACK}:{server.port}"
                 f"/{server.dbname}"
             )
@@ -45,11 +52,16 @@ def serve(dsn: str | None) -> Iterator[str]:
             postgres.stop(Path(folder))
 
 
-def _prepare(dsn: str) -> str:
+def make_database(dsn: str, name: str) -> str:
+    """Make the database *name* anew, and return its URL."""
     with psycopg.connect(dsn, autocommit=True) as conn:
-        conn.execute(f"DROP DATABASE IF EXISTS {DATABASE} WITH (FORCE)".encode())
-        conn.execute(f"CREATE DATABASE {DATABASE}".encode())
-    url = urlsplit(dsn)._replace(path=f"/{DATABASE}", query="").geturl()
+        conn.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)".encode())
+        conn.execute(f"CREATE DATABASE {name}".encode())
+    return urlsplit(dsn)._replace(path=f"/{name}", query="").geturl()
+
+
+def _prepare(dsn: str) -> str:
+    url = make_database(dsn, DATABASE)
     with psycopg.connect(url, autocommit=True) as conn:
         for statement in schema.statements():
             conn.execute(statement.encode())

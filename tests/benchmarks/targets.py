@@ -46,9 +46,23 @@ class Limit:
     at_most: float
     less: str = ""
     factor: float = 1.0
+    # Of the figure, after the point.
+    digits: int = 0
 
 
-Target = Ratio | Cost | Limit
+@dataclass(frozen=True)
+class Least:
+    """A figure of one of our ways of use: at least so much."""
+
+    words: str
+    work: str
+    peer: str
+    figure: str
+    at_least: float
+    digits: int = 0
+
+
+Target = Ratio | Cost | Limit | Least
 
 
 def _ratios(peer: str, *wanted: tuple[str, float]) -> Iterator[Ratio]:
