@@ -35,6 +35,7 @@ from tests.site.library import log_in, make_library
 from tests.site.stateful import Layer, meet_at
 from tests.support.client import SITE, Client, serving
 from tests.support.fix_uvicorn import ROOT, Process
+from tests.support.limits import PATIENCE
 from tests.support.loop import ThreadStarts, settled
 from tests.support.server import DATABASES, NAME, Server
 from tests.support.table_lock import TableLock
@@ -495,16 +496,16 @@ class Lifespan:
     async def start(self) -> Any:
         """Send the start-up event and return the answer."""
         await self._server.send_input({"type": "lifespan.startup"})
-        return await self._server.receive_output(timeout=10)
+        return await self._server.receive_output(timeout=PATIENCE)
 
     async def stop(self) -> Any:
         """Send the shutdown event and return the answer."""
         await self._server.send_input({"type": "lifespan.shutdown"})
-        return await self._server.receive_output(timeout=10)
+        return await self._server.receive_output(timeout=PATIENCE)
 
     async def end(self) -> None:
         """Wait until the application has returned."""
-        await self._server.wait(timeout=10)
+        await self._server.wait(timeout=PATIENCE)
 
 
 class Supporting:
@@ -718,7 +719,7 @@ async def test_websockets(server: Server, process: Process) -> None:
 async def test_plain_application_by_uvicorn(process: Process) -> None:
     """A plain HTTP application and Django's walk relations side by side."""
     await make_library()
-    async with httpx.AsyncClient(base_url=process.url, timeout=30) as client:
+    async with httpx.AsyncClient(base_url=process.url, timeout=PATIENCE) as client:
         answers = await asyncio.gather(
             *(client.get(path) for path in ("/plain/", "/foreign-key/", "/streamed/"))
         )
@@ -729,7 +730,7 @@ async def test_plain_application_by_uvicorn(process: Process) -> None:
 @pytest.mark.parametrize("address", ["/execute-wrappers/", "/on-commit/", "/tenant/"])
 async def test_isolation_by_uvicorn(process: Process, address: str) -> None:
     """Requests share nothing of a wrapper that was there when the application was imported."""
-    async with httpx.AsyncClient(base_url=process.url, timeout=30) as client:
+    async with httpx.AsyncClient(base_url=process.url, timeout=PATIENCE) as client:
         for meeting in ("first", "second"):
             seen = await meet_in(client, address, meeting)
             assert [set(names) for names in seen] == [{"Ada"}, {"Grace"}, {"Edith"}]
@@ -739,7 +740,7 @@ async def test_isolation_by_uvicorn(process: Process, address: str) -> None:
 async def test_disconnect_by_uvicorn(server: Server, process: Process) -> None:
     """A client that goes away cancels its request's view, statement and transaction."""
     with TableLock(server, "tests_book") as lock:
-        async with httpx.AsyncClient(base_url=process.url, timeout=30) as client:
+        async with httpx.AsyncClient(base_url=process.url, timeout=PATIENCE) as client:
             request = asyncio.create_task(client.get("/wait/"))
             await lock.waited_for()
             request.cancel()
@@ -761,7 +762,7 @@ async def test_sigterm_cancels_requests(server: Server) -> None:
     try:
         process.wait_until_served()
         with TableLock(server, "tests_book") as lock:
-            async with httpx.AsyncClient(base_url=process.url, timeout=30) as client:
+            async with httpx.AsyncClient(base_url=process.url, timeout=PATIENCE) as client:
                 request = asyncio.create_task(client.get("/wait/"))
                 await lock.waited_for()
                 status = await asyncio.to_thread(process.terminate)
@@ -787,7 +788,7 @@ def test_uvicorn_tells_why_it_does_not_start(server: Server) -> None:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
     )
     assert done.returncode > 0
     assert f"port {port} failed: Connection refused" in done.stderr

@@ -8,6 +8,7 @@ from django.db import connections
 
 from pgbackend import bridged
 from tests.models import Author
+from tests.support.limits import PATIENCE
 from tests.support.server import NAME, Server
 
 TEST_NAME = "pgbackend_tests_created"
@@ -76,7 +77,7 @@ async def test_in_the_bridge(server: Server, alias: str) -> None:
     await asyncio.gather(*(Author.objects.using(alias).acount() for _ in range(10)))
     await bridged(create)(alias)
     # Nobody would use the old database's pool again: it was closed.
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE):
         while connected_to(server, old_name):
             await asyncio.sleep(0.01)
     await bridged(clone)(alias)

@@ -22,6 +22,7 @@ import pytest
 from django.db import connection
 
 from pgbackend import bridged, detector
+from tests.support.limits import PATIENCE
 from tests.support.script import PROLOGUE, ROOT, run_script
 
 # Seconds that the loop may be held, and that functions here hold it.
@@ -54,8 +55,8 @@ class Warnings(logging.Handler):
         self.texts.append(record.getMessage())
 
     async def wait_for(self, count: int) -> None:
-        """Wait until there are *count* warnings; fail after 10 s, or if there are more."""
-        async with asyncio.timeout(10):
+        """Wait until there are *count* warnings; fail after PATIENCE, or if there are more."""
+        async with asyncio.timeout(PATIENCE):
             while len(self.texts) < count:
                 await asyncio.sleep(0.01)
         assert len(self.texts) == count, self.texts
@@ -512,7 +513,7 @@ def test_suspended_process(name: str) -> None:
         os.waitpid(process.pid, os.WUNTRACED)
         time.sleep(LONG)
         process.send_signal(signal.SIGCONT)
-        printed, _ = process.communicate("\n", timeout=30)
+        printed, _ = process.communicate("\n", timeout=PATIENCE)
     assert process.returncode == 0
     assert [line.partition(" ")[0] for line in printed.splitlines()] == ["__main__.mark"]
 
@@ -645,7 +646,7 @@ def test_end_of_the_loop(name: str) -> None:
                 loop = weakref.ref(runner.get_loop())
                 thread, = threads()
                 assert thread.daemon
-            thread.join(20)
+            thread.join()
             print(threads())
             del runner
             gc.collect()
@@ -665,7 +666,7 @@ def test_loop_closed_before_its_first_turn(runner: asyncio.Runner) -> None:
     runner.run(main())
     (thread,) = set(detectors()) - set(before)
     runner.close()
-    thread.join(20)
+    thread.join(PATIENCE)
     assert not thread.is_alive()
 
 
@@ -689,7 +690,7 @@ def test_exit_with_the_loop_running() -> None:
             time.sleep(3600)
 
         threading.Thread(target=asyncio.run, args=(main(),), daemon=True).start()
-        print(warned.wait(10))
+        print(warned.wait())
         """
     )
     assert printed == "True\n"

@@ -20,6 +20,7 @@ import uvloop
 from tests.differential.comparison import Comparison, Report
 from tests.differential.models import PLAIN, fields, make_models
 from tests.differential.operations import Operation, Place, described, plain
+from tests.support.limits import PATIENCE
 from tests.support.script import ROOT
 
 # Seconds for each loop: most of a run is making the tables.
@@ -109,7 +110,7 @@ def test_command_line() -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "uvloop" in done.stdout

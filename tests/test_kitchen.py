@@ -15,19 +15,17 @@ import httpx
 import pytest
 
 from tests.support.fix_uvicorn import ROOT, TROUBLE, UVICORN, Site
+from tests.support.limits import PATIENCE
 from tests.support.sampler import BackendSampler
 
 pytestmark = pytest.mark.process
-
-# Seconds. The board looks twice a second; the rest is for a busy machine.
-EVENT_TIMEOUT = 10.0
 
 JSON = {"Content-Type": "application/json"}
 
 
 def browser(site: Site) -> httpx.Client:
     """Return a client that keeps cookies, as a browser does, and follows no redirects."""
-    return httpx.Client(base_url=site.url, timeout=30)
+    return httpx.Client(base_url=site.url, timeout=PATIENCE)
 
 
 class FormParser(HTMLParser):
@@ -72,7 +70,7 @@ async def test_200_orders_for_50_portions(site: Site, by: str) -> None:
     pool_size = site.pool_size()
     dish = site.add_dish("Aubergine lasagne", 50)
     limits = httpx.Limits(max_connections=200)
-    async with httpx.AsyncClient(base_url=site.url, timeout=60, limits=limits) as client:
+    async with httpx.AsyncClient(base_url=site.url, timeout=PATIENCE, limits=limits) as client:
         if by == "form":
             fields = FormParser((await client.get("/")).text).inputs
 
@@ -331,9 +329,9 @@ class Events:
         await self._response.aclose()
 
     async def next(self, name: str) -> Any:
-        """Return the data of the next event called *name*; fail after EVENT_TIMEOUT."""
+        """Return the data of the next event called *name*; fail after PATIENCE."""
         kind = ""
-        async with asyncio.timeout(EVENT_TIMEOUT):
+        async with asyncio.timeout(PATIENCE):
             async for line in self._lines:
                 field, _, value = line.partition(": ")
                 if field == "event":
@@ -347,7 +345,7 @@ class Events:
 async def board_events(site: Site) -> AsyncIterator[Events]:
     """Connect to the board's events; leaving the block disconnects."""
     async with (
-        httpx.AsyncClient(base_url=site.url, timeout=EVENT_TIMEOUT) as client,
+        httpx.AsyncClient(base_url=site.url, timeout=PATIENCE) as client,
         client.stream("GET", "/board/events/") as response,
     ):
         assert response.status_code == 200
@@ -423,7 +421,7 @@ async def test_board_events_hold_no_connection(site: Site) -> None:
 
     async with asyncio.TaskGroup() as group:
         listeners = [group.create_task(listen()) for _ in range(count)]
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE):
             await listening.wait()
         with BackendSampler(site.dsn, site.name) as sampler:
             await asyncio.to_thread(place, site, dish)
@@ -669,7 +667,7 @@ def run_tests(site: Site, *command: str) -> str:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=100,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stdout
     assert not TROUBLE.search(done.stdout), done.stdout
@@ -711,7 +709,7 @@ def test_start_without_database(new_site: Site) -> None:
         env=environ,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
     )
     assert done.returncode == 3, done.stderr
     assert f'database "{new_site.database}_missing" does not exist' in done.stderr

@@ -24,6 +24,7 @@ from django.urls import path
 
 from pgbackend import await_bridged, bridged
 from tests.models import Author
+from tests.support.limits import PATIENCE
 from tests.support.loop import ThreadStarts, get, pool_size, settled
 from tests.support.sampler import BackendSampler
 from tests.support.server import NAME, Server
@@ -109,53 +110,77 @@ async def test_requests_leave_nothing(
     await serve(10, "first")
     baseline = census()
     await serve(200, "second")
-    for _ in range(1000):
-        # The last request's threads are told to end, and end a moment later.
-        if all(map(operator.le, census(), baseline)):
-            break
+    # The last request's threads are told to end, and end a moment later.
+    deadline = time.monotonic() + PATIENCE
+    while not all(map(operator.le, now := census(), baseline)):
+        assert time.monotonic() < deadline, f"threads, tasks and files: {now}, before {baseline}"
         await asyncio.sleep(0.01)
-    else:
-        pytest.fail(f"threads, tasks and files: {census()}, before {baseline}")
     assert await Author.objects.acount() == 210
     assert (await settled())["pool_size"] == 1
 
 
 # Ticks
 
-# Seconds that a statement takes in the server, and that the loop may at most stand still.
-SLEEP = 0.5
-GAP = 0.2
+# What the statements of these tests wait for, an advisory lock; and how often the loop comes round
+# before it is released.
+KEY = 4711
+TICKS = 20
 
 
-class Ticker:
-    """A task that wakes up every 10 ms; `gap` is the longest time it could not."""
+class Gate:
+    """An advisory lock that the server's own session holds until the loop came round TICKS times.
 
-    def __init__(self) -> None:
-        self.gap = 0.0
+    Code that stops the loop while it waits for the lock gets it only after PATIENCE.
+    """
 
-    async def __aenter__(self) -> "Ticker":
-        self._last = time.monotonic()
-        self._task = asyncio.create_task(self._tick())
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.open = threading.Event()
+        self.ticks = 0
+
+    def __enter__(self) -> "Gate":
+        self.server.all("SELECT pg_advisory_lock(%s)", KEY)
+        self._timer = threading.Timer(PATIENCE, self._release)
+        self._timer.start()
         return self
 
-    async def __aexit__(
+    def __exit__(
         self,
         exc_type: type[BaseException] | None,
         exc_value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._note()
-        self._task.cancel()
+        self._timer.cancel()
+        self._release()
 
-    async def _tick(self) -> None:
-        while True:
-            await asyncio.sleep(0.01)
-            self._note()
+    def _release(self) -> None:
+        if not self.open.is_set():
+            self.open.set()
+            self.server.all("SELECT pg_advisory_unlock(%s)", KEY)
 
-    def _note(self) -> None:
-        now = time.monotonic()
-        self.gap = max(self.gap, now - self._last)
-        self._last = now
+    def waiting(self) -> int:
+        """Return how many backends wait for the lock."""
+        return int(
+            self.server.one(
+                "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+            )
+        )
+
+    async def tick(self) -> None:
+        """Let the loop come round while somebody waits for the lock, then release it."""
+        while not self.waiting():
+            await asyncio.sleep(0.001)
+        for _ in range(TICKS):
+            await asyncio.sleep(0.001)
+            self.ticks += 1
+        self._release()
+
+
+@pytest.fixture
+def gate(server: Server) -> Iterator[Gate]:
+    """What the statements of a test wait for."""
+    with Gate(server) as gate:
+        yield gate
 
 
 @pytest.fixture(params=["asyncio", "uvloop"])
@@ -169,27 +194,22 @@ def runner(request: pytest.FixtureRequest) -> Iterator[asyncio.Runner]:
         yield runner
 
 
-def ticks_meanwhile(
-    runner: asyncio.Runner, wait: Callable[[], Awaitable[Any]], seconds: float = SLEEP
-) -> None:
-    """Check that *wait* takes the *seconds* it must, and that the loop ticks meanwhile."""
+def ticks_meanwhile(runner: asyncio.Runner, gate: Gate, wait: Callable[[], Awaitable[Any]]) -> None:
+    """Check that the loop comes round while *wait* waits for the gate."""
 
     async def main() -> None:
-        # Imports, and the pool's first connection, are not what is measured.
-        await Author.objects.aexists()
-        started = time.monotonic()
-        async with Ticker() as ticker:
-            await wait()
-        assert time.monotonic() - started >= seconds
-        assert ticker.gap < GAP
+        ticking = asyncio.create_task(gate.tick())
+        await wait()
+        assert gate.ticks == TICKS
+        await ticking
 
     runner.run(main())
 
 
 def slow_authors() -> QuerySet[Author]:
-    """Return a queryset that takes SLEEP seconds for each row."""
-    slept = Cast(Func(Value(SLEEP), function="pg_sleep"), CharField())
-    return Author.objects.annotate(slept=slept)
+    """Return a queryset that waits for the gate at each row."""
+    waited = Cast(Func(Value(KEY), function="pg_advisory_xact_lock_shared"), CharField())
+    return Author.objects.annotate(waited=waited)
 
 
 async def read(rows: Any) -> None:
@@ -207,38 +227,38 @@ def author(server: Server) -> Author:
     "wait",
     [
         pytest.param(lambda: slow_authors().aget(), id="aget"),
-        pytest.param(lambda: slow_authors().filter(slept="").aupdate(name="Ada"), id="aupdate"),
+        pytest.param(lambda: slow_authors().filter(waited="").aupdate(name="Ada"), id="aupdate"),
         pytest.param(lambda: read(slow_authors()), id="async for"),
         pytest.param(lambda: read(slow_authors().aiterator()), id="aiterator"),
     ],
 )
 def test_ticks_during_a_method(
-    runner: asyncio.Runner, author: Author, wait: Callable[[], Awaitable[Any]]
+    runner: asyncio.Runner, gate: Gate, author: Author, wait: Callable[[], Awaitable[Any]]
 ) -> None:
     """The loop goes on while a statement of an a-method runs in the server."""
-    ticks_meanwhile(runner, wait)
+    ticks_meanwhile(runner, gate, wait)
 
 
 @pytest.mark.parametrize("server_side", [False, True], ids=["client-side", "server-side"])
-def test_ticks_during_a_raw_cursor(runner: asyncio.Runner, server_side: bool) -> None:
+def test_ticks_during_a_raw_cursor(runner: asyncio.Runner, gate: Gate, server_side: bool) -> None:
     """The loop goes on while a raw cursor in a bridged function executes or fetches."""
 
     @bridged
     @transaction.atomic
-    def sleep() -> None:
+    def execute() -> None:
         with connection.chunked_cursor() if server_side else connection.cursor() as cursor:
-            cursor.execute("SELECT 1 FROM pg_sleep(%s)", [SLEEP])
+            cursor.execute("SELECT 1 FROM pg_advisory_xact_lock_shared(%s)", [KEY])
             assert cursor.fetchall() == [(1,)]
 
-    ticks_meanwhile(runner, sleep)
+    ticks_meanwhile(runner, gate, execute)
 
 
 @pytest.fixture
 def slow_commit(server: Server) -> Iterator[None]:
-    """Transactions that insert an author take SLEEP seconds to commit."""
+    """Transactions that insert an author wait for the gate as they commit."""
     server.all(
         "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS"
-        f" 'BEGIN PERFORM pg_sleep({SLEEP}); RETURN NULL; END'"
+        f" 'BEGIN PERFORM pg_advisory_xact_lock_shared({KEY}); RETURN NULL; END'"
     )
     server.all(
         "CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON tests_author"
@@ -249,22 +269,21 @@ def slow_commit(server: Server) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("slow_commit")
-def test_ticks_during_commit(runner: asyncio.Runner, server: Server) -> None:
+def test_ticks_during_commit(runner: asyncio.Runner, gate: Gate, server: Server) -> None:
     """The loop goes on while the server works on a COMMIT."""
 
     async def commit() -> None:
         async with transaction.atomic():
-            inserting = time.monotonic()
             await Author.objects.acreate(name="Ada")
             # Not here, but at the end of the block.
-            assert time.monotonic() - inserting < SLEEP
+            assert not gate.open.is_set()
 
-    ticks_meanwhile(runner, commit)
+    ticks_meanwhile(runner, gate, commit)
     assert server.one("SELECT name FROM tests_author") == "Ada"
 
 
 def test_ticks_during_checkout(
-    runner: asyncio.Runner, author: Author, add_alias: Callable[..., str]
+    runner: asyncio.Runner, gate: Gate, author: Author, add_alias: Callable[..., str]
 ) -> None:
     """The loop goes on while a task waits for a connection of an exhausted pool."""
     alias = add_alias({"pool": {"min_size": 0, "max_size": 1}})
@@ -277,7 +296,7 @@ def test_ticks_during_checkout(
         assert slow.done()
         await slow
 
-    ticks_meanwhile(runner, wait)
+    ticks_meanwhile(runner, gate, wait)
 
 
 def test_ticks_while_connecting(
@@ -287,10 +306,22 @@ def test_ticks_while_connecting(
     # After it has checked who connects, the server waits so many seconds.
     alias = add_alias({"options": "-c post_auth_delay=1"})
 
-    async def wait() -> None:
-        assert await Author.objects.using(alias).aget() == author
+    ticks = 0
 
-    ticks_meanwhile(runner, wait, 1.0)
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            await asyncio.sleep(0.01)
+            ticks += 1
+
+    async def main() -> None:
+        ticking = asyncio.create_task(tick())
+        assert await Author.objects.using(alias).aget() == author
+        ticking.cancel()
+
+    runner.run(main())
+    # A loop that stands still meanwhile comes round once or twice.
+    assert ticks >= 10
 
 
 # Many tasks

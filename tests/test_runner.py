@@ -20,6 +20,7 @@ from pgbackend.testing.leftovers import no_tasks_left
 from pgbackend.testing.loops import outside_loop
 from pgbackend.transaction import detached
 from tests.models import Author
+from tests.support.limits import PATIENCE
 from tests.support.server import Server
 from tests.support.wrapper import AddAlias
 
@@ -399,9 +400,9 @@ async def talk(*names: str) -> list[dict[str, int]]:
     answers = []
     for name in names:
         await communicator.send_input({"type": "write", "name": name})
-        answers.append(await communicator.receive_output(timeout=10))
+        answers.append(await communicator.receive_output(timeout=PATIENCE))
     await communicator.send_input({"type": "stop"})
-    await communicator.wait(timeout=10)
+    await communicator.wait(timeout=PATIENCE)
     return answers
 
 
@@ -538,7 +539,7 @@ def test_own_task_factory(runner: Runner) -> None:
         before = loop.get_task_factory()
         loop.set_task_factory(factory)
         try:
-            await_bridged(asyncio.wait_for(asyncio.ensure_future(work()), 10))
+            await_bridged(asyncio.wait_for(asyncio.ensure_future(work()), PATIENCE))
         finally:
             loop.set_task_factory(before)
 

@@ -14,6 +14,7 @@ import pytest
 
 from tests.site.admin import PASSWORD, USER, work_in_the_admin
 from tests.support.fix_uvicorn import ROOT, Site
+from tests.support.limits import PATIENCE
 from tests.support.server import Server
 
 pytestmark = pytest.mark.process
@@ -105,7 +106,7 @@ def check_admin(project: Project) -> None:
     """Work in the admin of the project served by uvicorn, and look what that leaves."""
 
     async def work() -> None:
-        async with httpx.AsyncClient(base_url=process.url, timeout=60) as client:
+        async with httpx.AsyncClient(base_url=process.url, timeout=PATIENCE) as client:
             await work_in_the_admin(client)
 
     process = project.serve("-m", "uvicorn", "mysite.asgi:application", "--port=0")

@@ -28,6 +28,7 @@ from pgbackend.transaction import (
     pinned,
 )
 from tests.models import Author
+from tests.support.limits import PATIENCE
 from tests.support.server import Server
 from tests.support.sessions import apid, asleep, committed, running, until
 from tests.support.wrapper import AddAlias, avalue, on_loan, value
@@ -585,7 +586,7 @@ async def test_cancelled_in_a_pin(one: str, server: Server, in_a_statement: bool
             await aexecute("SELECT pg_advisory_lock(42)", one)
             entered.set()
             if in_a_statement:
-                await asleep(60, one)
+                await asleep(600, one)
             await asyncio.Event().wait()
 
     entered = asyncio.Event()
@@ -712,7 +713,7 @@ async def test_one_pin_in_two_tasks(add_alias: AddAlias) -> None:
                 seen.append((await apid(alias), await avalue("SHOW work_mem", alias)))
         return seen
 
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE):
         tasks = [asyncio.create_task(work(n)) for n in range(2)]
         for each in entered:
             await each.wait()
@@ -838,7 +839,7 @@ async def abandon(server: Server) -> None:
 
 async def abandon_to_a_child(server: Server) -> None:
     await abandon(server)
-    children.append(asyncio.create_task(asleep(60)))
+    children.append(asyncio.create_task(asleep(600)))
     await until(lambda: running(server, "active", "%pg_sleep%") == 1)
 
 
@@ -856,7 +857,7 @@ async def wait_after_raw_sql(server: Server) -> None:
 
 async def wait_in_a_statement(server: Server) -> None:
     async with transaction.atomic():
-        await asleep(60)
+        await asleep(600)
 
 
 async def wait_in_a_pin(server: Server) -> None:
@@ -966,7 +967,7 @@ async def interrupt(work: Coroutine[Any, Any, Any], *points: int) -> int:
         async with transaction.atomic():
             await Author.objects.acreate(name="next")
 
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE):
         await asyncio.create_task(run())
     return each.count if each.cancelled or not points else 0
 

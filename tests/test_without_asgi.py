@@ -20,6 +20,7 @@ from django.urls import path
 
 from pgbackend.transaction import aon_commit
 from tests.models import Author, Book
+from tests.support.limits import PATIENCE
 
 
 def pid() -> int:
@@ -155,9 +156,9 @@ def worker() -> Iterator[None]:
 @pytest.mark.usefixtures("worker")
 def test_celery() -> None:
     """A task's coroutines are in its transaction, on one connection, and fail with it."""
-    assert synchronous_task.delay("Ada").get(timeout=30) == 2
+    assert synchronous_task.delay("Ada").get(timeout=PATIENCE) == 2
     with pytest.raises(ValueError, match="bad"):
-        synchronous_task.delay("bad").get(timeout=30)
+        synchronous_task.delay("bad").get(timeout=PATIENCE)
     assert sorted(author.name for author in Author.objects.all()) == [
         "Ada",
         "Ada of the thread",

@@ -20,6 +20,7 @@ from pgbackend import bridged
 from pgbackend.bridge.current import BridgeError, is_bridged
 from pgbackend.bridge.ends import begin_scope, in_scope, on_exit, on_scope_end
 from pgbackend.bridge.greenlets import await_bridged, run_bridged
+from tests.support.limits import PATIENCE
 
 number: contextvars.ContextVar[int] = contextvars.ContextVar("number", default=0)
 
@@ -589,7 +590,7 @@ def test_loops_in_two_threads() -> None:
         return sum(await_bridged(suspend(n)) for _ in range(100))
 
     async def main() -> None:
-        barrier.wait(10)
+        barrier.wait(PATIENCE)
         results.extend(await asyncio.gather(*(run_bridged(function, n) for n in range(20))))
 
     threads = [threading.Thread(target=asyncio.run, args=(main(),)) for _ in range(2)]

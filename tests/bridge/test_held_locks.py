@@ -16,6 +16,7 @@ from django.db import transaction
 from pgbackend import bridged, detector
 from tests.models import Author
 from tests.support.fix_loops import Main
+from tests.support.limits import PATIENCE
 
 
 @pytest.fixture
@@ -84,7 +85,7 @@ def test_import_without_a_query(
         """
         import builtins
         builtins.entered.set()
-        assert builtins.release.wait(20)
+        assert builtins.release.wait(PATIENCE)
         """
     )
     import builtins
@@ -96,7 +97,7 @@ def test_import_without_a_query(
         await bridged(importlib.import_module)(name)
         thread = threading.Thread(target=importlib.import_module, args=[slow])
         thread.start()
-        assert scope.entered.wait(20)
+        assert scope.entered.wait(PATIENCE)
         assert not await Author.objects.aexists()
         scope.release.set()
         thread.join()

@@ -11,6 +11,7 @@ import uvloop
 
 from pgbackend.bridge.greenlets import await_bridged, run_bridged
 from pgbackend.bridge.lock import BridgedLock
+from tests.support.limits import PATIENCE
 
 Factory = Callable[[], asyncio.AbstractEventLoop]
 
@@ -82,7 +83,7 @@ def test_closed_while_it_waits(factory: Factory, closed: int, end: Callable[...,
             end(waiting.pop())
         gc.collect()
         work.release.set()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE):
             await asyncio.gather(holder, *tasks)
             await run_bridged(work.take, "c")
         assert work.order == ["a", "b", "c"]
@@ -102,7 +103,7 @@ def test_closed_when_it_was_handed_over(factory: Factory, end: Callable[..., Non
         task = asyncio.create_task(run_bridged(work.take, "a"))
         await asyncio.sleep(0)
         work.release.set()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE):
             await holder
             end(waiting.pop())
             gc.collect()
@@ -124,7 +125,7 @@ def test_cancelled_when_it_was_handed_over(factory: Factory) -> None:
         await asyncio.sleep(0)
         holder.add_done_callback(lambda _: tasks[0].cancel())
         work.release.set()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE):
             results = await asyncio.gather(holder, *tasks, return_exceptions=True)
             await run_bridged(work.take, "d")
         assert [type(each) for each in results[1:]] in (

@@ -155,7 +155,7 @@ WORKS = {
     "while a statement is stopped": """
         @bridged
         def sleep():
-            connection.cursor().execute("SELECT pg_sleep(60)")
+            connection.cursor().execute("SELECT pg_sleep(600)")
 
         async def limited():
             await count()

@@ -27,11 +27,9 @@ from psycopg import sql
 
 from proj import postgres
 from tests.django_suite.server import system_postgres
+from tests.support.limits import PATIENCE
 
 ROOT = Path(__file__).parent.parent.parent
-
-# Seconds until a server must have come up, have done what it was told, or have ended.
-PATIENCE = 30.0
 
 _LEFT_OUT = "left out: "
 

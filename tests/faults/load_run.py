@@ -201,7 +201,7 @@ class Load:
             await connection.async_pool.close()
 
     async def _at_rest_again(self, before: Baseline) -> Baseline:
-        """Return what there is when it is no more than *before*, or after 10 s.
+        """Return what there is when it is no more than *before*, or after PATIENCE.
 
         The loop closes sockets some time later.
         """

@@ -32,6 +32,7 @@ from tests.faults.files import open_files
 from tests.faults.greenlets import is_busy
 from tests.faults.report import Report, reports
 from tests.models import Author
+from tests.support.limits import PATIENCE
 from tests.support.proxy import Proxy
 from tests.support.server import NAME, Server
 from tests.support.wrapper import until, use_wrapper
@@ -40,7 +41,6 @@ ROUNDS = int(os.environ.get("PGBACKEND_SWEEP_ROUNDS", "1"))
 SLICES = int(os.environ.get("PGBACKEND_SWEEP_SLICES", "0"))
 
 # Seconds within which an operation must end after it was cancelled, and all be as it was.
-BOUND = 30.0
 
 KEPT = ["kept 0", "kept 1", "kept 2", "kept 3", "kept 4"]
 
@@ -329,7 +329,7 @@ async def _once(
             await Author.objects.acreate(name="next")
 
     try:
-        async with asyncio.timeout(BOUND):
+        async with asyncio.timeout(PATIENCE):
             await asyncio.create_task(run())
     except Exception as error:
         broken.append(f"the next transaction: {error!r}")
@@ -337,7 +337,7 @@ async def _once(
     if outcome != [right]:
         broken.append(f"outcome {outcome} after {each.cancelled} cancellations")
     with suppress(TimeoutError):
-        await until(lambda: _settled(server), BOUND)
+        await until(lambda: _settled(server))
     broken += _left(server)
     names = [name for (name,) in server.all("SELECT name FROM tests_author ORDER BY name")]
     allowed = operation.written if each.cancelled or each.ended else operation.written[-1:]

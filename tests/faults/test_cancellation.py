@@ -11,10 +11,11 @@ from pgbackend import await_bridged, bridged
 from pgbackend.bridge.greenlets import run_bridged
 from tests.faults.sweep import ENDS, KEPT, Operation, sweep, sweep_closing
 from tests.models import Author
+from tests.support.limits import PATIENCE
 from tests.support.proxy import Proxy
 from tests.support.server import Server
 from tests.support.sessions import committed, running
-from tests.support.work import BOUND, ended, execute, fill, pid, settled, until_running
+from tests.support.work import ended, execute, fill, pid, settled, until_running
 from tests.support.wrapper import until, use_wrapper
 
 # The sweep
@@ -227,7 +228,7 @@ async def test_10_no_innocent_query_is_cancelled(server: Server) -> None:
     before = await pid()
     for _ in range(100):
         first = asyncio.create_task(execute("SELECT pg_sleep(600)"))
-        await until(lambda: running(server, "active", "%pg_sleep(600)%"), BOUND)
+        await until(lambda: running(server, "active", "%pg_sleep(600)%"))
         second = asyncio.create_task(execute("SELECT pg_sleep(0.002)"))
         first.cancel()
         results = await ended(first, second)
@@ -318,7 +319,7 @@ async def test_13_cancel_at_commit(server: Server) -> None:
     def commit_begins(task: asyncio.Task[None]) -> None:
         task.cancel()
 
-    await asyncio.wait_for(asyncio.create_task(work()), BOUND)
+    await asyncio.wait_for(asyncio.create_task(work()), PATIENCE)
     assert hooks == ["cancelled"]
     assert committed(server) in (["next"], ["in doubt", "next"])
 

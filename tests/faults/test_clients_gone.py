@@ -17,6 +17,7 @@ from django.utils.decorators import async_only_middleware, sync_only_middleware
 
 from pgbackend import bridged
 from tests.support.client import serving
+from tests.support.limits import PATIENCE
 from tests.support.server import Server
 
 # How many turns of the loop after the beginning of a request its client goes.
@@ -141,7 +142,7 @@ async def test_17_clients_gone(
             for _ in range(turns):
                 await asyncio.sleep(0)
             exchange.disconnect()
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(PATIENCE):
                 await task
             del exchange, task
             gc.collect()

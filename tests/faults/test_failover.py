@@ -11,6 +11,7 @@ from django.db.backends.signals import connection_created
 
 from pgbackend import bridged
 from tests.faults.fix_servers import Cluster, Pair, wait_until
+from tests.support.limits import PATIENCE
 from tests.support.server import NAME
 from tests.support.wrapper import PID, AddAlias, avalue
 
@@ -88,7 +89,7 @@ async def test_32_until_there_is_a_primary(alias: str, pair: Pair) -> None:
     """While there is only a standby, writes fail soon and say so; they work once it is promoted."""
     await fill_pool(alias, pair)
     pair.primary.stop()
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE):
         for _ in range(3):
             with pytest.raises(OperationalError, match="session is read-only"):
                 await write(alias, 4)

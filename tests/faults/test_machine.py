@@ -35,13 +35,13 @@ from hypothesis.stateful import (
 from pgbackend import bridged
 from pgbackend.transaction import aon_commit, asavepoint, asavepoint_commit, asavepoint_rollback
 from tests.models import Author
+from tests.support.limits import PATIENCE
 from tests.support.server import DATABASES, NAME
 
 EXAMPLES = int(os.environ.get("PGBACKEND_MACHINE_EXAMPLES", "60"))
 STEPS = int(os.environ.get("PGBACKEND_MACHINE_STEPS", "40"))
 
 # How long anything may take, seconds.
-BOUND = 30.0
 
 # Blocks within each other, and tasks within the transaction.
 DEPTH = 5
@@ -107,7 +107,7 @@ class Actor:
 @bridged
 def sleep() -> None:
     with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_sleep(60)")
+        cursor.execute("SELECT pg_sleep(600)")
 
 
 @dataclass(eq=False)
@@ -154,7 +154,7 @@ class TransactionMachine(RuleBasedStateMachine):
 
     def run(self, coro: Any) -> Any:
         async def bounded() -> Any:
-            async with asyncio.timeout(BOUND):
+            async with asyncio.timeout(PATIENCE):
                 return await coro
 
         return self.runner.run(bounded())
@@ -251,7 +251,7 @@ class TransactionMachine(RuleBasedStateMachine):
     def sleeping(self) -> bool:
         query = (
             "SELECT 1 FROM pg_stat_activity WHERE application_name = %s AND state = 'active'"
-            " AND query = 'SELECT pg_sleep(60)'"
+            " AND query = 'SELECT pg_sleep(600)'"
         )
         return self.server.execute(query, [NAME]).fetchone() is not None
 

@@ -95,7 +95,7 @@ async def test_29_prepared_statements(pgbouncer: PgBouncer, add_alias: AddAlias)
 async def test_29_cancellation(alias: str, server: Server) -> None:
     """A cancelled statement is stopped behind PgBouncer too, and its transaction rolled back."""
     running = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query = %s"
-    query = "SELECT 'cancelled', pg_sleep(60)"
+    query = "SELECT 'cancelled', pg_sleep(600)"
 
     async def work() -> None:
         async with transaction.atomic(alias):
@@ -103,7 +103,7 @@ async def test_29_cancellation(alias: str, server: Server) -> None:
             await avalue(query, alias)
 
     task = asyncio.create_task(work())
-    await until(lambda: server.one(running, query), 30)
+    await until(lambda: server.one(running, query))
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

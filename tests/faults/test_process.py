@@ -14,11 +14,12 @@ from pgbackend import BridgeError, await_bridged
 from pgbackend.bridge.greenlets import run_bridged
 from tests.faults.files import open_files
 from tests.models import Author
+from tests.support.limits import AT_ONCE, PATIENCE
 from tests.support.loops import LOOPS
 from tests.support.script import run_script
 from tests.support.server import Server
 from tests.support.sessions import committed, running
-from tests.support.work import BOUND, execute, fill, pid, settled, within
+from tests.support.work import execute, fill, pid, settled, within
 from tests.support.wrapper import AddAlias, until, use_wrapper
 
 # A script that goes on after tests.support.script.PROLOGUE.
@@ -144,7 +145,7 @@ def test_23_loops_in_threads(server: Server) -> None:
 
     async def main() -> None:
         pids = set(await asyncio.gather(*(pid() for _ in range(20))))
-        barrier.wait(BOUND)
+        barrier.wait(PATIENCE)
         found.append(pids)
 
     threads = [threading.Thread(target=asyncio.run, args=(main(),)) for _ in range(4)]
@@ -164,7 +165,7 @@ def test_24_loop_closed_with_the_pool_open(runner: asyncio.Runner, server: Serve
     async def main() -> None:
         await fill(4)
         asyncio.create_task(execute("SELECT pg_sleep(600)"))  # noqa: RUF006  # it is left behind
-        await until(lambda: running(server, "active") == 1, BOUND)
+        await until(lambda: running(server, "active") == 1)
 
     runner.run(main())
     runner.close()
@@ -197,7 +198,7 @@ async def test_26_coroutine_closed_in_mid_query(server: Server) -> None:
     assert len(refused) == 1
     assert await execute("SELECT 1") == 1
     assert (await settled())["pool_size"] == 1
-    await until(lambda: running(server, "active") == 0, BOUND)
+    await until(lambda: running(server, "active") == 0)
 
 
 async def test_26_greenlet_collected(server: Server) -> None:
@@ -213,7 +214,7 @@ async def test_26_greenlet_collected(server: Server) -> None:
     assert open_files() == files - 1
     assert await execute("SELECT 1") == 1
     assert (await settled())["pool_size"] == 1
-    await until(lambda: running(server, "active") == 0, BOUND)
+    await until(lambda: running(server, "active") == 0)
 
 
 def test_33_loop_ends_while_connecting(runner: asyncio.Runner) -> None:
@@ -223,10 +224,10 @@ def test_33_loop_ends_while_connecting(runner: asyncio.Runner) -> None:
         use_wrapper(HOST="127.0.0.1", PORT=port)
         tasks = [asyncio.create_task(pid()) for _ in range(5)]
         # The system accepts for a server that does not.
-        await until(lambda: select.select([silent], [], [], 0)[0], BOUND)
+        await until(lambda: select.select([silent], [], [], 0)[0])
         assert not any(task.done() for task in tasks)
 
-    with socket.create_server(("127.0.0.1", 0)) as silent, within(BOUND / 3):
+    with socket.create_server(("127.0.0.1", 0)) as silent, within(AT_ONCE):
         runner.run(main(silent.getsockname()[1]))
         runner.close()
 
@@ -252,7 +253,7 @@ async def test_36_loop_is_blocked(server: Server, add_alias: AddAlias) -> None:
         thread = threading.Thread(target=contextvars.copy_context().run, args=(work,))
         thread.start()
         # Nothing is awaited: the loop stands still.
-        thread.join(BOUND)
+        thread.join(PATIENCE)
     assert len(errors) == 1
     assert "the event loop did not take a thread's statement within 0.2 s" in str(errors[0])
     assert committed(server) == ["owner"]
@@ -273,7 +274,7 @@ def test_36_loop_ends(server: Server, busy: bool) -> None:
                     with connection.cursor() as cursor:
                         cursor.execute("SELECT pg_sleep(600)")
                 else:
-                    assert release.wait(BOUND)
+                    assert release.wait(PATIENCE)
                 Author.objects.create(name="late")
         except BaseException as error:
             errors.append(error)
@@ -289,15 +290,15 @@ def test_36_loop_ends(server: Server, busy: bool) -> None:
                 await asyncio.Event().wait()
 
         asyncio.create_task(owner())  # noqa: RUF006  # it is left behind
-        await until(entered.is_set, BOUND)
+        await until(entered.is_set)
         if busy:
-            await until(lambda: running(server, "active", "%pg_sleep%") == 1, BOUND)
+            await until(lambda: running(server, "active", "%pg_sleep%") == 1)
 
     threads: list[threading.Thread] = []
-    with within(BOUND):
+    with within(PATIENCE):
         asyncio.run(main())
         release.set()
-        threads[0].join(BOUND)
+        threads[0].join(PATIENCE)
     assert not threads[0].is_alive()
     assert [isinstance(error, RuntimeError) for error in errors] == [True]
     server.wait_for_backends(0)

@@ -19,6 +19,7 @@ from pgbackend import bridged
 from pgbackend.transaction import detached
 from tests.models import Author, Book
 from tests.support.client import Client, serving
+from tests.support.limits import PATIENCE
 from tests.support.server import NAME, Server
 from tests.support.table_lock import TableLock
 from tests.support.wrapper import PID, avalue, until, value
@@ -50,7 +51,7 @@ async def check_all_free(server: Server) -> None:
 
     # Django's own pool, for threads.
     await asyncio.to_thread(connection.close_pool)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE):
         while not await free():
             await asyncio.sleep(0.01)
     states = "SELECT DISTINCT state FROM pg_stat_activity WHERE application_name = %s"
@@ -134,10 +135,10 @@ async def test_17_clients_go_away(server: Server, site: Client) -> None:
         tasks = [asyncio.create_task(each.application(*each.protocol)) for each in exchanges]
         # The pool has eight connections; all other requests are in its queue.
         await lock.waited_for(8)
-        await until(lambda: waiting() == 22, 30)
+        await until(lambda: waiting() == 22)
         for each in exchanges:
             each.disconnect()
-        _, pending = await asyncio.wait(tasks, timeout=30)
+        _, pending = await asyncio.wait(tasks, timeout=PATIENCE)
         assert not pending
         assert not lock.waiting()
     assert sorted(map(int, cancelled)) == [*range(30)]

@@ -17,8 +17,9 @@ from django.db import OperationalError, connection, transaction
 
 from pgbackend import bridged
 from tests.models import Author
+from tests.support.limits import PATIENCE
 from tests.support.server import Server
-from tests.support.work import BOUND, ended, execute, settled
+from tests.support.work import ended, execute, settled
 from tests.support.wrapper import use_wrapper
 
 # What comes of an answer before the reset: nothing, a part of a message's head, of a row, or more.
@@ -50,7 +51,7 @@ class Cutter:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         for each in self._threads:
-            each.join(BOUND)
+            each.join(PATIENCE)
 
     def _accept(self) -> None:
         while True:
@@ -85,7 +86,7 @@ class Cutter:
 
     def _cut(self, client: socket.socket, data: bytes) -> None:
         self.asked.set()
-        self.go.wait(BOUND)
+        self.go.wait(PATIENCE)
         if self.piece:
             client.sendall(data[: self.piece])
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -153,10 +154,10 @@ def test_41_reset_after_a_part_of_an_answer(
         with cutting(server, piece) as cutter:
             await execute("SELECT 1")
             task = asyncio.ensure_future(form())
-            await asyncio.to_thread(cutter.asked.wait, BOUND)
+            await asyncio.to_thread(cutter.asked.wait, PATIENCE)
             cutter.go.set()
             # The loop is held: it learns of the piece and of the reset at once.
-            assert cutter.cut.wait(BOUND)
+            assert cutter.cut.wait(PATIENCE)
             (error,) = await ended(task)
             # COPY has psycopg's own errors, as with Django's backend.
             assert isinstance(error, OperationalError | psycopg.OperationalError)

@@ -141,9 +141,9 @@ async def test_security_parameters_are_logged_at_debug_only(
         await Author.objects.using(alias).acreate(name=CANARY)
     with pytest.raises(DataError):
         await bridged(run)(alias, "SELECT %s::int", [CANARY])
-    task = asyncio.create_task(bridged(run)(alias, "SELECT pg_sleep(60), %s", [CANARY]))
+    task = asyncio.create_task(bridged(run)(alias, "SELECT pg_sleep(600), %s", [CANARY]))
     query = "SELECT pid FROM pg_stat_activity WHERE state = 'active' AND query LIKE %s"
-    await until(lambda: server.all(query, f"SELECT pg_sleep(60), '{CANARY}%"), 30)
+    await until(lambda: server.all(query, f"SELECT pg_sleep(600), '{CANARY}%"))
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

@@ -10,8 +10,9 @@ from django.db import InternalError, OperationalError, connection, transaction
 
 from tests.faults.own_server import OwnServer
 from tests.models import Author
+from tests.support.limits import AT_ONCE, PATIENCE
 from tests.support.server import Server
-from tests.support.work import BOUND, ended, execute, fill, pid, settled, until_running, within
+from tests.support.work import ended, execute, fill, pid, settled, until_running, within
 from tests.support.wrapper import use_wrapper
 
 SIZE = 8
@@ -42,7 +43,7 @@ async def test_01_restart_while_idle(own: OwnServer, checks: bool) -> None:
     use(own, checks=checks)
     await fill(SIZE)
     await asyncio.to_thread(own.restart)
-    with within(BOUND / 3):
+    with within(AT_ONCE):
         first = await ended(asyncio.ensure_future(pid()))
         results = await ended(*(asyncio.ensure_future(pid()) for _ in range(50)))
     errors = [each for each in first + results if isinstance(each, Exception)]
@@ -60,7 +61,7 @@ async def test_01_server_down_while_idle(own: OwnServer) -> None:
     await fill(SIZE)
     await asyncio.to_thread(own.stop)
     try:
-        with within(BOUND / 3):
+        with within(AT_ONCE):
             for _ in range(3):
                 with pytest.raises(OperationalError, match="Connection refused"):
                     await pid()
@@ -208,7 +209,7 @@ async def test_20_deadlock(server: Server) -> None:
             await lock(*names)
         other_committed.set()
 
-    async with asyncio.timeout(BOUND):
+    async with asyncio.timeout(PATIENCE):
         await asyncio.gather(work("Ada", "Grace"), work("Grace", "Ada"))
     assert [sqlstate(error) for error in errors] == ["40P01"]
     assert (await settled())["pool_size"] == 2

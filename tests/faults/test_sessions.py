@@ -78,7 +78,7 @@ async def test_28_each_borrower_has_a_fresh_session(server: Server, add_alias: A
                 task = asyncio.current_task()
                 assert task is not None
                 asyncio.get_running_loop().call_later(0.01, task.cancel)
-                await avalue("SELECT pg_sleep(60)", alias)
+                await avalue("SELECT pg_sleep(600)", alias)
 
     ends = await asyncio.gather(*map(borrow, range(60)), return_exceptions=True)
     expected = [type(None), Failed, asyncio.CancelledError] * 20

@@ -8,9 +8,10 @@ from django.db import OperationalError, connection, transaction
 
 from pgbackend import await_bridged, bridged
 from tests.models import Author
+from tests.support.limits import PATIENCE
 from tests.support.server import Server
 from tests.support.sessions import committed
-from tests.support.work import BOUND, ended, execute, pid, settled, until_running
+from tests.support.work import ended, execute, pid, settled, until_running
 from tests.support.wrapper import until, use_wrapper
 
 
@@ -50,7 +51,7 @@ async def test_18_gather_in_a_transaction(server: Server, cancelled: bool) -> No
     async with transaction.atomic():
         await Author.objects.acreate(name="owner")
         tasks = [asyncio.create_task(child(number)) for number in range(8)]
-        await asyncio.wait_for(waits.wait(), BOUND)
+        await asyncio.wait_for(waits.wait(), PATIENCE)
         if cancelled:
             tasks[3].cancel()
         results = await ended(*tasks)
@@ -123,13 +124,13 @@ async def test_34_owner_ends_while_a_child_is_nested(
             await entered.wait()
             if busy:
                 await asyncio.to_thread(lambda: None)
-                await until(lambda: bool(busy_now(server)), BOUND)
+                await until(lambda: bool(busy_now(server)))
             if cancelled:
                 await asyncio.Event().wait()
             raise Failed
 
     task = asyncio.create_task(owner())
-    await asyncio.wait_for(entered.wait(), BOUND)
+    await asyncio.wait_for(entered.wait(), PATIENCE)
     if cancelled:
         if busy:
             await until_running(server.all, "%pg_sleep%")

@@ -13,6 +13,7 @@ from django.db import OperationalError, transaction
 
 from tests.faults.fix_servers import Cluster, wait_until
 from tests.models import Author
+from tests.support.limits import PATIENCE
 from tests.support.server import NAME
 from tests.support.wrapper import PID, AddAlias, avalue
 
@@ -139,7 +140,7 @@ async def test_security_a_server_that_is_not_the_one(
     if options.get("sslrootcert") == "stranger":
         options = {"sslrootcert": str(site.stranger)}
     alias = add_alias(site.options(**options), **site.settings(**changes))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE):
         with pytest.raises(OperationalError, match=words):
             await Author.objects.using(alias).acount()
     assert site.server.all(ENCRYPTED, NAME) == []

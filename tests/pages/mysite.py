@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tests.pages.examples import Example
 from tests.support.fix_uvicorn import ROOT, TROUBLE, Site
+from tests.support.limits import PATIENCE
 from tests.support.server import Server
 
 
@@ -58,7 +59,7 @@ class MySite(Site):
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=100,
+            timeout=PATIENCE,
         )
         assert done.returncode == 0, done.stdout
         assert not TROUBLE.search(done.stdout), done.stdout

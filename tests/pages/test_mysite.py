@@ -10,6 +10,7 @@ from websockets.sync.client import connect
 
 from tests.pages.examples import example
 from tests.pages.mysite import MySite
+from tests.support.limits import PATIENCE
 from tests.support.server import Server
 
 pytestmark = pytest.mark.process
@@ -103,7 +104,7 @@ def test_asgi(mysite: MySite) -> None:
         assert httpx.get(f"{process.url}/static/admin/css/base.css").status_code == status
     with connect(with_websocket.url.replace("http", "ws")) as websocket:
         websocket.send("1")
-        assert websocket.recv(timeout=10) == "Ada"
+        assert websocket.recv(timeout=PATIENCE) == "Ada"
     for process in started:
         process.terminate()
         assert process.trouble() == [], process.output

@@ -13,6 +13,7 @@ import pytest
 from pgbackend.version import __version__
 from tests.pages.examples import example
 from tests.support.kitchen import make_dish, make_order
+from tests.support.limits import PATIENCE
 from tests.support.script import run_script
 from tests.support.server import Server
 
@@ -89,7 +90,7 @@ async def test_reprice(server: Server) -> None:
     await make_dish("Bread", price=Decimal(2))
     locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 42"
     code = REPRICE.run()
-    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(PATIENCE), asyncio.TaskGroup() as tasks:
         with server.conn.transaction():
             server.all("SELECT 1 FROM kitchen_dish FOR UPDATE")
             tasks.create_task(code.reprice(Decimal("1.5")))
@@ -97,7 +98,7 @@ async def test_reprice(server: Server) -> None:
                 await asyncio.sleep(0.01)
             assert server.one(locks) == 1
     # The session is reset in the background, or by its next borrower.
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         while server.one(locks):
             await asyncio.sleep(0.01)
     assert server.all("SELECT price FROM kitchen_dish ORDER BY id") == [(9,), (3,)]

@@ -15,6 +15,7 @@ from django.test.utils import CaptureQueriesContext
 from pgbackend import await_bridged, bridged
 from tests.models import Author, Book
 from tests.support.fix_loops import Main
+from tests.support.limits import PATIENCE
 from tests.support.turns import Holder, settle
 from tests.support.wrapper import small_pool
 
@@ -173,7 +174,7 @@ def test_inside_and_outside_a_block(run_main: Main) -> None:
                 await settle()
                 assert not waiter.done()
                 holder.then = functools.partial(aiterate, shared)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(PATIENCE):
                 assert len(await waiter) == 10
 
     run_main(main())

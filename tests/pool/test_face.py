@@ -18,6 +18,7 @@ from pgbackend.base import DatabaseWrapper
 from pgbackend.bridge.current import BridgeError
 from pgbackend.bridge.greenlets import await_bridged, run_bridged
 from tests.models import Author
+from tests.support.limits import PATIENCE
 from tests.support.server import NAME, Server
 from tests.support.wrapper import make_wrapper, run, until, use_wrapper
 
@@ -41,7 +42,7 @@ def wrapper() -> DatabaseWrapper:
 
 
 async def running(server: Server, query: str) -> int:
-    """Wait until a backend of ours runs *query* and return its pid; fail after 10 s."""
+    """Wait until a backend of ours runs *query* and return its pid; fail after PATIENCE."""
     active = (
         "SELECT pid FROM pg_stat_activity"
         " WHERE application_name = %s AND query = %s AND state = 'active'"
@@ -272,7 +273,7 @@ async def test_wait_has_a_timeout(wrapper: DatabaseWrapper) -> None:
         return face.execute("SELECT 1").fetchall()
 
     async with Ticker() as ticker:
-        assert await asyncio.wait_for(on_face(wrapper, listen), 5) == [(1,)]
+        assert await asyncio.wait_for(on_face(wrapper, listen), PATIENCE) == [(1,)]
     assert ticker.ticks >= 5
 
 
@@ -313,7 +314,7 @@ async def test_type_info(server: Server, wrapper: DatabaseWrapper) -> None:
 
 async def test_cancel_safe(server: Server, wrapper: DatabaseWrapper) -> None:
     """cancel_safe() from another task ends the query, and lets the loop go on meanwhile."""
-    query = "SELECT pg_sleep(60)"
+    query = "SELECT pg_sleep(600)"
     faces: list[Face] = []
 
     def sleep(face: Face) -> Any:
@@ -332,7 +333,7 @@ async def test_cancel_safe(server: Server, wrapper: DatabaseWrapper) -> None:
         return bool(came_round)
 
     assert await run_bridged(cancel)
-    assert await asyncio.wait_for(task, 10) == (1,)
+    assert await asyncio.wait_for(task, PATIENCE) == (1,)
 
 
 # Waiting
@@ -359,7 +360,7 @@ async def test_tasks_in_one_transaction_take_turns_without_stopping_the_loop() -
             return await_bridged(_gather(statement, statement))
 
     async with Ticker() as ticker:
-        pids = await asyncio.wait_for(run_bridged(both), 10)
+        pids = await asyncio.wait_for(run_bridged(both), PATIENCE)
     assert pids[0] == pids[1]
     assert ticker.ticks >= 15
 
@@ -378,7 +379,7 @@ async def test_lock_between_tasks(wrapper: DatabaseWrapper) -> None:
         return await_bridged(_gather(sleep, sleep))
 
     async with Ticker() as ticker:
-        first, second = await asyncio.wait_for(on_face(wrapper, both), 10)
+        first, second = await asyncio.wait_for(on_face(wrapper, both), PATIENCE)
     assert first == second
     assert ticker.ticks >= 15
 
@@ -548,12 +549,12 @@ async def test_loader_stays_with_one_connection() -> None:
 
 async def test_cancellation_stops_the_query(server: Server, wrapper: DatabaseWrapper) -> None:
     """A cancelled task's query ends in the server, and its connection is usable afterwards."""
-    query = "SELECT pg_sleep(60)"
+    query = "SELECT pg_sleep(600)"
     task = asyncio.create_task(run(wrapper, query))
     pid = await running(server, query)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await asyncio.wait_for(asyncio.shield(task), 10)
+        await asyncio.wait_for(asyncio.shield(task), PATIENCE)
     state = "SELECT state FROM pg_stat_activity WHERE pid = %s"
     await until(lambda: server.one(state, pid) == "idle")
     assert await run(wrapper, "SELECT pg_backend_pid()") == pid
@@ -565,13 +566,13 @@ async def test_timeout_stops_the_query(server: Server, wrapper: DatabaseWrapper)
     def sleep(face: Face) -> Any:
         async def bounded() -> None:
             async with asyncio.timeout(0.1):
-                await run_bridged(face.execute, "SELECT pg_sleep(60)")
+                await run_bridged(face.execute, "SELECT pg_sleep(600)")
 
         with pytest.raises(TimeoutError):
             await_bridged(bounded())
         return face.execute("SELECT 1").fetchone()
 
-    assert await asyncio.wait_for(on_face(wrapper, sleep), 10) == (1,)
+    assert await asyncio.wait_for(on_face(wrapper, sleep), PATIENCE) == (1,)
     assert not server.all(
         "SELECT 1 FROM pg_stat_activity WHERE application_name = %s AND state = 'active'", NAME
     )
@@ -588,7 +589,7 @@ async def test_cancellation_in_a_copy(server: Server, wrapper: DatabaseWrapper) 
             await_bridged(asyncio.Event().wait())
 
     task = asyncio.create_task(on_face(wrapper, copy_in))
-    await asyncio.wait_for(entered.wait(), 10)
+    await asyncio.wait_for(entered.wait(), PATIENCE)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -608,7 +609,7 @@ async def test_cancellation_in_a_server_cursor(wrapper: DatabaseWrapper) -> None
             await_bridged(asyncio.Event().wait())
 
     task = asyncio.create_task(on_face(wrapper, read))
-    await asyncio.wait_for(entered.wait(), 10)
+    await asyncio.wait_for(entered.wait(), PATIENCE)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -617,18 +618,18 @@ async def test_cancellation_in_a_server_cursor(wrapper: DatabaseWrapper) -> None
 
 async def test_second_cancellation(server: Server, wrapper: DatabaseWrapper) -> None:
     """A task cancelled again while its query is being stopped: it is stopped all the same."""
-    query = "SELECT pg_sleep(60)"
+    query = "SELECT pg_sleep(600)"
     task = asyncio.create_task(run(wrapper, query))
     pid = await running(server, query)
     task.cancel()
     await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await asyncio.wait_for(asyncio.shield(task), 10)
+        await asyncio.wait_for(asyncio.shield(task), PATIENCE)
     assert await run(wrapper, "SELECT 1") == 1
     active = "SELECT 1 FROM pg_stat_activity WHERE pid = %s AND query = %s AND state = 'active'"
     try:
-        await until(lambda: not server.all(active, pid, query), 5)
+        await until(lambda: not server.all(active, pid, query))
     finally:
         server.all("SELECT pg_terminate_backend(%s, 10000)", pid)
 
@@ -645,7 +646,7 @@ async def test_closed_coroutine_in_a_transaction(server: Server) -> None:
 
     coroutine = run_bridged(insert)
     active = "SELECT 1 FROM pg_stat_activity WHERE query = %s AND state = 'active'"
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE):
         waiting = coroutine.send(None)
         while not server.all(active, query):
             # What a task does with the futures that it is given; the last is not done for long.

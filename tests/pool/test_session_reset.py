@@ -22,6 +22,7 @@ from django.db.models import Max
 from pgbackend import bridged
 from pgbackend.transaction import pinned
 from tests.models import Author
+from tests.support.limits import PATIENCE
 from tests.support.server import Server
 from tests.support.wrapper import AddAlias, run, until, use_wrapper, value
 
@@ -344,7 +345,7 @@ async def test_an_idle_session_is_reset_soon(server: Server) -> None:
     locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 77"
 
     async def gone() -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE):
             while server.one(locks):  # another server's state
                 await asyncio.sleep(0.01)
 
@@ -709,5 +710,5 @@ async def test_defaults_for_transactions(server: Server, add_alias: AddAlias) ->
                 )
             assert by_cursor(alias) == FRESH
 
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE):
             await bridged(work)()

@@ -17,6 +17,7 @@ from pgbackend.pool.open_pools import open_pools
 from pgbackend.pool.socket_wait import SocketWait
 from tests.faults.files import open_files
 from tests.models import Author
+from tests.support.limits import PATIENCE
 from tests.support.server import Server
 from tests.support.wrapper import check_all_back, on_loan, run, small_pool, until
 
@@ -28,7 +29,7 @@ async def test_many_statements_on_few_connections() -> None:
     async def work(number: int) -> int:
         return sum([int(await run(wrapper, f"SELECT {number}")) for _ in range(10)])
 
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         assert await asyncio.gather(*map(work, range(100))) == [10 * n for n in range(100)]
 
 
@@ -38,9 +39,9 @@ async def test_closed_while_somebody_waits() -> None:
 
     async def sleep() -> None:
         started.set()
-        await bridged(lambda: connection.cursor().execute("SELECT pg_sleep(5)"))()
+        await bridged(lambda: connection.cursor().execute("SELECT pg_sleep(600)"))()
 
-    async with asyncio.timeout(4):
+    async with asyncio.timeout(PATIENCE):
         with pytest.raises(OperationalError):
             async with transaction.atomic():
                 task = asyncio.create_task(sleep())
@@ -137,7 +138,7 @@ def test_a_call_that_ends_inside_a_callback_from_libuv() -> None:
         await Author.objects.acount()
         loop = asyncio.get_running_loop()
         before = open_files()
-        task = asyncio.create_task(run(wrapper, "SELECT pg_sleep(60)"))
+        task = asyncio.create_task(run(wrapper, "SELECT pg_sleep(600)"))
         await until(lambda: on_loan(wrapper))
         reading, writing = os.pipe()
         closed = loop.create_future()

@@ -19,6 +19,7 @@ from pgbackend import bridged
 from pgbackend.asgi import BridgedApplication
 from tests.models import Author
 from tests.support.client import Client, Exchange, serving
+from tests.support.limits import PATIENCE
 from tests.support.loops import NAMES, new_loop
 from tests.support.server import Server
 from tests.support.wrapper import until, use_wrapper
@@ -28,7 +29,6 @@ pytestmark = pytest.mark.process
 SIZE = 2
 
 # Seconds within which everything here ends, on a busy machine.
-BOUND = 30.0
 
 # What ended, and how.
 ended: list[str] = []
@@ -183,16 +183,16 @@ async def check_whole() -> None:
             and not stats["pool_resetting"]
         )
 
-    async with asyncio.timeout(BOUND):
+    async with asyncio.timeout(PATIENCE):
         while not await whole():
             await asyncio.sleep(0.01)
-    async with asyncio.timeout(BOUND):
+    async with asyncio.timeout(PATIENCE):
         await asyncio.gather(*(Author.objects.acount() for _ in range(10)))
 
 
 def run(runner: asyncio.Runner, main: Callable[[], Awaitable[None]]) -> None:
     async def limited() -> None:
-        async with asyncio.timeout(2 * BOUND):
+        async with asyncio.timeout(PATIENCE):
             await main()
 
     runner.run(limited())
@@ -216,7 +216,7 @@ def test_the_response_to_a_client_that_does_not_read(
                 assert len(each.sent) == 3
                 assert each.sent[-1]["more_body"]
             if "produced_on" not in address:
-                await until(lambda: len(ended) == SIZE, BOUND)
+                await until(lambda: len(ended) == SIZE)
             for task in left:
                 task.cancel()
             assert await Author.objects.acount() == 50
@@ -373,7 +373,7 @@ def test_sockets_that_nobody_reads(runner: asyncio.Runner) -> None:
                 await asyncio.to_thread(each.connect, ("127.0.0.1", port))
                 each.sendall(b"GET /stream/rows/ HTTP/1.1\r\nHost: testserver\r\n\r\n")
                 silent.append(each)
-            await until(lambda: len(connections["default"].async_pool.borrowers()) == SIZE, BOUND)
+            await until(lambda: len(connections["default"].async_pool.borrowers()) == SIZE)
             for _ in range(3):
                 reader, writer = await asyncio.open_connection("127.0.0.1", port)
                 writer.write(

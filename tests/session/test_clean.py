@@ -30,6 +30,7 @@ from pgbackend.session.clean import CleanSQL, changes_session, is_clean_field
 from pgbackend.transaction import detached, pinned
 from pgbackend.wrapper.dispatch import in_bridge
 from tests.models import Author, Book
+from tests.support.limits import PATIENCE
 from tests.support.server import NAME, Server
 from tests.support.session import PROBES, run
 from tests.support.wrapper import until
@@ -1000,7 +1001,7 @@ async def test_requests_whose_tasks_use_their_sessions(add_alias: AddAlias) -> N
         await together.wait()
         return await asyncio.gather(*(bridged(run)(alias, SETTING) for _ in range(5)))
 
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(PATIENCE):
         found = await asyncio.gather(*(in_bridge(view, number) for number in range(4)))
     assert found == [[str(number)] * 5 for number in range(4)]
     assert await bridged(run)(alias, SETTING) == ""

@@ -17,6 +17,7 @@ from pgbackend.requests.serving import serve
 from pgbackend.session.row_settings import Change, changes_settings_only, setting_changes
 from pgbackend.transaction import detached, pinned
 from tests.models import Author
+from tests.support.limits import PATIENCE
 from tests.support.server import Server
 from tests.support.wrapper import use_wrapper
 
@@ -95,7 +96,7 @@ def in_request(view: Callable[[], Coroutine[Any, Any, None]]) -> None:
             await in_thread(close)
 
     async def main() -> None:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE):
             await serve(whole)
 
     use_wrapper(options={"pool": {"max_size": 2}})
@@ -264,11 +265,11 @@ def test_several_threads(server: Server) -> None:
     def other() -> None:
         with shared:
             inside.set()
-            assert has_set.wait(10)
+            assert has_set.wait(PATIENCE)
         connection.close()
 
     def sets() -> None:
-        assert inside.wait(10)
+        assert inside.wait(PATIENCE)
         execute("SET app.tenant = 'a'")
         with suppress(ZeroDivisionError), shared:
             execute("SET app.other = 'b'")
@@ -443,7 +444,7 @@ def test_next_request(server: Server) -> None:
         looked.set()
 
     async def main() -> None:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE):
             await asyncio.gather(serve(first), serve(second))
             await serve(second)
 

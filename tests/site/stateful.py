@@ -14,6 +14,7 @@ from django.urls import path
 from django.views import View
 
 from tests.models import Author, Book, Elsewhere
+from tests.support.limits import PATIENCE
 
 # Transactions
 
@@ -77,9 +78,9 @@ _meetings = WeakKeyDictionary()
 
 
 async def meet_at(name: str, parties: int) -> None:
-    """Wait until so many have come to the meeting of that name; TimeoutError after 10 s."""
+    """Wait until so many have come to the meeting of that name; TimeoutError after PATIENCE."""
     meetings = _meetings.setdefault(asyncio.get_running_loop(), {})
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         await meetings.setdefault(name, asyncio.Barrier(parties)).wait()
 
 

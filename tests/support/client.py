@@ -15,6 +15,7 @@ from django.core.handlers.asgi import ASGIHandler
 from django.test import override_settings
 
 from tests.site import settings
+from tests.support.limits import PATIENCE
 
 SITE = {
     name: getattr(settings, name)
@@ -83,8 +84,8 @@ class Exchange:
         self._gone.set()
 
     async def wrote(self, words: bytes) -> None:
-        """Wait until *words* were sent in the body; TimeoutError after 10 s."""
-        async with asyncio.timeout(10):
+        """Wait until *words* were sent in the body; TimeoutError after PATIENCE."""
+        async with asyncio.timeout(PATIENCE):
             while not any(words in message.get("body", b"") for message in self.sent):
                 self._wrote.clear()
                 await self._wrote.wait()

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, LiteralString
@@ -15,13 +16,10 @@ from urllib.parse import urlencode, urlsplit
 import psycopg
 import pytest
 
+from tests.support.limits import PATIENCE
 from tests.support.server import Server
 
 ROOT = Path(__file__).parents[2]
-
-# Seconds until a process must have come up, or ended.
-START_TIMEOUT = 30.0
-STOP_TIMEOUT = 15.0
 
 # What a process writes to stderr when an error, a warning or a task got lost.
 TROUBLE = re.compile(r"Traceback|Exception|Warning:|^ERROR|was destroyed|never (awaited|retrieved)")
@@ -64,8 +62,8 @@ class Process:
         return "".join(self.lines)
 
     def wait_until_served(self) -> None:
-        """Wait until it listens; fail if it ends, or after START_TIMEOUT."""
-        self._serves.wait(START_TIMEOUT)
+        """Wait until it listens; fail if it ends, or after PATIENCE."""
+        self._serves.wait(PATIENCE)
         if not self.url or self._process.poll() is not None:
             self.kill()
             pytest.fail(f"the site did not come up:\n{self.output}")
@@ -74,10 +72,10 @@ class Process:
         """Send SIGTERM, wait until it has ended and return its exit status."""
         self._process.send_signal(signal.SIGTERM)
         try:
-            status = self._process.wait(STOP_TIMEOUT)
+            status = self._process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             self.kill()
-            pytest.fail(f"the site has not ended {STOP_TIMEOUT:g} s after SIGTERM:\n{self.output}")
+            pytest.fail(f"the site has not ended {PATIENCE:g} s after SIGTERM:\n{self.output}")
         self._join()
         return status
 
@@ -140,7 +138,7 @@ class Site:
             env={**self.environ, **environ},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=PATIENCE,
         )
         assert done.returncode == 0, done.stderr
         return done.stdout
@@ -208,9 +206,10 @@ class Site:
         # Not on our own connection: in a transaction the server's view of itself stands still.
         return int(self.server.one(query + condition, self.name))
 
-    def wait_for(self, condition: Callable[[], bool], seconds: float = 10.0) -> None:
-        """Wait until the server is in a state; fail after *seconds*."""
-        for _ in range(int(seconds * 100)):
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        """Wait until the server is in a state; fail after PATIENCE."""
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
             if condition():
                 return
             self.server.all("SELECT pg_sleep(0.01)")
@@ -219,7 +218,7 @@ class Site:
             " WHERE application_name = %s",
             self.name,
         )
-        pytest.fail(f"not reached within {seconds:g} s; the site's backends: {left}")
+        pytest.fail(f"not reached within {PATIENCE:g} s; the site's backends: {left}")
 
 
 UVICORN = ("-m", "uvicorn", "proj.asgi:application", "--port=0")

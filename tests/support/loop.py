@@ -11,6 +11,8 @@ from django.conf import settings
 from django.core.handlers.asgi import ASGIHandler
 from django.db import connection
 
+from tests.support.limits import PATIENCE
+
 
 def pool_size() -> int:
     """Return the most connections that the pool of the tests may have."""
@@ -18,8 +20,8 @@ def pool_size() -> int:
 
 
 async def settled() -> dict[str, int]:
-    """Return the pool's statistics once nothing is on loan or waited for; fail after 10 s."""
-    async with asyncio.timeout(10):
+    """Return the pool's statistics once nothing is on loan or waited for; fail after PATIENCE."""
+    async with asyncio.timeout(PATIENCE):
         while True:
             stats = connection.async_pool.get_stats()
             if stats["pool_available"] == stats["pool_size"] and not stats["requests_waiting"]:

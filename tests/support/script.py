@@ -6,6 +6,8 @@ import sys
 import textwrap
 from pathlib import Path
 
+from tests.support.limits import PATIENCE
+
 ROOT = Path(__file__).parents[2]
 
 # The tests' settings, which a script may change before it sets up Django.
@@ -33,7 +35,7 @@ def run_script(source: str, *, path: Path | None = None) -> str:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
     )
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     return done.stdout

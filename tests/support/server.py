@@ -1,9 +1,12 @@
 """The server of the tests, and a look at it from outside."""
 
+import time
 from typing import Any
 
 import psycopg
 import pytest
+
+from tests.support.limits import PATIENCE
 
 DATABASES = ("pgbackend_tests", "pgbackend_tests_other")
 
@@ -38,15 +41,23 @@ class Server:
         )
 
     def wait_for_backends(self, count: int) -> None:
-        """Wait until the server has *count* backends of ours; fail after 10 s.
+        """Wait until the server has *count* backends of ours; fail after PATIENCE.
 
         A closed socket's backend takes a moment to notice.
         """
-        for _ in range(1000):
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
             if self.backends() == count:
                 return
-            self.all("SELECT pg_sleep(0.01)")
+            self.all("SELECT pg_sleep(0.002)")
         left = self.all(
             "SELECT pid, state, query FROM pg_stat_activity WHERE application_name = %s", NAME
         )
+        if not count:
+            # So that the tests after this one do not find them, too.
+            self.all(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE application_name = %s",
+                NAME,
+            )
         pytest.fail(f"{len(left)} backends of ours, not {count}: {left}")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from django.db import connections
 
 from pgbackend import bridged
+from tests.support.limits import PATIENCE
 from tests.support.server import NAME, Server
 
 
@@ -47,8 +48,8 @@ def running(server: Server, state: str, query: str = "%") -> int:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Wait, letting the loop run, until the server is in a state; fail after 10 s."""
-    async with asyncio.timeout(10):
+    """Wait, letting the loop run, until the server is in a state; fail after PATIENCE."""
+    async with asyncio.timeout(PATIENCE):
         # The server sets no event.
         while not condition():
             await asyncio.sleep(0.01)

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import psycopg
 from psycopg import sql
 
+from tests.support.limits import PATIENCE
 from tests.support.server import DATABASES, Server
 
 T = TypeVar("T")
@@ -51,8 +52,8 @@ class TableLock:
         )
 
     async def waited_for(self, count: int = 1) -> None:
-        """Wait on the loop until *count* backends wait for the lock; TimeoutError after 10 s."""
-        async with asyncio.timeout(10):
+        """Wait, on the loop, until *count* backends wait for the lock; at most PATIENCE."""
+        async with asyncio.timeout(PATIENCE):
             while self.waiting() != count:
                 await asyncio.sleep(0.001)
 

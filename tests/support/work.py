@@ -11,10 +11,10 @@ from django.db import connection, connections
 from pgbackend import await_bridged, bridged
 from pgbackend.base import DatabaseWrapper
 from pgbackend.bridge.greenlets import run_bridged
+from tests.support.limits import PATIENCE
 from tests.support.wrapper import until
 
 # Seconds within which everything ends that has no time-out of its own.
-BOUND = 30.0
 
 
 @contextmanager
@@ -69,20 +69,20 @@ class Held:
 
 
 async def settled(wrapper: Any = connection) -> dict[str, int]:
-    """Return the pool's statistics once nothing is on loan or awaited; fail after `BOUND`."""
+    """Return the pool's statistics once nothing is on loan or awaited; fail after PATIENCE."""
 
     def stats() -> dict[str, int] | None:
         found: dict[str, int] = wrapper.async_pool.get_stats()
         back = found["pool_size"] == found["pool_available"] and not found["pool_resetting"]
         return found if back and not found["requests_waiting"] else None
 
-    found: dict[str, int] = await until(stats, BOUND)
+    found: dict[str, int] = await until(stats)
     return found
 
 
 async def ended(*tasks: asyncio.Future[Any]) -> list[Any]:
     """Wait until all *tasks* have ended; return their results and exceptions."""
-    async with asyncio.timeout(BOUND):
+    async with asyncio.timeout(PATIENCE):
         return await asyncio.gather(*tasks, return_exceptions=True)
 
 
@@ -95,7 +95,6 @@ async def until_running(look: Callable[..., list[Any]], query: str, state: str =
             state,
             query,
         ),
-        BOUND,
     )
     return int(found[0][0])
 

@@ -10,6 +10,7 @@ from django.db import DEFAULT_DB_ALIAS, connections
 from pgbackend import bridged
 from pgbackend.base import DatabaseWrapper
 from pgbackend.bridge.greenlets import run_bridged
+from tests.support.limits import PATIENCE
 
 # The type of the fixture `add_alias`.
 AddAlias = Callable[..., str]
@@ -47,9 +48,9 @@ async def run(wrapper: DatabaseWrapper, query: str, params: Any = None) -> Any:
     return await run_bridged(execute)
 
 
-async def until(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
-    """Wait until *condition* holds and return its value; TimeoutError after *seconds*."""
-    async with asyncio.timeout(seconds):
+async def until(condition: Callable[[], Any]) -> Any:
+    """Wait until *condition* holds and return its value; TimeoutError after PATIENCE."""
+    async with asyncio.timeout(PATIENCE):
         while True:
             if value := condition():
                 return value

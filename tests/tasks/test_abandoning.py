@@ -22,6 +22,7 @@ from pgbackend.bridge.greenlets import run_bridged
 from pgbackend.transaction import aon_commit, detached
 from tests.models import Author
 from tests.support.left_early import collect, driven_then_closed
+from tests.support.limits import PATIENCE
 from tests.support.loops import EACH_LOOP, LOOPS
 from tests.support.server import Server
 from tests.support.sessions import committed
@@ -204,7 +205,7 @@ async def by_closing_a_statement() -> None:
     async def block() -> None:
         async with _block(), transaction.atomic():
             await Author.objects.acreate(name="lost")
-            await avalue("SELECT pg_sleep(60)")
+            await avalue("SELECT pg_sleep(600)")
 
     await driven_then_closed(block(), 50)
 
@@ -382,7 +383,7 @@ async def _check(leave: Leave, place: Place, server: Server) -> tuple[list[str],
     """Return the rows that are there and the hooks that ran; check all else."""
     server.all("DELETE FROM tests_author")
     hooks: list[str] = []
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE):
         await asyncio.create_task(place(leave, hooks))
         # Nobody notices a block's end in a task of its own.
         await fill(SIZE)
@@ -694,7 +695,7 @@ def test_left_before_the_generator_within(
     async def main() -> None:
         use_wrapper(options={"pool": {"max_size": SIZE, "timeout": 10.0}})
         await fill(SIZE)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             if depth == 1:
                 await work()
                 assert not connection.in_atomic_block
@@ -719,13 +720,13 @@ def test_left_before_the_generator_within(
 async def slow_rows() -> AsyncIterator[int]:
     async with transaction.atomic():
         await Author.objects.acreate(name="lost")
-        await avalue("SELECT pg_sleep(60)")
+        await avalue("SELECT pg_sleep(600)")
         yield 1
 
 
 async def slow_rows_without_a_block() -> AsyncIterator[int]:
     await Author.objects.acreate(name="of no block of its own")
-    await avalue("SELECT pg_sleep(60)")
+    await avalue("SELECT pg_sleep(600)")
     yield 1
 
 
@@ -757,7 +758,7 @@ def test_statement_of_a_generator_closed(
     async def main() -> None:
         use_wrapper(options={"pool": {"max_size": SIZE, "timeout": 10.0}})
         await fill(SIZE)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             await driven_then_closed(_read(generator, kept, keep=keep), 50)
             with suppress(OperationalError) if sys.version_info < (3, 13) else nullcontext():
                 await Author.objects.acreate(name="maybe")
@@ -787,7 +788,7 @@ def test_statement_of_a_generator_closed_in_a_block(
     async def main() -> None:
         use_wrapper(options={"pool": {"max_size": SIZE, "timeout": 10.0}})
         await fill(SIZE)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             with pytest.raises(Exception) as caught:  # noqa: PT011  # whichever notices first
                 async with transaction.atomic():
                     await Author.objects.acreate(name="lost too")

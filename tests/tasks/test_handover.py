@@ -30,6 +30,7 @@ from django.urls import path
 from pgbackend import await_bridged, bridged
 from pgbackend.transaction import acommit, arollback, aset_autocommit, detached
 from tests.models import Author, Elsewhere
+from tests.support.limits import PATIENCE
 from tests.support.loop import get
 from tests.support.server import Server
 from tests.support.sessions import apid, pid, running, sleep, until
@@ -137,7 +138,7 @@ async def test_a_thread_outlives_the_transaction(server: Server) -> None:
     def work() -> None:
         Author.objects.create(name="early")
         entered.set()
-        proceed.wait(30)
+        proceed.wait(PATIENCE)
         for use in (names, transaction.atomic().__enter__):
             try:
                 use()
@@ -163,7 +164,7 @@ async def test_a_cancelled_owner_is_dead_before_the_threads_next_statement(serve
             with transaction.atomic():
                 Author.objects.create(name="early")
                 entered.set()
-                proceed.wait(30)
+                proceed.wait(PATIENCE)
                 Author.objects.create(name="late")
         except RuntimeError as error:
             outcome.append(str(error))
@@ -199,7 +200,7 @@ async def test_a_blocked_loop_is_not_waited_for_for_ever(server: Server) -> None
 
         thread = threading.Thread(target=context.run, args=[work])
         thread.start()
-        thread.join(30)  # holds the loop
+        thread.join(PATIENCE)  # holds the loop
         assert len(outcome) == 1
         assert "did not take a thread's statement within 0.2 s" in outcome[0]
     assert await bridged(names)() == set()
@@ -388,7 +389,7 @@ async def test_cursor_of_a_thread_after_the_transaction(server: Server) -> None:
         cursor = connection.cursor()
         cursor.execute("SELECT 1")
         entered.set()
-        proceed.wait(30)
+        proceed.wait(PATIENCE)
         with pytest.raises((RuntimeError, DatabaseError, psycopg.Error)):
             cursor.execute("INSERT INTO tests_author (name) VALUES ('late')")
         cursor.close()
@@ -653,7 +654,7 @@ async def test_cursors_of_threads_with_one_number(server: Server) -> None:
     def start(context: contextvars.Context) -> None:
         thread = threading.Thread(target=context.run, args=[lambda: rows.append(half_read())])
         thread.start()
-        thread.join(30)
+        thread.join(PATIENCE)
         numbers.add(thread.ident)
 
     async with transaction.atomic():
@@ -854,7 +855,7 @@ async def test_coroutines_of_a_thread(server: Server, move: Move, fails: bool) -
     """What a thread starts by async_to_sync is in the transaction, and so are threads of that."""
     try:
         async with transaction.atomic():
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(PATIENCE):
                 await move(in_a_loop_of_its_own)
             assert await Author.objects.acount() == 4
             assert committed_names(server) == []
@@ -898,7 +899,7 @@ async def test_blocks_of_a_threads_coroutines_take_turns(server: Server, move: M
             return async_to_sync(start)()
 
     async with transaction.atomic():
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE):
             results = await move(work)
     assert [isinstance(each, Failed) for each in results] == [bool(n // 3 % 2) for n in range(12)]
     assert committed_names(server) == ["00", "01", "02", "06", "07", "08"]
@@ -935,7 +936,7 @@ async def test_a_thread_in_a_childs_block(server: Server) -> None:
         with transaction.atomic():
             Author.objects.create(name="lost")
             entered.set()
-            release.wait(30)
+            release.wait(PATIENCE)
 
     async def child() -> None:
         async with transaction.atomic():
@@ -1026,7 +1027,7 @@ async def test_commit_waits_for_a_threads_block(server: Server) -> None:
     def work() -> None:
         with transaction.atomic():
             entered.set()
-            release.wait(30)
+            release.wait(PATIENCE)
             Author.objects.create(name="thread")
 
     async def own() -> None:
@@ -1053,7 +1054,7 @@ async def test_owner_fails_while_a_threads_statement_runs(server: Server, cancel
         try:
             with transaction.atomic():
                 Author.objects.create(name="thread")
-                sleep(60)
+                sleep(600)
         except BaseException as error:
             outcome.append(error)
 
@@ -1070,7 +1071,7 @@ async def test_owner_fails_while_a_threads_statement_runs(server: Server, cancel
         await until(lambda: running(server, "active", "%pg_sleep%") == 1)
         task.cancel()
     with pytest.raises((Failed, asyncio.CancelledError)):
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE):
             await task
     assert running(server, "active", "%pg_sleep%") == 0
     assert running(server, "idle in transaction%") == 0
@@ -1088,7 +1089,7 @@ async def test_late_exit_of_a_thread(server: Server, thread_fails: bool) -> None
         with transaction.atomic():
             Author.objects.create(name="thread")
             entered.set()
-            release.wait(30)
+            release.wait(PATIENCE)
             if thread_fails:
                 raise Failed
 
@@ -1127,10 +1128,10 @@ class Stranded:
             if self.when == "before a statement":
                 Author.objects.create(name="thread")
                 self.inside.set()
-                assert self.ended.wait(30)
+                assert self.ended.wait(PATIENCE)
             elif self.when == "in a statement":
                 self.inside.set()
-                sleep(60)
+                sleep(600)
             Author.objects.create(name="late")
         except BaseException as error:
             self.raised.append(error)
@@ -1166,7 +1167,7 @@ class Stranded:
 
     def check(self) -> None:
         self.ended.set()
-        self.thread.join(30)
+        self.thread.join(PATIENCE)
         assert not self.thread.is_alive()
         assert len(self.raised) == 1
         assert isinstance(self.raised[0], RuntimeError)
@@ -1197,7 +1198,7 @@ def test_the_loop_stops_while_a_thread_is_in_a_transaction(server: Server, when:
         runner.run(stranded.main())
         stranded.check()
         stranded.owner.cancel()
-        runner.run(asyncio.wait([stranded.owner], timeout=30))
+        runner.run(asyncio.wait([stranded.owner], timeout=PATIENCE))
         assert stranded.owner.cancelled()
     server.wait_for_backends(0)
     assert committed_names(server) == []

@@ -15,6 +15,7 @@ from django.dispatch import Signal
 from pgbackend import await_bridged, bridged
 from pgbackend.transaction import aset_autocommit, detached
 from tests.models import Author, Elsewhere
+from tests.support.limits import PATIENCE
 from tests.support.server import Server
 from tests.support.sessions import apid, asleep, committed, running, until
 from tests.support.wrapper import AddAlias
@@ -49,7 +50,7 @@ async def create(*work: Work) -> None:
 async def wait_for(*work: Work) -> None:
     # A task of its own on Python 3.11, the caller's from 3.12 on.
     for each in work:
-        await asyncio.wait_for(each(), 30)
+        await asyncio.wait_for(each(), PATIENCE)
 
 
 async def shield(*work: Work) -> None:
@@ -182,7 +183,7 @@ async def test_failing_group_is_rolled_back_together(server: Server) -> None:
         async with transaction.atomic(), asyncio.TaskGroup() as group:
             group.create_task(failing())
             group.create_task(Author.objects.acreate(name="other"))
-            group.create_task(asleep(60))
+            group.create_task(asleep(600))
     assert committed(server) == []
     assert running(server, "active", "%pg_sleep%") == 0
 
@@ -274,7 +275,7 @@ stopped = pytest.raises((TimeoutError, asyncio.CancelledError))
 
 
 async def sleep() -> None:
-    await asleep(60)
+    await asleep(600)
 
 
 @stops

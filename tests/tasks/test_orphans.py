@@ -26,6 +26,7 @@ from pgbackend.tasks.orphans import open_transactions, orphans
 from pgbackend.tasks.revoked import revoked_blocks
 from pgbackend.transaction import aon_commit, detached
 from tests.models import Author
+from tests.support.limits import PATIENCE
 from tests.support.loops import EACH_LOOP, LOOPS
 from tests.support.server import Server
 from tests.support.sessions import committed
@@ -35,7 +36,6 @@ from tests.support.wrapper import run, use_wrapper
 SIZE = 2
 
 # Seconds: less than a turn may take.
-BOUND = 10.0
 
 Enter = Callable[[AsyncExitStack], Awaitable[None]]
 Use = Callable[[], Awaitable[Any]]
@@ -96,7 +96,7 @@ async def by_gather(stack: AsyncExitStack) -> None:
 
 
 async def by_wait_for(stack: AsyncExitStack) -> None:
-    await asyncio.wait_for(stack.enter_async_context(transaction.atomic()), BOUND)
+    await asyncio.wait_for(stack.enter_async_context(transaction.atomic()), PATIENCE)
 
 
 async def by_a_context_manager(stack: AsyncExitStack) -> None:
@@ -224,7 +224,7 @@ def test_goes_on_in_another_task(
 
     async def main() -> None:
         await begin()
-        async with asyncio.timeout(BOUND):
+        async with asyncio.timeout(PATIENCE):
             with pytest.raises(RuntimeError, match=r"entered an atomic block and ended inside it"):
                 async with AsyncExitStack() as stack:
                     await enter(stack)
@@ -373,7 +373,7 @@ def test_rest_of_a_generator(
 
     async def main() -> None:
         await begin()
-        async with asyncio.timeout(BOUND):
+        async with asyncio.timeout(PATIENCE):
             if outer:
                 async with transaction.atomic():
                     await read()
@@ -396,7 +396,7 @@ def test_rest_of_a_generator_after_the_block_around(
 
     async def main() -> None:
         await begin()
-        async with asyncio.timeout(BOUND):
+        async with asyncio.timeout(PATIENCE):
             step = start()
             async with transaction.atomic():
                 await Author.objects.acreate(name="outer")
@@ -429,7 +429,7 @@ def test_generator_below_a_childs_block(
 
     async def main() -> None:
         await begin()
-        async with asyncio.timeout(BOUND):
+        async with asyncio.timeout(PATIENCE):
             step, inside = start(), asyncio.Event()
             with pytest.raises(Failed) if fail else nullcontext():
                 async with transaction.atomic():
@@ -525,7 +525,7 @@ def test_one_object_for_an_orphan(requests: bool, runner: asyncio.Runner, server
 
     async def main() -> None:
         await begin()
-        async with asyncio.timeout(BOUND):
+        async with asyncio.timeout(PATIENCE):
             if requests:
                 await asyncio.gather(serve(first), serve(second))
             else:
@@ -580,7 +580,7 @@ def test_nested(enter: Enter, runner: asyncio.Runner, server: Server) -> None:
 
     async def main() -> None:
         await begin()
-        async with asyncio.timeout(BOUND):
+        async with asyncio.timeout(PATIENCE):
             with pytest.raises(RuntimeError, match=r"entered an atomic block and ended inside it"):
                 async with transaction.atomic():
                     await write()
@@ -602,7 +602,7 @@ def test_nested_without_a_statement(enter: Enter, runner: asyncio.Runner, server
 
     async def main() -> None:
         await begin()
-        async with asyncio.timeout(BOUND):
+        async with asyncio.timeout(PATIENCE):
             with pytest.raises(RuntimeError, match=r"entered an atomic block and ended inside it"):
                 async with transaction.atomic():
                     stack = AsyncExitStack()
@@ -630,7 +630,7 @@ def test_task_that_failed(outer: bool, runner: asyncio.Runner, server: Server) -
 
     async def main() -> None:
         await begin()
-        async with asyncio.timeout(BOUND):
+        async with asyncio.timeout(PATIENCE):
             if outer:
                 async with transaction.atomic():
                     (error,) = await asyncio.gather(work(), return_exceptions=True)
@@ -667,7 +667,7 @@ def test_other_requests(runner: asyncio.Runner, server: Server) -> None:
 
     async def main() -> None:
         await begin()
-        async with asyncio.timeout(BOUND):
+        async with asyncio.timeout(PATIENCE):
             await asyncio.gather(serve(first), serve(second))
             await serve(write_kept, "third")
         with suppress(RuntimeError):

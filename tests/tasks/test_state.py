@@ -16,6 +16,7 @@ from greenlet import getcurrent
 
 from pgbackend import await_bridged, bridged
 from tests.models import Author, Elsewhere
+from tests.support.limits import PATIENCE
 from tests.support.server import Server
 from tests.support.sessions import apid, asleep, committed, running, sleep, until
 
@@ -700,7 +701,7 @@ async def test_turn_that_never_comes(add_alias: AddAlias) -> None:
         task = asyncio.create_task(holder(), name="the-holder")
         await entered.wait()
         with pytest.raises(RuntimeError, match=r"0\.1 s .*the-holder.*turn_timeout"):
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(PATIENCE):
                 await asyncio.create_task(apid(alias))
         release.set()
         await task
@@ -837,7 +838,7 @@ async def test_cancel_in_a_statement(server: Server) -> None:
     async def block() -> None:
         async with transaction.atomic():
             await Author.objects.acreate(name="lost")
-            await asleep(60)
+            await asleep(600)
 
     await cancelled_then_next(block, lambda: running(server, "active", "%pg_sleep%") == 1)
     assert committed(server) == ["kept"]
@@ -852,7 +853,7 @@ async def test_cancel_in_a_nested_block(server: Server) -> None:
             await Author.objects.acreate(name="lost")
             async with transaction.atomic():
                 await Author.objects.acreate(name="lost too")
-                await asleep(60)
+                await asleep(600)
 
     await cancelled_then_next(block, lambda: running(server, "active", "%pg_sleep%") == 1)
     assert committed(server) == ["kept"]
@@ -863,7 +864,7 @@ def slow_commit(server: Server) -> Iterator[None]:
     """Hold the COMMIT of every transaction that inserts an author named "slow"."""
     server.all(
         "CREATE FUNCTION hold_commit() RETURNS trigger LANGUAGE plpgsql AS"
-        " $$ BEGIN PERFORM pg_sleep(60); RETURN NULL; END $$"
+        " $$ BEGIN PERFORM pg_sleep(600); RETURN NULL; END $$"
     )
     server.all(
         "CREATE CONSTRAINT TRIGGER hold_commit AFTER INSERT ON tests_author"

@@ -15,6 +15,7 @@ from django.db import transaction
 
 from tests.models import Author
 from tests.support.fix_loops import Main
+from tests.support.limits import PATIENCE
 from tests.support.server import Server
 from tests.support.sessions import committed, until
 from tests.support.turns import settle
@@ -79,12 +80,12 @@ class Turn:
             await Author.objects.acreate(name="holder")
             self.entered.set()
             await settle()
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(PATIENCE):
                 await need()
 
     def late(self, function: Function, name: str) -> None:
         """Begin before the holder's block, and call *function* when that is entered."""
-        assert self.entered.wait(20)
+        assert self.entered.wait(PATIENCE)
         function(name)
 
     async def early(self, move: Move, function: Function, name: str) -> None:
@@ -125,7 +126,7 @@ def test_the_holder_needs_a_thread_like_those_that_wait(
                 for n in range(3)
             ]
             turn.go.set()
-            async with asyncio.timeout(25):
+            async with asyncio.timeout(PATIENCE):
                 await asyncio.gather(holder, *others)
 
     run_main(main())
@@ -159,7 +160,7 @@ def test_blocks_and_threads_of_a_threads_coroutines(
         await asyncio.gather(order(entered), audit(entered, "one"), audit(entered, "two"))
 
     async def main() -> None:
-        async with transaction.atomic(), asyncio.timeout(20):
+        async with transaction.atomic(), asyncio.timeout(PATIENCE):
             await move(async_to_sync(both))
 
     run_main(main())
@@ -174,7 +175,7 @@ def test_a_function_that_needs_no_turn_is_not_kept_waiting(run_main: Main, move:
         async with transaction.atomic():
             task = asyncio.create_task(move(str, 1))
             async with transaction.atomic():
-                async with asyncio.timeout(20):
+                async with asyncio.timeout(PATIENCE):
                     assert await task == "1"
 
     run_main(main())
@@ -270,7 +271,7 @@ def while_another_holds(
         turn = Turn()
 
         def late() -> Any:
-            assert turn.entered.wait(20)
+            assert turn.entered.wait(PATIENCE)
             return function()
 
         async def need() -> None:
@@ -282,7 +283,7 @@ def while_another_holds(
             turn.go.set()
             await asyncio.wait([holder])
             try:
-                async with asyncio.timeout(20):
+                async with asyncio.timeout(PATIENCE):
                     return await work
             finally:
                 await holder
@@ -352,7 +353,7 @@ def test_many_that_left_one_thread(run_main: Main, server: Server) -> None:
             blocks = (sensitive(create_in_block, f"block {n}") for n in range(10))
             rows = (sensitive(create, f"row {n}") for n in range(10))
             nested = (sensitive(by_nested_thread, f"nested {n}") for n in range(10))
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(PATIENCE):
                 await asyncio.gather(*blocks, *rows, *nested)
 
     run_main(main())

@@ -13,6 +13,7 @@ from django.db.transaction import TransactionManagementError
 from pgbackend import await_bridged, bridged
 from pgbackend.transaction import acommit, asavepoint, aset_autocommit
 from tests.models import Author
+from tests.support.limits import PATIENCE
 from tests.support.server import Server
 from tests.support.sessions import apid, asleep, committed, running, until
 from tests.support.turns import Failed, turns
@@ -505,9 +506,9 @@ async def test_owner_fails_while_a_childs_statement_runs(
     async def child() -> None:
         if nested:
             async with transaction.atomic():
-                await asleep(60)
+                await asleep(600)
         else:
-            await asleep(60)
+            await asleep(600)
 
     async def own() -> None:
         async with transaction.atomic():
@@ -518,7 +519,7 @@ async def test_owner_fails_while_a_childs_statement_runs(
             await end(failure)
 
     with pytest.raises((Failed, asyncio.CancelledError)):
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE):
             await asyncio.create_task(own())
     assert committed(server) == []
     assert running(server, "active", "%pg_sleep%") == 0
@@ -557,7 +558,7 @@ async def test_abandoned_while_a_childs_statement_runs(server: Server) -> None:
 
     async def abandon() -> None:
         await transaction.atomic().__aenter__()
-        tasks.append(asyncio.create_task(asleep(60)))
+        tasks.append(asyncio.create_task(asleep(600)))
         await until(lambda: running(server, "active", "%pg_sleep%") == 1)
 
     with pytest.warns(ResourceWarning, match="ended inside a transaction"):
@@ -657,7 +658,7 @@ async def test_thread_that_holds_the_turn_is_named(add_alias: AddAlias) -> None:
         threading.current_thread().name = "the-thread"
         with transaction.atomic(using=alias):
             entered.set()
-            release.wait(30)
+            release.wait(PATIENCE)
 
     async with transaction.atomic(using=alias):
         task = asyncio.create_task(asyncio.to_thread(hold))

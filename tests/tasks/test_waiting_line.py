@@ -15,6 +15,7 @@ from pgbackend import bridged
 from pgbackend.base import DatabaseWrapper
 from tests.models import Author
 from tests.support.fix_loops import Main
+from tests.support.limits import PATIENCE
 from tests.support.server import Server
 from tests.support.sessions import asleep, committed
 from tests.support.turns import Holder, settle
@@ -217,7 +218,7 @@ def test_giving_up(run_main: Main, server: Server, how: str, called: bool) -> No
             # Here the next one was called, and has not run yet.
             if called:
                 give_up()
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(PATIENCE):
                 await asyncio.wait([first, *others])
                 await enter("last", order)
 
@@ -238,7 +239,7 @@ def test_all_give_up_but_one(run_main: Main, server: Server) -> None:
                 await settle()
                 for task in tasks[:-1]:
                     task.cancel()
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(PATIENCE):
                 await asyncio.wait(tasks)
 
     run_main(main())
@@ -275,7 +276,7 @@ def test_a_queue_that_moves_ends_nobodys_wait(run_main: Main, add_alias: AddAlia
 
     async def main() -> None:
         async with transaction.atomic(using=alias):
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(PATIENCE):
                 await asyncio.gather(*(child() for _ in range(10)))
 
     run_main(main())

@@ -27,6 +27,7 @@ from django.test.utils import CaptureQueriesContext
 from pgbackend import bridged
 from pgbackend.bridge.greenlets import run_bridged
 from tests.models import Author
+from tests.support.limits import PATIENCE
 from tests.support.server import Server
 from tests.support.wrapper import PID, check_all_back, on_loan, run, small_pool, until, use_wrapper
 
@@ -161,7 +162,7 @@ async def test_chunked_cursor(server: Server) -> None:
             psycopg.errors.NotNullViolation,
         ),
         (
-            "SET LOCAL statement_timeout = 1; SELECT pg_sleep(60)",
+            "SET LOCAL statement_timeout = 1; SELECT pg_sleep(600)",
             OperationalError,
             psycopg.errors.QueryCanceled,
         ),
@@ -532,7 +533,7 @@ async def test_aiterator_cancelled_between_chunks(authors: list[str]) -> None:
             await asyncio.Event().wait()
 
     task = asyncio.create_task(read())
-    await asyncio.wait_for(reading.wait(), 10)
+    await asyncio.wait_for(reading.wait(), PATIENCE)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

@@ -20,6 +20,7 @@ from django.test.utils import override_settings
 
 from pgbackend import bridged
 from tests.models import Author, Elsewhere
+from tests.support.limits import PATIENCE
 from tests.support.script import run_script
 from tests.support.server import Server
 
@@ -105,7 +106,7 @@ async def test_bridged_function_on_behalf_of_a_worker_thread() -> None:
         finally:
             connections["other"].close()
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         assert await sync_to_async(work)() == 1
 
 
@@ -149,7 +150,7 @@ async def test_thread_in_a_transaction_calls_back() -> None:
         finally:
             connections["other"].close()
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         assert await sync_to_async(work)() == 1
         assert await Elsewhere.objects.acount() == 1
         assert await asyncio.to_thread(work) == 2

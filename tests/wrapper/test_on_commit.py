@@ -16,6 +16,7 @@ from django.test import TestCase
 from pgbackend import bridged
 from pgbackend.transaction import aon_commit, aset_autocommit, detached
 from tests.models import Author
+from tests.support.limits import PATIENCE
 from tests.support.script import run_script
 from tests.support.server import Server
 from tests.support.sessions import committed, running, until
@@ -161,7 +162,7 @@ async def test_what_is_not_awaited() -> None:
         tasks.append(asyncio.create_task(release.wait()))  # type: ignore[arg-type]
         return tasks[0]
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         async with transaction.atomic():
             transaction.on_commit(start)
     assert not tasks[0].done()
@@ -447,7 +448,7 @@ async def test_cancelled_in_a_hooks_statement(server: Server) -> None:
 
     def sleep() -> None:
         with connection.cursor() as cursor:
-            cursor.execute("SELECT pg_sleep(60)")
+            cursor.execute("SELECT pg_sleep(600)")
 
     async def own() -> None:
         async with transaction.atomic():

@@ -19,6 +19,7 @@ from django.db.backends.signals import connection_created
 from pgbackend import bridged
 from pgbackend.pool.open_pools import open_pools
 from tests.models import Author
+from tests.support.limits import PATIENCE
 from tests.support.server import Server
 from tests.support.wrapper import PID, AddAlias, avalue, value
 
@@ -81,7 +82,7 @@ async def test_assume_role_that_does_not_exist(add_alias: AddAlias) -> None:
     """A role that does not exist fails at once with the server's message."""
     alias = add_alias({"assume_role": "nobody"})
     with pytest.raises(Exception, match='role "nobody" does not exist'):
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE):
             await avalue("SELECT 1", alias)
 
 

@@ -14,6 +14,7 @@ from django.db import IntegrityError, connection, transaction
 from pgbackend import bridged
 from pgbackend.tasks.request import serving_with
 from tests.models import Author
+from tests.support.limits import PATIENCE
 from tests.support.server import Server
 
 local = threading.local()
@@ -249,7 +250,7 @@ def test_cancelled(new_loop: Any, where: str, server: Server) -> None:
         entered.set()
         try:
             if where == "before":
-                leave.wait(30)
+                leave.wait(PATIENCE)
             return execute(*args)
         except BaseException as error:
             outcomes.append(type(error).__name__)
@@ -264,7 +265,7 @@ def test_cancelled(new_loop: Any, where: str, server: Server) -> None:
         await asyncio.to_thread(entered.wait, 30)
         if where == "statement":
             sleeping = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(PATIENCE):
                 while not await asyncio.to_thread(server.one, sleeping):
                     pass
         task.cancel()

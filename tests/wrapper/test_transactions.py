@@ -55,7 +55,7 @@ def by_psycopg() -> None:
 def by_a_time_out() -> None:
     with pytest.raises(DatabaseError), connection.cursor() as cursor:
         cursor.execute("SET LOCAL statement_timeout = 1")
-        cursor.execute("SELECT pg_sleep(60)")
+        cursor.execute("SELECT pg_sleep(600)")
 
 
 def by_copy() -> None:
@@ -163,7 +163,7 @@ async def test_cancelled_statement(server: Server) -> None:
             await Author.objects.acreate(name="first")
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.01):
-                    await avalue("SELECT pg_sleep(60)")
+                    await avalue("SELECT pg_sleep(600)")
     assert committed(server) == []
 
 
