@@ -27,10 +27,10 @@ from tests.support.script import PROLOGUE, ROOT, run_script
 
 # Seconds that the loop may be held, and that functions here hold it.
 BOUND = 0.1
-HELD = 0.6
+HELD = 0.4
 # A wider bound where nothing may be named, and seconds in which it would be.
 WIDE = 0.5
-LONG = 1.2
+LONG = 0.8
 
 LOOPS = ["asyncio", "uvloop"]
 
@@ -236,7 +236,7 @@ def test_import(
 ) -> None:
     """What a first request imports, its URLconf for one, is not named."""
     monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "slow_urls.py").write_text(f"import time\ntime.sleep({LONG})\n")
+    (tmp_path / "slow_urls.py").write_text(f"import time\ntime.sleep({HELD})\n")
 
     def resolve() -> None:
         import_module("slow_urls")
@@ -255,7 +255,7 @@ def test_import(
 def test_internals_of_the_loop(runner: asyncio.Runner, warnings: Warnings, how: str) -> None:
     """The event loop's own code, where it calls nobody else's, is not named."""
     scope: dict[str, Any] = {"__name__": "asyncio.internal", "time": time}
-    exec(f"def hold(): time.sleep({LONG})\nasync def run(): hold()", scope)
+    exec(f"def hold(): time.sleep({HELD})\nasync def run(): hold()", scope)
 
     async def main() -> None:
         detector.watch(BOUND)
@@ -263,7 +263,7 @@ def test_internals_of_the_loop(runner: asyncio.Runner, warnings: Warnings, how: 
             asyncio.get_running_loop().call_later(0.01, scope["hold"])
         else:
             await asyncio.create_task(scope["run"]())
-        await asyncio.sleep(LONG + BOUND)
+        await asyncio.sleep(HELD + BOUND)
         await warnings.check_none_before(mark)
 
     runner.run(main())

@@ -176,17 +176,34 @@ def test_interrupted(name: str) -> None:
 
 # Not "in_the_server": for such a failure psycopg does not stop the statement, whose transaction
 # is then in the way. So it is without the bridge.
-@pytest.mark.parametrize("name", WAITING[1:])
-def test_time_out(name: str) -> None:
-    """A test that pytest-timeout ends has failed, wherever it waited, and the next one runs."""
-    ended = run_pytest(
+TIMED_OUT = WAITING[1:]
+
+
+@pytest.fixture(scope="module")
+def timed_out() -> str:
+    """The output of a run in which pytest-timeout ends one test after the other."""
+    # Its fixtures, the databases among them, have their time.
+    limits = ("--timeout", "1", "-o", "timeout_func_only=true")
+    status, output = run_pytest(
         "interrupted_in_pytest",
         plugins=(*ASYNCIO, "pytest_timeout"),
-        options=("--timeout", "2", "-k", f"{name} or next"),
+        options=(*limits, "-k", " or ".join([*TIMED_OUT, "next"])),
     )
-    assert ended[0] == 1, ended[1]
-    assert "1 failed, 1 passed" in ended[1], ended[1]
-    assert "Timeout (>2.0s) from pytest-timeout" in ended[1]
+    assert status == 1, output
+    return output
+
+
+@pytest.mark.parametrize("name", TIMED_OUT)
+def test_time_out(name: str, timed_out: str) -> None:
+    """A test that pytest-timeout ends has failed, wherever it waited, and the next one runs."""
+    _, *sections = re.split(r"^_+ (\w+) _+$", timed_out, flags=re.MULTILINE)
+    of_test = dict(zip(sections[::2], sections[1::2], strict=True))[f"test_{name}"]
+    assert "Failed: Timeout (>1.0s) from pytest-timeout" in of_test, timed_out
+
+
+def test_after_the_time_outs(timed_out: str) -> None:
+    """What comes after them passes, bridged."""
+    assert f"{len(TIMED_OUT)} failed, 1 passed" in timed_out, timed_out
 
 
 # Switched off
@@ -216,12 +233,11 @@ def test_off_by_default(tmp_path: Path) -> None:
 )
 def test_off(options: tuple[str, ...], bridge: str) -> None:
     """Without the bridge tests run as ever, Django's asynchronous ones too."""
-    command = [*arguments("common"), *options]
-    check_passed(run(*command, SAMPLE_BRIDGE=bridge, **VARIABLES), 8)
-    status, output = run(
-        *arguments("in_pytest"), *options, "-k", "no_database", SAMPLE_BRIDGE=bridge, **VARIABLES
-    )
+    command = [*arguments("common", "in_pytest"), *options, "-k", "common or no_database"]
+    status, output = run(*command, SAMPLE_BRIDGE=bridge, **VARIABLES)
     assert status == 1, output
+    assert output.count("PASSED sample/cases/common.py") == 8, output
+    assert "PASSED sample/cases/in_pytest.py" not in output
     assert "no running event loop" in output
 
 

@@ -17,6 +17,7 @@ import sys
 import threading
 import unittest
 from collections import Counter
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
 
@@ -91,19 +92,6 @@ def reported(folder: Path) -> tuple[Counter[str], list[str]]:
     return total, heard
 
 
-def run_subsuite(args: Any) -> Any:
-    """Run a part of the suite in a worker process."""
-    if not gc.get_freeze_count():
-        # What the worker was forked with is not searched for garbage after each part.
-        gc.freeze()
-        statements.clear()
-        complaints.clear()
-    try:
-        return Suite.run_subsuite(args)
-    finally:
-        report()
-
-
 if os.environ.get("SUITE_LOOP") == "uvloop":
     import uvloop
 
@@ -113,10 +101,21 @@ BRIDGED = os.environ["SUITE_MODE"] == "bridged"
 Suite: Any = BridgedParallelTestSuite if BRIDGED else runner.ParallelTestSuite
 
 
-class ParallelTestSuite(Suite):
-    """The mode's own, whose workers run their parts by `run_subsuite`."""
+def init_worker(*args: Any, **kwargs: Any) -> None:
+    """Prepare a worker process as the mode's own suite does, and have it report at its end."""
+    Suite.init_worker(*args, **kwargs)
+    # What the worker was forked with is neither its own nor searched for garbage.
+    gc.freeze()
+    statements.clear()
+    complaints.clear()
+    # After the worker's loop was closed.
+    Finalize(None, report, exitpriority=-1)
 
-    run_subsuite = run_subsuite
+
+class ParallelTestSuite(Suite):
+    """The mode's own, whose workers are prepared by `init_worker`."""
+
+    init_worker = init_worker
 
 
 class Runner(runner.DiscoverRunner):

@@ -202,7 +202,6 @@ def listening() -> Iterator[Noise]:
         yield noise
     finally:
         gc.collect()
-        gc.unfreeze()
         logger.removeFilter(noise.log)
         sys.unraisablehook = hook
         loop.set_exception_handler(handler)

@@ -117,6 +117,7 @@ CASES = [
 ]
 
 
+@pytest.mark.usefixtures("no_collector")
 @pytest.mark.filterwarnings("ignore:Unclosed file:ResourceWarning")
 @pytest.mark.parametrize(("name", "middleware", "on_loop"), CASES)
 async def test_17_clients_gone(

@@ -639,8 +639,7 @@ def test_fork() -> None:
     output = in_process(
         """
         import asyncio, gc, os, sys
-        from tests.support.table_lock import TableLock
-from tests.support.wrapper import make_wrapper, run
+        from tests.support.wrapper import make_wrapper, run
 
         wrapper = make_wrapper(options={"pool": {"max_size": 1}})
 

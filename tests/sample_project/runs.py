@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psycopg
 
+from tests.support.limits import PATIENCE
 from tests.support.script import ROOT
 
 PROJECT = Path(__file__).parent
@@ -32,7 +33,7 @@ def run(*command: str, **variables: str) -> tuple[int, str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=100,
+        timeout=PATIENCE,
     )
     return done.returncode, done.stdout
 

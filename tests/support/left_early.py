@@ -15,10 +15,10 @@ _collecting = threading.Lock()
 def no_collector() -> Iterator[None]:
     """No collection but those that a test asks for."""
     gc.disable()
-    # Collections need not look at what was there before.
+    gc.collect()
+    # Collections need not look at what was there before, now and later.
     gc.freeze()
     yield
-    gc.unfreeze()
     gc.enable()
 
 

@@ -35,8 +35,6 @@ from tests.support.wrapper import run, use_wrapper
 
 SIZE = 2
 
-# Seconds: less than a turn may take.
-
 Enter = Callable[[AsyncExitStack], Awaitable[None]]
 Use = Callable[[], Awaitable[Any]]
 
@@ -119,12 +117,15 @@ async def by_a_task_that_fails(stack: AsyncExitStack) -> None:
 
 
 async def by_a_task_that_is_cancelled(stack: AsyncExitStack) -> None:
+    entered = asyncio.Event()
+
     async def enter() -> None:
         await stack.enter_async_context(transaction.atomic())
+        entered.set()
         await asyncio.Event().wait()
 
     task = asyncio.create_task(enter())
-    await asyncio.wait([task], timeout=0.2)
+    await entered.wait()
     task.cancel()
     await asyncio.wait([task])
 
@@ -334,14 +335,15 @@ async def fails(step: Any) -> None:
 
 async def hangs(step: Any) -> None:
     await step
+    running = asyncio.current_task()
+    assert running is not None
+    # When it waits already.
+    asyncio.get_running_loop().call_soon(running.cancel)
     await asyncio.Event().wait()
 
 
 async def in_a_task(work: Callable[[Any], Any], step: Any) -> None:
-    task = asyncio.create_task(work(step))
-    await asyncio.wait([task], timeout=0.3)
-    task.cancel()
-    await asyncio.wait([task])
+    await asyncio.wait([asyncio.create_task(work(step))])
 
 
 @pytest.mark.filterwarnings("ignore:.* ended inside a transaction:ResourceWarning")
