@@ -26,6 +26,8 @@ from tests.support.server import DATABASES, NAME, Server
 
 pytest_plugins = (
     "tests.support.fix_loops",
+    "tests.support.fix_told",
+    "tests.support.fix_stock",
     "tests.support.fix_uvicorn",
     "tests.support.left_early",
     "tests.faults.fix_reports",
@@ -104,6 +106,11 @@ def pytest_configure(config: pytest.Config) -> None:
     for connection in connections.all():
         connection.close()
         connection.close_pool()
+
+
+def pytest_sessionfinish() -> None:
+    """Collect what tests have left: what that logs is not for the plugins' summaries."""
+    gc.collect()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -3,40 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from asgiref.sync import async_to_sync
 from asgiref.testing import ApplicationCommunicator
 from django.core.exceptions import SynchronousOnlyOperation
 from django.core.handlers.asgi import ASGIHandler
-from django.core.signals import request_finished
-from django.db import connection, connections, transaction
-from django.db.models.signals import post_save
+from django.db import connections
 from django.http import HttpRequest, HttpResponse
 from django.test import override_settings
 from websockets.asyncio.client import connect
 
 from pgbackend.asgi import BridgedApplication, LifespanApplication, Receive, Scope, Send
 from tests.models import Author, Book
-from tests.site import pages, stateful
+from tests.site import pages
 from tests.site.library import log_in, make_library
-from tests.site.stateful import Layer, meet_at
+from tests.support.answers import found, meet_in
 from tests.support.client import SITE, Client, serving
 from tests.support.fix_uvicorn import ROOT, Process
 from tests.support.limits import PATIENCE
-from tests.support.loop import ThreadStarts, settled
+from tests.support.loop import ThreadStarts
 from tests.support.server import DATABASES, NAME, Server
 from tests.support.table_lock import TableLock
 from tests.support.wrapper import until
@@ -144,292 +139,7 @@ async def test_error_handlers(address: str, status: int, synchronous: bool) -> N
     assert starts.names == []
 
 
-# ATOMIC_REQUESTS
-
-
-@pytest.fixture
-def atomic_requests(monkeypatch: pytest.MonkeyPatch) -> None:
-    """ATOMIC_REQUESTS for the first database."""
-    monkeypatch.setitem(connections.settings["default"], "ATOMIC_REQUESTS", True)
-
-
-def written(server: Server) -> tuple[int, int]:
-    """Return how many rows the views have committed in the first and the second database."""
-    elsewhere = server.other.execute("SELECT count(*) FROM tests_elsewhere").fetchall()[0][0]
-    return server.one("SELECT count(*) FROM tests_author"), elsewhere
-
-
-@pytest.mark.usefixtures("atomic_requests")
-@pytest.mark.parametrize(
-    ("address", "settings"),
-    [
-        pytest.param("/write/", {}, id="function"),
-        pytest.param("/write/", {"PGBACKEND_IMPLICIT_IO": False}, id="explicit"),
-        pytest.param("/write/class/", {}, id="class"),
-        pytest.param("/write/synchronously/", {}, id="thread"),
-        pytest.param("/write/synchronously/", {"PGBACKEND_SYNC_ON_LOOP": True}, id="on the loop"),
-    ],
-)
-@pytest.mark.parametrize(
-    ("then", "status", "authors"),
-    [("commit", 200, 1), ("error", 500, 0), ("404", 404, 0), ("rollback", 200, 0)],
-)
-async def test_atomic_requests(
-    server: Server, address: str, settings: dict[str, Any], then: str, status: int, authors: int
-) -> None:
-    """ATOMIC_REQUESTS: a view's rows are committed, or rolled back on exceptions or demand."""
-    with serving(**settings) as client:
-        answer = await client.get(f"{address}?then={then}")
-    assert answer.status == status
-    if status == 200:
-        assert answer.json() == {"inside": ["default"]}
-    assert written(server) == (authors, 1)
-
-
-@pytest.mark.usefixtures("atomic_requests")
-@pytest.mark.parametrize(("then", "rows"), [("commit", 1), ("error", 0), ("rollback", 0)])
-async def test_atomic_requests_of_two_databases(
-    server: Server, monkeypatch: pytest.MonkeyPatch, then: str, rows: int
-) -> None:
-    """ATOMIC_REQUESTS of two databases: an asynchronous view is in a transaction of each."""
-    monkeypatch.setitem(connections.settings["other"], "ATOMIC_REQUESTS", True)
-    with serving() as client:
-        await client.get(f"/write/?then={then}")
-        assert written(server) == (rows, rows)
-        await Author.objects.all().adelete()
-        await client.get(f"/write/outside/other/?then={then}")
-        assert written(server) == (rows, rows + 1)
-
-
-@pytest.mark.usefixtures("atomic_requests")
-@pytest.mark.parametrize(
-    ("address", "inside"), [("/write/outside/", []), ("/write/outside/other/", ["default"])]
-)
-async def test_non_atomic_requests(server: Server, address: str, inside: list[str]) -> None:
-    """non_atomic_requests takes an asynchronous view out of the transaction of its alias."""
-    with serving() as client:
-        assert (await client.get(address)).json() == {"inside": inside}
-        await Author.objects.all().adelete()
-        assert (await client.get(f"{address}?then=error")).status == 500
-    assert written(server) == (0 if inside else 1, 2)
-
-
-@pytest.mark.usefixtures("atomic_requests")
-async def test_streaming_body_is_outside(server: Server) -> None:
-    """ATOMIC_REQUESTS: the transaction is committed before the body of the response begins."""
-    with serving() as client:
-        exchange = client.open("/write/streaming/?meeting=streaming&parties=2")
-        request = asyncio.create_task(exchange.run())
-        await exchange.wrote(b"False")
-        assert written(server) == (1, 0)
-        await meet_at("streaming", 2)
-        assert (await request).text == "False;last"
-    assert written(server) == (2, 0)
-
-
-@pytest.mark.usefixtures("atomic_requests")
-async def test_atomic_requests_without_the_bridge(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """ATOMIC_REQUESTS of an alias with "bridge" False: Django refuses an asynchronous view."""
-    monkeypatch.setitem(connections.settings["default"]["OPTIONS"], "bridge", False)
-    with serving() as client:
-        assert (await client.get("/write/")).status == 500
-        (error,) = [record.exc_info for record in caplog.records if record.exc_info]
-        assert isinstance(error[1], RuntimeError)
-        assert str(error[1]) == "You cannot use ATOMIC_REQUESTS with async views."
-        assert (await client.get("/write/synchronously/")).json() == {"inside": ["default"]}
-
-
 # Isolation
-
-ISOLATED = ["/query-log/", "/execute-wrappers/", "/on-commit/", "/tenant/"]
-
-
-async def meet_in(
-    client: Client | httpx.AsyncClient, address: str, meeting: str
-) -> list[list[str]]:
-    """Let three requests run side by side and return the names that each has seen."""
-    names = ("Ada", "Grace", "Edith")
-    query = f"parties={len(names)}&meeting={meeting}"
-    answers = await asyncio.gather(
-        *(client.get(f"{address}?{query}&name={name}") for name in names)
-    )
-    return [answer.json()["names"] for answer in answers]
-
-
-@pytest.mark.parametrize("address", ISOLATED)
-async def test_concurrent_requests_are_isolated(address: str) -> None:
-    """Query log, execute_wrappers, on_commit() and attributes of a wrapper are a request's own.
-
-    Also where the context that requests begin in has a wrapper already.
-    """
-    outside: list[str] = []
-
-    def note(execute: Callable[..., Any], *args: Any) -> Any:
-        outside.append(args[0])
-        return execute(*args)
-
-    connection.tenant = "outside"
-    connection.queries_log.append({"sql": "SELECT 'outside'", "time": "0"})
-    try:
-        with (
-            serving(DEBUG=True, PGBACKEND_BLOCKING_TIME=None) as client,
-            connection.execute_wrapper(note),
-        ):
-            seen = await meet_in(client, address, address)
-            # Nothing of a request before is seen, either.
-            assert await meet_in(client, address, f"{address} again") == seen
-            assert connection.execute_wrappers == [note]
-        assert connection.tenant == "outside"
-        assert [query["sql"] for query in connection.queries_log] == ["SELECT 'outside'"]
-    finally:
-        del connection.tenant
-        connection.queries_log.clear()
-    assert outside == []
-    assert [set(names) for names in seen] == [{"Ada"}, {"Grace"}, {"Edith"}]
-    assert len({len(names) for names in seen}) == 1
-
-
-async def test_transaction_around_a_request(server: Server) -> None:
-    """A request sent inside a transaction, as a test case's, joins it."""
-    with serving() as client:
-        with pytest.raises(KeyError):
-            async with transaction.atomic():
-                await Author.objects.acreate(name="Grace")
-                assert (await client.get("/iteration/")).text == "Grace"
-                assert (await client.get("/write/")).json() == {"inside": ["default"]}
-                assert await Author.objects.acount() == 2
-                assert (await client.get("/visit/")).text == "1"
-                assert (await client.get("/visit/")).text == "2"
-                raise KeyError
-        assert (await client.get("/visit/")).text == "1"
-    assert written(server) == (0, 1)
-
-
-# async_to_sync
-
-
-@pytest.mark.parametrize(
-    ("address", "settings"),
-    [
-        ("/announce/", {}),
-        ("/announce/synchronously/", {"PGBACKEND_SYNC_ON_LOOP": True}),
-    ],
-)
-async def test_async_to_sync_in_a_request(address: str, settings: dict[str, Any]) -> None:
-    """async_to_sync, called in the code of a request, awaits in place: a channel layer's send."""
-    with serving(**settings) as client, ThreadStarts() as starts:
-        assert (await client.get(f"{address}?message=hello")).text == "room: hello"
-    assert starts.names == []
-
-
-async def test_async_to_sync_in_a_receiver() -> None:
-    """async_to_sync awaits in place in what an a-method calls: a receiver of post_save."""
-    layer = Layer()
-
-    def receive(instance: Author, **kwargs: Any) -> None:
-        async_to_sync(layer.group_send)("authors", instance.name)
-
-    post_save.connect(receive, sender=Author)
-    try:
-        with serving() as client:
-            assert (await client.get("/write/")).status == 200
-    finally:
-        post_save.disconnect(receive, sender=Author)
-    assert layer.messages.get_nowait() == "authors: Ada"
-
-
-# The end
-
-
-def found(server: Server) -> list[str]:
-    """Return the addresses of the views that wrote when they were cancelled."""
-    return [name for (name,) in server.all("SELECT name FROM tests_author ORDER BY id")]
-
-
-@pytest.fixture
-def finished() -> Iterator[list[Any]]:
-    """The senders of request_finished."""
-    senders: list[Any] = []
-
-    def receive(sender: Any, **kwargs: Any) -> None:
-        senders.append(sender)
-
-    stateful.ends.clear()
-    request_finished.connect(receive)
-    yield senders
-    request_finished.disconnect(receive)
-
-
-@asynccontextmanager
-async def nothing_left(server: Server) -> AsyncIterator[None]:
-    """Check that what the block does leaves no task and no busy backend."""
-    # The pool's own tasks stay.
-    await Author.objects.aexists()
-    before = asyncio.all_tasks()
-    yield
-    busy = "SELECT count(*) FROM pg_stat_activity WHERE application_name = %s AND state <> 'idle'"
-    await until(lambda: not server.one(busy, NAME))
-    await until(lambda: asyncio.all_tasks() <= before)
-    await settled()
-
-
-WAITING = ["/wait/", "/wait/streaming/", "/wait/synchronously/"]
-
-
-@pytest.mark.parametrize("address", WAITING)
-async def test_client_disconnects(server: Server, finished: list[Any], address: str) -> None:
-    """The view is cancelled, its statement in the server, too, and its transaction rolled back."""
-    with serving(PGBACKEND_SYNC_ON_LOOP=True) as client, TableLock(server, "tests_book") as lock:
-        async with nothing_left(server):
-            exchange = client.open(address)
-            request = asyncio.create_task(exchange.application(*exchange.protocol))
-            await lock.waited_for()
-            exchange.disconnect()
-            await request
-            await until(lambda: not lock.waiting())
-    assert stateful.ends == ["cancelled"]
-    assert found(server) == [address]
-    assert finished == [ASGIHandler]
-
-
-@pytest.fixture
-def collected() -> Iterator[None]:
-    """Collect the garbage of a test while its filters of warnings are in force."""
-    yield
-    gc.collect()
-
-
-@pytest.mark.usefixtures("collected")
-@pytest.mark.parametrize("address", WAITING)
-async def test_server_cancels(server: Server, finished: list[Any], address: str) -> None:
-    """A cancelled request ends when its view has: that is cancelled and does not go on."""
-    with serving(PGBACKEND_SYNC_ON_LOOP=True) as client, TableLock(server, "tests_book") as lock:
-        async with nothing_left(server):
-            exchange = client.open(address)
-            request = asyncio.create_task(exchange.application(*exchange.protocol))
-            await lock.waited_for()
-            request.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await request
-            # Not just told to end: it has ended.
-            assert stateful.ends == ["cancelled"]
-            await until(lambda: not lock.waiting())
-            lock.release()
-    assert stateful.ends == ["cancelled"]
-    assert found(server) == [address]
-
-
-# An unclosed body of the request would be a ResourceWarning, and so an error here.
-@pytest.mark.usefixtures("collected")
-async def test_streaming_body_fails() -> None:
-    """The error reaches the server, what came before it the client; nothing is left open."""
-    with serving() as client:
-        exchange = client.open("/streamed/failing/")
-        with pytest.raises(RuntimeError, match="this body fails"):
-            await exchange.run()
-        assert exchange.answer().text == "so far"
 
 
 # Other applications

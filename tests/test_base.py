@@ -1,6 +1,5 @@
 """The `DatabaseWrapper`: what DATABASES says, on both paths."""
 
-import asyncio
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,7 +17,6 @@ from django.db import (
 )
 from django.db.backends.postgresql.base import DatabaseWrapper as PostgresDatabaseWrapper
 
-from pgbackend import await_bridged, bridged
 from tests.models import Author, Elsewhere
 from tests.support.script import run_script
 from tests.support.server import NAME, Server
@@ -64,20 +62,6 @@ def test_synchronous_pool() -> None:
         connection.close()
     assert len(pids) <= connection.pool.max_size
     assert connections["other"].pool is None
-
-
-def test_synchronous_threads_have_connections_of_their_own() -> None:
-    """Without a loop each thread has a connection of its own."""
-    pids = [value(PID, "other")]
-
-    def work() -> None:
-        pids.append(value(PID, "other"))
-        connections["other"].close()
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert len(set(pids)) == 2
 
 
 # On the loop, outside the bridge
@@ -169,58 +153,6 @@ async def test_using_and_router(server: Server) -> None:
     assert names == [("pgbackend_tests_other",)]
     await Author.objects.using("default").acreate(name="Ada")
     assert await Author.objects.acount() == 1
-
-
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda wrapper: wrapper.get_autocommit(),
-        lambda wrapper: wrapper.ensure_connection(),
-        lambda wrapper: wrapper.on_commit(lambda: None),
-        lambda wrapper: wrapper.pg_version,
-        lambda wrapper: wrapper.is_usable(),
-    ],
-    ids=["get_autocommit", "ensure_connection", "on_commit", "pg_version", "is_usable"],
-)
-async def test_no_connection_is_kept(add_alias: AddAlias, call: Callable[[Any], object]) -> None:
-    """What asks about the connection does not keep one from other tasks."""
-    alias = add_alias({"pool": {"min_size": 0, "max_size": 1, "timeout": 3}})
-
-    @bridged
-    def work() -> None:
-        call(connections[alias])
-        # Another task can have the pool's only connection while this call goes on.
-        assert await_bridged(asyncio.create_task(avalue("SELECT 1", alias))) == 1
-
-    await work()
-
-
-async def test_copy(server: Server) -> None:
-    """A wrapper's copy() has transactions of its own."""
-
-    @bridged
-    def work() -> None:
-        copy = connections["default"].copy()
-        with transaction.atomic():
-            Author.objects.create(name="Ada")
-            assert not copy.in_atomic_block
-            with copy.cursor() as cursor:
-                cursor.execute("SELECT count(*) FROM tests_author")
-                assert cursor.fetchone() == (0,)
-        copy.close()
-
-    await work()
-    assert server.one("SELECT count(*) FROM tests_author") == 1
-
-
-async def test_close_pool(server: Server) -> None:
-    """close_pool() in the bridge closes the alias's connections; the next query opens some."""
-    await avalue("SELECT 1")
-    await avalue("SELECT 1", "other")
-    assert server.backends() == 2
-    await bridged(connection.close_pool)()
-    server.wait_for_backends(1)
-    assert await avalue("SELECT 1") == 1
 
 
 # At import

@@ -4,10 +4,9 @@ Every test fails if a worker thread was started for it.
 """
 
 import asyncio
-import inspect
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -21,7 +20,7 @@ from django.contrib.sessions.backends.db import SessionStore
 from django.core import paginator
 from django.core.cache import cache
 from django.db import connection, transaction
-from django.db.models import Count, F, Max, Model, Prefetch, Q, QuerySet, Sum
+from django.db.models import Count, F, Max, Prefetch, Q, Sum
 from django.db.models.functions import Length, Upper
 from django.db.models.query import aprefetch_related_objects
 from django.http import Http404
@@ -31,7 +30,7 @@ from django.utils import timezone
 
 from pgbackend import bridged
 from tests.models import Author, Book, Elsewhere, Tag
-from tests.support.script import run_script
+from tests.support.books import library, titles
 from tests.support.server import Server
 
 
@@ -55,24 +54,6 @@ def threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     assert started == []
 
 
-async def library() -> tuple[Author, Author]:
-    """Create Ada with the books "A1" (5) and "A2" (15), and Bea with "B1" (25)."""
-    ada = await Author.objects.acreate(name="Ada")
-    bea = await Author.objects.acreate(name="Bea")
-    await Book.objects.abulk_create(
-        [
-            Book(title="A1", author=ada, price=5),
-            Book(title="A2", author=ada, price=15),
-            Book(title="B1", author=bea, price=25),
-        ]
-    )
-    return ada, bea
-
-
-async def titles(books: Any) -> list[str]:
-    return [book.title async for book in books]
-
-
 async def test_aget_returns_the_row() -> None:
     """A row created on the loop is read back on the loop."""
     author = await Author.objects.acreate(name="Ada")
@@ -89,111 +70,6 @@ async def test_the_thread_check_sees_a_thread(threads: list[str]) -> None:
 # QuerySet
 
 
-async def abulk_create(books: Any) -> Any:
-    return len(await books.abulk_create([Book(title="x"), Book(title="y")]))
-
-
-async def abulk_update(books: Any) -> Any:
-    found = [book async for book in books]
-    for book in found:
-        book.price += 1
-    return await books.abulk_update(found, ["price"], batch_size=2), [
-        book.price async for book in books
-    ]
-
-
-async def acreate(books: Any) -> Any:
-    return (await books.acreate(title="x")).pk is not None
-
-
-async def aiterator(books: Any) -> Any:
-    return [book.title async for book in books.aiterator(chunk_size=2)]
-
-
-async def aexplain(books: Any) -> Any:
-    return "tests_book" in await books.aexplain()
-
-
-async def ain_bulk(books: Any) -> Any:
-    found = await books.order_by().ain_bulk()
-    return {book.title for book in found.values()}
-
-
-async def acontains(books: Any) -> Any:
-    return await books.acontains(await books.aget(title="A1"))
-
-
-async def aget_or_create(books: Any) -> Any:
-    return [(await books.aget_or_create(title=title))[1] for title in ("A1", "new")]
-
-
-async def aupdate_or_create(books: Any) -> Any:
-    results = [
-        await books.aupdate_or_create(title=title, defaults={"price": 7}) for title in ("A1", "new")
-    ]
-    return [(book.price, created) for book, created in results]
-
-
-async def first_of(found: Awaitable[Any]) -> Any:
-    return (await found).title
-
-
-# Each a-method of QuerySet on the books of `library`, and what it returns.
-A_METHODS: dict[str, tuple[Callable[[Any], Awaitable[Any]], Any]] = {
-    "aaggregate": (
-        lambda books: books.aaggregate(Sum("price"), n=Count("pk")),
-        {"price__sum": 45, "n": 3},
-    ),
-    "abulk_create": (abulk_create, 2),
-    "abulk_update": (abulk_update, (3, [6, 16, 26])),
-    "acontains": (acontains, True),
-    "acount": (lambda books: books.acount(), 3),
-    "acreate": (acreate, True),
-    "adelete": (
-        lambda books: books.filter(title="A1").adelete(),
-        (1, {"tests.Book": 1}),
-    ),
-    "aearliest": (lambda books: first_of(books.aearliest("price")), "A1"),
-    "aexists": (lambda books: books.aexists(), True),
-    "aexplain": (aexplain, True),
-    "afirst": (lambda books: first_of(books.afirst()), "A1"),
-    "aget": (lambda books: first_of(books.aget(price=15)), "A2"),
-    "aget_or_create": (aget_or_create, [False, True]),
-    "ain_bulk": (ain_bulk, {"A1", "A2", "B1"}),
-    "aiterator": (aiterator, ["A1", "A2", "B1"]),
-    "alast": (lambda books: first_of(books.alast()), "B1"),
-    "alatest": (lambda books: first_of(books.alatest("price")), "B1"),
-    "aupdate": (lambda books: books.aupdate(price=F("price") + 1), 3),
-    "aupdate_or_create": (aupdate_or_create, [(7, False), (7, True)]),
-}
-
-
-def a_methods(cls: type) -> list[str]:
-    """Return the names of a class's asynchronous methods."""
-    return [
-        name
-        for name, member in inspect.getmembers(cls)
-        if not name.startswith("_")
-        and (inspect.iscoroutinefunction(member) or inspect.isasyncgenfunction(member))
-    ]
-
-
-@pytest.mark.parametrize("name", a_methods(QuerySet))
-async def test_queryset_a_method(name: str) -> None:
-    """Each a-method of QuerySet gives what its synchronous twin would."""
-    await library()
-    function, expected = A_METHODS[name]
-    assert await function(Book.objects.all()) == expected
-
-
-async def test_manager_a_methods() -> None:
-    """The a-methods of a manager are those of its querysets."""
-    await library()
-    assert await Book.objects.acount() == 3
-    assert (await Book.objects.aget(price=5)).title == "A1"
-    assert {name for name in A_METHODS if hasattr(Book.objects, name)} == {*A_METHODS} - {"adelete"}
-
-
 async def test_async_for() -> None:
     """`async for` over a queryset fetches once and fills its cache."""
     await library()
@@ -202,54 +78,6 @@ async def test_async_for() -> None:
     await Book.objects.acreate(title="new")
     assert await titles(books) == ["A1", "A2", "B1"]
     assert [book.title for book in books] == ["A1", "A2", "B1"]
-
-
-async def test_aiterator_left_early(server: Server, add_alias: Callable[..., str]) -> None:
-    """An aiterator() that is left early gives its connection back."""
-    await library()
-    alias = add_alias({"pool": {"min_size": 0, "max_size": 1, "timeout": 5}})
-    rows = Book.objects.using(alias).aiterator(chunk_size=1)
-    assert (await anext(rows)).title == "A1"
-    # library()'s and the cursor's
-    assert server.backends() == 2
-    await rows.aclose()
-    # Another task waits for the pool's only connection; this one might still hold it.
-    assert await asyncio.create_task(Book.objects.using(alias).acount()) == 3
-    assert server.backends() == 2
-
-
-@pytest.mark.process
-def test_aiterator_left_as_the_loop_ends() -> None:
-    """The end of the loop does not disturb an aiterator() that was just left early."""
-    printed = run_script(
-        """
-        settings.configure(**conf)
-        import django
-        django.setup()
-        from tests.models import Author
-
-        async def main():
-            await Author.objects.abulk_create([Author(name=name) for name in "abc"])
-            rows = Author.objects.order_by("name").aiterator(chunk_size=1)
-            print(await anext(rows))
-            await rows.aclose()
-            # Meanwhile the cursor is being closed, by the loop's own finalizer.
-            print(await Author.objects.acount())
-
-        asyncio.run(main())
-        """
-    )
-    assert printed == "a\n3\n"
-
-
-async def test_aiterator_with_prefetch() -> None:
-    """aiterator() honours prefetch_related() when it is given a chunk size."""
-    await library()
-    found = {
-        author.name: [book.title for book in author.books.all()]
-        async for author in Author.objects.prefetch_related("books").aiterator(chunk_size=1)
-    }
-    assert found == {"Ada": ["A1", "A2"], "Bea": ["B1"]}
 
 
 async def test_values_and_values_list() -> None:
@@ -512,11 +340,6 @@ async def test_delete_override_is_honoured() -> None:
 # Model
 
 
-def test_a_methods_of_model_are_known() -> None:
-    """Django has no a-method of Model that the next test leaves out."""
-    assert a_methods(Model) == ["adelete", "arefresh_from_db", "asave"]
-
-
 async def test_model() -> None:
     """asave(), arefresh_from_db() and adelete() of an instance."""
     author = Author(name="Ada")
@@ -596,19 +419,6 @@ async def test_generic_relation() -> None:
     assert await Tag.objects.acount() == 1
     await bea.tags.aclear()
     assert await Tag.objects.acount() == 0
-
-
-async def test_a_methods_of_related_managers_are_known() -> None:
-    """Django has no a-method of a related manager that the tests above leave out."""
-
-    @bridged
-    def managers() -> list[Any]:
-        author, book = Author(pk=1), Book(pk=1)
-        return [author.books, author.reads, book.readers, author.tags]
-
-    for manager in await managers():
-        known = {"aadd", "aclear", "aremove", "aset"}
-        assert {*a_methods(type(manager))} - {*a_methods(QuerySet)} == known
 
 
 # Shortcuts, sessions, auth, cache, paginator

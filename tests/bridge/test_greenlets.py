@@ -21,15 +21,9 @@ from pgbackend.bridge.current import BridgeError, is_bridged
 from pgbackend.bridge.ends import begin_scope, in_scope, on_exit, on_scope_end
 from pgbackend.bridge.greenlets import await_bridged, run_bridged
 from tests.support.limits import PATIENCE
+from tests.support.suspended import suspend
 
 number: contextvars.ContextVar[int] = contextvars.ContextVar("number", default=0)
-
-
-async def suspend(value: Any = None, times: int = 1) -> Any:
-    """Let the loop run *times* iterations, then return *value*."""
-    for _ in range(times):
-        await asyncio.sleep(0)
-    return value
 
 
 async def fail(error: BaseException) -> None:
@@ -473,48 +467,6 @@ def test_bridge_error_is_a_runtime_error() -> None:
 # is_bridged
 
 
-async def test_is_bridged() -> None:
-    """is_bridged() is True in bridged code and what it awaits, and nowhere else."""
-
-    async def inner() -> bool:
-        return is_bridged()
-
-    assert is_bridged() is False
-    assert await run_bridged(is_bridged) is True
-    assert await run_bridged(lambda: await_bridged(inner())) is True
-    assert is_bridged() is False
-
-
-def test_is_bridged_without_a_loop() -> None:
-    """is_bridged() is False where no loop runs."""
-    assert is_bridged() is False
-
-
-async def test_task_created_in_the_bridge_is_not_bridged() -> None:
-    """A task started by bridged code runs outside of the bridge."""
-
-    async def other() -> bool:
-        return is_bridged()
-
-    def function() -> tuple[bool, bool]:
-        task = asyncio.get_running_loop().create_task(other())
-        return await_bridged(task), is_bridged()
-
-    assert await run_bridged(function) == (False, True)
-
-
-async def test_callback_of_the_loop_is_not_bridged() -> None:
-    """A callback that the loop runs while bridged code waits is outside of the bridge."""
-    seen: list[bool] = []
-
-    def function() -> None:
-        asyncio.get_running_loop().call_soon(lambda: seen.append(is_bridged()))
-        await_bridged(suspend(times=2))
-
-    await run_bridged(function)
-    assert seen == [False]
-
-
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks are new in Python 3.12")
 class TestEagerTasks:
     """A task that starts at once starts inside the greenlet of the task that creates it."""
@@ -954,90 +906,6 @@ async def test_nothing_is_kept_after_an_abandoned_call() -> None:
 
 
 # on_exit
-
-
-async def test_on_exit_runs_in_reverse_order_at_the_end() -> None:
-    """Callbacks run once each, last registered first, at the end of the outermost call."""
-    steps: list[str] = []
-    first, second = (lambda: steps.append("first")), (lambda: steps.append("second"))
-
-    def inner() -> None:
-        on_exit(second)
-        on_exit(first)
-        steps.append("inner")
-
-    def function() -> None:
-        on_exit(first)
-        await_bridged(run_bridged(inner))
-        steps.append("function")
-
-    await run_bridged(function)
-    assert steps == ["inner", "function", "second", "first"]
-    await run_bridged(lambda: None)
-    assert len(steps) == 4
-
-
-async def test_on_exit_runs_after_an_exception() -> None:
-    """Callbacks run when the function has failed, and its exception passes through."""
-    steps: list[str] = []
-    error = ValueError()
-
-    def function() -> None:
-        on_exit(lambda: steps.append("exit"))
-        raise error
-
-    with pytest.raises(ValueError) as caught:  # noqa: PT011  # the very object, below
-        await run_bridged(function)
-    assert caught.value is error
-    assert steps == ["exit"]
-
-
-async def test_on_exit_may_await() -> None:
-    """A callback runs bridged: it may wait, and the caller goes on only afterwards."""
-    steps: list[str] = []
-
-    def function() -> str:
-        on_exit(lambda: steps.append(await_bridged(suspend("waited", times=3))))
-        return "result"
-
-    assert await run_bridged(function) == "result"
-    assert steps == ["waited"]
-
-
-async def test_on_exit_that_fails_keeps_no_other_from_running() -> None:
-    """A callback's exception leaves the call after all callbacks have run."""
-    steps: list[str] = []
-
-    def broken() -> None:
-        raise LookupError
-
-    def function() -> None:
-        on_exit(lambda: steps.append("last"))
-        on_exit(broken)
-
-    with pytest.raises(LookupError):
-        await run_bridged(function)
-    assert steps == ["last"]
-
-
-async def test_on_exit_runs_when_the_call_is_closed() -> None:
-    """Callbacks run when the coroutine is closed in mid-wait."""
-    steps: list[str] = []
-
-    def function() -> None:
-        on_exit(lambda: steps.append("exit"))
-        await_bridged(asyncio.Event().wait())
-
-    coroutine = run_bridged(function)
-    coroutine.send(None)
-    coroutine.close()
-    assert steps == ["exit"]
-
-
-async def test_on_exit_outside_the_bridge() -> None:
-    """on_exit outside the bridge is a BridgeError."""
-    with pytest.raises(BridgeError, match="outside the bridge"):
-        on_exit(lambda: None)
 
 
 # bridged

@@ -2,7 +2,6 @@
 
 import asyncio
 import importlib
-import logging
 import sys
 import textwrap
 import threading
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from django.db import transaction
 
 from pgbackend import bridged, detector
 from tests.models import Author
@@ -35,21 +33,6 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
     yield make
     for name in made:
         sys.modules.pop(name, None)
-
-
-@pytest.fixture
-def told() -> Iterator[list[str]]:
-    """What the detector's logger says during the test."""
-    messages: list[str] = []
-
-    class Keep(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            messages.append(record.getMessage())
-
-    handler = Keep()
-    detector.logger.addHandler(handler)
-    yield messages
-    detector.logger.removeHandler(handler)
 
 
 QUERY = """
@@ -104,39 +87,6 @@ def test_import_without_a_query(
 
     run_main(main())
     assert told == []
-
-
-class Records(logging.Handler):
-    """Writes what is logged into a table, as some packages do."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        Author.objects.create(name=record.getMessage())
-
-
-@pytest.mark.parametrize("where", ["bridge", "thread"])
-def test_query_in_a_logging_handler(
-    run_main: Main, told: list[str], where: str, request: pytest.FixtureRequest
-) -> None:
-    """A handler that waits for the database with its lock held is named, in a thread, too."""
-    handler = type(f"Records{request.node.name}", (Records,), {})()
-    logger = logging.getLogger("tests.locks")
-    logger.addHandler(handler)
-
-    async def main() -> None:
-        async with transaction.atomic():
-            if where == "bridge":
-                await bridged(logger.warning)("written")
-            else:
-                await asyncio.to_thread(logger.warning, "written")
-        assert await Author.objects.filter(name="written").aexists()
-
-    try:
-        run_main(main())
-    finally:
-        logger.removeHandler(handler)
-    assert len(told) == 1
-    assert told[0].startswith(f"the logging handler {type(handler).__name__} waits in the bridge")
-    assert "QueueHandler" in told[0]
 
 
 def test_a_lock_that_stops_the_loop_is_named(

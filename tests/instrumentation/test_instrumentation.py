@@ -5,63 +5,23 @@ Instrumentations change Django and psycopg for the whole process: each has one o
 
 from __future__ import annotations
 
-import json
 import re
-import textwrap
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 from django.contrib.contenttypes.models import ContentType
 
 from tests import settings as tests_settings
+from tests.instrumentation.scripts import LOCALS, ON_LOOP, WATCHED, middleware, run
 from tests.instrumentation.site import expected, make_library
 from tests.instrumentation.tenants import site as tenants
 from tests.models import Author, Book
-from tests.support.script import ROOT, run_script
 from tests.support.server import Server
 
 pytestmark = pytest.mark.process
 
-# The site's settings. In the server's own time zone no statement has to set it.
-SITE = """\
-import json
-conf["ALLOWED_HOSTS"] = ["testserver"]
-conf["DEBUG_PROPAGATE_EXCEPTIONS"] = True
-conf["MIDDLEWARE"] = []
-conf["PGBACKEND_BLOCKING_TIME"] = None
-conf["ROOT_URLCONF"] = "tests.instrumentation.site"
-for each in conf["DATABASES"].values():
-    each["OPTIONS"].update(options="-c TimeZone=UTC", pool={"min_size": 0, "max_size": 30})
-"""
-
-ON_LOOP = pytest.mark.parametrize("sync_on_loop", [False, True], ids=["threads", "on the loop"])
-
-
-def run(script: str, *, path: Path | None = None, **changes: Any) -> Any:
-    """Run *script* with the site's settings, changed by *changes*, and return what it prints.
-
-    *path* goes before everything else on sys.path.
-    """
-    more = "".join(f"conf[{name!r}] = {value!r}\n" for name, value in changes.items())
-    return json.loads(run_script(SITE + more + textwrap.dedent(script), path=path))
-
-
-def middleware(name: str) -> str:
-    return f"tests.instrumentation.site.{name}"
-
 
 # Without an instrumentation
-
-WATCHED = """
-settings.configure(**conf)
-import django
-django.setup()
-from tests.instrumentation import site
-site.visit()
-print(json.dumps(site.seen))
-"""
 
 
 @ON_LOOP
@@ -86,51 +46,6 @@ def test_execute_wrapper(name: str, sync_on_loop: bool) -> None:
     make_library()
     seen = run(WATCHED, MIDDLEWARE=[middleware(name)], PGBACKEND_SYNC_ON_LOOP=sync_on_loop)
     # These are psycopg's, without a cursor.
-    assert seen == expected(without=("BEGIN", "COMMIT"))
-
-
-# django-debug-toolbar
-
-TOOLBAR = """
-conf["INSTALLED_APPS"] += ["django.contrib.staticfiles", "debug_toolbar"]
-conf["DEBUG_TOOLBAR_CONFIG"] = {"RESULTS_CACHE_SIZE": 100}
-conf["INTERNAL_IPS"] = ["127.0.0.1"]
-conf["MIDDLEWARE"] += ["debug_toolbar.middleware.DebugToolbarMiddleware"]
-conf["ROOT_URLCONF"] = "toolbar_urls"
-conf["STATIC_URL"] = "static/"
-conf["TEMPLATES"] = [
-    {"BACKEND": "django.template.backends.django.DjangoTemplates", "APP_DIRS": True}
-]
-settings.configure(**conf)
-import django
-django.setup()
-
-from types import ModuleType
-from debug_toolbar.store import get_store
-from debug_toolbar.toolbar import debug_toolbar_urls
-from tests.instrumentation import site
-
-urls = sys.modules["toolbar_urls"] = ModuleType("toolbar_urls")
-urls.urlpatterns = [*site.urlpatterns, *debug_toolbar_urls()]
-seen = {}
-for name, answer in site.visit().items():
-    panel = get_store().panel(answer["Djdt-Request-Id"], "SQLPanel")
-    seen[name] = [site.text(query["sql"]) for query in panel["queries"]]
-print(json.dumps(seen))
-"""
-
-
-@ON_LOOP
-@pytest.mark.parametrize("above", [[], ["do_nothing_in_a_thread"]], ids=["first", "second"])
-def test_debug_toolbar(above: list[str], sync_on_loop: bool) -> None:
-    """The SQL panel of a request has its statements, also where the toolbar runs in a thread."""
-    make_library()
-    seen = run(
-        TOOLBAR,
-        DEBUG=True,
-        MIDDLEWARE=[middleware(name) for name in above],
-        PGBACKEND_SYNC_ON_LOOP=sync_on_loop,
-    )
     assert seen == expected(without=("BEGIN", "COMMIT"))
 
 
@@ -249,25 +164,6 @@ def test_sentry(sync_on_loop: bool) -> None:
 
 # Packages that keep a request's state in a threading.local
 
-# Short forms of django-pghistory, django-pgtrigger and django-silk, under their names.
-LOCALS = ROOT / "tests" / "instrumentation" / "locals"
-
-
-@ON_LOOP
-def test_pghistory(sync_on_loop: bool) -> None:
-    """What synchronous middleware keeps for a request in its thread is there for its statements.
-
-    They all are seen, those of tasks and threads too, each by the state of its own request.
-    """
-    make_library()
-    seen = run(
-        WATCHED,
-        path=LOCALS,
-        MIDDLEWARE=["pghistory.runtime.middleware"],
-        PGBACKEND_SYNC_ON_LOOP=sync_on_loop,
-    )
-    assert seen == expected(without=("BEGIN", "COMMIT"))
-
 
 def test_unknown_threading_local() -> None:
     """What an unknown package's function looks for in its own thread, it finds there.
@@ -284,54 +180,6 @@ def test_unknown_threading_local() -> None:
             del statements[begin : commit + 1]
         sent[name] = [each for each in statements if each not in ("BEGIN", "COMMIT")]
     assert seen == sent
-
-
-HISTORY_IN_SCRIPT = """
-conf["DATABASES"].pop("other")
-conf["DATABASE_ROUTERS"] = []
-settings.configure(**conf)
-import django
-django.setup()
-import uvloop
-from asgiref.sync import sync_to_async
-from django.db import connection
-from pgbackend import bridged
-from pghistory.runtime import _tracker, context
-from tests.instrumentation.site import text
-from tests.models import Author
-
-
-async def work(name):
-    async with context() as outer:
-        await Author.objects.filter(name=name).acount()
-        async with context() as inner:
-            assert inner is outer
-            await asyncio.gather(*(Author.objects.filter(name=name).aexists() for _ in range(2)))
-        await bridged(Author.objects.filter(name=name).count)()
-    await Author.objects.filter(name=name).acount()
-    assert not hasattr(_tracker, "value")
-    assert connection.execute_wrappers == []
-    return [each for each in outer.statements if f"'{name}'" in each] == outer.statements, len(
-        outer.statements
-    )
-
-
-async def main():
-    names = [f"a{number}" for number in range(9)]
-    done = await asyncio.gather(*map(work, names))
-    done += await asyncio.gather(*map(bridged(work), names))
-    return done
-
-for factory in (asyncio.new_event_loop, uvloop.new_event_loop):
-    with asyncio.Runner(loop_factory=factory) as runner:
-        assert runner.run(main()) == [(True, 4)] * 18
-print("[]")
-"""
-
-
-def test_pghistory_outside_requests() -> None:
-    """Its asynchronous context manager is for the statements of its block, on the loop as well."""
-    assert run(HISTORY_IN_SCRIPT, path=LOCALS) == []
 
 
 TRIGGERS = """

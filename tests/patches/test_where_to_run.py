@@ -14,39 +14,26 @@ from django.contrib.auth.hashers import MD5PasswordHasher
 from django.contrib.auth.models import User
 from django.core.cache.backends.locmem import LocMemCache
 from django.core.exceptions import PermissionDenied
-from django.core.mail.backends.base import BaseEmailBackend
 from django.core.signals import request_finished, request_started
 from django.dispatch import Signal
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.template.response import TemplateResponse
 from django.urls import path
-from django.utils.functional import SimpleLazyObject
 
 from tests.models import Elsewhere
 from tests.site import pages
 from tests.site.library import log_in, make_library
 from tests.support.client import SITE, serving
 from tests.support.loop import ThreadStarts
-from tests.support.server import DATABASES, Server
+from tests.support.places import connections_elsewhere, in_a_thread, note, ran
+from tests.support.server import Server
 from tests.support.wrapper import until
-
-# Where something ran, by the name of what it was.
-ran: dict[str, list[threading.Thread]] = {}
 
 
 @pytest.fixture(autouse=True)
 def forget() -> Iterator[None]:
     yield
     ran.clear()
-
-
-def note(name: str) -> None:
-    ran.setdefault(name, []).append(threading.current_thread())
-
-
-def in_a_thread(name: str) -> bool:
-    """Return whether what noted *name* ran, and always outside the event loop's thread."""
-    return name in ran and threading.main_thread() not in ran[name]
 
 
 # Views of this file
@@ -74,11 +61,6 @@ async def count(request: HttpRequest) -> HttpResponse:
     return HttpResponse(visits)
 
 
-async def failing_lazily(request: HttpRequest) -> HttpResponse:
-    request.user = SimpleLazyObject(Elsewhere.objects.first)
-    raise RuntimeError("this view fails")
-
-
 def synchronous(request: HttpRequest) -> HttpResponse:
     note("view")
     return HttpResponse(Elsewhere.objects.count())
@@ -101,7 +83,6 @@ urlpatterns = [
     *pages.urlpatterns,
     path("closing/", closing),
     path("count/", count),
-    path("failing/lazily/", failing_lazily),
     path("synchronous/", synchronous),
     path("synchronous/template/", synchronous_template),
 ]
@@ -171,52 +152,6 @@ async def test_password_hashing_keeps_its_thread() -> None:
     assert in_a_thread("hasher")
 
 
-class NotingEmails(BaseEmailBackend):
-    """Keeps the mails, and notes where they were sent."""
-
-    def send_messages(self, emails: list[Any]) -> int:
-        note("emails")
-        sent.extend(emails)
-        return len(emails)
-
-
-sent: list[Any] = []
-
-
-@pytest.fixture
-def mails() -> dict[str, Any]:
-    """Settings by which errors are mailed to the ADMINS."""
-    sent.clear()
-    backend = f"{__name__}.NotingEmails"
-    if django.VERSION < (6, 0):
-        return {"ADMINS": [("Ops", "ops@example.com")], "EMAIL_BACKEND": backend}
-    if django.VERSION < (6, 1):
-        return {"ADMINS": ["ops@example.com"], "EMAIL_BACKEND": backend}
-    return {"ADMINS": ["ops@example.com"], "MAILERS": {"default": {"BACKEND": backend}}}
-
-
-async def test_error_mails_keep_their_thread(mails: dict[str, Any]) -> None:
-    """An error is mailed to the ADMINS from a thread."""
-    with serving(**mails) as client:
-        assert (await client.get("/failing/")).status == 500
-        assert (await client.get("/nowhere/")).status == 404
-    (email,) = sent
-    assert email.subject == "[Django] ERROR (EXTERNAL IP): Internal Server Error: /failing/"
-    assert "RuntimeError at /failing/\nthis view fails" in email.body
-    assert in_a_thread("emails")
-
-
-async def test_error_mails_leave_no_connection(server: Server, mails: dict[str, Any]) -> None:
-    """What a mail tells of the request may be fetched; the thread's connection is closed."""
-    await Elsewhere.objects.acreate(name="Ada")
-    before = connections_elsewhere(server)
-    with serving(ROOT_URLCONF=__name__, **mails) as client:
-        assert (await client.get("/failing/lazily/")).status == 500
-    (email,) = sent
-    assert "USER: Elsewhere object (1)" in email.body
-    await until(lambda: connections_elsewhere(server) == before)
-
-
 class ThirdPartyMiddleware:
     """Synchronous middleware that uses the second database."""
 
@@ -254,15 +189,6 @@ def with_middleware(index: int, name: str) -> list[str]:
     middleware = list(SITE["MIDDLEWARE"])
     middleware.insert(index, f"{__name__}.{name}")
     return middleware
-
-
-def connections_elsewhere(server: Server) -> Any:
-    """Return how many connections there are to the second database, ours from outside aside."""
-    return server.one(
-        "SELECT count(*) FROM pg_stat_activity WHERE datname = %s AND pid <> %s",
-        DATABASES[1],
-        server.other.info.backend_pid,
-    )
 
 
 # First, somewhere between Django's, and last.

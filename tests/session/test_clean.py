@@ -7,14 +7,12 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
-import psycopg
 import pytest
 from django.contrib.postgres.fields import ArrayField
 from django.db import (
     DatabaseError,
     DataError,
     ProgrammingError,
-    connection,
     connections,
     models,
     transaction,
@@ -27,22 +25,15 @@ from psycopg import sql
 
 from pgbackend import bridged
 from pgbackend.session.clean import CleanSQL, changes_session, is_clean_field
-from pgbackend.transaction import detached, pinned
+from pgbackend.transaction import pinned
 from pgbackend.wrapper.dispatch import in_bridge
 from tests.models import Author, Book
-from tests.support.limits import PATIENCE
 from tests.support.server import NAME, Server
-from tests.support.session import PROBES, run
-from tests.support.wrapper import until
-
-AddAlias = Callable[..., str]
+from tests.support.session import PROBES, SETTING, backend, run
+from tests.support.wrapper import AddAlias, until
 
 # Calls what may do anything, for all that is known.
 PID_DIRTY = "SELECT pg_backend_pid() FROM pg_stat_get_activity(pg_backend_pid())"
-
-
-def backend(alias: str) -> int:
-    return int(run(alias, "SELECT pg_backend_pid()"))
 
 
 @pytest.mark.parametrize("name", PROBES)
@@ -136,109 +127,6 @@ async def test_with_autocommit_off(add_alias: AddAlias) -> None:
     assert await bridged(run)(alias, "SHOW work_mem") == "4MB"
 
 
-FORMS: dict[str, Callable[[str], Any]] = {
-    "bytes": lambda change: change.encode(),
-    "psycopg.sql": lambda change: sql.SQL("{}").format(sql.SQL(change)),
-    "comment": lambda change: f"/* it's */ -- ;\n{change}",
-    "later": lambda change: f"SELECT 1; {change}",
-}
-
-
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("name", PROBES)
-async def test_other_forms(form: str, name: str, add_alias: AddAlias) -> None:
-    """Whatever a statement is given as, it is refused, and kept in a request."""
-    alias = add_alias({"pool": {"max_size": 1}})
-    change, ask, fresh = PROBES[name]
-
-    async def view() -> Any:
-        run(alias, FORMS[form](change))
-        run(alias, "SELECT 1")
-        return run(alias, ask)
-
-    with pytest.raises(ProgrammingError, match="lives in the session"):
-        await bridged(run)(alias, FORMS[form](change))
-    assert await bridged(run)(alias, ask) == fresh
-    assert await in_bridge(view) != fresh
-    assert await bridged(run)(alias, ask) == fresh
-
-
-SETTING = "SELECT coalesce(current_setting('app.one', true), '')"
-PARAMETERS: dict[str, Any] = {
-    "by position": ("SELECT set_config(%s, %s, %s)", ["app.one", "a", False]),
-    "by name": ("SELECT set_config(%(n)s, 'a', %(l)s)", {"n": "app.one", "l": "off"}),
-    "cast": ("SELECT set_config('app.one', 'a', %s::bool)", ["f"]),
-    "in a block": ("DO %s", ["BEGIN SET app.one = 'a'; END"]),
-    "percent signs": ("SELECT '%%s', set_config('app.one', %s, %s), '%%'", ["a", False]),
-}
-
-
-@pytest.mark.parametrize("binding", [False, True])
-@pytest.mark.parametrize("name", PARAMETERS)
-async def test_parameters(name: str, binding: bool, add_alias: AddAlias) -> None:
-    """Whether set_config() outlives its transaction may stand in a parameter."""
-    alias = add_alias({"pool": {"max_size": 1}, "server_side_binding": binding})
-    change, params = PARAMETERS[name]
-    if binding and name == "in a block":
-        pytest.skip("not a parameter for the server")
-
-    async def view() -> Any:
-        run(alias, change, params)
-        run(alias, "SELECT 1")
-        return run(alias, SETTING)
-
-    with pytest.raises(ProgrammingError, match="lives in the session"):
-        await bridged(run)(alias, change, params)
-    assert await in_bridge(view) == "a"
-    assert await bridged(run)(alias, SETTING) == ""
-
-
-@bridged
-def test_parameters_that_are_local() -> None:
-    """set_config() for the transaction is not refused, wherever that is said."""
-    for local in (True, "true", "on"):
-        run("default", "SELECT set_config('app.one', 'a', %s)", [local])
-    with connection.cursor() as cursor:
-        cursor.executemany("SELECT set_config('app.one', %s, %s)", [["a", True], ["b", True]])
-        with pytest.raises(ProgrammingError, match="lives in the session"):
-            cursor.executemany("SELECT set_config('app.one', %s, %s)", [["a", True], ["b", False]])
-
-
-def named(connection: Any) -> None:
-    with connection.cursor("n", withhold=True) as cursor:
-        cursor.execute("SELECT set_config('app.one', 'a', false)")
-
-
-CALLS: dict[str, Callable[[Any], Any]] = {
-    "execute": lambda cursor: cursor.execute("SET app.one = 'a'"),
-    "executemany": lambda cursor: cursor.executemany("SET app.one = %s", iter([["a"], ["b"]])),
-    "callproc": lambda cursor: cursor.callproc("set_config", ["app.one", "a", False]),
-    "stream": lambda cursor: list(cursor.stream("SELECT set_config('app.one', 'a', false)")),
-    "copy": lambda cursor: list(
-        cursor.copy("COPY (SELECT set_config('app.one', 'a', false)) TO STDOUT").__enter__()
-    ),
-    "psycopg's cursor": lambda cursor: cursor.cursor.execute("SET app.one = 'a'"),
-    "psycopg's connection": lambda cursor: cursor.db.connection.execute("SET app.one = 'a'"),
-    "its cursor": lambda cursor: cursor.db.connection.cursor().execute(b"SET app.one = 'a'"),
-    "its named cursor": lambda cursor: named(cursor.db.connection),
-}
-
-
-@pytest.mark.parametrize("name", CALLS)
-async def test_other_ways(name: str, add_alias: AddAlias) -> None:
-    """By whichever method it goes to the server, psycopg's own included, it is refused."""
-    alias = add_alias({"pool": {"max_size": 1}})
-
-    @bridged
-    def call() -> None:
-        with connections[alias].cursor() as cursor:
-            CALLS[name](cursor)
-
-    with pytest.raises((ProgrammingError, psycopg.ProgrammingError), match="lives in the session"):
-        await call()
-    assert await bridged(run)(alias, SETTING) == ""
-
-
 def setting_and_lock() -> Any:
     """Return authors with what a setting is set to and whether a lock was taken."""
     return Author.objects.annotate(
@@ -324,74 +212,6 @@ async def test_expressions_of_querysets(name: str, binding: bool, add_alias: Add
     assert await bridged(run)(alias, SETTING_AND_LOCK) == fresh
 
 
-class Hidden:
-    """SQL that goes to the server by way of a parameter."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-
-
-class HiddenDumper(psycopg.adapt.Dumper):
-    def dump(self, obj: Hidden) -> bytes:
-        return obj.text.encode()
-
-    quote = dump
-
-
-async def test_what_only_the_answer_tells(add_alias: AddAlias) -> None:
-    """What the text does not tell, the server's answer does: kept in a request, or an error."""
-    alias = add_alias({"pool": {"max_size": 1}})
-
-    def hide(text: str) -> None:
-        with connections[alias].cursor() as cursor:
-            cursor.adapters.register_dumper(Hidden, HiddenDumper)
-            cursor.execute("SELECT 1; %s", [Hidden(text)])
-
-    async def view() -> Any:
-        hide("SET app.one = 'a'")
-        return run(alias, SETTING)
-
-    with pytest.raises(ProgrammingError, match="It has run, since its text did not tell"):
-        await bridged(hide)("SET app.one = 'a'")
-    assert await bridged(run)(alias, SETTING) == ""
-    assert await in_bridge(view) == "a"
-    assert await bridged(run)(alias, SETTING) == ""
-    with pytest.raises(ProgrammingError, match=r"at the end of the transaction. It"):
-        async with transaction.atomic(alias):
-            await bridged(hide)("LISTEN orders")
-    await bridged(hide)("SELECT 'SET'")
-    await bridged(run)(alias, "SET LOCAL app.one = 'a'; SET TRANSACTION READ ONLY")
-
-
-@pytest.mark.parametrize("name", PROBES)
-async def test_nothing_passes_on_from_psycopgs_own_cursors(name: str, add_alias: AddAlias) -> None:
-    """Nor is what was changed past all cursors that we know of."""
-    alias = add_alias({"pool": {"max_size": 1}})
-    change, ask, fresh = PROBES[name]
-
-    @bridged
-    def change_it() -> None:
-        with transaction.atomic(alias):
-            Author.objects.using(alias).exists()
-            psycopg.ClientCursor(connections[alias].connection).execute(change)
-
-    before = await bridged(backend)(alias)
-    await change_it()
-    assert await bridged(run)(alias, ask) == fresh
-    assert await bridged(backend)(alias) == before
-
-
-@pytest.mark.parametrize("name", PROBES)
-async def test_a_session_that_nothing_keeps(name: str, server: Server) -> None:
-    """Outside a transaction, a pin and a request such a statement is refused before it is sent."""
-    change, ask, fresh = PROBES[name]
-    if name == "role":
-        change = "SET ROLE postgres"
-    with pytest.raises(ProgrammingError, match=r"pinned\('default'\)"):
-        await bridged(run)("default", change)
-    assert await bridged(run)("default", ask) == fresh
-
-
 @pytest.mark.parametrize("name", PROBES)
 async def test_a_request_keeps_its_session(name: str, add_alias: AddAlias) -> None:
     """In a request the connection is kept to the request's end, and reset then."""
@@ -415,36 +235,6 @@ async def test_what_a_wrapper_sets_for_each_cursor(add_alias: AddAlias) -> None:
         assert await bridged(run)(alias, "SHOW search_path") == f"{schema}, public"
     with pytest.raises(ProgrammingError, match="pinned"):
         await bridged(run)(alias, "SET search_path = pg_catalog")
-
-
-async def test_what_connecting_set_up_is_kept(add_alias: AddAlias) -> None:
-    """A reset ends where connection_created left the session, own settings and role included."""
-
-    def set_up(connection: Any, **kwargs: Any) -> None:
-        if connection.alias == alias:
-            with connection.cursor() as cursor:
-                cursor.execute("SET work_mem = '33MB'")
-                cursor.execute("SELECT set_config(%s, 'it''s', false)", ["app.name"])
-                cursor.execute("SET app.other TO 'b'")
-
-    alias = add_alias(
-        {"pool": {"max_size": 1}, "assume_role": "pg_monitor"}, TIME_ZONE="Asia/Tokyo"
-    )
-    ask = (
-        "SELECT ARRAY[current_setting('work_mem'), current_setting('app.name'),"
-        " current_setting('app.other'), current_setting('TimeZone'), current_user]"
-    )
-    connection_created.connect(set_up)
-    try:
-        fresh = await bridged(run)(alias, ask)
-        assert fresh == ["33MB", "it's", "b", "Asia/Tokyo", "pg_monitor"]
-        async with pinned(alias):
-            await bridged(run)(alias, "RESET ROLE")
-            for name, value in (("work_mem", "44MB"), ("app.name", "c"), ("app.other", "d")):
-                await bridged(run)(alias, "SELECT set_config(%s, %s, false)", [name, value])
-        assert await bridged(run)(alias, ask) == fresh
-    finally:
-        connection_created.disconnect(set_up)
 
 
 MADE: dict[str, tuple[Callable[[Any], Any], str, Any]] = {
@@ -941,168 +731,3 @@ async def test_reverse_relations() -> None:
         assert [each async for each in queryset] == [author], filters
         sql, _ = queryset.query.get_compiler("default").as_sql()
         assert type(sql) is CleanSQL, filters
-
-
-# Tasks of a request that keeps its session
-
-
-def in_request(alias: str, *coroutines: Callable[[], Any]) -> Any:
-    """Return a coroutine function: a view that sets a role, and then gathers others."""
-
-    async def view() -> list[Any]:
-        run(alias, "SET ROLE pg_monitor")
-        return list(await asyncio.gather(*(each() for each in coroutines)))
-
-    return in_bridge(view)
-
-
-USER = "SELECT current_user"
-
-
-async def test_tasks_use_the_session_of_their_request(add_alias: AddAlias) -> None:
-    """What a request has set is in force in the tasks it starts then, by whatever they read."""
-    alias = add_alias({"pool": {"max_size": 3}})
-
-    async def by_cursor() -> Any:
-        return await bridged(run)(alias, USER)
-
-    async def by_orm() -> Any:
-        authors = Author.objects.using(alias).annotate(user=RawSQL("current_user::text", ()))
-        return await authors.values_list("user", flat=True).aget()
-
-    async def in_a_transaction() -> Any:
-        async with transaction.atomic(alias):
-            return await bridged(run)(alias, USER)
-
-    async def by_iterator() -> Any:
-        authors = Author.objects.using(alias).annotate(user=RawSQL("current_user::text", ()))
-        return [user async for user in authors.values_list("user", flat=True).aiterator()].pop()
-
-    async def in_a_task() -> Any:
-        return await asyncio.create_task(by_cursor())
-
-    await Author.objects.acreate(name="a")
-    await bridged(run)(alias, "GRANT SELECT ON tests_author TO pg_monitor")
-    try:
-        ways = [by_cursor, by_orm, in_a_transaction, by_iterator, in_a_task] * 3
-        assert await in_request(alias, *ways) == ["pg_monitor"] * 15
-        assert await by_cursor() != "pg_monitor"
-    finally:
-        await bridged(run)(alias, "REVOKE SELECT ON tests_author FROM pg_monitor")
-
-
-async def test_requests_whose_tasks_use_their_sessions(add_alias: AddAlias) -> None:
-    """As many requests as connections, each with a session and tasks, do not wait for others."""
-    alias = add_alias({"pool": {"max_size": 4, "timeout": 20}})
-    together = asyncio.Barrier(4)
-
-    async def view(number: int) -> list[Any]:
-        run(alias, f"SET app.one = '{number}'")
-        await together.wait()
-        return await asyncio.gather(*(bridged(run)(alias, SETTING) for _ in range(5)))
-
-    async with asyncio.timeout(PATIENCE):
-        found = await asyncio.gather(*(in_bridge(view, number) for number in range(4)))
-    assert found == [[str(number)] * 5 for number in range(4)]
-    assert await bridged(run)(alias, SETTING) == ""
-
-
-async def test_transactions_of_tasks_in_one_session(add_alias: AddAlias) -> None:
-    """Tasks of a request with a session have their transactions in turns, each for itself."""
-    alias = add_alias({"pool": {"max_size": 1}})
-    authors = Author.objects.using(alias)
-
-    async def write(number: int) -> None:
-        await asyncio.sleep(0)
-        async with transaction.atomic(alias):
-            await authors.acreate(name=f"in {number}")
-            await asyncio.sleep(0)
-            if number % 2:
-                raise ZeroDivisionError
-
-    async def write_outside(number: int) -> None:
-        for _ in range(number % 7):
-            await asyncio.sleep(0)
-        await authors.acreate(name=f"out {number}")
-
-    async def view() -> list[Any]:
-        run(alias, "SET app.one = 'a'")
-        tasks = [write(number) for number in range(20)]
-        tasks += [write_outside(number) for number in range(20)]
-        return await asyncio.gather(*tasks, return_exceptions=True)
-
-    outcomes = await in_bridge(view)
-    assert [type(each) for each in outcomes[:20]] == [type(None), ZeroDivisionError] * 10
-    assert outcomes[20:] == [None] * 20
-    names = {name async for name in authors.values_list("name", flat=True)}
-    expected = {f"in {number}" for number in range(0, 20, 2)}
-    assert names == expected | {f"out {number}" for number in range(20)}
-
-
-async def test_a_task_that_outlives_its_requests_session(add_alias: AddAlias) -> None:
-    """A task that goes on after the request's session has ended is told, before any SQL."""
-    alias = add_alias({"pool": {"max_size": 2}})
-    go_on = asyncio.Event()
-
-    async def late() -> Any:
-        await go_on.wait()
-        return await bridged(run)(alias, USER)
-
-    async def view() -> list[Any]:
-        early = asyncio.create_task(late())
-        run(alias, "SET ROLE pg_monitor")
-        outliving = asyncio.create_task(late())
-        with detached():
-            apart = asyncio.create_task(late())
-        return [early, outliving, apart]
-
-    early, outliving, apart = await in_bridge(view)
-    go_on.set()
-    with pytest.raises(RuntimeError, match="started in a request that has made something"):
-        await outliving
-    assert await early == await apart == await bridged(run)(alias, USER)
-
-
-async def test_a_task_does_not_close_its_requests_session(add_alias: AddAlias) -> None:
-    """connection.close() in a task leaves its request's session alone; in the request it ends."""
-    alias = add_alias({"pool": {"max_size": 2}})
-
-    async def close() -> None:
-        await bridged(lambda: connections[alias].close())()
-
-    async def view() -> list[Any]:
-        run(alias, "SET ROLE pg_monitor")
-        await asyncio.create_task(close())
-        seen = [run(alias, USER)]
-        connections[alias].close()
-        seen.append(await asyncio.create_task(bridged(run)(alias, USER)))
-        return seen
-
-    assert await in_bridge(view) == ["pg_monitor", await bridged(run)(alias, USER)]
-
-
-async def test_two_calls_with_sessions_at_once(add_alias: AddAlias) -> None:
-    """Calls that run at once each have their own session, whoever started them."""
-    alias = add_alias({"pool": {"max_size": 4}})
-
-    @bridged
-    async def call(number: int) -> list[Any]:
-        run(alias, f"SET app.one = '{number}'")
-        await asyncio.sleep(0)
-        found = await asyncio.gather(*(bridged(run)(alias, SETTING) for _ in range(3)))
-        return [*found, run(alias, SETTING)]
-
-    found = await asyncio.gather(*map(call, range(4)))
-    assert found == [[str(number)] * 4 for number in range(4)]
-
-
-async def test_a_session_kept_by_a_task_of_a_transaction(add_alias: AddAlias) -> None:
-    """A session that a task makes in the transaction of its request is the request's, then."""
-    alias = add_alias({"pool": {"max_size": 2}})
-
-    async def view() -> list[Any]:
-        async with transaction.atomic(alias):
-            await asyncio.create_task(bridged(run)(alias, "SET ROLE pg_monitor"))
-        return [run(alias, USER), await asyncio.create_task(bridged(run)(alias, USER))]
-
-    assert await in_bridge(view) == ["pg_monitor", "pg_monitor"]

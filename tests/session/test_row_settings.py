@@ -3,7 +3,7 @@
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -12,16 +12,22 @@ from asgiref.sync import sync_to_async
 from django.db import DataError, ProgrammingError, connection, transaction
 from psycopg import sql
 
-from pgbackend import bridged
-from pgbackend.requests.serving import serve
 from pgbackend.session.row_settings import Change, changes_settings_only, setting_changes
 from pgbackend.transaction import detached, pinned
 from tests.models import Author
 from tests.support.limits import PATIENCE
+from tests.support.one_request import (
+    REFUSED,
+    Ask,
+    close,
+    count,
+    count_by_cursor,
+    execute,
+    in_request,
+    in_thread,
+    on_loop,
+)
 from tests.support.server import Server
-from tests.support.wrapper import use_wrapper
-
-REFUSED = "is not in force"
 
 # Statements, and what undoes them.
 SETTINGS = [
@@ -51,57 +57,10 @@ UNNAMED = [
     "UPDATE pg_settings SET setting = 'public' WHERE name = 'search_path'",
 ]
 
-Ask = Callable[[], Any]
-
-
-def execute(query: Any, params: Any = None) -> None:
-    with connection.cursor() as cursor:
-        cursor.execute(query, params)
-
-
-def count() -> int:
-    return Author.objects.count()
-
-
-def count_by_cursor() -> Any:
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT count(*) FROM tests_author")
-        return cursor.fetchone()[0]
-
 
 def count_in_a_block() -> int:
     with transaction.atomic():
         return Author.objects.count()
-
-
-def close() -> None:
-    connection.close()
-
-
-def in_thread(function: Callable[..., Any], *args: Any) -> Coroutine[Any, Any, Any]:
-    return sync_to_async(function)(*args)
-
-
-def on_loop(function: Callable[..., Any], *args: Any) -> Coroutine[Any, Any, Any]:
-    return bridged(function)(*args)
-
-
-def in_request(view: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Serve *view* as a request, on a loop of its own."""
-
-    async def whole() -> None:
-        try:
-            await view()
-        finally:
-            await in_thread(close)
-
-    async def main() -> None:
-        async with asyncio.timeout(PATIENCE):
-            await serve(whole)
-
-    use_wrapper(options={"pool": {"max_size": 2}})
-    with asyncio.Runner() as runner:
-        runner.run(main())
 
 
 @pytest.mark.parametrize(
@@ -398,59 +357,6 @@ def test_other_statements(here: Any, there: Any, sql: str, server: Server) -> No
         assert await there(count) == 0
 
     in_request(view)
-
-
-@pytest.mark.parametrize("ask", [count, count_by_cursor], ids=lambda f: f.__name__)
-def test_task_started_before(ask: Ask, server: Server) -> None:
-    """A task that the request had started by then has another connection; one detached may."""
-    made = asyncio.Event()
-
-    async def early() -> None:
-        await made.wait()
-        with pytest.raises(ProgrammingError, match=REFUSED):
-            await on_loop(ask)
-
-    async def audit() -> None:
-        await made.wait()
-        assert await on_loop(ask) == 0
-
-    async def view() -> None:
-        tasks = [asyncio.create_task(early())]
-        with detached():
-            tasks.append(asyncio.create_task(audit()))
-        await on_loop(execute, "SET app.tenant = 'a'")
-        made.set()
-        await asyncio.gather(*tasks)
-        assert await asyncio.create_task(on_loop(ask)) == 0
-        await on_loop(execute, "RESET app.tenant")
-        assert await on_loop(ask) == 0
-
-    in_request(view)
-
-
-def test_next_request(server: Server) -> None:
-    """Another request, before, after or meanwhile, has nothing to do with it."""
-    set_it, looked = asyncio.Event(), asyncio.Event()
-
-    async def first() -> None:
-        await in_thread(execute, "SET app.tenant = 'a'")
-        set_it.set()
-        await looked.wait()
-        await in_thread(close)
-
-    async def second() -> None:
-        await set_it.wait()
-        assert await Author.objects.acount() == 0
-        looked.set()
-
-    async def main() -> None:
-        async with asyncio.timeout(PATIENCE):
-            await asyncio.gather(serve(first), serve(second))
-            await serve(second)
-
-    use_wrapper(options={"pool": {"max_size": 2}})
-    with asyncio.Runner() as runner:
-        runner.run(main())
 
 
 def test_pinned(server: Server) -> None:

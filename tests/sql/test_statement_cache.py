@@ -18,13 +18,13 @@ from django.db import models, transaction
 from django.db.backends.postgresql.compiler import SQLCompiler, SQLUpdateCompiler
 from django.db.models import Count, F, Q, QuerySet, Value
 from django.db.models.functions import Lower, Upper
-from django.db.models.sql import Query, UpdateQuery
+from django.db.models.sql import UpdateQuery
 from django.db.models.sql.compiler import SQLCompiler as DjangosCompiler
 from django.db.models.sql.compiler import SQLUpdateCompiler as DjangosUpdateCompiler
 from django.test.utils import isolate_apps, register_lookup
 
 from pgbackend import bridged, compiler
-from pgbackend.sql import query_attributes, select_lists
+from pgbackend.sql import select_lists
 from tests.models import Author, Book, Tag
 
 QUERYSETS = [
@@ -405,20 +405,6 @@ async def test_updates_are_compiled_once(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(DjangosUpdateCompiler, "as_sql", as_sql)
     assert await save_as("Ada", "Bob") == 2
     assert len(seen) == 2
-
-
-def test_unknown_queries() -> None:
-    """What a query of a Django to come has more than these, at its class or itself, is noticed."""
-
-    class Later(Query):
-        hint = None
-
-        def __init__(self, model: Any) -> None:
-            super().__init__(model)
-            self.lateral: dict[str, Any] = {}
-
-    assert query_attributes.unknown_attributes(Query) == set()
-    assert query_attributes.unknown_attributes(Later) == {"hint", "lateral"}
 
 
 async def test_changed_table() -> None:

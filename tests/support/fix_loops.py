@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import uvloop
 
+from tests.support import loops
+
 Main = Callable[[Coroutine[Any, Any, Any]], Any]
 
 
@@ -27,3 +29,10 @@ def run_main(request: pytest.FixtureRequest) -> Iterator[Main]:
     """A function that runs a coroutine to its end: on asyncio's loop, uvloop, with eager tasks."""
     with asyncio.Runner(loop_factory=LOOPS[request.param]) as runner:
         yield runner.run
+
+
+@pytest.fixture(params=loops.EACH_LOOP)
+def runner(request: pytest.FixtureRequest) -> Iterator[asyncio.Runner]:
+    """A runner of each kind of loop."""
+    with asyncio.Runner(loop_factory=loops.LOOPS[request.param]) as runner:
+        yield runner

@@ -1,8 +1,12 @@
 """Changes of a session, and how each is seen."""
 
+from __future__ import annotations
+
 from typing import Any
 
-from django.db import connections
+from django.db import (
+    connections,
+)
 
 PROBES = {
     "setting": ("SET work_mem = '77MB'", "SHOW work_mem", "4MB"),
@@ -39,3 +43,15 @@ def run(alias: str, sql: str, params: Any = None) -> Any:
     with connections[alias].cursor() as cursor:
         cursor.execute(sql, params)
         return cursor.fetchone()[0] if cursor.description else None
+
+
+def backend(alias: str) -> int:
+    return int(run(alias, "SELECT pg_backend_pid()"))
+
+
+SETTING = "SELECT coalesce(current_setting('app.one', true), '')"
+
+
+def named(connection: Any) -> None:
+    with connection.cursor("n", withhold=True) as cursor:
+        cursor.execute("SELECT set_config('app.one', 'a', false)")

@@ -23,7 +23,6 @@ from pgbackend.transaction import aon_commit, detached
 from tests.models import Author
 from tests.support.left_early import collect, driven_then_closed
 from tests.support.limits import PATIENCE
-from tests.support.loops import EACH_LOOP, LOOPS
 from tests.support.server import Server
 from tests.support.sessions import committed
 from tests.support.work import fill, settled
@@ -37,13 +36,6 @@ Place = Callable[[Leave, list[str]], Awaitable[None]]
 
 class Failed(Exception):
     pass
-
-
-@pytest.fixture(params=EACH_LOOP)
-def runner(request: pytest.FixtureRequest) -> Iterator[asyncio.Runner]:
-    """A runner of each kind of loop."""
-    with asyncio.Runner(loop_factory=LOOPS[request.param]) as runner:
-        yield runner
 
 
 # Generators with a block in them

@@ -19,7 +19,6 @@ from pgbackend.bridge.greenlets import run_bridged
 from pgbackend.transaction import pinned
 from tests.models import Author
 from tests.support.left_early import collect, driven_then_closed
-from tests.support.loops import EACH_LOOP, LOOPS
 from tests.support.server import Server
 from tests.support.sessions import committed
 from tests.support.work import fill, settled
@@ -35,13 +34,6 @@ Place = Callable[[Leave], Awaitable[None]]
 
 class Failed(Exception):
     pass
-
-
-@pytest.fixture(params=EACH_LOOP)
-def runner(request: pytest.FixtureRequest) -> Iterator[asyncio.Runner]:
-    """A runner of each kind of loop."""
-    with asyncio.Runner(loop_factory=LOOPS[request.param]) as runner:
-        yield runner
 
 
 def read() -> AsyncIterator[Author]:

@@ -3,79 +3,49 @@
 import asyncio
 import gc
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import (
     AsyncExitStack,
     ExitStack,
-    asynccontextmanager,
     contextmanager,
-    nullcontext,
     suppress,
 )
 from contextvars import copy_context
-from itertools import count
 from typing import Any
 
 import pytest
 from asgiref.sync import sync_to_async
-from django.db import connection, transaction
+from django.db import transaction
 
 from pgbackend import bridged
 from pgbackend.requests.serving import serve
-from pgbackend.tasks.orphans import open_transactions, orphans
-from pgbackend.tasks.revoked import revoked_blocks
-from pgbackend.transaction import aon_commit, detached
+from pgbackend.transaction import aon_commit
 from tests.models import Author
 from tests.support.limits import PATIENCE
-from tests.support.loops import EACH_LOOP, LOOPS
+from tests.support.orphans import (
+    KEPT,
+    Failed,
+    begin,
+    block,
+    end,
+    lost,
+    rows,
+    write,
+    write_by_cursor,
+    write_kept,
+)
 from tests.support.server import Server
 from tests.support.sessions import committed
-from tests.support.work import fill, settled
-from tests.support.wrapper import run, use_wrapper
-
-SIZE = 2
+from tests.support.work import settled
 
 Enter = Callable[[AsyncExitStack], Awaitable[None]]
 Use = Callable[[], Awaitable[Any]]
-
-
-_numbers = count()
-
-
-class Failed(Exception):
-    pass
-
-
-def lost() -> str:
-    """Return the name of an author who must not stay."""
-    return f"lost {next(_numbers)}"
-
-
-@pytest.fixture(params=EACH_LOOP)
-def runner(request: pytest.FixtureRequest) -> Iterator[asyncio.Runner]:
-    """A runner of each kind of loop."""
-    with asyncio.Runner(loop_factory=LOOPS[request.param]) as runner:
-        yield runner
-
-
-@asynccontextmanager
-async def block() -> AsyncIterator[None]:
-    async with transaction.atomic():
-        await Author.objects.acreate(name=lost())
-        yield
 
 
 @contextmanager
 def bridged_block() -> Iterator[None]:
     with transaction.atomic():
         yield
-
-
-async def rows() -> AsyncIterator[int]:
-    async with transaction.atomic():
-        for number in range(3):
-            await Author.objects.acreate(name=lost())
-            yield number
 
 
 # Ways to enter a block that leave its object to the stack
@@ -155,17 +125,9 @@ if sys.version_info < (3, 12):
 # Statements in the block's body
 
 
-async def write() -> None:
-    await Author.objects.acreate(name=lost())
-
-
 async def write_in_a_block() -> None:
     async with transaction.atomic():
         await write()
-
-
-async def write_by_cursor() -> None:
-    await run(connection, "INSERT INTO tests_author (name) VALUES (%s)", [lost()])
 
 
 async def write_in_a_child() -> None:
@@ -188,31 +150,6 @@ USES: list[Use] = [
     write_bridged,
     call_after_the_commit,
 ]
-
-
-async def begin(pool: int = SIZE) -> None:
-    use_wrapper(options={"pool": {"max_size": pool}})
-    await fill(pool)
-
-
-async def end() -> None:
-    """Check that nothing of it is left."""
-    await write_kept()
-    assert orphans == []
-    loop = asyncio.get_running_loop()
-    noted = [each() for found in open_transactions.values() for each in found]
-    # Other tests may have closed their loops in the middle of a transaction.
-    assert [each for each in noted if each is not None and each.loop is loop] == []
-    await settled()
-
-
-async def write_kept(name: str = "kept") -> None:
-    await Author.objects.acreate(name=name)
-    async with transaction.atomic():
-        await Author.objects.acreate(name=f"{name} in a block")
-
-
-KEPT = ["kept", "kept in a block"]
 
 
 @pytest.mark.filterwarnings("ignore:.* ended inside a transaction:ResourceWarning")
@@ -274,270 +211,7 @@ def test_nobody_can_leave_it_any_more(enter: Enter, runner: asyncio.Runner, serv
     assert committed(server) == KEPT
 
 
-# Blocks in generators: who reads is in no block of theirs
-
-
-def sync_rows() -> Iterator[int]:
-    with transaction.atomic():
-        for number in range(3):
-            Author.objects.create(name=lost())
-            yield number
-
-
-Step = Callable[[], Any]
-
-
-def stepping() -> Step:
-    """Return what makes a coroutine of the next step of a generator with a block."""
-    generator: Any = rows()
-    return lambda: anext(generator)
-
-
-def stepping_bridged() -> Step:
-    generator = sync_rows()
-    return lambda: bridged(next)(generator)
-
-
-def stepping_nested() -> Step:
-    async def nested() -> AsyncIterator[int]:
-        async with transaction.atomic(), transaction.atomic():
-            for number in range(3):
-                async with transaction.atomic():
-                    await Author.objects.acreate(name=lost())
-                yield number
-
-    generator: Any = nested()
-    return lambda: anext(generator)
-
-
-def stepping_by_cursor() -> Step:
-    async def numbers() -> AsyncIterator[int]:
-        async with transaction.atomic():
-            for number in range(3):
-                await write_by_cursor()
-                yield number
-
-    generator: Any = numbers()
-    return lambda: anext(generator)
-
-
-STEPS = [stepping, stepping_bridged, stepping_nested, stepping_by_cursor]
-
-
-async def succeeds(step: Any) -> None:
-    await step
-
-
-async def fails(step: Any) -> None:
-    await step
-    raise Failed
-
-
-async def hangs(step: Any) -> None:
-    await step
-    running = asyncio.current_task()
-    assert running is not None
-    # When it waits already.
-    asyncio.get_running_loop().call_soon(running.cancel)
-    await asyncio.Event().wait()
-
-
-async def in_a_task(work: Callable[[Any], Any], step: Any) -> None:
-    await asyncio.wait([asyncio.create_task(work(step))])
-
-
-@pytest.mark.filterwarnings("ignore:.* ended inside a transaction:ResourceWarning")
-@pytest.mark.parametrize("outer", [False, True], ids=["outermost", "nested"])
-@pytest.mark.parametrize("work", [succeeds, fails, hangs], ids=lambda f: f.__name__)
-@pytest.mark.parametrize("start", STEPS, ids=lambda f: f.__name__)
-def test_rest_of_a_generator(
-    start: Callable[[], Step],
-    work: Callable[[Any], Any],
-    outer: bool,
-    runner: asyncio.Runner,
-    server: Server,
-) -> None:
-    """Of a generator whose block ended with its task nothing is executed; its readers' is."""
-
-    async def read() -> None:
-        step = start()
-        await in_a_task(work, step())
-        await Author.objects.acreate(name="of the reader")
-        # An error in save() breaks the block that it is in.
-        with pytest.raises(RuntimeError):
-            async with transaction.atomic():
-                await asyncio.create_task(succeeds(step()))
-        step = start()
-        await in_a_task(work, step())
-        with pytest.raises(RuntimeError):
-            async with transaction.atomic():
-                await step()
-
-    async def main() -> None:
-        await begin()
-        async with asyncio.timeout(PATIENCE):
-            if outer:
-                async with transaction.atomic():
-                    await read()
-            else:
-                await read()
-        gc.collect()
-        await end()
-        assert revoked_blocks == []
-
-    runner.run(main())
-    assert committed(server) == sorted([*KEPT, "of the reader"])
-
-
-@pytest.mark.parametrize("later", [False, True], ids=["outside", "in a later block"])
-@pytest.mark.parametrize("start", STEPS, ids=lambda f: f.__name__)
-def test_rest_of_a_generator_after_the_block_around(
-    start: Callable[[], Step], later: bool, runner: asyncio.Runner, server: Server
-) -> None:
-    """Nor of one that the block around has ended, wherever it goes on."""
-
-    async def main() -> None:
-        await begin()
-        async with asyncio.timeout(PATIENCE):
-            step = start()
-            async with transaction.atomic():
-                await Author.objects.acreate(name="outer")
-                await step()
-            if later:
-                async with transaction.atomic():
-                    with pytest.raises(RuntimeError):
-                        await step()
-            else:
-                with pytest.raises(RuntimeError):
-                    await step()
-        await end()
-        assert revoked_blocks == []
-
-    runner.run(main())
-    assert committed(server) == sorted([*KEPT, "outer"])
-
-
-@pytest.mark.parametrize("fail", [False, True], ids=["works", "fails"])
-@pytest.mark.parametrize("start", STEPS, ids=lambda f: f.__name__)
-def test_generator_below_a_childs_block(
-    start: Callable[[], Step], fail: bool, runner: asyncio.Runner, server: Server
-) -> None:
-    """The block around waits for the child's, and not for its own in the generator."""
-
-    async def child(inside: asyncio.Event) -> None:
-        async with transaction.atomic():
-            inside.set()
-            await asyncio.sleep(0.05)
-
-    async def main() -> None:
-        await begin()
-        async with asyncio.timeout(PATIENCE):
-            step, inside = start(), asyncio.Event()
-            with pytest.raises(Failed) if fail else nullcontext():
-                async with transaction.atomic():
-                    await Author.objects.acreate(name="outer")
-                    await step()
-                    task = asyncio.create_task(child(inside))
-                    await inside.wait()
-                    if fail:
-                        raise Failed
-            await asyncio.wait([task])
-        del step
-        gc.collect()
-        await end()
-
-    runner.run(main())
-    assert committed(server) == sorted([*KEPT, *([] if fail else ["outer"])])
-
-
 # One object for several blocks
-
-
-def test_one_object_for_the_block_around(runner: asyncio.Runner, server: Server) -> None:
-    """Which of the blocks is left is known by where it stands."""
-    block = transaction.atomic()
-
-    async def numbers() -> AsyncIterator[int]:
-        async with block:
-            await write()
-            yield 1
-            yield 2
-
-    async def main() -> None:
-        await begin()
-        generator = numbers()
-        async with block:
-            await Author.objects.acreate(name="outer")
-            await anext(generator)
-        assert not connection.in_atomic_block
-        await end()
-
-    runner.run(main())
-    assert committed(server) == sorted([*KEPT, "outer"])
-
-
-def test_one_object_for_two_generators(runner: asyncio.Runner, server: Server) -> None:
-    """To close one of them ends its own block."""
-    block = transaction.atomic()
-
-    async def numbers() -> AsyncIterator[int]:
-        async with block:
-            await write()
-            yield 1
-
-    async def main() -> None:
-        await begin()
-        first: Any = numbers()
-        second: Any = numbers()
-        async with transaction.atomic():
-            await anext(second)
-            await anext(first)
-            await first.aclose()
-            await Author.objects.acreate(name="lost with the second's")
-            await second.aclose()
-            await Author.objects.acreate(name="between")
-        await end()
-
-    runner.run(main())
-    assert committed(server) == sorted([*KEPT, "between"])
-
-
-@pytest.mark.filterwarnings("ignore:.* ended inside a transaction:ResourceWarning")
-@pytest.mark.parametrize("requests", [False, True])
-def test_one_object_for_an_orphan(requests: bool, runner: asyncio.Runner, server: Server) -> None:
-    """That another task leaves its own block of it changes nothing for who is in the orphan."""
-    shared = transaction.atomic()
-    entered, inside, left = asyncio.Event(), asyncio.Event(), asyncio.Event()
-
-    async def first() -> None:
-        await inside.wait()
-        with pytest.raises(RuntimeError):
-            async with AsyncExitStack() as stack:
-                await asyncio.create_task(stack.enter_async_context(shared))
-                entered.set()
-                await left.wait()
-                await write()
-
-    async def second() -> None:
-        async with shared:
-            inside.set()
-            await entered.wait()
-            await Author.objects.acreate(name="second")
-        left.set()
-
-    async def main() -> None:
-        await begin()
-        async with asyncio.timeout(PATIENCE):
-            if requests:
-                await asyncio.gather(serve(first), serve(second))
-            else:
-                with detached():
-                    tasks = [asyncio.create_task(first()), asyncio.create_task(second())]
-                await asyncio.gather(*tasks)
-        await end()
-
-    runner.run(main())
-    assert committed(server) == sorted([*KEPT, "second"])
 
 
 @pytest.mark.filterwarnings("ignore:.* ended inside a transaction:ResourceWarning")

@@ -4,7 +4,7 @@ import asyncio
 import gc
 import logging
 import weakref
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -12,15 +12,13 @@ import pytest
 from django.conf import settings
 from django.db import DatabaseError, IntegrityError, connection, transaction
 from django.db.transaction import TransactionManagementError
-from greenlet import getcurrent
 
 from pgbackend import await_bridged, bridged
-from tests.models import Author, Elsewhere
+from tests.models import Author
 from tests.support.limits import PATIENCE
 from tests.support.server import Server
 from tests.support.sessions import apid, asleep, committed, running, sleep, until
-
-AddAlias = Callable[..., str]
+from tests.support.wrapper import AddAlias
 
 
 @pytest.fixture
@@ -467,172 +465,7 @@ async def test_on_commit_hook_holds_no_connection(add_alias: AddAlias) -> None:
     assert found == [1]
 
 
-# Tasks beside each other
-
-
-async def test_tasks_have_transactions_of_their_own(server: Server) -> None:
-    """Two tasks' transactions share neither connection, block state, hooks nor savepoints."""
-    barrier = asyncio.Barrier(2)
-    ran: list[str] = []
-    pids: list[int] = []
-
-    async def first() -> None:
-        async with transaction.atomic(), transaction.atomic():
-            await Author.objects.acreate(name="first")
-            transaction.on_commit(lambda: ran.append("first"))
-            pids.append(await apid())
-            await barrier.wait()
-            await barrier.wait()
-        await barrier.wait()
-
-    async def second() -> None:
-        await barrier.wait()
-        assert not connection.in_atomic_block
-        assert connection.run_on_commit == []
-        assert connection.savepoint_ids == []
-        with suppress(KeyError):
-            async with transaction.atomic():
-                assert await Author.objects.acount() == 0
-                transaction.on_commit(lambda: ran.append("second"))
-                pids.append(await apid())
-                raise KeyError
-        await barrier.wait()
-        await barrier.wait()
-        assert committed(server) == ["first"]
-
-    async with asyncio.TaskGroup() as group:
-        group.create_task(first())
-        group.create_task(second())
-    assert ran == ["first"]
-    assert len(set(pids)) == 2
-
-
-async def test_transactions_of_two_aliases(server: Server) -> None:
-    """Transactions of two aliases are open at once and end independently."""
-    async with transaction.atomic():
-        await Author.objects.acreate(name="Ada")
-        with suppress(KeyError):
-            async with transaction.atomic(using="other"):
-                await Elsewhere.objects.acreate(name="lost")
-                assert await apid() != await apid("other")
-                assert await Elsewhere.objects.acount() == 1
-                raise KeyError
-        async with transaction.atomic(using="other"):
-            await Elsewhere.objects.acreate(name="kept")
-        assert committed(server) == []
-    assert committed(server) == ["Ada"]
-    assert [each.name async for each in Elsewhere.objects.all()] == ["kept"]
-
-
-async def test_gather_outside_a_transaction_is_parallel(
-    server: Server, add_alias: AddAlias
-) -> None:
-    """Ten statements of 50 ms in ten tasks take less than half of the 500 ms one by one."""
-    alias = add_alias({"pool": {"min_size": 10, "max_size": 10}})
-    await asleep(0, alias)
-    await until(lambda: server.backends() == 10)
-    loop = asyncio.get_running_loop()
-    start = loop.time()
-    await asyncio.gather(*(asleep(0.05, alias) for _ in range(10)))
-    assert loop.time() - start < 0.25
-
-
 # Tasks started inside a transaction
-
-
-async def test_gather_inside_a_transaction_joins_it(server: Server) -> None:
-    """Tasks started inside a transaction run on its connection and are committed with it."""
-    async with transaction.atomic():
-        pids = set(await asyncio.gather(*(apid() for _ in range(5))))
-        assert pids == {await apid()}
-        await asyncio.gather(*(Author.objects.acreate(name=name) for name in "abc"))
-        assert await Author.objects.acount() == 3
-        assert committed(server) == []
-    assert committed(server) == ["a", "b", "c"]
-
-
-async def test_children_are_rolled_back_with_the_owner(server: Server) -> None:
-    """Rows of tasks started inside a transaction that fails are gone with it."""
-    with suppress(KeyError):
-        async with transaction.atomic():
-            await asyncio.gather(*(Author.objects.acreate(name=name) for name in "abc"))
-            raise KeyError
-    assert committed(server) == []
-
-
-async def test_nested_blocks_of_children_do_not_interleave(server: Server) -> None:
-    """A child's failed nested block takes its own rows only, whatever its siblings do."""
-
-    async def child(number: int) -> None:
-        async with transaction.atomic():
-            for part in range(3):
-                await Author.objects.acreate(name=f"{number} {part}")
-                # Gives every sibling a chance to come between.
-                await asyncio.sleep(0)
-            if number % 2:
-                raise KeyError(number)
-
-    async with transaction.atomic():
-        results = await asyncio.gather(*map(child, range(6)), return_exceptions=True)
-    assert [type(result) for result in results] == [type(None), KeyError] * 3
-    assert committed(server) == [f"{number} {part}" for number in (0, 2, 4) for part in range(3)]
-
-
-async def test_get_or_create_by_children() -> None:
-    """A gather of aget_or_create inside a transaction creates each row once."""
-    async with transaction.atomic():
-        results = await asyncio.gather(
-            *(Author.objects.aget_or_create(name=name) for name in "abc" * 4)
-        )
-    assert sum(created for _, created in results) == 3
-    assert await Author.objects.acount() == 3
-
-
-async def test_grandchildren_join_too(server: Server) -> None:
-    """A task started by a task inside a transaction belongs to the transaction."""
-
-    async def child() -> int:
-        async with transaction.atomic():
-            return await asyncio.create_task(apid())
-
-    async with transaction.atomic():
-        assert await asyncio.create_task(child()) == await apid()
-
-
-async def test_child_that_outlives_the_transaction(server: Server) -> None:
-    """A child's statement after the transaction's end raises RuntimeError naming the fix."""
-    ended = asyncio.Event()
-
-    async def late() -> None:
-        await ended.wait()
-        await Author.objects.acreate(name="late")
-
-    async with transaction.atomic():
-        child = asyncio.create_task(late())
-        await Author.objects.acreate(name="Ada")
-    ended.set()
-    with pytest.raises(RuntimeError, match=r"transaction that has ended.*on_commit"):
-        await child
-    assert committed(server) == ["Ada"]
-
-
-async def test_child_that_outlives_a_failed_transaction(server: Server) -> None:
-    """A child's atomic after its transaction failed raises RuntimeError and writes nothing."""
-    ended = asyncio.Event()
-
-    async def late() -> None:
-        await ended.wait()
-        async with transaction.atomic():
-            await Author.objects.acreate(name="late")
-
-    with suppress(KeyError):
-        async with transaction.atomic():
-            child = asyncio.create_task(late())
-            raise KeyError
-    ended.set()
-    with pytest.raises(RuntimeError, match=r"transaction that has ended.*on_commit"):
-        await child
-    assert committed(server) == []
 
 
 async def test_commit_waits_for_a_childs_block(server: Server) -> None:
@@ -766,38 +599,6 @@ async def test_transaction_ends_while_a_child_waits_to_leave(server: Server) -> 
 
 
 # The end of a task, and cancellation
-
-
-async def end_of(work: Coroutine[Any, Any, None], server: Server) -> None:
-    """Run *work* in a task and wait until no transaction of ours is open in the server."""
-    await asyncio.create_task(work, name="the-abandoner")
-    await until(lambda: running(server, "idle in transaction") == 0)
-
-
-async def test_task_that_ends_inside_a_block(server: Server) -> None:
-    """A task that ends without leaving its block is rolled back with a ResourceWarning."""
-
-    async def abandon() -> None:
-        await transaction.atomic().__aenter__()
-        await Author.objects.acreate(name="lost")
-
-    with pytest.warns(ResourceWarning, match="the-abandoner ended inside a transaction"):
-        await end_of(abandon(), server)
-    assert committed(server) == []
-    await Author.objects.acreate(name="Ada")
-    assert committed(server) == ["Ada"]
-
-
-async def test_task_that_ends_with_autocommit_off(server: Server) -> None:
-    """A task that ends with autocommit off is rolled back with a ResourceWarning."""
-
-    async def abandon() -> None:
-        await bridged(transaction.set_autocommit)(False)
-        await Author.objects.acreate(name="lost")
-
-    with pytest.warns(ResourceWarning, match="the-abandoner ended inside a transaction"):
-        await end_of(abandon(), server)
-    assert committed(server) == []
 
 
 async def cancelled_then_next(block: Callable[[], Any], cancel_when: Callable[[], bool]) -> None:
@@ -943,15 +744,3 @@ async def test_broken_after_its_end(server: Server) -> None:
     async with transaction.atomic():
         await Author.objects.acreate(name="Ada")
     assert committed(server) == ["Ada"]
-
-
-async def test_many_connections_in_one_call() -> None:
-    """A call that lasts, as a worker's or a test runner's, keeps nothing of each connection."""
-
-    def work() -> None:
-        for _ in range(2000):
-            with connection.cursor() as cursor:
-                cursor.execute("SELECT 1")
-        assert len(getattr(getcurrent(), "exits", None) or ()) < 10
-
-    await bridged(work)()

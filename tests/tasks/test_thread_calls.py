@@ -3,52 +3,30 @@
 import asyncio
 import sys
 import threading
-import warnings
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from typing import Any
 
 import pytest
-from asgiref.sync import ThreadSensitiveContext, async_to_sync, sync_to_async
+from asgiref.sync import async_to_sync, sync_to_async
 from django.db import transaction
 
 from tests.models import Author
 from tests.support.fix_loops import Main
 from tests.support.limits import PATIENCE
+from tests.support.moves import (
+    MOVES,
+    Function,
+    Move,
+    create,
+    create_in_block,
+    in_context,
+    sensitive,
+)
 from tests.support.server import Server
 from tests.support.sessions import committed, until
 from tests.support.turns import settle
-
-Function = Callable[..., Any]
-Move = Callable[..., Awaitable[Any]]
-
-
-async def sensitive(function: Function, *args: Any) -> Any:
-    return await sync_to_async(function)(*args)
-
-
-async def insensitive(function: Function, *args: Any) -> Any:
-    return await sync_to_async(function, thread_sensitive=False)(*args)
-
-
-async def in_context(function: Function, *args: Any) -> Any:
-    """As a request does: with a thread of the context's own."""
-    async with ThreadSensitiveContext():
-        return await sync_to_async(function)(*args)
-
-
-MOVES = pytest.mark.parametrize("move", [sensitive, insensitive, asyncio.to_thread, in_context])
-
-
-def create(name: str) -> int:
-    Author.objects.create(name=name)
-    return threading.get_ident()
-
-
-def create_in_block(name: str) -> None:
-    with transaction.atomic():
-        Author.objects.create(name=name)
 
 
 async def acreate(name: str) -> None:
@@ -177,81 +155,6 @@ def test_a_function_that_needs_no_turn_is_not_kept_waiting(run_main: Main, move:
             async with transaction.atomic():
                 async with asyncio.timeout(PATIENCE):
                     assert await task == "1"
-
-    run_main(main())
-
-
-@pytest.mark.parametrize("move", [insensitive, asyncio.to_thread])
-def test_threads_run_side_by_side(run_main: Main, move: Move) -> None:
-    """Inside a transaction, too, functions in threads run at the same time."""
-    barrier = threading.Barrier(20)
-
-    async def main() -> None:
-        async with transaction.atomic():
-            await asyncio.gather(*(move(barrier.wait, 20) for _ in range(20)))
-
-    run_main(main())
-
-
-@pytest.mark.parametrize("move", [insensitive, asyncio.to_thread])
-@pytest.mark.parametrize("use", [create, create_in_block])
-def test_many_need_few_threads(run_main: Main, server: Server, move: Move, use: Function) -> None:
-    """Hundreds of calls in one transaction wait on the loop, not each in a thread."""
-    most = 0
-
-    def work(number: int) -> None:
-        nonlocal most
-        most = max(most, threading.active_count())
-        use(f"{number}")
-
-    async def main() -> None:
-        async with transaction.atomic():
-            await asyncio.gather(*(move(work, number) for number in range(400)))
-
-    run_main(main())
-    assert len(committed(server)) == 400
-    assert most < 100
-
-
-@MOVES
-@pytest.mark.parametrize("end", ["committed", "failed", "cancelled", "abandoned"])
-def test_threads_end_with_their_transaction(run_main: Main, move: Move, end: str) -> None:
-    """However a transaction ends, no thread of its own is left when what they run has ended."""
-    waiting = threading.Event()
-
-    async def own() -> None:
-        block = transaction.atomic()
-        await block.__aenter__()
-        calls = [move(create_in_block, f"{n}") for n in range(5)]
-        try:
-            await asyncio.gather(*calls)
-            if end == "abandoned":
-                return
-            asyncio.create_task(late())  # noqa: RUF006  # waits on
-            if end == "failed":
-                raise KeyError
-            if end == "cancelled":
-                asyncio.current_task().cancel()  # type: ignore[union-attr]  # there is one
-                await asyncio.sleep(0)
-        except BaseException as error:
-            await block.__aexit__(type(error), error, error.__traceback__)
-            raise
-        await block.__aexit__(None, None, None)
-
-    async def late() -> None:
-        await asyncio.sleep(0.1)
-        await move(waiting.set)
-
-    async def main() -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ResourceWarning)
-            await asyncio.wait([asyncio.create_task(own())])
-        await until(
-            lambda: not [t for t in threading.enumerate() if t.name.startswith("pgbackend_")]
-        )
-        if end != "abandoned":
-            # What comes too late has a thread all the same.
-            await until(waiting.is_set)
 
     run_main(main())
 
@@ -430,11 +333,6 @@ def test_the_owner_fails_while_it_waits(run_main: Main, server: Server, move: Mo
     run_main(main())
     assert len(outcome) == 1
     assert committed(server) == []
-
-
-def test_to_thread_imported_by_name() -> None:
-    """A module that imported the function before this backend was loaded has the same one."""
-    assert asyncio.threads.to_thread is asyncio.to_thread
 
 
 @MOVES

@@ -11,12 +11,12 @@ from django.db import DatabaseError, IntegrityError, connection, transaction
 from django.db.transaction import TransactionManagementError
 
 from pgbackend import await_bridged, bridged
-from pgbackend.transaction import acommit, asavepoint, aset_autocommit
+from pgbackend.transaction import acommit, aset_autocommit
 from tests.models import Author
 from tests.support.limits import PATIENCE
 from tests.support.server import Server
 from tests.support.sessions import apid, asleep, committed, running, until
-from tests.support.turns import Failed, turns
+from tests.support.turns import Block, Failed, count, entered, log, turns
 from tests.support.wrapper import AddAlias
 
 BROKEN = "end of the 'atomic' block"
@@ -25,114 +25,6 @@ ENDED = "transaction that has ended"
 
 async def fail() -> None:
     raise Failed
-
-
-def log() -> list[str]:
-    """Return the statements of the transaction since the first call, by Django's own log."""
-    connection.force_debug_cursor = True
-    return [query["sql"] for query in connection.queries]
-
-
-class Block:
-    """A task inside an ``atomic`` of its own, where it writes its name and waits to be let go."""
-
-    def __init__(
-        self, name: str, then: Callable[[], Awaitable[Any]] = turns, **arguments: Any
-    ) -> None:
-        self.name = name
-        # What it does before it leaves.
-        self.then = then
-        self.arguments = arguments
-        self.entered, self.release = asyncio.Event(), asyncio.Event()
-        self.task = asyncio.create_task(self._run(), name=name)
-
-    async def _run(self) -> None:
-        async with transaction.atomic(**self.arguments):
-            await Author.objects.using(self.arguments.get("using")).acreate(name=self.name)
-            self.entered.set()
-            await self.release.wait()
-            await self.then()
-
-    async def leave(self) -> None:
-        """Let it go on, and wait until it is done."""
-        self.release.set()
-        await self.task
-
-
-async def entered(name: str, *args: Any, **arguments: Any) -> Block:
-    """Start a `Block` and wait until it is inside."""
-    block = Block(name, *args, **arguments)
-    await asyncio.wait(
-        [block.task, asyncio.ensure_future(block.entered.wait())], return_when="FIRST_COMPLETED"
-    )
-    assert block.entered.is_set(), block.task
-    return block
-
-
-# Frames
-
-
-@pytest.mark.parametrize("savepoint", [True, False])
-async def test_every_block_is_a_frame(savepoint: bool) -> None:
-    """A statement waits for a sibling's block, whether that block has a savepoint or not."""
-    async with transaction.atomic():
-        block = await entered("block", Author(name="second").asave, savepoint=savepoint)
-        count = asyncio.create_task(Author.objects.acount())
-        await turns()
-        assert not count.done()
-        await block.leave()
-        assert await count == 2
-
-
-@pytest.mark.parametrize("savepoint", [True, False])
-async def test_entering_waits_for_a_siblings_block(savepoint: bool) -> None:
-    """A block is entered when the sibling's is left, and not before."""
-    async with transaction.atomic():
-        block = await entered("block", savepoint=savepoint)
-        other = Block("other", savepoint=savepoint)
-        await turns()
-        assert not other.entered.is_set()
-        await block.leave()
-        await other.leave()
-        assert await Author.objects.acount() == 2
-
-
-async def test_blocks_without_savepoints_do_not_interleave(server: Server) -> None:
-    """Siblings' blocks with savepoint=False run one after another, without savepoints."""
-
-    async def child(number: int) -> None:
-        async with transaction.atomic(savepoint=False):
-            for part in range(3):
-                await Author.objects.acreate(name=f"{number} {part}")
-                await turns()
-
-    async with transaction.atomic():
-        log()
-        await asyncio.gather(*map(child, range(4)))
-        statements = log()
-    expected = [f"{number} {part}" for number in range(4) for part in range(3)]
-    assert len(statements) == 12
-    assert all(f"('{name}')" in sql for name, sql in zip(expected, statements, strict=True))
-    assert committed(server) == expected
-
-
-async def test_savepoint_counter_is_the_transactions(server: Server) -> None:
-    """No two blocks of one transaction have the same savepoint, whichever task enters them."""
-
-    async def child(depth: int) -> None:
-        async with transaction.atomic():
-            await Author.objects.acount()
-            if depth:
-                await asyncio.gather(child(depth - 1), child(depth - 1))
-
-    async with transaction.atomic():
-        log()
-        await asyncio.gather(child(2), child(2), child(0))
-        by_hand = await asavepoint()
-        statements = log()
-    made = [sql.split()[-1].strip('"') for sql in statements if sql.startswith("SAVEPOINT")]
-    assert len(made) == len(set(made)) == 16
-    assert by_hand == made[-1]
 
 
 # Ancestors
@@ -607,10 +499,6 @@ async def test_commit_by_hand_waits_for_a_childs_block(server: Server) -> None:
 async def enter(alias: str) -> None:
     async with transaction.atomic(using=alias):
         pass
-
-
-async def count(alias: str) -> None:
-    await Author.objects.using(alias).acount()
 
 
 @pytest.mark.parametrize("use", [enter, count])

@@ -1,6 +1,5 @@
 """Routing: which of Django's asynchronous calls run bridged, and which in a thread."""
 
-import asyncio
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,39 +7,24 @@ from typing import Any
 
 import django
 import pytest
-from asgiref.sync import async_to_sync, sync_to_async
+from asgiref.sync import async_to_sync
 from django.contrib.auth import aauthenticate
 from django.contrib.auth.hashers import MD5PasswordHasher
 from django.contrib.auth.models import User
 from django.core.cache.backends.locmem import LocMemCache
-from django.db import connections, transaction
+from django.db import transaction
 from django.db.models import Func, IntegerField
 from django.dispatch import Signal
 from django.test.utils import override_settings
 
 from pgbackend import bridged
 from tests.models import Author, Elsewhere
-from tests.support.limits import PATIENCE
+from tests.support.counts import count
 from tests.support.script import run_script
 from tests.support.server import Server
-
-
-def pid(alias: str = "default") -> int:
-    """Return the process id of the backend that serves the caller."""
-    with connections[alias].cursor() as cursor:
-        cursor.execute("SELECT pg_backend_pid()")
-        return int(cursor.fetchone()[0])
-
-
-apid = bridged(pid)
-
+from tests.support.sessions import apid, pid
 
 # On behalf of synchronous code
-
-
-async def count() -> int:
-    """Count the rows on the second database."""
-    return await Elsewhere.objects.acount()
 
 
 def test_async_to_sync_sees_the_transaction(server: Server) -> None:
@@ -87,29 +71,6 @@ def test_async_atomic_under_async_to_sync(server: Server) -> None:
         assert server.backends() == 1
 
 
-def test_bridged_function_on_behalf_of_a_thread(server: Server) -> None:
-    """A bridged function under async_to_sync sees the caller's uncommitted rows."""
-    with transaction.atomic(using="other"):
-        Elsewhere.objects.create(name="x")
-        assert async_to_sync(bridged(Elsewhere.objects.count))() == 1
-        assert server.backends() == 1
-
-
-async def test_bridged_function_on_behalf_of_a_worker_thread() -> None:
-    """A bridged function that a thread in a transaction waits for sees its rows."""
-
-    def work() -> int:
-        try:
-            with transaction.atomic(using="other"):
-                Elsewhere.objects.create(name="x")
-                return int(async_to_sync(bridged(Elsewhere.objects.count))())
-        finally:
-            connections["other"].close()
-
-    async with asyncio.timeout(PATIENCE):
-        assert await sync_to_async(work)() == 1
-
-
 @pytest.mark.process
 def test_bridged_function_with_the_bridge_switched_off() -> None:
     """With "bridge" False for every database, a bridged function runs in a thread."""
@@ -137,34 +98,6 @@ def test_bridged_function_with_the_bridge_switched_off() -> None:
         assert thread != threading.get_ident()
         """
     )
-
-
-async def test_thread_in_a_transaction_calls_back() -> None:
-    """async_to_sync in a worker thread that is in a transaction sees its uncommitted rows."""
-
-    def work() -> int:
-        try:
-            with transaction.atomic(using="other"):
-                Elsewhere.objects.create(name="x")
-                return int(async_to_sync(count)())
-        finally:
-            connections["other"].close()
-
-    async with asyncio.timeout(PATIENCE):
-        assert await sync_to_async(work)() == 1
-        assert await Elsewhere.objects.acount() == 1
-        assert await asyncio.to_thread(work) == 2
-
-
-async def test_thread_without_a_transaction_calls_back(server: Server) -> None:
-    """async_to_sync in a worker thread of a running loop runs natively on that loop."""
-    ours = await apid("other")
-
-    def work() -> int:
-        return int(async_to_sync(apid)("other"))
-
-    assert await sync_to_async(work)() == ours
-    assert server.backends() == 1
 
 
 # What keeps its thread

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from django.core.checks import CheckMessage, Error, Warning
-from django.core.exceptions import ImproperlyConfigured
+from django.core.checks import Error, Warning
 from django.core.management import call_command
 from django.core.management.base import SystemCheckError
 from django.db import connections
@@ -14,17 +13,10 @@ from django.test import override_settings
 from psycopg.rows import dict_row
 
 from pgbackend import conf
-from pgbackend.wrapper.settings_checks import check_options, check_own_settings
-from tests.models import Author
+from pgbackend.wrapper.settings_checks import check_own_settings
+from tests.support.checks import INF, NAN, of
 from tests.support.script import ROOT, run_script
 from tests.support.wrapper import AddAlias
-
-
-def of(alias: str) -> list[CheckMessage]:
-    return [each for each in check_options() if f"[{alias!r}]" in each.msg]
-
-
-NAN, INF = float("nan"), float("inf")
 
 
 @pytest.mark.parametrize(
@@ -70,26 +62,6 @@ async def test_wrong_options(options: dict[str, Any], words: str, add_alias: Add
     assert words in message.msg
     # What ends the test makes a wrapper, and closes its pool.
     connections.settings[alias]["OPTIONS"] = {}
-
-
-@pytest.mark.parametrize(
-    ("option", "meant"),
-    [
-        ("turn_timout", "turn_timeout"),
-        ("Bridge", "bridge"),
-        ("cancel-timeout", "cancel_timeout"),
-        ("pools", "pool"),
-        ("isolation_levels", "isolation_level"),
-        ("aplication_name", "application_name"),
-        ("conect_timeout", "connect_timeout"),
-    ],
-)
-def test_misspelt_options(option: str, meant: str, add_alias: AddAlias) -> None:
-    """A key that neither Django, this backend nor libpq knows is an error with the nearest."""
-    (message,) = of(add_alias({option: 1}))
-    assert (type(message), message.id) == (Error, "pgbackend.E002")
-    assert repr(option) in message.msg
-    assert message.hint == f"Did you mean {meant!r}?"
 
 
 def test_options_of_the_pool(add_alias: AddAlias) -> None:
@@ -138,29 +110,6 @@ def test_pool_beside_persistent_connections(add_alias: AddAlias) -> None:
     (message,) = of(alias)
     connections.settings[alias]["OPTIONS"] = {}
     assert "CONN_MAX_AGE of 5" in message.msg
-
-
-@pytest.mark.parametrize(
-    "option",
-    [
-        {"turn_timeout": NAN},
-        {"reset": "never"},
-        {"prepare_threshold": "5"},
-        {"row_factory": dict_row},
-    ],
-)
-async def test_use_with_wrong_options(option: dict[str, Any], add_alias: AddAlias) -> None:
-    """Whoever uses the database with a wrong option gets ImproperlyConfigured that names it."""
-    alias = add_alias(option)
-    with pytest.raises(ImproperlyConfigured, match=f"'{next(iter(option))}'"):
-        await Author.objects.using(alias).acount()
-
-
-def test_synchronous_use_with_wrong_options(add_alias: AddAlias) -> None:
-    """So does synchronous code."""
-    wrapper = connections[add_alias({"cancel_timeout": NAN})]
-    with pytest.raises(ImproperlyConfigured, match="'cancel_timeout'"):
-        wrapper.ensure_connection()
 
 
 @pytest.mark.parametrize(

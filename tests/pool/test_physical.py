@@ -1,0 +1,81 @@
+"""What happens to physical connections: they grow old, are killed, or are lost."""
+
+import asyncio
+from contextlib import suppress
+
+import pytest
+from django.db import OperationalError, transaction
+
+from pgbackend.bridge.greenlets import run_bridged
+from tests.models import Author
+from tests.support.limits import PATIENCE
+from tests.support.pool import PID, at_once, settled
+from tests.support.server import Server
+from tests.support.wrapper import make_wrapper, run, until, use_wrapper
+
+
+async def test_old_connections_are_replaced(server: Server) -> None:
+    """A connection is replaced once it is older than ``max_lifetime``."""
+    wrapper = make_wrapper(options={"pool": {"max_size": 1, "max_lifetime": 0.05}})
+    first = await run(wrapper, PID)
+    async with asyncio.timeout(PATIENCE):
+        while await run(wrapper, PID) == first:
+            pass
+    await settled(wrapper)
+    server.wait_for_backends(1)
+
+
+async def test_connection_killed_while_idle() -> None:
+    """An idle connection that the server closed costs at most one query, then is replaced."""
+    wrapper = make_wrapper(options={"pool": {"max_size": 1}})
+    killer = make_wrapper("other")
+    pid = await run(wrapper, PID)
+    await run(killer, "SELECT pg_terminate_backend(%s, 10000)", [pid])
+    with suppress(OperationalError):
+        await run(wrapper, PID)
+    assert await run(wrapper, PID) != pid
+    assert (await settled(wrapper))["pool_size"] == 1
+
+
+async def test_connection_killed_while_idle_with_health_checks() -> None:
+    """With CONN_HEALTH_CHECKS an idle connection that the server closed costs no query."""
+    wrapper = make_wrapper(options={"pool": {"max_size": 1}}, CONN_HEALTH_CHECKS=True)
+    killer = make_wrapper("other")
+    pid = await run(wrapper, PID)
+    await run(killer, "SELECT pg_terminate_backend(%s, 10000)", [pid])
+    with at_once():
+        assert await run(wrapper, PID) != pid
+    assert (await settled(wrapper))["pool_size"] == 1
+
+
+async def test_connection_killed_in_use(server: Server) -> None:
+    """A connection killed in a query fails that query and is replaced in the pool."""
+    wrapper = make_wrapper(options={"pool": {"max_size": 1}})
+    pid = await run(wrapper, PID)
+    query = asyncio.create_task(run(wrapper, "SELECT pg_sleep(600)"))
+    kill = (
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = %s AND state = 'active'"
+    )
+    await until(lambda: server.all(kill, pid))
+    with pytest.raises(OperationalError, match="terminating connection"):
+        await query
+    assert await run(wrapper, PID) != pid
+    assert (await settled(wrapper))["pool_size"] == 1
+
+
+async def test_connection_killed_in_a_transaction(server: Server) -> None:
+    """A connection killed between two statements of a transaction fails it and is replaced."""
+    wrapper = use_wrapper(options={"pool": {"max_size": 1}})
+
+    def transfer() -> None:
+        with transaction.atomic():
+            Author.objects.create(name="lost")
+            with wrapper.cursor() as cursor:
+                cursor.execute(PID)
+                server.all("SELECT pg_terminate_backend(%s, 10000)", cursor.fetchone()[0])
+            Author.objects.create(name="lost too")
+
+    with pytest.raises(OperationalError):
+        await run_bridged(transfer)
+    assert await Author.objects.acount() == 0
+    assert (await settled(wrapper))["pool_size"] == 1
