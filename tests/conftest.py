@@ -11,6 +11,7 @@ import inspect
 import os
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from copy import deepcopy
@@ -22,6 +23,7 @@ import psycopg
 import pytest
 
 from proj import postgres
+from tests.django_suite.server import THROWAWAY
 from tests.support.server import DATABASES, NAME, Server
 
 pytest_plugins = (
@@ -47,6 +49,15 @@ WHERE relnamespace = 'public'::regnamespace AND relkind = 'r' AND relname NOT LI
 """
 
 _folder: Path | None = None
+
+# The processes that this one has started since the test began.
+_started: list[str] = []
+
+
+def note_start(event: str, args: Any) -> None:
+    """Note what starts a process. It is called for each event that Python audits."""
+    if event in ("subprocess.Popen", "os.fork", "os.posix_spawn"):
+        _started.append(f"{event}{args[:2]}")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -78,7 +89,7 @@ def pytest_configure(config: pytest.Config) -> None:
     dsn = config.getoption("--dsn")
     if not dsn:
         _folder = Path(tempfile.mkdtemp(prefix="pgbackend-tests-"))
-        server = postgres.start(_folder, {"max_connections": 200, "fsync": "off"})
+        server = postgres.start(_folder, THROWAWAY)
         dsn = (
             f"postgresql://{server.user}:{server.password}@{postgres.LOOPBACK}:{server.port}"
             f"/{server.dbname}"
@@ -102,6 +113,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if apps.is_installed("pgtrigger"):
         # The models' tables have no migrations, which would install the triggers.
         import_module("pgtrigger").install()
+    sys.addaudithook(note_start)
     # So that the first test, too, begins without connections.
     for connection in connections.all():
         connection.close()
@@ -145,6 +157,11 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    _started.clear()
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     """Run an asynchronous test to its end on a loop of its own."""
     if not inspect.iscoroutinefunction(pyfuncitem.obj):
@@ -165,8 +182,11 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture(autouse=True)
-def clean(server: Server) -> Iterator[None]:
-    """Check that nothing of ours is left in the server, and empty the tables."""
+def clean(request: pytest.FixtureRequest, server: Server) -> Iterator[None]:
+    """Check that nothing of ours is left in the server, and empty the tables.
+
+    A test that starts a process has to have the mark for that.
+    """
     from django.contrib.contenttypes.models import ContentType
     from django.db import connections
 
@@ -187,6 +207,8 @@ def clean(server: Server) -> Iterator[None]:
             if tables:
                 conn.execute(f"TRUNCATE {tables} RESTART IDENTITY CASCADE")
         ContentType.objects.clear_cache()
+    if _started and not request.node.get_closest_marker("process"):
+        pytest.fail(f"without the mark `process` the test has started {_started}")
 
 
 @pytest.fixture

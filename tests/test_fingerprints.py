@@ -94,6 +94,7 @@ def alter_django(folder: Path, file: str, alter: Callable[[str], str]) -> None:
     target.write_text(alter(source.read_text()))
 
 
+@pytest.mark.process
 def test_altered_module(tmp_path: Path) -> None:
     """A module that is not Django's own keeps its threads, and the check names it."""
     alter_django(
@@ -132,6 +133,7 @@ def test_altered_module(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.process
 def test_altered_handler(tmp_path: Path) -> None:
     """A function that is wrapped is so whatever it is, and the check names an unknown one."""
     alter_django(
@@ -179,6 +181,7 @@ def test_replaced_by_another_package(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+@pytest.mark.process
 def test_altered_function(tmp_path: Path) -> None:
     """An `Atomic.__exit__` that is not Django's own is left alone, and the check says so."""
     alter_django(

@@ -1,10 +1,55 @@
-"""The layout of the tests: what they share is in `tests/support` and `tests/site`."""
+"""The layout of the tests: a file for each module; what they share is in `tests/support`."""
 
 import ast
+import os
+import subprocess
+import sys
 from pathlib import Path
 
+import pytest
+
+from proj import postgres
+from tests.django_suite.server import THROWAWAY
+from tests.support.limits import PATIENCE
+
 TESTS = Path(__file__).parent
+PACKAGE = TESTS.parent / "pgbackend"
 FILES = sorted(TESTS.rglob("*.py"))
+
+# Modules without a test file of their name.
+WITHOUT = {
+    "client.py": "re-exports Django's; test_package.py imports it",
+    "connection.py": "re-exports; test_package.py imports it",
+    "introspection.py": "re-exports Django's; test_package.py imports it",
+    "known_sources.py": "a table, which test_fingerprints.py looks at",
+    "registry.py": "re-exports; test_package.py imports it",
+    "schema.py": "re-exports Django's; test_package.py imports it",
+    "version.py": "one line; the build reads it",
+}
+
+# Test files that are about more than a module.
+OTHERS = {
+    "sql/test_counts.py": "what one aget does, counted through all modules",
+    "tasks/test_left_early.py": "cursors left early, in every way and place",
+    "test_app_suite.py": "a tool: tests/app_suite",
+    "test_differential.py": "a tool: tests/differential",
+    "test_kitchen.py": "the example project: kitchen/ and proj/",
+    "test_layout.py": "the tests themselves",
+    "test_loop.py": "what all modules together do to the event loop",
+    "test_package.py": "the package as it is imported",
+    "test_pages.py": "the pages: docs/",
+    "test_private_names.py": "the private names of other packages, in all modules",
+    "test_startproject.py": "a project that `startproject` made",
+    "test_without_asgi.py": "projects under WSGI and Celery",
+}
+
+# Folders of tests by subject.
+SUBJECTS = {
+    "faults": "what networks, servers and clients do",
+    "instrumentation": "what looks at statements",
+    "pages": "the examples of the pages",
+    "pubsub": "by subject until it is whole",
+}
 
 
 def imported(file: Path) -> set[str]:
@@ -35,3 +80,60 @@ def test_no_test_is_imported() -> None:
         and any(part.startswith("test_") or part == "conftest" for part in name.split("."))
     ]
     assert wrong == []
+
+
+def of_no_subject(path: Path) -> bool:
+    return path.parts[0] not in SUBJECTS
+
+
+def modules() -> set[str]:
+    """Return the modules of the package, by their paths in it; no packages, no subjects."""
+    found = [each.relative_to(PACKAGE) for each in PACKAGE.rglob("*.py")]
+    return {str(each) for each in found if of_no_subject(each) and each.name != "__init__.py"}
+
+
+def tested() -> dict[str, str]:
+    """Return for each test file, no subject's, the module that it is named after."""
+    found = [each.relative_to(TESTS) for each in TESTS.rglob("test_*.py")]
+    return {
+        str(each): str(each.with_name(each.name.removeprefix("test_")))
+        for each in found
+        if of_no_subject(each)
+    }
+
+
+def test_each_module_has_a_test_file() -> None:
+    """A module has a test file of its name, in the folder of its name, or a reason."""
+    assert modules() - set(tested().values()) == set(WITHOUT)
+
+
+def test_each_test_file_has_a_module() -> None:
+    """A test file has a module of its name, or a reason."""
+    assert {file for file, module in tested().items() if module not in modules()} == set(OTHERS)
+
+
+@pytest.mark.process
+def test_a_server_that_is_named(tmp_path: Path) -> None:
+    """With --dsn all tests run in one process, also with -n, as two would share its databases."""
+    server = postgres.start(tmp_path, THROWAWAY)
+    try:
+        dsn = (
+            f"postgresql://{server.user}:{server.password}@{postgres.LOOPBACK}:{server.port}"
+            f"/{server.dbname}"
+        )
+        done = subprocess.run(
+            [
+                *(sys.executable, "-m", "pytest", "-n", "2", "--dsn", dsn, "-v"),
+                *("-p", "no:cacheprovider", "tests/test_features.py", "tests/test_operations.py"),
+            ],
+            cwd=TESTS.parent,
+            env={**os.environ, "PYTEST_ADDOPTS": ""},
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+        )
+    finally:
+        postgres.stop(tmp_path)
+    assert done.returncode == 0, done.stdout
+    assert "tests/test_features.py::test_skips_in_the_bridge PASSED" in done.stdout
+    assert "gw0" not in done.stdout

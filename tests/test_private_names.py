@@ -379,6 +379,7 @@ def test_overridden_methods() -> None:
 # What is replaced
 
 
+@pytest.mark.process
 def test_replaced_functions() -> None:
     """What a loaded backend has replaced is on the page, and known by its fingerprint."""
     printed = run_script(

@@ -13,6 +13,18 @@ import psycopg
 
 from proj import postgres
 
+# Settings of a server whose data nobody needs after a crash: it writes no more than it has to.
+THROWAWAY = {
+    "max_connections": 200,
+    "fsync": "off",
+    "full_page_writes": "off",
+    "synchronous_commit": "off",
+    "wal_level": "minimal",
+    "max_wal_senders": 0,
+    "max_wal_size": "4GB",
+    "checkpoint_timeout": "1h",
+}
+
 
 @contextmanager
 def serve(dsn: str | None) -> Iterator[str]:
@@ -22,7 +34,7 @@ def serve(dsn: str | None) -> Iterator[str]:
         return
     with tempfile.TemporaryDirectory(prefix="pgbackend-suite-") as folder:
         binaries = system_postgres()
-        server = postgres.start(Path(folder), {"max_connections": 200, "fsync": "off"}, binaries)
+        server = postgres.start(Path(folder), THROWAWAY, binaries)
         try:
             print(f"PostgreSQL: {binaries or 'embedded, without contrib extensions'}", flush=True)
             yield (
