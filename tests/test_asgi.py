@@ -1,4 +1,4 @@
-"""Requests in one bridge: synchronous ORM access in asynchronous code, isolation, the end."""
+"""Applications: synchronous ORM access in asynchronous code, lifespan, and by uvicorn."""
 
 from __future__ import annotations
 
@@ -137,9 +137,6 @@ async def test_error_handlers(address: str, status: int, synchronous: bool) -> N
         answer = await client.get(address)
     assert (answer.status, answer.text) == (status, "Ada")
     assert starts.names == []
-
-
-# Isolation
 
 
 # Other applications

@@ -1,4 +1,4 @@
-"""The changes to Django and asgiref at run time."""
+"""The changes at run time: applied once, also to what is imported later."""
 
 import importlib
 import threading

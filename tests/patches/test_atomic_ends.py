@@ -773,7 +773,7 @@ async def test_on_commit_beside_a_childs_block(server: Server) -> None:
     assert ran == ["owner"]
 
 
-# Entering
+# Hooks of bridged code
 
 
 async def test_on_commit_of_bridged_code(server: Server) -> None:

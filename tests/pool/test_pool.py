@@ -1,4 +1,4 @@
-"""Pools: how settings reach them, what failing to connect says, and that nothing is lost."""
+"""Pools: what an exhausted one does, who shares one, and how one is closed."""
 
 import asyncio
 import threading
@@ -129,7 +129,7 @@ async def test_copies_with_other_settings_have_another_pool() -> None:
     assert await run(wrapper, "SHOW work_mem") != "7MB"
 
 
-# Cancellation while waiting
+# Closing
 
 
 async def test_close_pool() -> None:

@@ -211,9 +211,6 @@ def test_nobody_can_leave_it_any_more(enter: Enter, runner: asyncio.Runner, serv
     assert committed(server) == KEPT
 
 
-# One object for several blocks
-
-
 @pytest.mark.filterwarnings("ignore:.* ended inside a transaction:ResourceWarning")
 def test_kept_exception_and_cycle(runner: asyncio.Runner, server: Server) -> None:
     """Who keeps a generator, by an exception or in a cycle, keeps nobody from going on."""
