@@ -92,7 +92,7 @@ def modules() -> set[str]:
     return {str(each) for each in found if of_no_subject(each) and each.name != "__init__.py"}
 
 
-def tested() -> dict[str, str]:
+def modules_of_tests() -> dict[str, str]:
     """Return for each test file, no subject's, the module that it is named after."""
     found = [each.relative_to(TESTS) for each in TESTS.rglob("test_*.py")]
     return {
@@ -104,12 +104,12 @@ def tested() -> dict[str, str]:
 
 def test_each_module_has_a_test_file() -> None:
     """A module has a test file of its name, in the folder of its name, or a reason."""
-    assert modules() - set(tested().values()) == set(WITHOUT)
+    assert modules() - set(modules_of_tests().values()) == set(WITHOUT)
 
 
 def test_each_test_file_has_a_module() -> None:
     """A test file has a module of its name, or a reason."""
-    assert {file for file, module in tested().items() if module not in modules()} == set(OTHERS)
+    assert {file for file, module in modules_of_tests().items() if module not in modules()} == set(OTHERS)
 
 
 @pytest.mark.process
