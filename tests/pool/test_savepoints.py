@@ -1,4 +1,4 @@
-"""`deferred_savepoint`: what a block did is undone if it raises, and costs nothing if it did nothing."""
+"""`deferred_savepoint`: a block that raises is undone, and one that did nothing costs nothing."""
 
 from contextlib import suppress
 
