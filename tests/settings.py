@@ -35,6 +35,12 @@ INSTALLED_APPS = [
 ]
 if importlib.util.find_spec("pgtrigger") is not None:
     INSTALLED_APPS += ["pgtrigger", "pgbackend.pubsub", "tests.pubsub.site"]
+    # Django 6.0 and later.
+    TASKS = {
+        "default": {"BACKEND": "django.tasks.backends.immediate.ImmediateBackend"},
+        "pubsub": {"BACKEND": "pgbackend.pubsub.tasks.TaskBackend", "QUEUES": ["default", "slow"]},
+        "leased": {"BACKEND": "pgbackend.pubsub.tasks.TaskBackend", "OPTIONS": {"lease": 60.0}},
+    }
 # All tables from the models: nothing here is about migrations.
 MIGRATION_MODULES = {name.rpartition(".")[2]: None for name in INSTALLED_APPS}
 CACHES = {

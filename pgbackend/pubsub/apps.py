@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import django
 from django.apps import AppConfig
 from django.core.signals import request_started
 
@@ -20,3 +21,7 @@ class PubsubConfig(AppConfig):
 
         request_started.connect(clear_context, dispatch_uid="pgbackend.pubsub.clear_context")
         register()
+        if django.VERSION >= (6, 0):
+            from .tasks import register_channels
+
+            register_channels()

@@ -94,3 +94,37 @@ class Notification(models.Model):
     def from_channel(cls, channel: type[BaseChannel]) -> models.QuerySet[Any]:
         """Return the stored notifications of *channel*, under all of its names."""
         return cls.objects.filter(channel__in=channel.stored_names())
+
+
+class TaskRecord(models.Model):
+    """A task of `pgbackend.pubsub.tasks`, Django 6.0 and later, and its result."""
+
+    id = models.CharField(max_length=32, primary_key=True)
+    path = models.TextField()
+    backend = models.TextField()
+    queue_name = models.TextField()
+    priority = models.SmallIntegerField(default=0)
+    run_after = models.DateTimeField(null=True, blank=True)
+    # A django.tasks.TaskResultStatus.
+    status = models.CharField(max_length=10)
+    args = models.JSONField(default=list)
+    kwargs = models.JSONField(default=dict)
+    enqueued_at = models.DateTimeField()
+    started_at = models.DateTimeField(null=True, blank=True)
+    last_attempted_at = models.DateTimeField(null=True, blank=True)
+    finished_at = models.DateTimeField(null=True, blank=True)
+    return_value = models.JSONField(null=True, blank=True)
+    errors = models.JSONField(default=list)
+    worker_ids = models.JSONField(default=list)
+
+    class Meta:
+        indexes: ClassVar[list[models.Index]] = [
+            models.Index(
+                "finished_at",
+                condition=models.Q(finished_at__isnull=False),
+                name="pgpubsub_task_finished",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.path} {self.id}"

@@ -1,6 +1,5 @@
 """The hub: one listening connection, whatever happens to it."""
 
-import asyncio
 from typing import Any
 
 import psycopg

@@ -1,0 +1,300 @@
+"""A backend for ``TASKS``, Django 6.0 and later: tasks are stored notifications.
+
+``TASKS = {"default": {"BACKEND": "pgbackend.pubsub.tasks.TaskBackend"}}``. Each of ``QUEUES`` has a
+channel, and the worker that handles channels runs the tasks. A task is enqueued in the caller's
+transaction; what it writes is committed together with its result. With ``OPTIONS = {"lease":
+seconds}`` tasks run outside of the transaction, for long ones: then a task may run twice.
+
+https://docs.djangoproject.com/en/stable/topics/tasks/
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import socket
+import sys
+from dataclasses import dataclass, make_dataclass
+from datetime import timedelta
+from traceback import format_exception
+from typing import Any, ClassVar
+from uuid import uuid4
+
+from django.core import checks
+from django.db import router, transaction
+from django.tasks import Task, TaskContext, TaskResult, TaskResultStatus, task_backends
+from django.tasks.backends.base import BaseTaskBackend
+from django.tasks.base import TaskError
+from django.tasks.exceptions import TaskResultDoesNotExist
+from django.tasks.signals import task_enqueued, task_finished, task_started
+from django.utils import timezone
+from django.utils.json import normalize_json
+from django.utils.module_loading import import_string
+
+from .. import bridged
+from .channels import Channel
+from .models import TaskRecord
+from .registry import register
+from .sending import notify, send
+
+# The options of TASKS that its channels take, as they are in `channels.Options`.
+_CHANNEL_OPTIONS = ("lease", "concurrency", "wake")
+
+# The longest wait before another attempt, seconds.
+LONGEST_BACKOFF = 3600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetriedTask(Task):
+    """A task that is tried *max_attempts* times.
+
+    *backoff* is the number of seconds until the second attempt; each further one waits twice as
+    long, with jitter. Since Django 6.1 ``@task(max_attempts=5)`` sets them.
+    """
+
+    max_attempts: int = 1
+    backoff: float = 1.0
+
+
+@dataclass
+class TaskFinished(Channel):
+    """Sent when a task has its result."""
+
+    result_id: str
+
+
+class TaskChannel(Channel):
+    """The base of the channels of queues."""
+
+    lock_notifications = True
+    # What fails here is not the task, but the connection or the server.
+    retries = sys.maxsize
+    queue: ClassVar[str]
+
+
+class TaskBackend(BaseTaskBackend):
+    """Stores tasks as notifications, and their results in the table of `TaskRecord`."""
+
+    task_class = RetriedTask
+    supports_defer = True
+    supports_async_task = True
+    supports_get_result = True
+    supports_priority = True
+
+    def __init__(self, alias: str, params: dict[str, Any]) -> None:
+        super().__init__(alias, params)
+        # Without QUEUES any name is a queue, and all have one channel.
+        self.channels = {
+            queue: _make_channel(alias, queue, self.options) for queue in self.queues or {""}
+        }
+
+    def check(self, **kwargs: Any) -> list[checks.CheckMessage]:
+        """Return an error for options that nothing takes."""
+        unknown = sorted(set(self.options) - set(_CHANNEL_OPTIONS))
+        return [
+            checks.Error(
+                f"TASKS[{self.alias!r}]: nothing takes OPTIONS[{each!r}].",
+                hint=f"The options are {', '.join(_CHANNEL_OPTIONS)}.",
+                id="pgpubsub.E007",
+            )
+            for each in unknown
+        ]
+
+    def enqueue(self, task: Task, args: Any, kwargs: Any) -> TaskResult:
+        """Store the task in the transaction that is open; it is run when that is committed."""
+        self.validate_task(task)
+        record = TaskRecord(
+            id=uuid4().hex,
+            path=task.module_path,
+            backend=self.alias,
+            queue_name=task.queue_name,
+            priority=task.priority,
+            run_after=task.run_after,
+            status=TaskResultStatus.READY,
+            args=normalize_json(list(args)),
+            kwargs=normalize_json(dict(kwargs)),
+            enqueued_at=timezone.now(),
+            errors=[],
+            worker_ids=[],
+        )
+        using = router.db_for_write(TaskRecord)
+        with transaction.atomic(using=using, savepoint=False):
+            record.save(using=using, force_insert=True)
+            self._send(record, task.run_after)
+        result = _result(record, task)
+        task_enqueued.send(type(self), task_result=result)
+        return result
+
+    async def aenqueue(self, task: Task, args: Any, kwargs: Any) -> TaskResult:
+        """Store the task in the transaction that is open."""
+        return await bridged(self.enqueue)(task, args, kwargs)
+
+    def get_result(self, result_id: str) -> TaskResult:
+        """Return the result as it is now. Raise TaskResultDoesNotExist."""
+        try:
+            record = TaskRecord.objects.get(pk=result_id)
+        except TaskRecord.DoesNotExist as error:
+            raise TaskResultDoesNotExist(result_id) from error
+        return _result(record, _task(record))
+
+    async def aget_result(self, result_id: str) -> TaskResult:
+        """Return the result as it is now. Raise TaskResultDoesNotExist."""
+        return await bridged(self.get_result)(result_id)
+
+    def run(self, record: TaskRecord) -> None:
+        """Run the task of *record* and note what came of it."""
+        now = timezone.now()
+        record.status = TaskResultStatus.RUNNING
+        record.started_at = record.started_at or now
+        record.last_attempted_at = now
+        record.worker_ids = [*record.worker_ids, worker_id()]
+        record.save()
+        try:
+            task = _task(record)
+            result = _result(record, task)
+            task_started.send(type(self), task_result=result)
+            first = [TaskContext(task_result=result)] if task.takes_context else []
+            with transaction.atomic(using=record._state.db):
+                value = normalize_json(task.call(*first, *result.args, **result.kwargs))
+        except (Exception, SystemExit) as error:
+            self._note_error(record, error)
+        else:
+            record.status = TaskResultStatus.SUCCESSFUL
+            record.return_value = value
+            self._finish(record)
+
+    def _note_error(self, record: TaskRecord, error: BaseException) -> None:
+        kind = type(error)
+        record.errors = [
+            *record.errors,
+            {
+                "exception_class_path": f"{kind.__module__}.{kind.__qualname__}",
+                "traceback": "".join(format_exception(error)),
+            },
+        ]
+        try:
+            task = _task(record)
+            attempts, backoff = task.max_attempts, task.backoff
+        except (ImportError, ValueError, AttributeError):
+            # The function is gone, or no task any longer.
+            attempts, backoff = 1, 0.0
+        tried = len(record.worker_ids)
+        if tried >= attempts:
+            record.status = TaskResultStatus.FAILED
+            self._finish(record)
+            return
+        record.status = TaskResultStatus.READY
+        record.save()
+        seconds = min(backoff * 2 ** (tried - 1), LONGEST_BACKOFF) * random.uniform(0.75, 1.25)
+        self._send(record, timezone.now() + timedelta(seconds=seconds))
+
+    def _finish(self, record: TaskRecord) -> None:
+        record.finished_at = timezone.now()
+        record.save()
+        notify(TaskFinished, result_id=record.id)
+        task_finished.send(type(self), task_result=_result(record, _task_or_stub(record)))
+
+    def _send(self, record: TaskRecord, run_after: Any) -> None:
+        channel = self.channels.get(record.queue_name) or next(iter(self.channels.values()))
+        send(channel(result_id=record.id), priority=record.priority, run_after=run_after)
+
+
+def worker_id() -> str:
+    """Return the name of this process in results: that of the host, and its number."""
+    return f"{socket.gethostname()}-{os.getpid()}"
+
+
+def register_channels() -> None:
+    """Make the backends of TASKS that are ours, so that their channels have listeners."""
+    for alias in task_backends.settings:
+        try:
+            found = import_string(task_backends.settings[alias]["BACKEND"])
+        except (ImportError, KeyError):
+            # Whoever uses it is told.
+            continue
+        if issubclass(found, TaskBackend):
+            task_backends[alias]
+
+
+def prune_results(older_than: timedelta) -> int:
+    """Delete the results of tasks that have finished before that, and return their number."""
+    finished = TaskRecord.objects.filter(finished_at__lt=timezone.now() - older_than)
+    return int(finished.delete()[0])
+
+
+def _make_channel(alias: str, queue: str, options: dict[str, Any]) -> type[Any]:
+    """Return the channel of a queue, which is found as ``pgbackend.pubsub.tasks.<name>``."""
+    name = re.sub(r"\W", "_", f"Tasks_{alias}_{queue}" if queue else f"Tasks_{alias}")
+    there = globals().get(name)
+    if there is not None:
+        return there  # type: ignore[no-any-return]  # made here before
+    chosen = {option: options[option] for option in _CHANNEL_OPTIONS if option in options}
+    made = make_dataclass(
+        name,
+        [("result_id", str)],
+        bases=(TaskChannel,),
+        namespace={"__module__": __name__, "queue": queue, **chosen},
+    )
+    globals()[name] = made
+    return register_channel(made)
+
+
+def register_channel(channel: type[Any]) -> type[Any]:
+    """Register what runs the tasks of *channel*, and return it."""
+    register(channel, run_task)
+    return channel
+
+
+def run_task(result_id: str) -> None:
+    """Run one task: the listener of the channels of queues."""
+    record = TaskRecord.objects.select_for_update(of=("self",)).filter(pk=result_id)
+    with transaction.atomic(using=record.db):
+        found = record.first()
+        if found is None or found.finished_at is not None:
+            # Its result was deleted, or the lease of whoever has finished it had ended before.
+            return
+    task_backends[found.backend].run(found)
+
+
+def _task(record: TaskRecord) -> Any:
+    """Return the task as it was enqueued. Raise ValueError if there is no such task any longer."""
+    found = import_string(record.path)
+    if not isinstance(found, Task):
+        raise ValueError(f"{record.path} is no task")
+    return found.using(
+        priority=record.priority,
+        queue_name=record.queue_name,
+        run_after=record.run_after,
+        backend=record.backend,
+    )
+
+
+def _task_or_stub(record: TaskRecord) -> Any:
+    try:
+        return _task(record)
+    except (ImportError, ValueError, AttributeError):
+        return RetriedTask(func=_gone, backend=record.backend, queue_name=record.queue_name)
+
+
+def _gone() -> None:
+    """Stand for a task whose function is no longer there."""
+
+
+def _result(record: TaskRecord, task: Task) -> TaskResult:
+    result = TaskResult(
+        task=task,
+        id=record.id,
+        status=TaskResultStatus(record.status),
+        enqueued_at=record.enqueued_at,
+        started_at=record.started_at,
+        finished_at=record.finished_at,
+        last_attempted_at=record.last_attempted_at,
+        args=record.args,
+        kwargs=record.kwargs,
+        backend=record.backend,
+        errors=[TaskError(**each) for each in record.errors],
+        worker_ids=list(record.worker_ids),
+    )
+    object.__setattr__(result, "_return_value", record.return_value)
+    return result

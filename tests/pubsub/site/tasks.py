@@ -1,0 +1,45 @@
+"""Tasks, for Django 6.0 and later."""
+
+from typing import Any
+
+import django
+from django.tasks import TaskContext, task
+
+from .models import Author
+
+if django.VERSION >= (6, 1):
+    retried = task(backend="pubsub", max_attempts=3, backoff=0.01)
+else:
+    retried = task(backend="pubsub")
+
+
+@task(backend="pubsub")
+def add(first: int, second: int) -> int:
+    return first + second
+
+
+@task(backend="pubsub")
+async def add_async(first: int, second: int) -> int:
+    await Author.objects.acreate(name="async")
+    return first + second
+
+
+@task(backend="pubsub", queue_name="slow", takes_context=True)
+def attempt_of(context: TaskContext, name: str) -> list[Any]:
+    return [context.attempt, name]
+
+
+@retried
+def fail(name: str) -> None:
+    Author.objects.create(name=name)
+    raise ZeroDivisionError("on purpose")
+
+
+@task(backend="leased")
+def long(name: str) -> str:
+    Author.objects.create(name=name)
+    return name
+
+
+@task(backend="pubsub")
+def gone() -> None: ...

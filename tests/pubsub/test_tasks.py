@@ -1,0 +1,221 @@
+"""The backend for TASKS: tasks are stored notifications, and results rows."""
+
+from datetime import timedelta
+from typing import Any
+
+import django
+import pytest
+
+if django.VERSION < (6, 0):
+    pytest.skip("django.tasks is there since Django 6.0", allow_module_level=True)
+
+from django.core import checks
+from django.db import transaction
+from django.tasks import TaskResultStatus, task_backends
+from django.tasks.exceptions import InvalidTask, TaskResultDoesNotExist, TaskResultMismatch
+from django.tasks.signals import task_enqueued, task_finished, task_started
+from django.test import override_settings
+from django.utils import timezone
+
+from pgbackend.pubsub import Notification
+from pgbackend.pubsub.channels import locate_channel, registered
+from pgbackend.pubsub.models import TaskRecord
+from pgbackend.pubsub.tasks import TaskChannel, TaskFinished, prune_results
+from pgbackend.pubsub.test import adeliver, assert_notified, deliver
+
+from .site import tasks
+from .site.models import Author
+
+
+def run() -> None:
+    """Run the tasks that are due, and those that wait for another attempt."""
+    deliver(TaskChannel, delayed=True)
+
+
+def test_result() -> None:
+    """A task is enqueued, is run, and has its result."""
+    result = tasks.add.enqueue(1, second=2)
+    assert (result.status, result.is_finished) == (TaskResultStatus.READY, False)
+    assert (result.args, result.kwargs, result.attempts) == ([1], {"second": 2}, 0)
+    with assert_notified(TaskFinished, result_id=result.id):
+        run()
+    result.refresh()
+    assert (result.status, result.return_value) == (TaskResultStatus.SUCCESSFUL, 3)
+    assert result.enqueued_at <= result.started_at <= result.finished_at
+    assert (result.attempts, result.errors) == (1, [])
+    assert tasks.add.get_result(result.id) == result
+    assert Notification.from_channel(queue()).count() == 0
+
+
+def queue(name: str = "Tasks_pubsub_default") -> Any:
+    return locate_channel(f"pgbackend.pubsub.tasks.{name}")
+
+
+async def test_asynchronous() -> None:
+    """Coroutine functions are tasks, and all is awaited."""
+    result = await tasks.add_async.aenqueue(1, 2)
+    await adeliver(TaskChannel)
+    await result.arefresh()
+    assert result.return_value == 3
+    assert await Author.objects.filter(name="async").acount() == 1
+    assert (await tasks.add_async.aget_result(result.id)).id == result.id
+
+
+def test_transaction() -> None:
+    """A task is enqueued in the caller's transaction, or not at all."""
+    with pytest.raises(ZeroDivisionError), transaction.atomic():
+        tasks.add.enqueue(1, 2)
+        raise ZeroDivisionError
+    assert (TaskRecord.objects.count(), Notification.objects.count()) == (0, 0)
+
+
+async def test_transaction_on_the_loop() -> None:
+    """So it is on the event loop."""
+    with pytest.raises(ZeroDivisionError):
+        async with transaction.atomic():  # type: ignore[attr-defined]
+            await tasks.add.aenqueue(1, 2)
+            raise ZeroDivisionError
+    assert await Notification.objects.acount() == 0
+
+
+def test_queues_context_and_priority() -> None:
+    """A queue is a channel; the context and the priority are those of Django's pages."""
+    result = tasks.attempt_of.using(priority=50).enqueue("x")
+    row = Notification.objects.get()
+    assert row.channel == queue("Tasks_pubsub_slow").listen_name()
+    assert row.priority == 50
+    run()
+    result.refresh()
+    assert result.return_value == [1, "x"]
+
+
+def test_deferred() -> None:
+    """A task with run_after is not run before."""
+    later = timezone.now() + timedelta(hours=1)
+    result = tasks.add.using(run_after=later).enqueue(1, 2)
+    row = Notification.objects.get()
+    assert (row.state, row.run_after) == ("delayed", later)
+    assert deliver(TaskChannel) == []
+    run()
+    result.refresh()
+    assert result.return_value == 3
+    assert result.task.run_after == later
+
+
+def test_failure() -> None:
+    """A task that fails writes nothing, is tried again, and has its errors."""
+    result = tasks.fail.enqueue("x")
+    run()
+    result.refresh()
+    assert result.status == TaskResultStatus.FAILED
+    attempts = 3 if django.VERSION >= (6, 1) else 1
+    assert (result.attempts, len(result.errors)) == (attempts, attempts)
+    assert result.errors[0].exception_class is ZeroDivisionError
+    assert "on purpose" in result.errors[0].traceback
+    assert Author.objects.count() == 0
+    with pytest.raises(ValueError, match="Task failed"):
+        _ = result.return_value
+
+
+@pytest.mark.skipif(django.VERSION < (6, 1), reason="@task takes options since Django 6.1")
+def test_backoff() -> None:
+    """Each attempt waits twice as long as the one before."""
+    result = tasks.fail.enqueue("x")
+    deliver(TaskChannel)
+    row = Notification.objects.get()
+    assert row.state == "delayed"
+    assert row.run_after > timezone.now() - timedelta(seconds=1)
+    result.refresh()
+    assert (result.status, result.attempts) == (TaskResultStatus.READY, 1)
+
+
+def test_task_that_is_gone() -> None:
+    """A task whose function is no longer there has failed, with that error."""
+    result = tasks.gone.enqueue()
+    TaskRecord.objects.update(path="tests.pubsub.site.tasks.nowhere")
+    run()
+    record = TaskRecord.objects.get(pk=result.id)
+    assert record.status == TaskResultStatus.FAILED
+    assert "nowhere" in record.errors[0]["traceback"]
+    assert Notification.from_channel(queue()).count() == 0
+
+
+def test_finished_before() -> None:
+    """A task that has its result is not run again, whoever had lost its lease."""
+    result = tasks.long.enqueue("x")
+    channel = queue("Tasks_leased_default")
+    assert channel.lease == 60.0
+    run()
+    from pgbackend.pubsub import send
+
+    send(channel(result_id=result.id))
+    run()
+    assert Author.objects.count() == 1
+    send(channel(result_id="nowhere"))
+    run()
+
+
+def test_results() -> None:
+    """A result that is not there, or another task's, is Django's error."""
+    with pytest.raises(TaskResultDoesNotExist):
+        tasks.add.get_result("nowhere")
+    result = tasks.add.enqueue(1, 2)
+    with pytest.raises(TaskResultMismatch):
+        tasks.fail.get_result(result.id)
+
+
+def test_signals() -> None:
+    """Django's signals are sent."""
+    sent = []
+
+    def receive(signal: Any, task_result: Any, **kwargs: Any) -> None:
+        sent.append((signal, task_result.status))
+
+    signals = (task_enqueued, task_started, task_finished)
+    for signal in signals:
+        signal.connect(receive)
+    try:
+        tasks.add.enqueue(1, 2)
+        run()
+    finally:
+        for signal in signals:
+            signal.disconnect(receive)
+    assert sent == [
+        (task_enqueued, TaskResultStatus.READY),
+        (task_started, TaskResultStatus.RUNNING),
+        (task_finished, TaskResultStatus.SUCCESSFUL),
+    ]
+
+
+def test_prune() -> None:
+    """Old results are deleted; what has not finished is kept."""
+    tasks.add.enqueue(1, 2)
+    run()
+    waiting = tasks.add.enqueue(3, 4)
+    assert prune_results(timedelta(hours=1)) == 0
+    assert prune_results(timedelta(0)) == 1
+    assert TaskRecord.objects.get().id == waiting.id
+
+
+def test_refused() -> None:
+    """What Django's base refuses is refused, and what JSON cannot say."""
+    with pytest.raises(InvalidTask):
+        tasks.add.using(queue_name="nowhere")
+    with pytest.raises(TypeError):
+        tasks.add.enqueue(object(), 2)
+    assert TaskRecord.objects.count() == 0
+
+
+def test_options() -> None:
+    """An option that nothing takes is an error."""
+    wrong = {"BACKEND": "pgbackend.pubsub.tasks.TaskBackend", "OPTIONS": {"lese": 5}}
+    with override_settings(TASKS={"default": wrong}):
+        found = [each for each in checks.run_checks() if each.id == "pgpubsub.E007"]
+        assert [each.msg for each in found] == ["TASKS['default']: nothing takes OPTIONS['lese']."]
+        assert task_backends["default"].options == {"lese": 5}
+
+
+def test_registered() -> None:
+    """The worker knows the channels of all queues."""
+    names = {each.__name__ for each in registered() if issubclass(each, TaskChannel)}
+    assert {"Tasks_pubsub_default", "Tasks_pubsub_slow", "Tasks_leased_default"} <= names
