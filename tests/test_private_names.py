@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from weakref import WeakSet
 
+import django
 import psycopg
 import psycopg_pool
-import django
 import pytest
 from asgiref.sync import ThreadSensitiveContext, async_to_sync, sync_to_async
 from django.apps import apps

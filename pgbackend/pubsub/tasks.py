@@ -155,7 +155,7 @@ class TaskBackend(BaseTaskBackend):
             result = _result(record, task)
             task_started.send(type(self), task_result=result)
             first = [TaskContext(task_result=result)] if task.takes_context else []
-            with transaction.atomic(using=record._state.db):
+            with transaction.atomic(using=router.db_for_write(TaskRecord)):
                 value = normalize_json(task.call(*first, *result.args, **result.kwargs))
         except (Exception, SystemExit) as error:
             self._note_error(record, error)

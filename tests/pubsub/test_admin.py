@@ -1,5 +1,7 @@
 """The admin of stored notifications, as a browser uses it."""
 
+import pytest
+
 from tests.support.script import run_script
 from tests.support.server import Server
 
@@ -74,6 +76,7 @@ ready, delayed, leased, dead = rows
 """
 
 
+@pytest.mark.process
 def test_admin(server: Server) -> None:
     """Rows are shown with state and error; retry, run now and discard do what they say."""
     server.all("DROP DATABASE IF EXISTS pgbackend_tests_admin WITH (FORCE)")

@@ -1,6 +1,10 @@
 """The alias module: imports of django-pgpubsub go on as they were."""
 
+import pytest
+
 from tests.support.script import run_script
+
+pytestmark = pytest.mark.process
 
 SETUP = """
 settings.configure(**conf)
