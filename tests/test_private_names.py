@@ -163,10 +163,11 @@ def names_in(code: types.CodeType) -> set[str]:
 def test_name(each: Private, request: pytest.FixtureRequest) -> None:
     """The name is there, is what the page says, and takes these parameters."""
     kind = each.kind.removesuffix(", replaced").removesuffix(", overridden")
-    if (since := re.fullmatch(r"(.+), from Python (\d+)\.(\d+)", kind)) is not None:
+    if (since := re.fullmatch(r"(.+), from (Python|Django) (\d+)\.(\d+)", kind)) is not None:
         kind = since[1]
-        if sys.version_info < (int(since[2]), int(since[3])):
-            pytest.skip("not in this Python")
+        version = sys.version_info if since[2] == "Python" else django.VERSION
+        if version[:2] < (int(since[3]), int(since[4])):
+            pytest.skip(f"not in this {since[2]}")
     package = pytest.importorskip(each.module.partition(".")[0])
     if package.__name__ in _OPTIONAL:
         texts = (path.read_text() for path in Path(package.__file__).parent.rglob("*.py"))
