@@ -61,6 +61,9 @@ _SESSION_MIDDLEWARE = frozenset(
 _PROMPT_CACHES = ("db", "dummy", "locmem")
 
 
+_PACKAGE = __name__.partition(".")[0]
+
+
 def always(function: Function, args: tuple[Any, ...]) -> bool:
     """Return True: the module hands only functions of the ORM to threads."""
     return True
@@ -68,6 +71,11 @@ def always(function: Function, args: tuple[Any, ...]) -> bool:
 
 def _is_djangos(function: Any) -> bool:
     return str(getattr(function, "__module__", "")).startswith("django.")
+
+
+def _is_prompt_receiver(function: Any) -> bool:
+    """Return whether a receiver of request signals is Django's or this package's."""
+    return _is_djangos(function) or function.__module__.partition(".")[0] == _PACKAGE
 
 
 def _is_prompt_cache(cache: BaseCache) -> bool:
@@ -81,7 +89,7 @@ def cache(function: Function, args: tuple[Any, ...]) -> bool:
 
 
 def signal(function: Function, args: tuple[Any, ...]) -> bool:
-    """Return True for receivers of signals; for request signals, if all are Django's own."""
+    """Return True for receivers of signals; for request signals, if all are prompt."""
     if not getattr(function, "__qualname__", "").endswith("<locals>.sync_send"):
         return True
     # The function runs the receivers of a signal, grouped in Signal.asend() and asend_robust().
@@ -96,7 +104,7 @@ def _free_variable(function: Function, name: str) -> Any:
 
 
 def _may_run_here(receivers: list[Function]) -> bool:
-    return sync_on_loop() or all(map(_is_djangos, receivers))
+    return sync_on_loop() or all(map(_is_prompt_receiver, receivers))
 
 
 def _has_thread() -> bool:

@@ -16,7 +16,13 @@ if TYPE_CHECKING:
         notification_context,
         set_notification_context,
     )
-    from .errors import ChannelNotFound, PayloadError, PubsubError
+    from .errors import (
+        ChannelNotFound,
+        NotificationsMissed,
+        PayloadError,
+        PubsubError,
+        SlowConsumer,
+    )
     from .filters import ListenerFilterProvider
     from .listeners import (
         listener,
@@ -32,6 +38,7 @@ if TYPE_CHECKING:
     )
     from .models import Notification
     from .sending import anotify, anotify_many, asend, notify, notify_many, send
+    from .stream import Stream
 
 __all__ = [
     "BaseChannel",
@@ -39,8 +46,11 @@ __all__ = [
     "ChannelNotFound",
     "ListenerFilterProvider",
     "Notification",
+    "NotificationsMissed",
     "PayloadError",
     "PubsubError",
+    "SlowConsumer",
+    "Stream",
     "TriggerChannel",
     "anotify",
     "anotify_many",
@@ -71,8 +81,11 @@ _PLACES = {
     "ChannelNotFound": "errors",
     "ListenerFilterProvider": "filters",
     "Notification": "models",
+    "NotificationsMissed": "errors",
     "PayloadError": "errors",
     "PubsubError": "errors",
+    "SlowConsumer": "errors",
+    "Stream": "stream",
     "TriggerChannel": "channels",
     "anotify": "sending",
     "anotify_many": "sending",

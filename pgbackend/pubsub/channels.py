@@ -18,6 +18,7 @@ from .names import old_name, wire_name
 from .payload import payload_object
 from .registry import Listener as Listener
 from .rows import row_from_columns
+from .stream import Stream
 
 
 class Options:
@@ -96,6 +97,14 @@ class BaseChannel(Options):
     def registered_listeners(cls) -> list[Listener]:
         """Return the listeners of the class, for any operation."""
         return list(registry.listeners.get(cls, ()))
+
+    @classmethod
+    def stream(cls, limit: int = 1000) -> Stream[Self]:
+        """Return the notifications from now on, for one reader; see `stream.Stream`.
+
+        At most *limit* of them wait for the reader. Raise PubsubError for a stored channel.
+        """
+        return Stream(cls, limit)
 
     @property
     def listeners(self) -> list[Listener]:

@@ -43,8 +43,8 @@ SELECT key FROM walk WHERE key IS NOT NULL AND (
 LIMIT %(keys)s
 """
 
-# The next rows of keys that the transaction has locked, so many of each, up to the first that is not
-# ready. The server goes by the index for each key, however many rows there are.
+# The next rows of keys that the transaction has locked, so many of each, up to the first that is
+# not ready. The server goes by the index for each key, however many rows there are.
 _OF_KEYS = f"""
 WITH near AS MATERIALIZED (
     SELECT key, row.* FROM unnest(%s::text[]) AS keys (key), LATERAL (

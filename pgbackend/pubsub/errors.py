@@ -16,3 +16,11 @@ class PayloadError(PubsubError, ValueError):
 
     Raised by `notify` before anything is sent, and where a notification is decoded.
     """
+
+
+class SlowConsumer(PubsubError):
+    """A stream was ended because too many notifications waited for its reader."""
+
+
+class NotificationsMissed(PubsubError):
+    """The listening connection was lost for a while: read again what the stream tells of."""

@@ -124,6 +124,11 @@ class Hub:
             return "listening"
         return "lost" if self.connection.state == "lost" else "connecting"
 
+    @property
+    def has_subscriptions(self) -> bool:
+        """Whether anybody hears anything."""
+        return bool(self._subscriptions)
+
     def health(self) -> dict[str, Any]:
         """Return what a health check wants to know, as JSON takes it; times in seconds."""
         connection = self.connection
@@ -216,7 +221,8 @@ class Hub:
                 self._probe_heard.set()
             return
         self.received += 1
-        for subscription in self._subscribers.get(name, ()):
+        # A copy: a subscriber may close its subscription here.
+        for subscription in tuple(self._subscribers.get(name, ())):
             try:
                 subscription.receive(name, payload)
             except Exception:
@@ -314,3 +320,12 @@ def hub_of(alias: str = DEFAULT_DB_ALIAS) -> Hub:
         hub = hubs[alias] = Hub(alias)
     hub.start()
     return hub
+
+
+async def stop_unused(hub: Hub) -> None:
+    """Stop *hub*, which `hub_of` has returned, if it has no subscription left."""
+    hubs = _hubs.get(asyncio.get_running_loop(), {})
+    if not hub.has_subscriptions and hubs.get(hub.alias) is hub:
+        # Whoever subscribes while this one stops gets another.
+        del hubs[hub.alias]
+        await hub.stop()

@@ -1,0 +1,124 @@
+"""Streams: the notifications of a channel for one reader."""
+
+import asyncio
+import datetime
+
+import pytest
+from django.db import transaction
+
+from pgbackend.pubsub import NotificationsMissed, PubsubError, SlowConsumer, anotify
+from pgbackend.pubsub.hub import hub_of
+from tests.support.fix_loops import Main
+from tests.support.pubsub import until
+from tests.support.server import Server
+
+from .site.channels import AuthorPlain, Orders, Reads
+from .site.jobs import Plain
+from .site.models import Author
+
+LISTENS = "SELECT pid FROM pg_stat_activity WHERE query ~ '^(LISTEN|UNLISTEN|SELECT pg_notify)'"
+LISTENS += " AND pid <> pg_backend_pid()"
+
+
+def test_stream(run_main: Main) -> None:
+    """Each reader gets what is committed while its stream is open, of any size, in its order."""
+
+    async def main() -> None:
+        async with Plain.stream() as one, Plain.stream() as two:
+            async with transaction.atomic():
+                await anotify(Plain, number=1)
+                await anotify(Plain, number=2, key="x" * 9000)
+            for stream in (one, two):
+                first, second = await anext(stream), await anext(stream)
+                assert (first.number, second.number, second.key) == (1, 2, "x" * 9000)
+            one.close()
+            assert [each async for each in one] == []
+            await anotify(Plain, number=3)
+            assert (await anext(two)).number == 3
+
+    run_main(main())
+
+
+async def test_rows() -> None:
+    """The stream of a table gives its rows, though nobody but a trigger notifies."""
+    async with AuthorPlain.stream() as changes:
+        author = await Author.objects.acreate(name="Ann")
+        change = await anext(changes)
+        assert (change.operation, change.old, change.new) == ("INSERT", None, author)
+
+
+async def test_streams_share_a_connection(server: Server) -> None:
+    """One connection listens for all streams; the last one takes it with it."""
+    async with Plain.stream() as one, Reads.stream() as two:
+        ((pid,),) = server.all(LISTENS)
+        await anotify(Reads, model_id=5, date=datetime.date.min)
+        await anotify(Plain, number=1)
+        assert (await anext(two)).model_id == 5
+        assert (await anext(one)).number == 1
+    gone = "SELECT count(*) = 0 FROM pg_stat_activity WHERE pid = %s"
+    await until(lambda: server.one(gone, pid))
+
+
+async def test_slow_reader() -> None:
+    """A reader for whom too much waits gets an error that names the channel, and nothing more."""
+    async with Plain.stream(limit=2) as stream, Plain.stream() as other:
+        for number in range(4):
+            await anotify(Plain, number=number)
+        assert [(await anext(other)).number for _ in range(4)] == [0, 1, 2, 3]
+        for _ in range(2):
+            with pytest.raises(SlowConsumer, match=r"more than 2 notifications of .*\.Plain"):
+                await anext(stream)
+
+
+async def test_outage(server: Server) -> None:
+    """After an outage the reader is told that something may be missing, and goes on."""
+    async with Plain.stream() as stream:
+        ((pid,),) = server.all(LISTENS)
+        await anotify(Plain, number=1)
+        assert server.one("SELECT pg_terminate_backend(%s, 5000)", pid)
+        await anotify(Plain, number=2)
+        assert (await anext(stream)).number == 1
+        with pytest.raises(NotificationsMissed, match=r"jobs\.Plain may have been missed"):
+            await anext(stream)
+        await anotify(Plain, number=3)
+        assert (await anext(stream)).number == 3
+
+
+async def test_stream_that_is_dropped() -> None:
+    """A stream that is left without being closed is heard for no longer."""
+
+    async def first() -> int:
+        async for notification in Reads.stream():
+            return notification.model_id
+        raise AssertionError
+
+    async with Plain.stream():
+        hub = hub_of()
+        reading = asyncio.create_task(first())
+        await until(lambda: len(hub._told) == 4)
+        await anotify(Reads, model_id=7)
+        assert await reading == 7
+        # Two names for each channel: one is django-pgpubsub's.
+        await until(lambda: len(hub._told) == 2)
+
+
+def test_stored_channel() -> None:
+    """A stored channel has no stream: its notifications are for listeners."""
+    with pytest.raises(PubsubError, match=r"Orders is a stored channel"):
+        Orders.stream()
+
+
+def test_unread_payload(caplog: pytest.LogCaptureFixture, run_main: Main, server: Server) -> None:
+    """A notification that cannot be read is logged, and the next one comes."""
+
+    async def main() -> None:
+        async with Plain.stream() as stream:
+            server.all("SELECT pg_notify(%s, '[]')", Plain.listen_name())
+            server.all("SELECT pg_notify(%s, '@0')", Plain.listen_name())
+            await anotify(Plain, number=1)
+            assert (await anext(stream)).number == 1
+
+    run_main(main())
+    assert "a notification of" in caplog.text
+    assert "cannot be read" in caplog.text
+    assert "has no payload" in caplog.text
