@@ -261,6 +261,9 @@ class DedicatedConnection:
                 self._cut(conn)
                 self.lose(psycopg.OperationalError("a statement was cancelled"))
                 await asyncio.wait([task])
+                if not task.cancelled():
+                    # The error that the cut has caused is of no interest, but is to be retrieved.
+                    task.exception()
                 raise
             except psycopg.Error as error:
                 if timer.when() <= asyncio.get_running_loop().time():

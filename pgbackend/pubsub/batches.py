@@ -40,7 +40,8 @@ class BatchSize:
 
     def __init__(self, most: int = MOST) -> None:
         self.most = most
-        self.rows = min(most, 10)
+        # One, until it is known how long a listener takes.
+        self.rows = 1
 
     def note(self, handled: int, seconds: float) -> None:
         """Note how long a batch took."""

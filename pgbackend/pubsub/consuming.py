@@ -49,6 +49,7 @@ class StoredConsumer(ABC):
         # How often in a row no row could be claimed.
         self._misses = 0
         self._last_key = ""
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def __repr__(self) -> str:
         return (
@@ -81,6 +82,7 @@ class StoredConsumer(ABC):
 
     async def serve(self) -> None:
         """Handle rows until the worker stops; several tasks may run this."""
+        self._loop = asyncio.get_running_loop()
         failures = 0
         while not self.progress.stopping.is_set():
             if not self._due:
@@ -142,6 +144,13 @@ class StoredConsumer(ABC):
 
     def claim_rows(self, cursor: Any, name: str, limit: int) -> Sequence[Claimed]:
         """Lock the next rows, in the transaction of *cursor*."""
+        rows = self._claim_rows(cursor, name, limit)
+        if len(rows) >= limit and self._loop is not None:
+            # Further rows are for the other tasks, already now. This may run in a thread.
+            self._loop.call_soon_threadsafe(self.wake, name)
+        return rows
+
+    def _claim_rows(self, cursor: Any, name: str, limit: int) -> Sequence[Claimed]:
         if self.channel.ordered_by is None:
             return claiming.claim(cursor, name, limit, self.condition)
         keys = min(_KEYS, limit)

@@ -273,7 +273,8 @@ class Hub:
         else:
             await connection.execute(*notify, seconds=self.probe_timeout)
         try:
-            await asyncio.wait_for(self._probe_heard.wait(), self.probe_timeout)
+            async with asyncio.timeout(self.probe_timeout):
+                await self._probe_heard.wait()
         except TimeoutError:
             raise psycopg.OperationalError(NOT_HEARD.format(self.probe_timeout)) from None
 

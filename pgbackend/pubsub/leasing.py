@@ -55,8 +55,6 @@ class LeaseConsumer(StoredConsumer):
         rows = await self.running.run(self._lease, name, limit)
         if not rows:
             return 0, False
-        # The other tasks may find further rows meanwhile.
-        self.wake(name)
         (row,) = rows
         task = self._tasks[row.id] = asyncio.create_task(self._call(row))
         try:

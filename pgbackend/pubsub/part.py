@@ -47,7 +47,8 @@ class Progress:
     async def pause(self, seconds: float) -> None:
         """Wait so many *seconds*, or until the worker stops."""
         try:
-            await asyncio.wait_for(self.stopping.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self.stopping.wait()
         except TimeoutError:
             return
 

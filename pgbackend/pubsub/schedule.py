@@ -80,7 +80,9 @@ class Schedule:
             delay = self._at - monotonic()
             if delay > 0:
                 try:
-                    await asyncio.wait_for(self._sooner.wait(), delay)
+                    # Not asyncio.wait_for(): on CPython 3.11 it may swallow a cancellation.
+                    async with asyncio.timeout(delay):
+                        await self._sooner.wait()
                 except TimeoutError:
                     pass
                 else:

@@ -7,29 +7,29 @@ from typing import Any
 
 from pgbackend.pubsub.channels import BaseChannel
 from pgbackend.pubsub.worker import Worker
-from tests.pubsub.site import jobs
 from tests.pubsub.site.models import Effect
+from tests.support.limits import AT_ONCE
 
 
 @asynccontextmanager
 async def working(*channels: type[BaseChannel], **options: Any) -> AsyncIterator[Worker]:
     """Run a worker for *channels* that listens already; it has to end with the block in time."""
-    jobs.called.clear()
     worker = Worker(channels, **options)
     task = asyncio.create_task(worker.run())
     await asyncio.sleep(0)
     try:
-        await worker.listening(10)
+        await worker.listening(AT_ONCE)
         yield worker
     finally:
-        in_time = await worker.stop(10)
-        await asyncio.wait_for(task, 10)
+        in_time = await worker.stop(AT_ONCE)
+        await asyncio.wait([task], timeout=AT_ONCE)
+        assert task.done() and not task.exception(), task
     assert in_time, worker
 
 
 async def until(condition: Callable[[], Any], what: object = None) -> None:
-    """Wait until *condition*, which may return an awaitable, holds; fail after 10 s."""
-    async with asyncio.timeout(10):
+    """Wait until *condition*, which may return an awaitable, holds; fail after AT_ONCE."""
+    async with asyncio.timeout(AT_ONCE):
         try:
             while True:
                 found = condition()
