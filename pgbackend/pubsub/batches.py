@@ -17,6 +17,7 @@ from ..errors import CommitInDoubt, NotCommitted
 from . import claiming
 from .channels import BaseChannel
 from .claiming import Claimed
+from .cursors import own_cursor
 from .handling import FAILURES, call_listeners, delay_after, error_text, is_failure
 from .running import Running
 
@@ -68,6 +69,8 @@ class Batch:
     channel: type[BaseChannel]
     alias: str
     claim: Callable[[Any], Sequence[Claimed]]
+    # What makes the cursor that is given to `claim`.
+    cursor: Callable[[], Any]
     # Whether no further listener is to be begun.
     stopping: Callable[[], bool]
     rows: Sequence[Claimed] = ()
@@ -80,7 +83,7 @@ class Batch:
         BatchLost says that it failed while a listener ran.
         """
         with transaction.atomic(self.alias):
-            with connections[self.alias].cursor() as cursor:
+            with self.cursor() as cursor:
                 self.rows = self.claim(cursor)
             if self.rows:
                 self._handle()
@@ -121,7 +124,7 @@ class Batch:
         return True
 
     def _settle(self) -> None:
-        with connections[self.alias].cursor() as cursor:
+        with own_cursor(self.alias) as cursor:
             if self.handled:
                 claiming.remove(cursor, self.handled)
             for failure in self.failures:
@@ -141,7 +144,7 @@ class Batch:
         """Note the failure of the batch's only row, after the transaction was rolled back."""
         (row,) = self.rows
         failure = Failure(row, error, delay_after(self.channel, row.attempts + 1))
-        with connections[self.alias].cursor() as cursor:
+        with own_cursor(self.alias) as cursor:
             self.settle_failure(cursor, failure)
         self.failures, self.handled = [failure], []
 

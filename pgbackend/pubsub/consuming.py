@@ -11,11 +11,14 @@ from collections.abc import Sequence
 from time import monotonic
 from typing import Any
 
+from django.db import connections
+
 from ..pool.dedicated import backoff_delay
 from . import claiming
 from .batches import MOST, Batch, BatchLost, BatchSize, Failure, was_lost
 from .channels import BaseChannel
 from .claiming import Claimed, Condition
+from .cursors import own_cursor
 from .part import Part
 
 logger = logging.getLogger("pgbackend.pubsub")
@@ -142,6 +145,11 @@ class StoredConsumer(ABC):
         self.progress.changed.set()
         await idle
 
+    def cursor(self) -> Any:
+        """Return a cursor for claims."""
+        # The condition is the project's SQL.
+        return connections[self.alias].cursor() if self.condition.sql else own_cursor(self.alias)
+
     def claim_rows(self, cursor: Any, name: str, limit: int) -> Sequence[Claimed]:
         """Lock the next rows, in the transaction of *cursor*."""
         rows = self._claim_rows(cursor, name, limit)
@@ -226,6 +234,7 @@ class TransactionalConsumer(StoredConsumer):
             self.channel,
             self.alias,
             lambda cursor: self.claim_rows(cursor, name, limit),
+            self.cursor,
             self.progress.stopping.is_set,
         )
         began = monotonic()

@@ -16,13 +16,14 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from django.db import DatabaseError, InterfaceError, connections, transaction
+from django.db import DatabaseError, InterfaceError, transaction
 
 from ..pool.dedicated import backoff_delay
 from . import claiming
 from .batches import Failure
 from .claiming import Claimed
 from .consuming import StoredConsumer
+from .cursors import own_cursor
 from .handling import FAILURES, call_listeners, delay_after, error_text, is_failure
 
 T = TypeVar("T")
@@ -84,7 +85,7 @@ class LeaseConsumer(StoredConsumer):
         return None
 
     def _lease(self, name: str, limit: int) -> Sequence[Claimed]:
-        with transaction.atomic(self.alias), connections[self.alias].cursor() as cursor:
+        with transaction.atomic(self.alias), self.cursor() as cursor:
             rows = self.claim_rows(cursor, name, limit)
             if rows:
                 claiming.lease(cursor, [row.id for row in rows], self.token, self.seconds)
@@ -107,7 +108,7 @@ class LeaseConsumer(StoredConsumer):
                 await asyncio.sleep(delay)
 
     def _settle(self, row: Claimed, error: BaseException | None) -> None:
-        with connections[self.alias].cursor() as cursor:
+        with own_cursor(self.alias) as cursor:
             if error is None:
                 if claiming.remove_leased(cursor, row.id, self.token):
                     self.progress.counts["handled"] += 1
@@ -132,7 +133,7 @@ class LeaseConsumer(StoredConsumer):
 
     async def _give_back(self, row: Claimed) -> None:
         def give_back() -> None:
-            with connections[self.alias].cursor() as cursor:
+            with own_cursor(self.alias) as cursor:
                 claiming.give_back(cursor, [row.id], self.token)
 
         try:
@@ -161,7 +162,7 @@ class LeaseConsumer(StoredConsumer):
                     task.cancel()
 
     def _prolong(self, ids: list[int]) -> set[int]:
-        with connections[self.alias].cursor() as cursor:
+        with own_cursor(self.alias) as cursor:
             return claiming.prolong(cursor, ids, self.token, self.seconds)
 
     def expire(self, cursor: Any) -> None:

@@ -17,6 +17,7 @@ from django.db import connections, router
 from .. import bridged
 from .carried import BY_ROW, carried
 from .channels import BaseChannel, Channel, locate_channel, select
+from .cursors import own_cursor
 from .errors import PayloadError
 from .payload import encode
 from .settings import MAX_PLAIN
@@ -142,7 +143,7 @@ def _send(
     channel = type(notification)
     name = channel.listen_name()
     alias = using or database(channel)
-    with connections[alias].cursor() as cursor:
+    with own_cursor(alias) as cursor:
         if channel.lock_notifications:
             state = "delayed" if run_after else "ready"
             parameters = [name, payload, state, priority, run_after, _order_key(notification)]
@@ -178,7 +179,7 @@ def _send_many(
     wake = [each.listen_name() for each, _ in stored if each.wake == "notify"]
     # One NOTIFY for each stored channel, then the plain ones in their order.
     notified = [(name, WAKE) for name in dict.fromkeys(wake)]
-    with transaction.atomic(using=alias, savepoint=False), connections[alias].cursor() as cursor:
+    with transaction.atomic(using=alias, savepoint=False), own_cursor(alias) as cursor:
         if stored:
             state = "delayed" if run_after else "ready"
             names = [each.listen_name() for each, _ in stored]
