@@ -169,3 +169,25 @@ def test_modules_are_in_the_architecture() -> None:
     package = ROOT / "pgbackend"
     modules = {str(file.relative_to(package)) for file in package.rglob("[!_]*.py")}
     assert set(re.findall(r"`([\w/]+\.py)`", table)) == modules
+
+
+def pubsub_page() -> str:
+    return (DOCS / "reference" / "pubsub.md").read_text()
+
+
+def test_pubsub_is_in_the_reference() -> None:
+    """The reference has each public name, option, setting and state of channels."""
+    from pgbackend import pubsub
+    from pgbackend.pubsub import settings
+
+    page = pubsub_page()
+    for name in {*pubsub.__all__, *settings.SETTINGS}:
+        assert re.search(rf"`{name}[`(]", page), name
+    assert set(re.findall(r"^\| `(PGPUBSUB_\w+)`", page, re.MULTILINE)) == set(settings.SETTINGS)
+
+
+def test_checks_of_pubsub_are_in_the_reference() -> None:
+    """The reference has each system check of channels, and no other."""
+    code = "".join(file.read_text() for file in (ROOT / "pgbackend" / "pubsub").rglob("*.py"))
+    rows = set(re.findall(r"^\| `(pgpubsub\.[EW]\d+)`", pubsub_page(), re.MULTILINE))
+    assert rows == set(re.findall(r"id=\"(pgpubsub\.[EW]\d+)\"", code))

@@ -1,17 +1,19 @@
 """The project's settings that pgbackend.pubsub reads.
 
-========================================  =======  ==============================================
-setting                                   default  meaning
-========================================  =======  ==============================================
-``PGPUBSUB_TX_BOUND_NOTIFICATION_CONTEXT``  False  `set_notification_context` needs a transaction
-                                                   and ends with it
-``PGPUBSUB_LISTENER_FILTER``                None   dotted path of a `ListenerFilterProvider`:
-                                                   which stored notifications are handled here
-``PGPUBSUB_PASS_CONTEXT_TO_LISTENERS``      False  listeners of triggers are called with
-                                                   ``context=``
-``PGPUBSUB_OLD_NAMES``                      True   notifications under the names of
-                                                   django-pgpubsub are understood, too
-========================================  =======  ==============================================
+==========================================  =======  =============================================
+setting                                     default  meaning
+==========================================  =======  =============================================
+``PGPUBSUB_TX_BOUND_NOTIFICATION_CONTEXT``  False    `set_notification_context` needs a
+                                                     transaction and ends with it
+``PGPUBSUB_LISTENER_FILTER``                None     dotted path of a `ListenerFilterProvider`:
+                                                     which stored notifications are handled here
+``PGPUBSUB_PASS_CONTEXT_TO_LISTENERS``      False    listeners of triggers are called with
+                                                     ``context=``
+``PGPUBSUB_OLD_NAMES``                      True     notifications under the names of
+                                                     django-pgpubsub are understood, too
+``PGPUBSUB_LISTEN_DSN``                     None     DSN, or one for each alias: what the
+                                                     listening connection has other than the alias
+==========================================  =======  =============================================
 """
 
 from __future__ import annotations
@@ -47,6 +49,18 @@ def old_names() -> bool:
     return _switch("PGPUBSUB_OLD_NAMES", True)
 
 
+def listen_dsn() -> str | dict[str, str] | None:
+    """Return ``PGPUBSUB_LISTEN_DSN``: a DSN, or one for each alias."""
+    name = "PGPUBSUB_LISTEN_DSN"
+    value = getattr(settings, name, None)
+    texts = [*value, *value.values()] if isinstance(value, dict) else [value]
+    if value is not None and not all(isinstance(each, str) for each in texts):
+        raise ImproperlyConfigured(
+            f"{name} is a DSN, a dictionary of DSNs by alias, or None, not {value!r}"
+        )
+    return value
+
+
 def _switch(name: str, default: bool) -> bool:
     value = getattr(settings, name, default)
     if not isinstance(value, bool):
@@ -60,6 +74,7 @@ SETTINGS: dict[str, Callable[[], Any]] = {
     "PGPUBSUB_LISTENER_FILTER": listener_filter,
     "PGPUBSUB_PASS_CONTEXT_TO_LISTENERS": pass_context,
     "PGPUBSUB_OLD_NAMES": old_names,
+    "PGPUBSUB_LISTEN_DSN": listen_dsn,
 }
 
 # Bytes of a payload above which it goes through a row; the server refuses 8,000 and more.

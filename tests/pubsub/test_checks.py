@@ -209,6 +209,7 @@ class NoFilter:
     ("name", "value", "message"),
     [
         ("PGPUBSUB_OLD_NAMES", 1, "PGPUBSUB_OLD_NAMES is True or False, not 1"),
+        ("PGPUBSUB_LISTEN_DSN", {"default": 5}, "is a DSN, a dictionary of DSNs by alias, or None"),
         ("PGPUBSUB_LISTENER_FILTER", 5, "is the dotted path of a class or None, not 5"),
         ("PGPUBSUB_LISTENER_FILTER", "nowhere.Filter", "'nowhere.Filter', which is no class with"),
         ("PGPUBSUB_LISTENER_FILTER", f"{__name__}.Twice", "which is no class with get_filter()"),

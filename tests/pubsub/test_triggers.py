@@ -1,5 +1,6 @@
 """Triggers: what they send of a row, and that they never stop the statement of the user."""
 
+import asyncio
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -248,3 +249,30 @@ def test_amiss() -> None:
             else:
                 trigger.install(model)
     assert triggers_amiss("default") == []
+
+
+async def test_ignored_triggers() -> None:
+    """A task that ignores a trigger does so alone: another one's row is sent meanwhile."""
+    (uri,) = [
+        trigger.get_uri(model)
+        for model, trigger in pgtrigger.registered()
+        if getattr(trigger, "channel", None) is AuthorStored and "insert" in trigger.name
+    ]
+    ignoring, done = asyncio.Event(), asyncio.Event()
+
+    async def ignore() -> None:
+        with pgtrigger.ignore(uri):
+            await Author.objects.acreate(name="ignored first")
+            ignoring.set()
+            await done.wait()
+            await Author.objects.acreate(name="ignored")
+
+    async def write() -> None:
+        await ignoring.wait()
+        await Author.objects.acreate(name="sent")
+        done.set()
+
+    await asyncio.gather(ignore(), write())
+    await Author.objects.acreate(name="sent after")
+    rows = Notification.from_channel(AuthorStored).order_by("pk")
+    assert [row.payload["new"]["name"] async for row in rows] == ["sent", "sent after"]
