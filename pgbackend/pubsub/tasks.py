@@ -10,11 +10,13 @@ https://docs.djangoproject.com/en/stable/topics/tasks/
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import re
 import socket
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, make_dataclass
 from datetime import timedelta
 from traceback import format_exception
@@ -34,6 +36,7 @@ from django.utils.module_loading import import_string
 
 from .. import bridged
 from .channels import Channel
+from .errors import NotificationsMissed, SlowConsumer
 from .models import TaskRecord
 from .registry import register
 from .sending import notify, send
@@ -215,6 +218,25 @@ def register_channels() -> None:
             continue
         if issubclass(found, TaskBackend):
             task_backends[alias]
+
+
+async def await_result(result: TaskResult, seconds: float | None = None) -> Any:
+    """Wait until the task of *result* has finished, refresh *result*, and return what it returned.
+
+    Raise ValueError, as its ``return_value`` does, if the task failed, and TimeoutError after
+    so many *seconds*. Nothing is polled: the end of a task is heard. The task has to be committed.
+    """
+    async with asyncio.timeout(seconds):
+        while True:
+            # A stream may end, where thousands of tasks finish at once.
+            with suppress(NotificationsMissed, SlowConsumer):
+                async with TaskFinished.stream() as finished:
+                    await result.arefresh()
+                    if result.is_finished:
+                        return result.return_value
+                    async for each in finished:
+                        if each.result_id == result.id:
+                            break
 
 
 def prune_results(older_than: timedelta) -> int:

@@ -1,5 +1,6 @@
 """The backend for TASKS: tasks are stored notifications, and results rows."""
 
+import asyncio
 from datetime import timedelta
 from typing import Any
 
@@ -20,8 +21,10 @@ from django.utils import timezone
 from pgbackend.pubsub import Notification
 from pgbackend.pubsub.channels import locate_channel, registered
 from pgbackend.pubsub.models import TaskRecord
-from pgbackend.pubsub.tasks import TaskChannel, TaskFinished, prune_results
+from pgbackend.pubsub.tasks import TaskChannel, TaskFinished, await_result, prune_results
 from pgbackend.pubsub.test import adeliver, assert_notified, deliver
+from tests.support.limits import PATIENCE
+from tests.support.pubsub import working
 
 from .site import tasks
 from .site.models import Author
@@ -162,6 +165,21 @@ def test_results() -> None:
     result = tasks.add.enqueue(1, 2)
     with pytest.raises(TaskResultMismatch):
         tasks.fail.get_result(result.id)
+
+
+async def test_await() -> None:
+    """A result is awaited: its end is heard; a failure and a time-out are errors."""
+    async with working(TaskChannel):
+        results = [await tasks.add.aenqueue(n, 1) for n in range(20)]
+        found = await asyncio.gather(*(await_result(each, PATIENCE) for each in results))
+        assert found == list(range(1, 21))
+        assert await await_result(results[0]) == 1
+        failed = await tasks.fail.aenqueue("x")
+        with pytest.raises(ValueError, match="Task failed"):
+            await await_result(failed, PATIENCE)
+    never = await tasks.add.using(run_after=timezone.now() + timedelta(hours=1)).aenqueue(1, 2)
+    with pytest.raises(TimeoutError):
+        await await_result(never, 0.05)
 
 
 def test_signals() -> None:
