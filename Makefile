@@ -133,5 +133,5 @@ clean:
 	fi
 	@# As root the data may be a link to a folder elsewhere.
 	@if [ -L .postgres/data ]; then rm -rf "$$(readlink .postgres/data)"; fi
-	rm -rf .venv .venv-* .benchmarks .django-suite .docs .pgbouncer .postgres build dist *.egg-info .pytest_cache kitchen/.pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-* .benchmarks .ci-logs .django-suite .docs .pgbouncer .postgres build dist *.egg-info .pytest_cache kitchen/.pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -path './.venv*' -prune -o -name __pycache__ -prune -exec rm -rf {} +
