@@ -71,9 +71,9 @@ def name_connections() -> str:
 
 
 def leftovers(dsn: str, name: str) -> list[str]:
-    """Return the backends of connections called *name* that a second does not end."""
+    """Return the backends of connections called *name* that a minute does not end."""
     with psycopg.connect(dsn, application_name="pgbackend-suite", autocommit=True) as connection:
-        deadline = time.monotonic() + 1
+        deadline = time.monotonic() + 60
         while True:
             rows = connection.execute(
                 "SELECT pid, datname, state, query FROM pg_stat_activity"

@@ -20,6 +20,7 @@ from tests.faults.blocks_program import HUNG, Program
 from tests.faults.load_checks import Baseline, Complaints, at_rest
 from tests.models import Author
 from tests.settings import APPLICATION_NAME
+from tests.support.limits import PATIENCE
 from tests.support.server import DATABASES
 from tests.support.wrapper import use_wrapper
 
@@ -100,7 +101,7 @@ class Fuzz:
 
     async def _leftovers(self, before: Baseline) -> list[str]:
         """Return what there is more of than *before*; the loop closes sockets some time later."""
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + PATIENCE
         while True:
             after = Baseline()
             found = [

@@ -140,7 +140,7 @@ class _Proxy:
     def accept(self) -> None:
         client, _ = self.listener.accept()
         try:
-            server = socket.create_connection(self.target, timeout=5.0)
+            server = socket.create_connection(self.target, timeout=60.0)
         except OSError:
             client.close()
             return

@@ -34,6 +34,7 @@ from tests.faults.load_faults import (
 from tests.faults.load_proxy import LoadProxy
 from tests.settings import APPLICATION_NAME
 from tests.support.client import serving
+from tests.support.limits import PATIENCE
 from tests.support.loops import new_loop
 from tests.support.server import DATABASES
 
@@ -205,7 +206,7 @@ class Load:
 
         The loop closes sockets some time later.
         """
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + PATIENCE
         while True:
             after = Baseline()
             more = any(after.compare(before, self.report.operations.total()))

@@ -300,7 +300,7 @@ async def test_cancel_safe(server: Server, wrapper: DatabaseWrapper) -> None:
     asyncio.get_running_loop().call_soon(came_round.append, True)
 
     def cancel() -> bool:
-        faces[0].cancel_safe(timeout=5)
+        faces[0].cancel_safe(timeout=PATIENCE)
         return bool(came_round)
 
     assert await run_bridged(cancel)
