@@ -57,7 +57,10 @@ def connection(server: Server) -> Iterator[psycopg.Connection[Any]]:
     """A session of its own, none of the backend's."""
     dsn = os.environ["PGBACKEND_TEST_DSN"]
     with psycopg.connect(dsn, autocommit=True, dbname="pgbackend_tests") as conn:
+        pid = conn.info.backend_pid
         yield conn
+    # Its locks are not to be in the way of the next one.
+    server.wait_for_end(pid)
     server.all("DROP VIEW IF EXISTS that_locks")
     server.all("DROP FUNCTION IF EXISTS sets_it, another")
 
