@@ -44,6 +44,7 @@ def test_38_more_than_the_server_admits(
         call_command("check", databases=aliases, fail_level="WARNING")
 
 
+@pytest.mark.process
 def test_38_connections_that_are_reserved(
     add_alias: AddAlias, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -75,6 +75,7 @@ def ours(server: Cluster) -> int:
     )
 
 
+@pytest.mark.process
 async def test_32_a_standby_takes_over(alias: str, pair: Pair) -> None:
     """After a failover the next writes reach the new primary, without an error."""
     await fill_pool(alias, pair)
@@ -85,6 +86,7 @@ async def test_32_a_standby_takes_over(alias: str, pair: Pair) -> None:
     assert ours(pair.standby) <= 4
 
 
+@pytest.mark.process
 async def test_32_until_there_is_a_primary(alias: str, pair: Pair) -> None:
     """While there is only a standby, writes fail soon and say so; they work once it is promoted."""
     await fill_pool(alias, pair)
@@ -97,6 +99,7 @@ async def test_32_until_there_is_a_primary(alias: str, pair: Pair) -> None:
     assert await write(alias, 4) == pair.standby.server.port
 
 
+@pytest.mark.process
 async def test_32_a_primary_that_becomes_read_only(
     alias: str, pair: Pair, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -121,6 +124,7 @@ async def test_32_a_primary_that_becomes_read_only(
     wait_until(lambda: ours(pair.primary) == 0, "connections to the old primary are left")
 
 
+@pytest.mark.process
 async def test_32_a_standby_that_was_asked_for(pair: Pair, add_alias: AddAlias) -> None:
     """Writing to a standby, or in a read-only transaction, is an error that leaves the pool be."""
     options = {"pool": {"max_size": 1}}
@@ -145,6 +149,7 @@ async def test_32_a_standby_that_was_asked_for(pair: Pair, add_alias: AddAlias) 
         assert await avalue(PID, alias) == pid
 
 
+@pytest.mark.process
 async def test_32_read_only_by_choice(pair: Pair, add_alias: AddAlias) -> None:
     """Where transactions of a primary that was asked for are read-only, no other server is better.
 

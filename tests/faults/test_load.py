@@ -15,6 +15,7 @@ from tests.faults.load_run import FAULTS, OPERATIONS, Load
 from tests.faults.report import loads
 
 
+@pytest.mark.process
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("loop", ["asyncio", pytest.param("uvloop", marks=pytest.mark.load)])
 def test_invariants_hold_under_load(loop: str, capfd: pytest.CaptureFixture[str]) -> None:
