@@ -48,6 +48,13 @@ class Notification(models.Model):
 
     class Meta:
         ordering: ClassVar[list[str]] = ["id"]
+        # A row in another state would be one that nobody looks at.
+        constraints: ClassVar[list[models.CheckConstraint]] = [
+            models.CheckConstraint(
+                condition=models.Q(state__in=["ready", "delayed", "leased", "dead", "plain"]),
+                name="pgpubsub_notification_state",
+            )
+        ]
         # Partial indexes: what a claim costs does not grow with the rows that nobody may claim.
         indexes: ClassVar[list[models.Index]] = [
             models.Index(

@@ -80,6 +80,9 @@ def _complete(model: Any, schema_editor: Any) -> None:
     for index in model._meta.indexes:
         if index.name not in constraints:
             schema_editor.add_index(model, index)
+    for constraint in model._meta.constraints:
+        if constraint.name not in constraints:
+            schema_editor.add_constraint(model, constraint)
 
 
 def drop_table(apps: Any, schema_editor: Any) -> None:

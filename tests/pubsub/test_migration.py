@@ -71,7 +71,7 @@ def migrate(alias: str, to: str | None = "") -> None:
 
 
 def shape(alias: str) -> tuple[Any, ...]:
-    """Return the columns, indexes and triggers of the table."""
+    """Return the columns, indexes, triggers and checks of the table."""
     with connections[alias].cursor() as cursor:
         cursor.execute(
             """SELECT attname, format_type(atttypid, atttypmod), attnotnull,
@@ -89,7 +89,12 @@ def shape(alias: str) -> tuple[Any, ...]:
             """SELECT tgname FROM pg_trigger
             WHERE tgrelid = 'pgpubsub_notification'::regclass AND NOT tgisinternal ORDER BY 1"""
         )
-        return columns, indexes, cursor.fetchall()
+        triggers = cursor.fetchall()
+        cursor.execute(
+            """SELECT pg_get_constraintdef(oid) FROM pg_constraint
+            WHERE conrelid = 'pgpubsub_notification'::regclass AND contype = 'c' ORDER BY 1"""
+        )
+        return columns, indexes, triggers, cursor.fetchall()
 
 
 @pytest.fixture
@@ -189,3 +194,12 @@ def test_again(alias: str, other: Any) -> None:
     other.execute("DELETE FROM django_migrations WHERE app = 'pgpubsub'")
     migrate(alias, "0007_pgbackend")
     assert shape(alias) == before
+
+
+def test_states(alias: str, other: Any) -> None:
+    """The database refuses what is no state of a row, whoever writes it."""
+    migrate(alias)
+    with pytest.raises(psycopg.errors.CheckViolation, match="pgpubsub_notification_state"):
+        other.execute(
+            "INSERT INTO pgpubsub_notification (channel, payload, state) VALUES ('x', '{}', 'odd')"
+        )

@@ -68,6 +68,14 @@ class Migration(migrations.Migration):
                     ],
                     options={
                         "ordering": ["id"],
+                        "constraints": [
+                            models.CheckConstraint(
+                                condition=models.Q(
+                                    ("state__in", ["ready", "delayed", "leased", "dead", "plain"])
+                                ),
+                                name="pgpubsub_notification_state",
+                            )
+                        ],
                         "indexes": [
                             models.Index(
                                 models.F("channel"),
