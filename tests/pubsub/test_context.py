@@ -257,3 +257,14 @@ def test_refused() -> None:
     with notification_context({"a": "\\u0000"}):
         Author.objects.create(name="x")
     assert contexts() == {"x": {"a": "\\u0000"}}
+
+
+def test_djangos_own_backend(add_alias: Callable[..., str]) -> None:
+    """With Django's own ENGINE the context is carried in the same way."""
+    alias = add_alias(ENGINE="django.db.backends.postgresql")
+    with notification_context({"n": 1}, using=alias):
+        Author.objects.using(alias).create(name="autocommit")
+        with transaction.atomic(using=alias):
+            Author.objects.using(alias).create(name="atomic")
+    Author.objects.using(alias).create(name="out")
+    assert contexts() == {"autocommit": {"n": 1}, "atomic": {"n": 1}, "out": {}}
