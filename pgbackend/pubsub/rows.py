@@ -42,11 +42,12 @@ def row_from_columns(
                     f" {model._meta.label}.{field.name}: {error}"
                 ) from error
     _fill_parents(model, values)
-    if model._meta.pk.attname not in values:
-        raise PayloadError(
-            f"The payload of {channel} has no column {model._meta.pk.column!r}, the"
-            f" primary key of {model._meta.label}"
-        )
+    for key in model._meta.pk_fields:
+        if key.attname not in values:
+            raise PayloadError(
+                f"The payload of {channel} has no column {key.column!r}, the primary key of"
+                f" {model._meta.label}"
+            )
     fields = model._meta.concrete_fields
     return model.from_db(
         using or DEFAULT_DB_ALIAS,
@@ -67,6 +68,8 @@ def _python(field: Any, value: Any) -> Any:
     """Return the Python value of *value*, in the form that PostgreSQL's to_jsonb() gives it."""
     if value is None:
         return None
+    if isinstance(field, models.GeneratedField):
+        field = field.output_field
     if field.is_relation:
         return _python(field.target_field, value)
     if isinstance(field, models.BinaryField):

@@ -20,7 +20,7 @@ from tests.support.server import Server
 from .ear import Ear
 from .site.channels import AuthorPlain, AuthorStored, PostStored
 from .site.listeners import after_insert, before_delete
-from .site.models import Author, Child, Kinds, Post
+from .site.models import Author, Child, Kinds, Line, Post
 
 
 @pytest.fixture
@@ -143,6 +143,15 @@ def test_rows_of_a_child_table() -> None:
     assert isinstance(sent.new, Child)
     assert (sent.new.pk, sent.new.author_ptr_id, sent.new.id) == (child.pk,) * 3
     assert sent.new.age == 5
+
+
+def test_key_of_two_columns() -> None:
+    """A row whose key has several columns is an instance with that key."""
+    author = Author.objects.create(name="Ann")
+    line = Line.objects.create(author=author, number=3)
+    (sent,) = stored(Line.channel())
+    assert isinstance(sent, TriggerChannel)
+    assert (sent.new, sent.new.pk) == (line, (author.pk, 3))  # type: ignore[union-attr]
 
 
 def payload_of(**columns: object) -> str:

@@ -1,4 +1,4 @@
-"""The worker: stored notifications are handled once, and what fails neither stops others nor is lost."""
+"""The worker: stored notifications are handled once; what fails neither stops others nor is lost."""
 
 import asyncio
 import datetime
@@ -267,7 +267,7 @@ async def test_failing_leases() -> None:
 
 
 async def test_ended_lease() -> None:
-    """The row of a worker that died comes back when its lease ends; with no attempt left it dies."""
+    """The row of a worker that died comes back when its lease ends; without attempts it dies."""
     for number in (1, 2):
         await anotify(jobs.Leased, number=number)
     past = timezone.now() - datetime.timedelta(seconds=1)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from pgbackend.pubsub import Channel, TriggerChannel
 
-from .models import Author, Child, Kinds, Post
+from .models import Author, Child, Kinds, Line, Post
 
 
 @dataclass
@@ -53,4 +53,10 @@ class ChildStored(TriggerChannel):
 @dataclass
 class KindsStored(TriggerChannel):
     model = Kinds
+    lock_notifications = True
+
+
+@dataclass
+class LineStored(TriggerChannel):
+    model = Line
     lock_notifications = True

@@ -4,7 +4,16 @@ from typing import Any
 
 from pgbackend import pubsub
 
-from .channels import AuthorPlain, AuthorStored, ChildStored, KindsStored, Orders, PostStored, Reads
+from .channels import (
+    AuthorPlain,
+    AuthorStored,
+    ChildStored,
+    KindsStored,
+    LineStored,
+    Orders,
+    PostStored,
+    Reads,
+)
 
 # Pairs of a listener's name and its keyword arguments, in the order of the calls.
 heard: list[tuple[str, dict[str, Any]]] = []
@@ -47,5 +56,6 @@ def after_post_delete(**kwargs: Any) -> None:
 
 @pubsub.post_insert_listener(ChildStored)
 @pubsub.post_insert_listener(KindsStored)
+@pubsub.post_insert_listener(LineStored)
 def after_other_insert(**kwargs: Any) -> None:
     heard.append(("after_other_insert", kwargs))

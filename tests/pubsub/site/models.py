@@ -67,6 +67,11 @@ class Kinds(models.Model):
     numbers = IntegerRangeField(default=NumericRange(1, 5))
     days = DateRangeField(default=DateRange(datetime.date(2026, 1, 1), None))
     nothing = models.TextField(null=True)
+    later = models.GeneratedField(
+        expression=models.F("day") + datetime.timedelta(days=1),
+        output_field=models.DateTimeField(),
+        db_persist=True,
+    )
 
     @classmethod
     def make(cls) -> Any:
@@ -85,3 +90,16 @@ class Effect(models.Model):
     number = models.IntegerField()
     note = models.TextField(default="")
     pid = models.IntegerField(default=0)
+
+
+class Line(models.Model):
+    """A table whose key has two columns."""
+
+    pk = models.CompositePrimaryKey("author_id", "number")
+    author = models.ForeignKey(Author, models.CASCADE)
+    number = models.IntegerField()
+
+    @classmethod
+    def channel(cls) -> Any:
+        """Return the channel of the table."""
+        return import_module("tests.pubsub.site.channels").LineStored
