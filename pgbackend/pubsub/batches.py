@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -19,6 +20,7 @@ from .channels import BaseChannel
 from .claiming import Claimed
 from .cursors import own_cursor
 from .handling import FAILURES, call_listeners, delay_after, error_text, is_failure
+from .marks import Marks
 from .running import Running
 
 # How long one transaction is meant to take, seconds: long enough that BEGIN and COMMIT cost little,
@@ -73,6 +75,7 @@ class Batch:
     cursor: Callable[[], Any]
     # Whether no further listener is to be begun.
     stopping: Callable[[], bool]
+    marks: Marks | None = None
     rows: Sequence[Claimed] = ()
     handled: list[int] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
@@ -86,10 +89,14 @@ class Batch:
             with self.cursor() as cursor:
                 self.rows = self.claim(cursor)
             if self.rows:
-                self._handle()
+                if self.marks is None:
+                    self._handle()
+                else:
+                    with self.marks.one() as place:
+                        self._handle(partial(self.marks.set, place))
                 self._settle()
 
-    def _handle(self) -> None:
+    def _handle(self, mark: Callable[[int], None] | None = None) -> None:
         began = monotonic()
         savepoint = self.running.savepoint(self.alias)
         # Keys of which a row has failed: later ones have to wait for it.
@@ -99,6 +106,8 @@ class Batch:
                 continue
             if self.stopping() or monotonic() - began > LONGEST:
                 break
+            if mark is not None:
+                mark(row.id)
             try:
                 with savepoint:
                     call_listeners(self.running, self.channel, row.payload)

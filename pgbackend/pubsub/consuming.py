@@ -236,6 +236,7 @@ class TransactionalConsumer(StoredConsumer):
             lambda cursor: self.claim_rows(cursor, name, limit),
             self.cursor,
             self.progress.stopping.is_set,
+            self.progress.marks,
         )
         began = monotonic()
         try:

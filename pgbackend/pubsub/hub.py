@@ -160,6 +160,8 @@ class Hub:
                 ("reconcile", self._reconcile_at_intervals),
             )
         ]
+        for task in self._tasks:
+            task.add_done_callback(_report)
 
     async def stop(self) -> None:
         """Close the connection; subscriptions stay, and hear again after another `start`."""
@@ -292,6 +294,11 @@ class Hub:
         while True:
             await asyncio.sleep(self.reconcile_interval)
             self.look()
+
+
+def _report(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger.critical("%s has ended by an error", task.get_name(), exc_info=error)
 
 
 def _chunks(names: list[str]) -> Iterable[list[str]]:

@@ -14,6 +14,7 @@ import os
 import secrets
 import socket
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, TypeVar
 
 from django.db import DatabaseError, InterfaceError, transaction
@@ -76,8 +77,12 @@ class LeaseConsumer(StoredConsumer):
 
     async def _call(self, row: Claimed) -> BaseException | None:
         """Call the listeners; return what they raise."""
+        marks = self.progress.marks
         try:
-            await self.running.run(call_listeners, self.running, self.channel, row.payload)
+            with nullcontext() if marks is None else marks.one() as place:
+                if marks is not None:
+                    marks.set(place, row.id)
+                await self.running.run(call_listeners, self.running, self.channel, row.payload)
         except FAILURES as error:
             if not is_failure(self.running, error):
                 raise

@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from .claiming import Condition
+from .marks import Marks
 from .running import Running
 from .schedule import Schedule
 
@@ -16,10 +17,12 @@ class Progress:
     """How far a worker has come: what it may still begin, and what it has done.
 
     *concurrency* is how many transactions and leases there may be at once, and *left* how many
-    notifications may still be handled; None: any number.
+    notifications may still be handled; None: any number. *marks* shows the parent process what is
+    being handled.
     """
 
-    def __init__(self, concurrency: int, left: int | None) -> None:
+    def __init__(self, concurrency: int, left: int | None, marks: Marks | None = None) -> None:
+        self.marks = marks
         # Set from the beginning of the end: nothing more is begun.
         self.stopping = Event()
         self.slots = asyncio.Semaphore(concurrency)

@@ -18,6 +18,7 @@ from asgiref.sync import async_to_sync
 from django.db import close_old_connections, connections, transaction
 
 from ..bridge import await_bridged, run_bridged
+from ..errors import NotCommitted
 from ..transaction import deferred_savepoint
 from ..wrapper.attributes import BackendWrapper
 
@@ -147,7 +148,14 @@ class _Nested:
         self._block.__enter__()
 
     def __exit__(self, *error: Any) -> None:
+        failed = error[0] is None and transaction.get_rollback(self._alias)
         self._block.__exit__(*error)
+        if failed:
+            # As `deferred_savepoint` has it: Django would roll back and say nothing.
+            raise NotCommitted(
+                "the listener's work was rolled back: a statement in it failed, or its rollback was"
+                " asked for, and the listener ended without an exception"
+            )
 
 
 def _call_in_thread(

@@ -17,6 +17,7 @@ from .conditions import condition_of
 from .consuming import StoredConsumer, TransactionalConsumer
 from .hub import Hub, Subscription
 from .leasing import LeaseConsumer
+from .marks import Marks
 from .part import Part, Progress
 from .plain import PlainConsumer
 from .running import running_for
@@ -71,15 +72,20 @@ class Worker:
         *,
         concurrency: int = CONCURRENCY,
         max_notifications: int | None = None,
+        marks: Marks | None = None,
         **hub: float,
     ) -> None:
         self.channels = select(channels)
         self.concurrency = concurrency
         self.max_notifications = max_notifications
+        self.marks = marks
         self.parts: list[Listening] = []
         self._hub_options = hub
         self._tasks: list[asyncio.Task[None]] = []
         self._helpers: list[asyncio.Task[None]] = []
+        # Set to end a `stop` that still waits.
+        self._at_once: asyncio.Future[None] | None = None
+        self._error: BaseException | None = None
 
     def __repr__(self) -> str:
         counts = {} if not self.parts else dict(self.progress.counts)
@@ -87,7 +93,7 @@ class Worker:
 
     def start(self, *, listen: bool = True) -> None:
         """Begin, on the running loop; without *listen* only what is stored is handled."""
-        self.progress = Progress(self.concurrency, self.max_notifications)
+        self.progress = Progress(self.concurrency, self.max_notifications, self.marks)
         by_alias: dict[str, list[type[BaseChannel]]] = {}
         for channel in self.channels:
             by_alias.setdefault(database(channel), []).append(channel)
@@ -140,13 +146,19 @@ class Worker:
         if each.stored:
             self._helpers.append(self._spawn(schedule.run(), f"schedule-{each.part.alias}"))
 
-    @staticmethod
-    def _spawn(work: Any, name: str) -> asyncio.Task[None]:
+    def _spawn(self, work: Any, name: str) -> asyncio.Task[None]:
         # In a context of its own: the worker may be started by a request, or in a transaction.
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(
             work, name=f"pubsub-{name}", context=Context()
         )
+        task.add_done_callback(self._ended)
         return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # An error of ours: `run` raises it, rather than let a channel be forgotten.
+            self._error = error
+            self.progress.changed.set()
 
     async def listening(self, seconds: float | None = None) -> None:
         """Wait until the server was told of all channels. Raise TimeoutError after *seconds*."""
@@ -164,6 +176,8 @@ class Worker:
                 await each.part.schedule.look()
         changed = self.progress.changed
         while not self.progress.stopping.is_set():
+            if self._error is not None:
+                raise self._error
             if (batch or self.progress.left == 0) and self.is_idle:
                 break
             changed.clear()
@@ -196,7 +210,12 @@ class Worker:
                 tasks += plain.tasks
         late: set[asyncio.Task[None]] = set()
         if tasks:
-            _, late = await asyncio.wait(tasks, timeout=seconds)
+            self._at_once = asyncio.get_running_loop().create_future()
+            # It ends with the tasks, also if they are cancelled below.
+            ended = asyncio.ensure_future(asyncio.wait(tasks))
+            either: list[asyncio.Future[Any]] = [ended, self._at_once]
+            await asyncio.wait(either, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            late = {task for task in tasks if not task.done()}
         rest = [*late, *self._helpers]
         for task in rest:
             task.cancel()
@@ -206,3 +225,23 @@ class Worker:
             await each.hub.stop()
             each.part.running.close()
         return not late
+
+    def cancel(self) -> None:
+        """Have a `stop` that still waits for handlers cancel them now."""
+        if self._at_once is not None and not self._at_once.done():
+            self._at_once.set_result(None)
+
+    def health(self) -> dict[str, Any]:
+        """Return what a health check wants to know, as JSON takes it."""
+        if not self.parts:
+            return {"state": "starting", "hubs": [], "counts": {}, "error": None}
+        hubs = [each.hub.health() for each in self.parts]
+        states = {hub["state"] for hub in hubs}
+        error = self.progress.error
+        return {
+            "state": states.pop() if len(states) == 1 else "lost",
+            "hubs": hubs,
+            "counts": dict(self.progress.counts),
+            "active": sum(consumer.active for each in self.parts for consumer in each.consumers),
+            "error": None if error is None else str(error),
+        }

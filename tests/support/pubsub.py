@@ -1,14 +1,23 @@
 """Workers of pubsub that run beside a test, and waits for what they do."""
 
 import asyncio
+import os
+import subprocess
+import sys
+import tempfile
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 from pgbackend.pubsub.channels import BaseChannel
 from pgbackend.pubsub.worker import Worker
 from tests.pubsub.site.models import Effect
 from tests.support.limits import AT_ONCE
+from tests.support.script import ROOT
 
 
 @asynccontextmanager
@@ -46,3 +55,62 @@ async def effects() -> list[int]:
     return [
         each async for each in Effect.objects.order_by("number").values_list("number", flat=True)
     ]
+
+
+class Listen:
+    """A process with ``manage.py listen``, which ends with the block whatever it does."""
+
+    def __init__(self, *arguments: str, settings: str = "tests.settings") -> None:
+        self.arguments = arguments
+        self.settings = settings
+
+    def __enter__(self) -> "Listen":
+        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed with the block
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "django", "listen", *self.arguments],
+            env={**os.environ, "DJANGO_SETTINGS_MODULE": self.settings, "PYTHONPATH": str(ROOT)},
+            stdout=self.log,
+            stderr=self.log,
+            start_new_session=True,
+        )
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        if error[0] is not None:
+            print(self.text())
+        self.log.close()
+
+    def text(self) -> str:
+        """Return what the process has written so far."""
+        self.log.seek(0)
+        return self.log.read()
+
+    def code(self) -> int:
+        """Wait for the end, and return the exit code."""
+        return self.process.wait(AT_ONCE)
+
+    def children(self) -> list[int]:
+        """Return the process ids of the children."""
+        path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        return list(map(int, path.read_text().split()))
+
+
+def wait_for(condition: Callable[[], Any]) -> Any:
+    """Wait until *condition* holds, and return its value; fail after AT_ONCE."""
+    deadline = time.monotonic() + AT_ONCE
+    while not (found := condition()):
+        if time.monotonic() > deadline:
+            pytest.fail(f"{condition} did not hold within {AT_ONCE:g} s")
+        time.sleep(0.02)
+    return found
+
+
+def is_alive(pid: int) -> bool:
+    """Return whether a process runs; one that has ended and is waited for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

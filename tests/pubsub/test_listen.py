@@ -1,0 +1,178 @@
+"""The command `listen`: its ends, its exit codes, and its processes."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from django.core.management import CommandError, call_command
+from django.db import transaction
+
+from pgbackend.pubsub import Notification, notify_many
+from tests.pubsub.site import jobs
+from tests.pubsub.site.models import Effect
+from tests.support.pubsub import Listen, is_alive, wait_for
+
+pytestmark = pytest.mark.process
+
+STORED = ("--channels", "tests.pubsub.site.jobs.Stored")
+LEASED = ("--channels", "tests.pubsub.site.jobs.Leased")
+
+
+def effects() -> list[int]:
+    return sorted(Effect.objects.values_list("number", flat=True))
+
+
+def states() -> list[tuple[str, int]]:
+    return list(Notification.objects.order_by("id").values_list("state", "attempts"))
+
+
+def is_claimed() -> bool:
+    """Return whether a worker has the first row."""
+    with transaction.atomic():
+        first = Notification.objects.filter(pk=1)
+        return first.exists() and not first.select_for_update(skip_locked=True)
+
+
+def listening(path: Path) -> bool:
+    return path.exists() and json.loads(path.read_text())["state"] == "listening"
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_sigterm(loop: str, tmp_path: Path) -> None:
+    """At SIGTERM what is being handled may end, and the exit code is 0."""
+    health = tmp_path / "health"
+    with Listen(*STORED, "--loop", loop, "--health-file", str(health)) as listen:
+        wait_for(lambda: listening(health))
+        notify_many([jobs.Stored(1, "sleep 0.5"), jobs.Stored(2, "sleep 0.5")])
+        wait_for(is_claimed)
+        listen.process.send_signal(signal.SIGTERM)
+        assert listen.code() == 0
+    assert not health.exists()
+    assert effects() == [1]
+    assert states() == [("ready", 0)]
+
+
+def test_graceful_timeout() -> None:
+    """What does not end in time is cancelled and given back, and the exit code says so."""
+    notify_many([jobs.Leased(1, "sleep 60")])
+    with Listen(*LEASED, "--graceful-timeout", "0.2") as listen:
+        wait_for(effects)
+        listen.process.send_signal(signal.SIGTERM)
+        assert listen.code() == 3
+    assert states() == [("ready", 0)]
+
+
+def test_second_signal() -> None:
+    """A second signal ends the process at once; what it handled is given back."""
+    notify_many([jobs.Leased(1, "sleep 60")])
+    with Listen(*LEASED) as listen:
+        wait_for(effects)
+        listen.process.send_signal(signal.SIGINT)
+        wait_for(lambda: "ending" in listen.text())
+        listen.process.send_signal(signal.SIGINT)
+        assert listen.code() == 4
+    assert states() == [("ready", 0)]
+
+
+def test_blocked_loop() -> None:
+    """A handler that holds the event loop does not keep the process from ending."""
+    notify_many([jobs.Leased(1, "block 60")])
+    with Listen(*LEASED, "--graceful-timeout", "0") as listen:
+        wait_for(lambda: Notification.objects.filter(state="leased").exists())
+        time.sleep(0.2)
+        listen.process.send_signal(signal.SIGTERM)
+        assert listen.code() == 4
+    assert states() == [("leased", 1)]
+
+
+def test_batch() -> None:
+    """`--batch` handles what is there and ends; so does `--max-notifications`."""
+    notify_many([jobs.Stored(number) for number in range(20)])
+    with Listen(*STORED, "--max-notifications", "5") as listen:
+        assert listen.code() == 0
+    assert len(effects()) == 5
+    with Listen(*STORED, "--batch", "--recover", "--processes", "2") as listen:
+        assert listen.code() == 0
+    assert effects() == list(range(20))
+
+
+def test_djangos_own_backend() -> None:
+    """A synchronous project runs handlers of both kinds, each in the claim's transaction."""
+    notify_many([jobs.Stored(1), jobs.Stored(2, "fail"), jobs.StoredSync(3), jobs.Stored(4)])
+    notify_many([jobs.StoredSync(5, "swallow"), jobs.StoredSync(6, "fail"), jobs.Leased(7)])
+    notify_many([jobs.Brief(8, "sleep 9"), jobs.Ordered(9, "", "a"), jobs.Ordered(10, "", "a")])
+    with Listen(settings="tests.pubsub.site.settings_django") as listen:
+        wait_for(lambda: states() == [("dead", 3), ("dead", 3), ("dead", 3), ("dead", 1)])
+        notify_many([jobs.PlainSync(11), jobs.Plain(12), jobs.Stored(13)])
+        wait_for(lambda: effects() == [1, 3, 4, 7, 9, 10, 11, 12, 13])
+        listen.process.send_signal(signal.SIGTERM)
+        assert listen.code() == 0
+
+
+@pytest.mark.parametrize("method", ["spawn", "fork"])
+def test_children_end_with_their_parent(method: str) -> None:
+    """Children whose parent was killed end by themselves."""
+    with Listen(*STORED, "--processes", "2", "--worker-start-method", method) as listen:
+        children = wait_for(lambda: len(found := listen.children()) == 2 and found)
+        notify_many([jobs.Stored(1)])
+        wait_for(effects)
+        listen.process.kill()
+        wait_for(lambda: not any(map(is_alive, children)))
+
+
+def test_children_are_started_anew() -> None:
+    """A child that was killed is replaced; what it handled is handled by another one."""
+    notify_many([jobs.Stored(number, "sleep 0.05") for number in range(40)])
+    with Listen(*STORED, "--processes", "2", "--graceful-timeout", "5") as listen:
+        wait_for(effects)
+        first = listen.children()
+        os.kill(first[0], signal.SIGKILL)
+        wait_for(lambda: effects() == list(range(40)))
+        wait_for(lambda: len(listen.children()) == 2)
+        assert len({*first, *listen.children()}) == 3
+        listen.process.send_signal(signal.SIGTERM)
+        assert listen.code() == 0
+        assert "by signal 9" in listen.text()
+
+
+def test_deadly_row() -> None:
+    """A row whose handler ends its process waits, and the others are handled."""
+    notify_many([jobs.Stored(n, "die" if n == 3 else "") for n in range(10)])
+    with Listen(*STORED, "--processes", "1") as listen:
+        wait_for(lambda: effects() == [0, 1, 2, *range(4, 10)])
+        listen.process.send_signal(signal.SIGTERM)
+        listen.code()
+    assert "ended by signal 9 while it handled this" in Notification.objects.get().last_error
+
+
+@pytest.mark.load
+def test_deadly_row_dies() -> None:
+    """Such a row is made dead when it has ended so many processes."""
+    notify_many([jobs.Stored(3, "die")])
+    with Listen(*STORED, "--processes", "1") as listen:
+        while [state for state, _ in states()] != ["dead"]:
+            assert listen.process.poll() is None
+            time.sleep(0.1)
+        listen.process.send_signal(signal.SIGTERM)
+        listen.code()
+
+
+def test_no_restart() -> None:
+    """With `--no-restart-on-failure` the end of the last child is the end of the parent."""
+    notify_many([jobs.Stored(1, "die")])
+    with Listen(*STORED, "--processes", "1", "--no-restart-on-failure") as listen:
+        assert listen.code() == 1
+    assert states() == [("delayed", 0)]
+
+
+def test_wrong_arguments() -> None:
+    """What cannot be is told before anything starts."""
+    with pytest.raises(CommandError, match="There is no channel 'no.such.Channel'"):
+        call_command("listen", channels=["no.such.Channel"])
+    with pytest.raises(CommandError, match="'0' is no whole number"):
+        call_command("listen", "--processes", "0")
+    with pytest.raises(CommandError, match="leave out --processes"):
+        call_command("listen", "--worker", "--processes", "2")
