@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import django
 from django.apps import AppConfig
+from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import request_started
 
 
@@ -15,7 +18,15 @@ class PubsubConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        """Let no request begin with the context of another, and register the checks."""
+        """Let no request begin with the context of another, and register the checks.
+
+        Raise ImproperlyConfigured where django-pgtrigger is missing.
+        """
+        if find_spec("pgtrigger") is None:
+            raise ImproperlyConfigured(
+                "pgbackend.pubsub needs django-pgtrigger: pip install 'pgbackend[pubsub]', and put"
+                ' "pgtrigger" into INSTALLED_APPS'
+            )
         from .checks import register
         from .context import clear_context
 

@@ -23,6 +23,7 @@ from pgbackend.pubsub import (
 from pgbackend.pubsub.channels import registered, select
 from pgbackend.pubsub.filters import ListenerFilterProvider
 from pgbackend.pubsub.names import old_name, wire_name
+from tests.support.script import run_script
 
 from .site.channels import AuthorPlain, Orders, Reads
 from .site.models import Author
@@ -303,3 +304,21 @@ def test_choice_of_channels() -> None:
     assert found == {Reads, Orders}
     with pytest.raises(ChannelNotFound, match=r"No listener is registered for .*Twice.*ready\(\)"):
         select([Twice])
+
+
+@pytest.mark.process
+def test_without_django_pgtrigger() -> None:
+    """Where django-pgtrigger is not installed, the error names the extra."""
+    printed = run_script(
+        """
+        sys.modules["pgtrigger"] = None
+        settings.configure(INSTALLED_APPS=["pgbackend.pubsub"])
+        import django
+        from django.core.exceptions import ImproperlyConfigured
+        try:
+            django.setup()
+        except (ImproperlyConfigured, ValueError) as error:
+            print(error)
+        """
+    )
+    assert "pip install 'pgbackend[pubsub]'" in printed
