@@ -296,7 +296,13 @@ def _task_or_stub(record: TaskRecord) -> Any:
     try:
         return _task(record)
     except (ImportError, ValueError, AttributeError):
-        return RetriedTask(func=_gone, backend=record.backend, queue_name=record.queue_name)
+        return RetriedTask(
+            func=_gone,
+            priority=record.priority,
+            backend=record.backend,
+            queue_name=record.queue_name,
+            run_after=record.run_after,
+        )
 
 
 def _gone() -> None:
