@@ -1,12 +1,14 @@
 """The kitchen's board: the orders that matter now, and their changes as server-sent events.
 
+Nobody asks the database whether something has changed: the triggers of `OrderChanged` say it.
 See https://html.spec.whatwg.org/multipage/server-sent-events.html for the format.
 """
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import asynccontextmanager
 from typing import Any
 
 from django.core.handlers.asgi import ASGIRequest
@@ -16,29 +18,44 @@ from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.views.decorators.http import require_GET
 
+from kitchen.channels import OrderChanged
 from kitchen.models import Order
+from pgbackend.pubsub import NotificationsMissed, SlowConsumer, Stream
+
+logger = logging.getLogger("kitchen.board")
 
 # Ready orders stay until so many others are ready too.
 READY_SHOWN = 12
-
-# How often a stream looks for what nobody has announced: the work of the admin, or of others.
-POLL_SECONDS = 0.5
 
 # Proxies and browsers give up a stream that says nothing for a minute or so.
 KEEP_ALIVE_SECONDS = 15.0
 
 RECONNECT_MILLISECONDS = 2000
 
-# Set when the server shuts down: it waits for its responses, and these never end by themselves.
-closing = asyncio.Event()
+# How many changes may wait for a client that reads slowly.
+CHANGES_WAITING = 1000
 
-_announced = asyncio.Condition()
+# Those of this process that are open.
+_streams: set[Stream[OrderChanged]] = set()
 
 
-async def announce() -> None:
-    """Let the streams of this process look at once: an order was placed, or advanced."""
-    async with _announced:
-        _announced.notify_all()
+def close_streams() -> None:
+    """End the streams: a server that shuts down waits for its responses, and these never end."""
+    for stream in _streams:
+        stream.close()
+
+
+@asynccontextmanager
+async def order_changes() -> AsyncIterator[Stream[OrderChanged]]:
+    """Hear the changes from now on; a client that reads too slowly is cut off, and comes again."""
+    async with OrderChanged.stream(CHANGES_WAITING) as changes:
+        _streams.add(changes)
+        try:
+            yield changes
+        except SlowConsumer as error:
+            logger.warning("a board is cut off: %s", error)
+        finally:
+            _streams.discard(changes)
 
 
 # The stream goes on after the view, and so outside any transaction of the view's.
@@ -59,34 +76,52 @@ async def board_events(request: HttpRequest) -> HttpResponse:
 async def events() -> AsyncIterator[str]:
     """Yield the board, then each order that comes, changes or leaves.
 
-    The server closes the generator when the client has gone. Between two looks at the database
-    it holds no connection.
+    The server closes the generator when the client has gone. While nothing changes the stream asks
+    the database nothing and holds no connection: all streams share the one that listens.
     """
-    orders = await board_orders()
-    shown = {order.pk: order.status for order in orders}
-    yield f"retry: {RECONNECT_MILLISECONDS}\n\n"
-    yield event("board", [order.as_json() for order in orders])
+    now = asyncio.get_running_loop().time
+    async with order_changes() as changes:
+        # Read when changes are heard already: one that comes meanwhile is looked at once more.
+        orders = await board_orders()
+        shown = {order.pk: order.status for order in orders}
+        yield f"retry: {RECONNECT_MILLISECONDS}\n\n"
+        yield event("board", [order.as_json() for order in orders])
 
-    silent_for = 0.0
-    while not closing.is_set():
-        with suppress(TimeoutError):
-            async with asyncio.timeout(POLL_SECONDS), _announced:
-                await _announced.wait()
-        # Keys and statuses, not "changed since": a transaction may commit after a later one.
-        now = {pk: status async for pk, status in on_board().values_list("pk", "status")}
-        changed = [pk for pk, status in now.items() if shown.get(pk) != status]
-        messages = [event("removed", {"id": pk}) for pk in shown.keys() - now.keys()]
-        if changed:
-            async for order in Order.objects.detailed().filter(pk__in=changed).order_by("pk"):
-                messages.append(event("order", order.as_json()))
-        shown = now
+        said_at = now()
+        while True:
+            try:
+                async with asyncio.timeout_at(said_at + KEEP_ALIVE_SECONDS):
+                    await anext(changes)
+                # One look is enough for all that wait.
+                changes.clear()
+            except StopAsyncIteration:
+                return
+            except TimeoutError:
+                yield ": keep-alive\n\n"
+                said_at = now()
+                continue
+            except NotificationsMissed:
+                # Nobody listened for a while: the look shows what has changed meanwhile.
+                pass
+            if messages := await changes_since(shown):
+                yield "".join(messages)
+                said_at = now()
 
-        silent_for = 0.0 if messages else silent_for + POLL_SECONDS
-        if silent_for >= KEEP_ALIVE_SECONDS:
-            messages.append(": keep-alive\n\n")
-            silent_for = 0.0
-        if messages:
-            yield "".join(messages)
+
+async def changes_since(shown: dict[int, str]) -> list[str]:
+    """Return the events that tell what has changed since *shown*, the statuses of the orders.
+
+    *shown* is brought up to date.
+    """
+    found = {pk: status async for pk, status in on_board().values_list("pk", "status")}
+    changed = [pk for pk, status in found.items() if shown.get(pk) != status]
+    messages = [event("removed", {"id": pk}) for pk in shown.keys() - found.keys()]
+    if changed:
+        async for order in Order.objects.detailed().filter(pk__in=changed).order_by("pk"):
+            messages.append(event("order", order.as_json()))
+    shown.clear()
+    shown.update(found)
+    return messages
 
 
 async def board_orders() -> list[Order]:

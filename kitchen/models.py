@@ -95,7 +95,7 @@ class Order(models.Model):
             ),
         ]
         indexes = [
-            # The board asks for these two twice a second; most orders are old and in neither.
+            # The board asks for these two; most orders are old and in neither.
             models.Index(
                 name="order_open",
                 fields=["placed_at"],

@@ -5,9 +5,7 @@ from collections.abc import Mapping
 from django.db import transaction
 from django.utils import timezone
 
-from kitchen import board
 from kitchen.models import Customer, Dish, Order, OrderLine
-from pgbackend.transaction import aon_commit
 
 
 class OutOfStock(Exception):
@@ -63,8 +61,6 @@ async def place(customer: str, quantities: Mapping[int, int]) -> Order:
             OrderLine(order=order, dish=dish, quantity=quantities[dish.pk], price=dish.price)
             for dish in dishes
         )
-        # Awaited when the order is there for all to see: after the commit of the outermost block.
-        await aon_commit(board.announce)
     return order
 
 
@@ -85,5 +81,4 @@ async def advance(pk: int) -> Order:
             case _:
                 raise AlreadyReady(order)
         await order.asave(update_fields=["status", "cooking_at", "ready_at"])
-        await aon_commit(board.announce)
     return order

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from decimal import Decimal
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 from django.http import HttpResponse
@@ -56,18 +55,12 @@ async def test_concurrent_orders(soup: Dish, async_client: AsyncClient) -> None:
     assert soup.stock == 0
 
 
-@patch.object(board, "POLL_SECONDS", 3600)
-async def test_announcement(
-    order: Order,
-    async_client: AsyncClient,
-    django_capture_on_commit_callbacks: Callable[..., AbstractContextManager[Any]],
-) -> None:
+async def test_board(transactional_db: None, soup: Dish, async_client: AsyncClient) -> None:
     """The board's stream tells of an order after its commit."""
     stream = board.events()
     assert "retry:" in await anext(stream)
-    assert "Grace" in await anext(stream)
-    news = asyncio.ensure_future(anext(stream))
-    with django_capture_on_commit_callbacks(execute=True):
-        await post_order(async_client, order.lines.get().dish)
+    assert "event: board" in await anext(stream)
+    await post_order(async_client, soup)
     async with asyncio.timeout(10):
-        assert "Ada" in await news
+        assert "Ada" in await anext(stream)
+    await stream.aclose()

@@ -13,7 +13,7 @@ from unittest.mock import patch
 
 from django.db import DataError, IntegrityError, transaction
 from django.http import HttpResponse
-from django.test import TestCase, override_settings
+from django.test import TestCase, TransactionTestCase, override_settings
 from django.urls import path
 
 from kitchen import board, ordering, views
@@ -136,18 +136,37 @@ class ReportTests(KitchenTestCase):
         self.assertContains(response, "€ 18.25")
 
 
-class BoardTests(KitchenTestCase):
-    # So long that what a stream tells can only have been announced.
-    @patch.object(board, "POLL_SECONDS", 3600)
-    async def test_announcement(self) -> None:
-        """The board's stream tells of an order after its commit, and not before."""
+class BoardTests(TransactionTestCase):
+    """Notifications come after a commit, so these tests are no transactions."""
+
+    async def order(self, customer: str) -> Order:
+        """Place an order."""
+        guest, _ = await Customer.objects.aget_or_create(name=customer)
+        return await Order.objects.acreate(customer=guest)
+
+    async def test_changes(self) -> None:
+        """The board's stream tells of an order, of its next step, and that it has gone."""
         stream = board.events()
         self.assertIn("retry:", await anext(stream))
-        self.assertIn("Grace", await anext(stream))
-        news = asyncio.ensure_future(anext(stream))
-        with self.captureOnCommitCallbacks() as callbacks:
-            await self.post_order("Ada")
-        self.assertEqual((len(callbacks), news.done()), (1, False))
-        callbacks[0]()
+        self.assertIn("event: board\ndata: []", await anext(stream))
         async with asyncio.timeout(10):
-            self.assertIn("Ada", await news)
+            order = await self.order("Ada")
+            self.assertIn("Ada", await anext(stream))
+            await ordering.advance(order.pk)
+            self.assertIn('"cooking"', await anext(stream))
+            await order.adelete()
+            self.assertIn("event: removed", await anext(stream))
+        await stream.aclose()
+
+    @patch.object(board, "CHANGES_WAITING", 2)
+    async def test_slow_client(self) -> None:
+        """The stream of a client that does not read ends when too many changes wait."""
+        stream = board.events()
+        await anext(stream)
+        await anext(stream)
+        with self.assertLogs("kitchen.board", "WARNING") as logged:
+            for number in range(4):
+                await self.order(f"Guest {number}")
+            async with asyncio.timeout(10):
+                self.assertEqual([message async for message in stream], [])
+        self.assertIn("reads too slowly", logged.output[0])

@@ -34,7 +34,7 @@ class Server(uvicorn.Server):
         # Not at the top: models can be imported only when Django is set up.
         from kitchen import board
 
-        board.closing.set()
+        board.close_streams()
         await super().shutdown(sockets)
 
 

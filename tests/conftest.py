@@ -34,6 +34,8 @@ pytest_plugins = (
     "tests.support.left_early",
     "tests.faults.fix_reports",
     "tests.faults.fix_servers",
+    # After that, which it imports.
+    "tests.support.fix_chromium",
 )
 
 # The tables that a test has written to, also where that was rolled back: such a table has pages,

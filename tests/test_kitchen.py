@@ -12,6 +12,7 @@ from html.parser import HTMLParser
 from typing import Any
 
 import httpx
+import psycopg
 import pytest
 
 from tests.support.fix_uvicorn import ROOT, TROUBLE, UVICORN, Site
@@ -267,20 +268,17 @@ def test_report(site: Site) -> None:
     assert "Total of 3 orders</th><td>4</td><td>€ 24.75</td>" in page.text
 
 
-# Serves the site, tells of each thread that is started, and lets the board look for nothing that
-# was not announced.
+# Serves the site and tells of each thread that is started.
 TELLING = """
 import sys, threading
 import uvicorn
 from proj.asgi import application
-from kitchen import board
 
 def tell(*args):
     sys.setprofile(None)
     print("started a thread:", threading.current_thread().name)
 
 threading.setprofile(tell)
-board.POLL_SECONDS = 3600
 uvicorn.run(application, port=0)
 """
 
@@ -353,10 +351,8 @@ async def board_events(site: Site) -> AsyncIterator[Events]:
         yield Events(response)
 
 
-def is_quiet(site: Site) -> bool:
-    """Return whether no backend of the site has run anything for thrice the board's pause."""
-    busy = site.count_backends("(state <> 'idle' OR state_change > now() - interval '1.5 s')")
-    return busy == 0
+# What the backends have executed last that listen for the site's processes.
+LISTENS = "query ~ '^(LISTEN|UNLISTEN|SELECT pg_notify)'"
 
 
 async def test_board_events(site: Site) -> None:
@@ -377,9 +373,9 @@ async def test_board_events(site: Site) -> None:
 
 
 async def test_board_hears_of_an_order_after_its_commit(new_site: Site) -> None:
-    """An order is announced after its request's transaction was committed, not before."""
+    """An order is told of after its request's transaction was committed, not before."""
     new_site.run("-m", "proj", "migrate", "--verbosity=0")
-    new_site.url = new_site.serve("-c", TELLING).url
+    new_site.url = new_site.serve(*UVICORN).url
     dish = new_site.add_dish("Tomato soup", 20)
     # A COMMIT that lasts as long as we want.
     new_site.all(
@@ -427,33 +423,53 @@ async def test_board_events_hold_no_connection(site: Site) -> None:
             await asyncio.to_thread(place, site, dish)
             heard = await asyncio.gather(*listeners)
     assert heard == ["Ada"] * count
-    assert 1 <= sampler.peak <= site.pool_size()
+    # One listens for all boards.
+    assert 1 <= sampler.peak <= site.pool_size() + 1
+
+
+async def test_board_events_after_an_outage(site: Site) -> None:
+    """Who listens to the board sees what others do to the table, also while nothing is heard."""
+    order = await asyncio.to_thread(place, site, site.add_dish("Tomato soup", 20))
+    async with board_events(site) as events:
+        await events.next("board")
+        # It waits until they have gone: what is notified now, nobody hears.
+        gone = site.all(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+            f" WHERE application_name = %s AND {LISTENS}",
+            site.name,
+        )
+        assert gone
+        assert all(gone)
+        site.all("UPDATE kitchen_order SET status = 'cooking', cooking_at = now()")
+        found = await events.next("order")
+        assert (found["id"], found["status"]) == (order["id"], "cooking")
+        for table in ("orderline", "order"):
+            site.conn.execute(f"DELETE FROM kitchen_{table}".encode())
+        assert await events.next("removed") == {"id": order["id"]}
 
 
 async def test_listener_that_leaves(site: Site) -> None:
-    """After a listener has gone its stream asks the database nothing more."""
+    """A query that runs for a listener who leaves is stopped in the server; no other one begins."""
+    place(site, site.add_dish("Tomato soup", 20))
+    look = "wait_event_type = 'Lock' AND strpos(query, 'kitchen_customer') > 0"
     async with board_events(site) as events:
         await events.next("board")
-        assert not is_quiet(site)
-    await asyncio.to_thread(site.wait_for, lambda: is_quiet(site))
-
-
-async def test_listener_that_leaves_while_the_board_is_read(site: Site) -> None:
-    """A query that runs for a listener who leaves is stopped in the server."""
-    async with board_events(site) as events:
-        await events.next("board")
-        with site.conn.transaction():
-            site.all("LOCK TABLE kitchen_order")
-
-            def waits() -> bool:
-                return site.count_backends("wait_event_type = 'Lock'") == 1
-
-            await asyncio.to_thread(site.wait_for, waits)
+        with (
+            psycopg.connect(site.dsn, autocommit=True) as other,
+            site.conn.transaction(),
+        ):
+            site.all("LOCK TABLE kitchen_customer")
+            other.execute("UPDATE kitchen_order SET status = 'cooking', cooking_at = now()")
+            await asyncio.to_thread(site.wait_for, lambda: site.count_backends(look) == 1)
             await events.leave()
             # The lock is still held: nothing but its cancellation can end the query.
             await asyncio.to_thread(
                 site.wait_for, lambda: site.count_backends("state <> 'idle'") == 0
             )
+            other.execute("UPDATE kitchen_order SET status = 'ready', ready_at = now()")
+            for _ in range(5):
+                await asyncio.to_thread(httpx.get, f"{site.url}/api/dishes/")
+                assert site.count_backends(look) == 0
 
 
 # JSON
@@ -641,6 +657,15 @@ def test_admin(site: Site) -> None:
         page = client.get(f"/admin/kitchen/order/{order['id']}/change/")
         assert page.status_code == 200
         assert "Tomato soup" in page.text
+        site.all(
+            "INSERT INTO pgpubsub_notification (channel, payload, state, last_error)"
+            " VALUES ('no.such.Channel', '{}', 'dead', 'ZeroDivisionError: no portions')"
+        )
+        page = client.get("/admin/pgpubsub/notification/")
+        site.all("DELETE FROM pgpubsub_notification WHERE state = 'dead'")
+        assert page.status_code == 200
+        for words in ("no.such.Channel", "Dead", "ZeroDivisionError: no portions"):
+            assert words in page.text
 
 
 def test_admin_leaves_no_connections(site: Site) -> None:
@@ -655,6 +680,12 @@ def test_admin_leaves_no_connections(site: Site) -> None:
 
 
 # The application's own tests
+
+
+def test_migrations(new_site: Site) -> None:
+    """The models, and the triggers of the channels, are as the migrations make them."""
+    output = new_site.run("-m", "proj", "makemigrations", "--check", "--dry-run", "kitchen")
+    assert "No changes detected" in output
 
 
 def run_tests(site: Site, *command: str) -> str:
@@ -677,7 +708,7 @@ def run_tests(site: Site, *command: str) -> str:
 def test_runner(new_site: Site) -> None:
     """The demo's own tests pass with the runner that its settings name."""
     output = run_tests(new_site, "-m", "proj", "test", "kitchen", "--noinput")
-    assert "Ran 11 tests" in output
+    assert "Ran 12 tests" in output
     assert "\nOK\n" in output
 
 
@@ -685,7 +716,7 @@ def test_pytest(new_site: Site) -> None:
     """They pass with pytest-django, too, and so do those that are written for it."""
     plugins = ("-p", "pgbackend.pytest_plugin", "-p", "pytest_django.plugin")
     command = ("-m", "pytest", "-p", "no:cacheprovider", *plugins)
-    assert re.search(r"=== 14 passed in ", run_tests(new_site, *command, "kitchen"))
+    assert re.search(r"=== 15 passed in ", run_tests(new_site, *command, "kitchen"))
     ended = run_tests(new_site, *command, "kitchen/pytest_tests.py")
     assert re.search(r"=== 3 passed in ", ended)
 

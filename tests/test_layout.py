@@ -35,6 +35,7 @@ OTHERS = {
     "test_app_suite.py": "a tool: tests/app_suite",
     "test_differential.py": "a tool: tests/differential",
     "test_kitchen.py": "the example project: kitchen/ and proj/",
+    "test_kitchen_browser.py": "the example project in a browser",
     "test_layout.py": "the tests themselves",
     "test_loop.py": "what all modules together do to the event loop",
     "test_package.py": "the package as it is imported",

@@ -10,6 +10,7 @@ from websockets.sync.client import connect
 
 from tests.pages.examples import example
 from tests.pages.mysite import MySite
+from tests.support.fix_uvicorn import need_pgtrigger
 from tests.support.limits import PATIENCE
 from tests.support.server import Server
 
@@ -48,6 +49,8 @@ INSTALLED_APPS += [
     "django.contrib.sessions",
     "django.contrib.messages",
     "django.contrib.staticfiles",
+    "pgtrigger",
+    "pgbackend.pubsub",
     "kitchen",
     "mysite",
 ]
@@ -58,6 +61,7 @@ CELERY_TASK_ALWAYS_EAGER = True
 @pytest.fixture(scope="module")
 def made(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MySite]:
     """The project with a migrated database."""
+    need_pgtrigger()
     site = MySite(server, "mysite", tmp_path_factory.mktemp("mysite"))
     try:
         runner, same = (each.text for each in RUNNERS)

@@ -1,0 +1,107 @@
+"""The example project in a real browser."""
+
+import json
+import statistics
+import threading
+import time
+
+import httpx
+import psycopg
+import pytest
+
+from tests.support.fix_chromium import Chromium
+from tests.support.fix_uvicorn import Site
+from tests.support.limits import PATIENCE
+
+pytestmark = pytest.mark.process
+
+ORDERS = 5
+
+# Milliseconds from the click in one window to the order in another.
+AT_ONCE = 200.0
+
+# Notes when each order appears on the board.
+NOTE_ORDERS = """
+    window.shown = {};
+    new MutationObserver(() => {
+        for (const ticket of document.querySelectorAll("[data-order]"))
+            window.shown[ticket.dataset.order] ??= Date.now();
+    }).observe(document.querySelector(".board"), {childList: true, subtree: true})
+"""
+
+CHANNEL = """
+    SELECT substring(prosrc FROM 'pgpubsub_orderchanged_[0-9a-f]+') FROM pg_proc
+    WHERE prosrc ~ 'orderchanged' LIMIT 1
+"""
+
+# What the page has asked for, beside its style and its like.
+REQUESTS = """
+    performance.getEntriesByType("resource").map((entry) => entry.name)
+        .filter((name) => !name.includes("/static/"))
+"""
+
+
+class Ear:
+    """Notes when a bare LISTEN hears of each order, in milliseconds as JavaScript has them."""
+
+    def __init__(self, site: Site) -> None:
+        self.heard: dict[int, float] = {}
+        self._conn = psycopg.connect(site.dsn, autocommit=True)
+        self._conn.execute(f"LISTEN {site.one(CHANNEL)}".encode())
+        self._thread = threading.Thread(target=self._hear)
+        self._thread.start()
+
+    def _hear(self) -> None:
+        for notification in self._conn.notifies(timeout=PATIENCE, stop_after=ORDERS):
+            self.heard[json.loads(notification.payload)["new"]["id"]] = time.time() * 1000
+
+    def close(self) -> None:
+        """Wait until all orders were heard of."""
+        self._thread.join()
+        self._conn.close()
+
+
+def test_order_appears_on_the_board(site: Site, chromium: Chromium) -> None:
+    """An order of one window appears at once on the board in another, which asks for nothing.
+
+    On a busy machine the order itself takes its time: a bare LISTEN says for how long.
+    """
+    dish = site.add_dish("Tomato soup", 20)
+    board = chromium.open(f"{site.url}/board/")
+    board.wait_for("document.querySelector('.connection').dataset.state == 'live'")
+    board.run(NOTE_ORDERS)
+    customer = chromium.open(f"{site.url}/")
+    ear = Ear(site)
+    clicked, shown = {}, {}
+    for _ in range(ORDERS):
+        customer.run(
+            "document.querySelector('[name=customer]').value = 'Ada';"
+            f"document.querySelector('[name=dish-{dish}]').value = 1;"
+            "localStorage.clicked = Date.now();"
+            "document.querySelector('main button').click()"
+        )
+        order = int(customer.wait_for("document.querySelector('.receipt')?.dataset.order"))
+        clicked[order] = int(customer.run("localStorage.clicked"))
+        shown[order] = board.wait_for(f"window.shown[{order}]")
+        customer.go(f"{site.url}/")
+    ear.close()
+
+    latency = statistics.median(shown[order] - clicked[order] for order in shown)
+    bare = statistics.median(ear.heard[order] - clicked[order] for order in shown)
+    print(f"from the click to the board {latency:.0f} ms, to a bare LISTEN {bare:.0f} ms")
+    assert latency <= max(AT_ONCE, 3 * bare), (latency, bare)
+    # The stream of events is told of when it ends.
+    assert board.run(REQUESTS) == []
+
+
+def test_buttons_of_the_board(site: Site, chromium: Chromium) -> None:
+    """A cook who presses the board's button moves the order on, on its customer's page as well."""
+    lines = [{"dish": site.add_dish("Tomato soup", 20), "quantity": 1}]
+    order = {"customer": "Ada", "lines": lines}
+    httpx.post(f"{site.url}/api/orders/", json=order).raise_for_status()
+    customer = chromium.open(f"{site.url}/orders/1/")
+    board = chromium.open(f"{site.url}/board/")
+    for button, status in (("cook", "cooking"), ("finish", "ready")):
+        board.run(f"document.querySelector('.{button}').click()")
+        board.wait_for(f"!!document.querySelector('[data-status={status}] [data-order=\"1\"]')")
+        customer.wait_for(f"document.querySelector('.receipt').dataset.status == '{status}'")
