@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from typing import Any, Protocol
 
+from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 
 from .pool.open_pools import open_pools
@@ -58,6 +59,19 @@ class BridgedApplication:
             give_back_leases()
 
 
+class Companion(Protocol):
+    """What runs beside the requests, from start-up to shutdown."""
+
+    async def start(self) -> None: ...
+
+    async def stop(self, seconds: float) -> None: ...
+
+
+# Makes the companion that the argument *listen* of `LifespanApplication` asks for, from its value.
+# The application "pgbackend.pubsub" sets it.
+make_listener: Callable[[Any], Companion] | None = None
+
+
 class LifespanApplication:
     """An ASGI application with pools that are open from start-up to shutdown.
 
@@ -65,11 +79,22 @@ class LifespanApplication:
     reached, start-up fails with its message. At ``lifespan.shutdown`` the pools close once the
     connections on loan are back, or after *timeout* seconds. The events are passed on to the
     application, which need not support them; Django's does not.
+
+    With *listen* a worker of ``pgbackend.pubsub`` runs beside the requests, as ``manage.py listen``
+    does in a process of its own: for all channels that have listeners if it is True, or for those
+    that it is a list of. At shutdown it has *timeout* seconds for what it is handling.
     """
 
-    def __init__(self, application: Application, *, timeout: float = SHUTDOWN_TIMEOUT) -> None:
+    def __init__(
+        self,
+        application: Application,
+        *,
+        timeout: float = SHUTDOWN_TIMEOUT,
+        listen: bool | Sequence[Any] = False,
+    ) -> None:
         self.application = application
         self.timeout = timeout
+        self.listen = listen
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -90,12 +115,15 @@ class _Lifespan:
         self.send = send
         self.events: asyncio.Queue[Message] = asyncio.Queue()
         self.answers: asyncio.Queue[Message] = asyncio.Queue()
+        self.companion: Companion | None = None
 
     async def run(self) -> None:
         application = asyncio.create_task(self._call_application())
         try:
             answer = await self._run(application)
         finally:
+            if self.companion is not None:
+                await self.companion.stop(self.owner.timeout)
             await _close_pools(self.owner.timeout)
             application.cancel()
             await asyncio.wait([application])
@@ -111,6 +139,8 @@ class _Lifespan:
         event = await self.receive()
         try:
             await _open_pools()
+            if self.owner.listen:
+                await self._listen()
         except Exception as error:
             return {"type": "lifespan.startup.failed", "message": _words(error)}
         started = await self._ask(application, event)
@@ -120,6 +150,16 @@ class _Lifespan:
         event = await self.receive()
         stopped = await self._ask(application, event)
         return stopped or {"type": "lifespan.shutdown.complete"}
+
+    async def _listen(self) -> None:
+        if make_listener is None:
+            raise ImproperlyConfigured(
+                "LifespanApplication(listen=...) runs a worker of pgbackend.pubsub: put 'pgtrigger'"
+                " and 'pgbackend.pubsub' into INSTALLED_APPS"
+            )
+        companion = make_listener(self.owner.listen)
+        await companion.start()
+        self.companion = companion
 
     async def _call_application(self) -> None:
         await self.owner.application(self.scope, self.events.get, self.answers.put)

@@ -18,7 +18,7 @@ class PubsubConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        """Let no request begin with the context of another, and register the checks.
+        """Let no request begin with the context of another, and register the checks and the worker.
 
         Raise ImproperlyConfigured where django-pgtrigger is missing.
         """
@@ -27,11 +27,14 @@ class PubsubConfig(AppConfig):
                 "pgbackend.pubsub needs django-pgtrigger: pip install 'pgbackend[pubsub]', and put"
                 ' "pgtrigger" into INSTALLED_APPS'
             )
+        from .. import asgi
         from .checks import register
+        from .companion import CompanionWorker
         from .context import clear_context
 
         request_started.connect(clear_context, dispatch_uid="pgbackend.pubsub.clear_context")
         register()
+        asgi.make_listener = CompanionWorker
         if django.VERSION >= (6, 0):
             from .tasks import register_channels
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from django.conf import settings
 from django.db import connections
 from psycopg.conninfo import conninfo_to_dict
+
+from .settings import listen_dsn
 
 # Arguments of a database wrapper that are for its own cursors and pools.
 _OF_WRAPPERS = ("context", "cursor_factory", "prepare_threshold", "row_factory")
@@ -24,7 +25,7 @@ def arguments_of(alias: str) -> dict[str, Any]:
         for name, value in connections[alias].get_connection_params().items()
         if name not in _OF_WRAPPERS
     }
-    dsn = getattr(settings, "PGPUBSUB_LISTEN_DSN", None)
+    dsn = listen_dsn()
     if isinstance(dsn, dict):
         dsn = dsn.get(alias)
     if dsn:
