@@ -4,7 +4,7 @@ from django.contrib import admin
 from django.db.models import F, QuerySet, Sum
 from django.http import HttpRequest
 
-from kitchen.models import Customer, Dish, Order, OrderLine
+from kitchen.models import Customer, Dish, Order, OrderLine, Ticket
 
 
 @admin.register(Dish)
@@ -66,3 +66,16 @@ class OrderAdmin(admin.ModelAdmin):
     @admin.display(description="total", ordering="total_")
     def total(self, order: Order) -> Decimal | None:
         return order.total_
+
+
+@admin.register(Ticket)
+class TicketAdmin(admin.ModelAdmin):
+    list_display = ["__str__", "order", "text", "printed_at"]
+    list_select_related = ["order"]
+    date_hierarchy = "printed_at"
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Ticket | None = None) -> bool:
+        return False

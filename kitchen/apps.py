@@ -8,5 +8,5 @@ class KitchenConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        """Register the triggers of the channels."""
-        import_module("kitchen.channels")
+        """Register the listeners, and the triggers of the channels."""
+        import_module("kitchen.tickets")

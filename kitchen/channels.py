@@ -19,6 +19,14 @@ class OrderChanged(TriggerChannel):
     model = Order
 
 
+@dataclass
+class OrderPlaced(TriggerChannel):
+    """An order was placed: stored, until its ticket is printed."""
+
+    model = Order
+    lock_notifications = True
+
+
 # The boards hear the channel by streams. It has no listener, whose decorator would do this.
 pgtrigger.register(
     *(notify_trigger(OrderChanged, "AFTER", each) for each in ("INSERT", "UPDATE", "DELETE"))

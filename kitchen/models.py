@@ -161,3 +161,18 @@ class OrderLine(models.Model):
             "quantity": self.quantity,
             "price": self.price,
         }
+
+
+class Ticket(models.Model):
+    """What the kitchen's printer has printed for an order."""
+
+    # Nothing here keeps an order from having two: that it has one is the listener's doing.
+    order = models.ForeignKey(Order, on_delete=models.CASCADE, related_name="tickets")
+    text = models.TextField()
+    printed_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ["-pk"]
+
+    def __str__(self) -> str:
+        return f"Ticket {self.pk}"

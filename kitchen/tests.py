@@ -17,7 +17,8 @@ from django.test import TestCase, TransactionTestCase, override_settings
 from django.urls import path
 
 from kitchen import board, ordering, views
-from kitchen.models import Customer, Dish, Order
+from kitchen.models import Customer, Dish, Order, Ticket
+from kitchen.tickets import print_ticket
 
 # An address for orders, but no page of theirs: what is placed there cannot be answered.
 urlpatterns = [path("orders/", views.place_order)]
@@ -134,6 +135,28 @@ class ReportTests(KitchenTestCase):
         self.assertContains(response, "<td>Lemon tart</td><td>3</td><td>1</td><td>€ 5.25</td>")
         self.assertContains(response, "Total of 1 order<")
         self.assertContains(response, "€ 18.25")
+
+
+class TicketTests(KitchenTestCase):
+    async def test_ticket(self) -> None:
+        """The ticket of an order has its lines, and the page shows it."""
+        with (
+            self.assertLogs("kitchen.tickets", "INFO") as logged,
+            self.captureOnCommitCallbacks(execute=True),
+        ):
+            await print_ticket(old=None, new=self.order)
+        text = f"Order {self.order.pk} for Grace\n2 x Tomato soup\n1 x Lemon tart"
+        ticket = await Ticket.objects.aget()
+        self.assertEqual((ticket.order_id, ticket.text), (self.order.pk, text))
+        self.assertIn("Lemon tart", logged.output[0])
+        self.assertContains(await self.async_client.get("/tickets/"), text)
+
+    async def test_deleted_order(self) -> None:
+        """An order that was deleted before its ticket was printed has none."""
+        order = await Order.objects.aget()
+        await order.adelete()
+        await print_ticket(old=None, new=self.order)
+        self.assertFalse(await Ticket.objects.aexists())
 
 
 class BoardTests(TransactionTestCase):

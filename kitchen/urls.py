@@ -9,6 +9,7 @@ urlpatterns = [
     path("orders/<int:pk>/advance/", views.advance_order, name="advance-order"),
     path("board/", views.board, name="board"),
     path("board/events/", board.board_events, name="board-events"),
+    path("tickets/", views.tickets, name="tickets"),
     path("report/", views.report, name="report"),
     path("api/dishes/", api.DishList.as_view(), name="api-dishes"),
     path("api/orders/", api.OrderList.as_view(), name="api-orders"),

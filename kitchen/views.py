@@ -8,10 +8,11 @@ from django.views.decorators.http import require_POST, require_safe
 from kitchen import ordering
 from kitchen.board import board_orders
 from kitchen.forms import OrderForm
-from kitchen.models import Dish, Order
+from kitchen.models import Dish, Order, Ticket
 from pgbackend import bridged
 
 EARLIER_SHOWN = 3
+TICKETS_SHOWN = 50
 
 
 @require_safe
@@ -63,6 +64,12 @@ async def board(request: HttpRequest) -> HttpResponse:
         (status, [order for order in orders if order.status == status]) for status in Order.Status
     ]
     return render(request, "kitchen/board.html", {"columns": columns})
+
+
+@require_safe
+async def tickets(request: HttpRequest) -> HttpResponse:
+    latest = [ticket async for ticket in Ticket.objects.all()[:TICKETS_SHOWN]]
+    return render(request, "kitchen/tickets.html", {"tickets": latest})
 
 
 @require_safe

@@ -14,5 +14,6 @@ application = get_asgi_application()
 if settings.DEBUG:
     # What runserver does by itself.
     application = ASGIStaticFilesHandler(application)
-# The pool is open when the first request comes, and closes after the last.
-application = LifespanApplication(application)
+# The pool is open when the first request comes, and closes after the last. Between the two the
+# listeners of channels run here too, as `python -m proj listen` runs them elsewhere.
+application = LifespanApplication(application, listen=True)

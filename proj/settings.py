@@ -166,3 +166,11 @@ USE_I18N = True
 USE_TZ = True
 
 STATIC_URL = "static/"
+
+# The kitchen's tickets are told on the terminal; the rest of the logging is Django's.
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "handlers": {"terminal": {"class": "logging.StreamHandler"}},
+    "loggers": {"kitchen": {"handlers": ["terminal"], "level": "INFO"}},
+}

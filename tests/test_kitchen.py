@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from html.parser import HTMLParser
@@ -92,8 +93,8 @@ async def test_200_orders_for_50_portions(site: Site, by: str) -> None:
     assert site.stock(dish) == 0
     assert (site.orders(), site.lines(), site.customers()) == (50, 50, 50)
     # One that has the dish's lock and one that waits for it: fewer would mean that nothing was
-    # concurrent, or that the sampler saw nothing.
-    assert 2 <= sampler.peak <= pool_size
+    # concurrent, or that the sampler saw nothing. One more listens for the printer of tickets.
+    assert 2 <= sampler.peak <= pool_size + 1
     # The pool's connections stay. One that has gone was a thread's, or was thrown away.
     gone = sampler.pids - sampler.last
     assert not gone, f"{len(gone)} backends beside the pool's {len(sampler.last)}"
@@ -423,13 +424,14 @@ async def test_board_events_hold_no_connection(site: Site) -> None:
             await asyncio.to_thread(place, site, dish)
             heard = await asyncio.gather(*listeners)
     assert heard == ["Ada"] * count
-    # One listens for all boards.
-    assert 1 <= sampler.peak <= site.pool_size() + 1
+    # One listens for all boards, and one for the printer of tickets.
+    assert 1 <= sampler.peak <= site.pool_size() + 2
 
 
 async def test_board_events_after_an_outage(site: Site) -> None:
     """Who listens to the board sees what others do to the table, also while nothing is heard."""
     order = await asyncio.to_thread(place, site, site.add_dish("Tomato soup", 20))
+    await asyncio.to_thread(site.wait_for_tickets)
     async with board_events(site) as events:
         await events.next("board")
         # It waits until they have gone: what is notified now, nobody hears.
@@ -443,7 +445,7 @@ async def test_board_events_after_an_outage(site: Site) -> None:
         site.all("UPDATE kitchen_order SET status = 'cooking', cooking_at = now()")
         found = await events.next("order")
         assert (found["id"], found["status"]) == (order["id"], "cooking")
-        for table in ("orderline", "order"):
+        for table in ("ticket", "orderline", "order"):
             site.conn.execute(f"DELETE FROM kitchen_{table}".encode())
         assert await events.next("removed") == {"id": order["id"]}
 
@@ -451,6 +453,7 @@ async def test_board_events_after_an_outage(site: Site) -> None:
 async def test_listener_that_leaves(site: Site) -> None:
     """A query that runs for a listener who leaves is stopped in the server; no other one begins."""
     place(site, site.add_dish("Tomato soup", 20))
+    site.wait_for_tickets()
     look = "wait_event_type = 'Lock' AND strpos(query, 'kitchen_customer') > 0"
     async with board_events(site) as events:
         await events.next("board")
@@ -470,6 +473,82 @@ async def test_listener_that_leaves(site: Site) -> None:
             for _ in range(5):
                 await asyncio.to_thread(httpx.get, f"{site.url}/api/dishes/")
                 assert site.count_backends(look) == 0
+
+
+# Tickets
+
+
+def test_tickets(site: Site) -> None:
+    """Each order has its ticket, on the page and in the log of the site."""
+    order = place(site, site.add_dish("Tomato soup", 20), 2, "Grace")["id"]
+    site.wait_for_tickets()
+    text = f"Order {order} for Grace\n2 x Tomato soup"
+    assert text in httpx.get(f"{site.url}/tickets/").text
+    line = f"ticket 1: {text}".replace("\n", ", ")
+    site.wait_for(lambda: f"{line}\n" in site.processes[0].lines)
+
+
+# Ten orders.
+ORDERS = """
+    WITH customer AS (
+        INSERT INTO kitchen_customer (name) VALUES (gen_random_uuid()) RETURNING id
+    ), dish AS (
+        INSERT INTO kitchen_dish (name, description, course, price, stock)
+        VALUES (gen_random_uuid(), '', 'main', 1, 1) RETURNING id
+    ), placed AS (
+        INSERT INTO kitchen_order (customer_id, status, placed_at)
+        SELECT customer.id, 'placed', now() FROM customer, generate_series(1, 10) RETURNING id
+    )
+    INSERT INTO kitchen_orderline (order_id, dish_id, quantity, price)
+    SELECT placed.id, dish.id, 1, 1 FROM placed, dish
+"""
+
+KILLS = 3
+
+
+def test_tickets_survive_kills(new_site: Site) -> None:
+    """Though the site is killed again and again while orders come, each has one ticket."""
+    site = new_site
+    site.run("-m", "proj", "migrate", "--verbosity=0")
+    ended = threading.Event()
+
+    def place_orders() -> None:
+        with psycopg.connect(site.dsn, autocommit=True) as conn:
+            while not ended.wait(0.05):
+                conn.execute(ORDERS)
+
+    def printing() -> list[Any]:
+        """Return the transactions that have claimed orders, or printed their tickets."""
+        return site.server.all(
+            "SELECT backend_xid::text FROM pg_stat_activity"
+            " WHERE application_name = %s AND backend_xid IS NOT NULL",
+            site.name,
+        )
+
+    interrupted = 0
+    customers = threading.Thread(target=place_orders)
+    customers.start()
+    try:
+        for _ in range(KILLS):
+            process = site.serve(*UVICORN)
+            site.wait_for(lambda: bool(printing()))
+            transactions = printing()
+            process.kill()
+            site.wait_for(lambda: site.count_backends() == 0)
+            for (xid,) in transactions:
+                interrupted += site.one("SELECT pg_xact_status(%s::xid8)", xid) == "aborted"
+    finally:
+        ended.set()
+        customers.join()
+    site.run("-m", "proj", "listen", "--batch")
+    assert interrupted
+    assert site.orders() >= 10 * KILLS
+    assert site.one("SELECT count(*) FROM pgpubsub_notification") == 0
+    counts = site.all(
+        "SELECT DISTINCT count(kitchen_ticket.id) FROM kitchen_order"
+        " LEFT JOIN kitchen_ticket ON order_id = kitchen_order.id GROUP BY kitchen_order.id"
+    )
+    assert counts == [(1,)]
 
 
 # JSON
@@ -708,7 +787,7 @@ def run_tests(site: Site, *command: str) -> str:
 def test_runner(new_site: Site) -> None:
     """The demo's own tests pass with the runner that its settings name."""
     output = run_tests(new_site, "-m", "proj", "test", "kitchen", "--noinput")
-    assert "Ran 12 tests" in output
+    assert "Ran 14 tests" in output
     assert "\nOK\n" in output
 
 
@@ -716,7 +795,7 @@ def test_pytest(new_site: Site) -> None:
     """They pass with pytest-django, too, and so do those that are written for it."""
     plugins = ("-p", "pgbackend.pytest_plugin", "-p", "pytest_django.plugin")
     command = ("-m", "pytest", "-p", "no:cacheprovider", *plugins)
-    assert re.search(r"=== 15 passed in ", run_tests(new_site, *command, "kitchen"))
+    assert re.search(r"=== 17 passed in ", run_tests(new_site, *command, "kitchen"))
     ended = run_tests(new_site, *command, "kitchen/pytest_tests.py")
     assert re.search(r"=== 3 passed in ", ended)
 
@@ -728,7 +807,7 @@ def test_pool_is_open_at_start(new_site: Site) -> None:
     """The site is connected to its database before the first request."""
     new_site.run("-m", "proj", "migrate", "--verbosity=0")
     new_site.serve(*UVICORN)
-    assert new_site.count_backends() == 1
+    assert new_site.count_backends(f"NOT ({LISTENS})") >= 1
 
 
 def test_start_without_database(new_site: Site) -> None:

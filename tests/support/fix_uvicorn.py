@@ -201,6 +201,10 @@ class Site:
     def customers(self) -> int:
         return int(self.one("SELECT count(*) FROM kitchen_customer"))
 
+    def wait_for_tickets(self) -> None:
+        """Wait until the listeners have handled all that is stored."""
+        self.wait_for(lambda: self.one("SELECT count(*) FROM pgpubsub_notification") == 0)
+
     def count_backends(self, condition: LiteralString = "true") -> int:
         """Return how many backends the site's processes have, those that meet a condition."""
         query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = %s AND "
@@ -262,6 +266,7 @@ def site(served_site: Site) -> Iterator[Site]:
     process = served_site.processes[0]
     written = len(process.lines)
     yield served_site
+    served_site.wait_for_tickets()
     served_site.all(
         "TRUNCATE kitchen_dish, kitchen_customer, auth_user, django_session"
         " RESTART IDENTITY CASCADE"
