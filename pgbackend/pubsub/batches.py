@@ -47,7 +47,7 @@ class BatchSize:
         self.rows = 1
 
     def note(self, handled: int, seconds: float) -> None:
-        """Note how long a batch took."""
+        """Note how long a batch took once its rows were claimed: fewer make no claim shorter."""
         if handled:
             fitting = int(AIM * handled / max(seconds, 1e-6))
             self.rows = max(1, min(fitting, 4 * self.rows, self.most))
@@ -77,6 +77,8 @@ class Batch:
     stopping: Callable[[], bool]
     marks: Marks | None = None
     rows: Sequence[Claimed] = ()
+    # When the rows were claimed, by `time.monotonic`.
+    claimed_at: float = 0.0
     handled: list[int] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
 
@@ -88,6 +90,7 @@ class Batch:
         with transaction.atomic(self.alias):
             with self.cursor() as cursor:
                 self.rows = self.claim(cursor)
+            self.claimed_at = monotonic()
             if self.rows:
                 if self.marks is None:
                     self._handle()

@@ -17,12 +17,19 @@ TABLE = "pgpubsub_notification"
 # What a failed attempt leaves of its error, characters.
 _ERROR_LENGTH = 4000
 
-_COLUMNS = "id, payload::text, attempts, order_key, headers::text"
+_COLUMNS = "id, payload::text, attempts, order_key, headers::text, priority"
 
 _READY = f"""
 SELECT {_COLUMNS} FROM {TABLE}
 WHERE channel = %s AND state = 'ready' {{where}}
 ORDER BY priority DESC, id LIMIT %s FOR UPDATE SKIP LOCKED
+"""
+
+# Those behind a row, of its priority. The server goes to that place of the index.
+_READY_BEHIND = f"""
+SELECT {_COLUMNS} FROM {TABLE}
+WHERE channel = %s AND state = 'ready' AND priority = %s AND id > %s {{where}}
+ORDER BY id LIMIT %s FOR UPDATE SKIP LOCKED
 """
 
 # The keys of which nobody handles a row, from a key on: a walk along the index, one step a key. The
@@ -141,6 +148,7 @@ class Claimed(NamedTuple):
     attempts: int
     order_key: str | None
     headers: str | None
+    priority: int
 
 
 class Condition(NamedTuple):
@@ -153,6 +161,16 @@ class Condition(NamedTuple):
 def claim(cursor: Any, name: str, limit: int, condition: Condition) -> list[Claimed]:
     """Lock up to *limit* ready rows of the channel *name*, and return them in their order."""
     cursor.execute(_READY.format(where=condition.sql), [name, *condition.params, limit])
+    return [Claimed._make(row) for row in cursor.fetchall()]
+
+
+def claim_behind(
+    cursor: Any, name: str, limit: int, condition: Condition, row: tuple[int, int]
+) -> list[Claimed]:
+    """Do what `claim` does, for the rows behind *row*, its priority and its id; see `positions`."""
+    cursor.execute(
+        _READY_BEHIND.format(where=condition.sql), [name, *row, *condition.params, limit]
+    )
     return [Claimed._make(row) for row in cursor.fetchall()]
 
 

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from abc import ABC, abstractmethod
 from asyncio import Future
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from time import monotonic
 from typing import Any
@@ -20,6 +20,7 @@ from .channels import BaseChannel
 from .claiming import Claimed, Condition
 from .cursors import own_cursor
 from .part import Part
+from .positions import Position
 
 logger = logging.getLogger("pgbackend.pubsub")
 
@@ -52,6 +53,9 @@ class StoredConsumer(ABC):
         # How often in a row no row could be claimed.
         self._misses = 0
         self._last_key = ""
+        self._positions: defaultdict[str, Position] = defaultdict(Position)
+        # When rows under these names are to be claimed from the beginning.
+        self._timers: dict[str, asyncio.TimerHandle] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def __repr__(self) -> str:
@@ -124,6 +128,8 @@ class StoredConsumer(ABC):
         if full:
             # More rows may be there, for the other tasks, too.
             self.wake(name)
+        elif self._positions[name].is_unsure:
+            self._begin_again(name)
         if count:
             self._misses = 0
         elif not full:
@@ -132,8 +138,25 @@ class StoredConsumer(ABC):
             self._misses = min(self._misses + 1, 10)
         return True
 
+    def _begin_again(self, name: str) -> None:
+        """Have rows claimed from the beginning: as soon as that may be, or now, to end."""
+        position = self._positions[name]
+        if self.progress.batch:
+            position.forget()
+            self.wake(name)
+        elif name not in self._timers and not self.progress.stopping.is_set():
+            loop = asyncio.get_running_loop()
+            self._timers[name] = loop.call_later(position.wait(), self._timer_ends, name)
+
+    def _timer_ends(self, name: str) -> None:
+        self.wake(name)
+        del self._timers[name]
+
     def release(self) -> None:
         """Let the tasks that are idle go on: the worker stops."""
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
         idle, self._idle = self._idle, []
         for each in idle:
             if not each.done():
@@ -160,7 +183,7 @@ class StoredConsumer(ABC):
 
     def _claim_rows(self, cursor: Any, name: str, limit: int) -> Sequence[Claimed]:
         if self.channel.ordered_by is None:
-            return claiming.claim(cursor, name, limit, self.condition)
+            return self._claim_by_position(cursor, name, limit)
         keys = min(_KEYS, limit)
         after = self._last_key
         rows, self._last_key = claiming.claim_in_order(
@@ -172,6 +195,19 @@ class StoredConsumer(ABC):
                 cursor, name, limit, self.condition, "", keys
             )
         return rows or claiming.claim(cursor, name, limit, self.without_key)
+
+    def _claim_by_position(self, cursor: Any, name: str, limit: int) -> Sequence[Claimed]:
+        position = self._positions[name]
+        behind = position.goes_on()
+        if behind is not None:
+            rows = claiming.claim_behind(cursor, name, limit, self.condition, behind)
+            position.went_on((rows[-1].priority, rows[-1].id) if rows else None)
+            return rows
+        began = monotonic()
+        rows = claiming.claim(cursor, name, limit, self.condition)
+        last = (rows[-1].priority, rows[-1].id) if rows else None
+        position.began(monotonic() - began, last)
+        return rows
 
     @property
     def without_key(self) -> Condition:
@@ -238,14 +274,16 @@ class TransactionalConsumer(StoredConsumer):
             self.progress.stopping.is_set,
             self.progress.marks,
         )
-        began = monotonic()
         try:
             await self.running.run(batch.run)
         except Exception as error:
+            self._positions[name].forget()
             if not await self._look_into(batch, error):
                 raise
         count = len(batch.handled) + len(batch.failures)
-        self.size.note(count, monotonic() - began)
+        if count < len(batch.rows):
+            self._positions[name].forget()
+        self.size.note(count, monotonic() - batch.claimed_at)
         self.progress.counts["handled"] += len(batch.handled)
         for row_id in batch.handled if self._suspects else ():
             self._suspects.pop(row_id, None)

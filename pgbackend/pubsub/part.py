@@ -26,6 +26,8 @@ class Progress:
         # Set from the beginning of the end: nothing more is begun.
         self.stopping = Event()
         self.slots = asyncio.Semaphore(concurrency)
+        # Whether the worker ends when nothing is left.
+        self.batch = False
         # Set when something has ended.
         self.changed = Event()
         # How many were "handled", "failed", "dead", "expired" and "dropped".

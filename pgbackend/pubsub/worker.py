@@ -171,6 +171,7 @@ class Worker:
         With *batch* handle what is stored and ready, and end when nothing is left.
         """
         self.start(listen=not batch)
+        self.progress.batch = batch
         if batch:
             for each in self.parts:
                 await each.part.schedule.look()

@@ -303,7 +303,8 @@ async def test_old_names() -> None:
             payload = {"kwargs": {"number": number}}
             await Notification.objects.acreate(channel=name, payload=payload)
         await bridged(notify_as_before)(jobs.Stored.listen_names()[1])
-        await until(counted(worker, handled=2))
+        # The worker's first look at the table may find the row under the own name, too.
+        await until(lambda: worker.progress.counts["handled"] >= 2)
         await anotify(jobs.Stored, number=3)
         await until(counted(worker, handled=4))
     assert await effects() == [0, 1, 2, 3]

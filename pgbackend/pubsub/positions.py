@@ -1,0 +1,65 @@
+"""Where claims go on while a claim from the beginning takes long.
+
+The index of ready rows is read from its beginning, the oldest row of the highest priority. There
+stand the entries of rows that were handled, too, until vacuum may remove them: not before each
+transaction has ended that began when they were there, a forgotten session's or a backup's. Until
+then a claim from the beginning takes longer with each row that is handled. So it is done seldom
+then, and the claims between go on behind the last row that was claimed.
+"""
+
+from __future__ import annotations
+
+from time import monotonic
+
+# The time of a claim from the beginning, seconds, up to which all claims are of that kind. Two in a
+# row have to take longer: the machine may just have been busy.
+QUICK = 0.02
+
+# How many times as long as the last claim from the beginning took, no other one is begun.
+PAUSE = 10.0
+
+# The longest that rows may wait which are not behind the last claimed one, seconds: of a higher or
+# a lower priority, committed later than others with higher ids, or ready again.
+LONGEST = 30.0
+
+
+class Position:
+    """How far the claims of the rows under one name have come.
+
+    *last* is the priority and the id of the last row that was claimed.
+    """
+
+    def __init__(self) -> None:
+        self.last: tuple[int, int] | None = None
+        # Whether rows may be there that no claim behind the last row finds.
+        self.is_unsure = False
+        # How long the last two claims from the beginning took, and when the next one may be begun.
+        self._took = (0.0, 0.0)
+        self._not_before = 0.0
+
+    def __repr__(self) -> str:
+        return f"<Position {self.last} beginning={self._took[1]:.3f}s in {self.wait():.3f}s>"
+
+    def goes_on(self) -> tuple[int, int] | None:
+        """Return the row to go on behind; None: claim from the beginning."""
+        return None if min(self._took) <= QUICK or not self.wait() else self.last
+
+    def wait(self) -> float:
+        """Return in how many seconds a claim from the beginning may be begun again."""
+        return max(0.0, self._not_before - monotonic())
+
+    def began(self, seconds: float, last: tuple[int, int] | None) -> None:
+        """Note a claim from the beginning: how long it took, and the last row that it found."""
+        self._took = (self._took[1], seconds)
+        self._not_before = monotonic() + min(PAUSE * seconds, LONGEST)
+        self.last = last or self.last
+        self.is_unsure = False
+
+    def went_on(self, last: tuple[int, int] | None) -> None:
+        """Note a claim behind the last row."""
+        self.last = last or self.last
+        self.is_unsure = True
+
+    def forget(self) -> None:
+        """Begin from the beginning: rows that were claimed are ready again."""
+        self._not_before = 0.0
