@@ -172,5 +172,6 @@ LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
     "handlers": {"terminal": {"class": "logging.StreamHandler"}},
-    "loggers": {"kitchen": {"handlers": ["terminal"], "level": "INFO"}},
+    # `listen` has a handler for all loggers, which would tell of them once more.
+    "loggers": {"kitchen": {"handlers": ["terminal"], "level": "INFO", "propagate": False}},
 }
