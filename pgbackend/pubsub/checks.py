@@ -22,11 +22,14 @@ from .forms import form_of
 from .names import old_name
 from .registry import Listener
 
+# `manage.py check --tag pubsub` runs these alone, and so does `listen`.
+TAG = "pubsub"
+
 
 def register() -> None:
     """Register the checks."""
-    checks.register(check)
-    checks.register(check_triggers, checks.Tags.database)
+    checks.register(check, TAG)
+    checks.register(check_triggers, TAG, checks.Tags.database)
 
 
 def check(**kwargs: Any) -> list[checks.CheckMessage]:

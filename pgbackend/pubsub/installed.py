@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterable
 from typing import Any
 
 import pgtrigger
+import psycopg
 from django.db import connections, router
 
-from .channels import BaseChannel
+from .channels import BaseChannel, TriggerChannel
+from .connecting import arguments_of
 from .names import old_name
+from .sending import database
 from .triggers import Notify
+
+logger = logging.getLogger("pgbackend.pubsub")
 
 
 def triggers_amiss(
-    using: str, channels: Iterable[type[BaseChannel]] | None = None
+    using: str, channels: Iterable[type[BaseChannel]] | None = None, cursor: Any = None
 ) -> list[tuple[type[BaseChannel], str]]:
     """Return the channels whose triggers are not on the alias *using* as they should be, and why.
 
-    *channels* are those to look at; None: all.
+    *channels* are those to look at; None: all. *cursor* is one of psycopg's; None: Django's.
     """
     wanted = None if channels is None else set(channels)
     expected: dict[str, tuple[Any, Notify, type[BaseChannel]]] = {}
@@ -32,13 +38,13 @@ def triggers_amiss(
     if not expected:
         return []
     names = [*expected, *(_old_pgid(model, channel) for model, _, channel in expected.values())]
-    with connections[using].cursor() as cursor:
-        cursor.execute(
+    with cursor or connections[using].cursor() as asked:
+        asked.execute(
             "SELECT tgname, obj_description(oid), tgenabled <> 'D' FROM pg_trigger"
             " WHERE tgname = ANY(%s)",
             [names],
         )
-        there = {name: (comment, enabled) for name, comment, enabled in cursor.fetchall()}
+        there = {name: (comment, enabled) for name, comment, enabled in asked.fetchall()}
     found: list[tuple[type[BaseChannel], str]] = []
     for pgid, (model, trigger, channel) in expected.items():
         label = f"The trigger of {channel.name()} for {trigger.operation} of {model._meta.label}"
@@ -52,6 +58,24 @@ def triggers_amiss(
         elif not there[pgid][1]:
             found.append((channel, f"{label} is disabled."))
     return found
+
+
+def warn_of_triggers(channels: Iterable[type[BaseChannel]]) -> None:
+    """Log what is wrong with the triggers of *channels*; nothing where the server is not there."""
+    by_alias: dict[str, list[type[BaseChannel]]] = {}
+    for channel in channels:
+        if issubclass(channel, TriggerChannel):
+            by_alias.setdefault(database(channel), []).append(channel)
+    for alias, found in by_alias.items():
+        try:
+            # A connection of its own: whoever listens needs none of Django's.
+            with psycopg.connect(**arguments_of(alias)) as conn:
+                amiss = triggers_amiss(alias, found, conn.cursor())
+        except psycopg.Error:
+            # Whoever listens goes on asking, and says so in the server's words.
+            continue
+        for _, message in amiss:
+            logger.warning("%s Run makemigrations and migrate.", message)
 
 
 def _old_pgid(model: Any, channel: type[BaseChannel]) -> str:

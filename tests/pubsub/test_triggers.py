@@ -11,8 +11,8 @@ import pytest
 from django.db import connection, transaction
 
 from pgbackend.pubsub import Notification, PayloadError, TriggerChannel
-from pgbackend.pubsub.channels import BaseChannel
-from pgbackend.pubsub.installed import triggers_amiss
+from pgbackend.pubsub.channels import BaseChannel, select
+from pgbackend.pubsub.installed import triggers_amiss, warn_of_triggers
 from pgbackend.pubsub.payload import decode
 from pgbackend.pubsub.triggers import Notify
 from tests.support.server import Server
@@ -258,6 +258,27 @@ def test_amiss() -> None:
             else:
                 trigger.install(model)
     assert triggers_amiss("default") == []
+
+
+def test_warning(caplog: pytest.LogCaptureFixture, server: Server) -> None:
+    """`listen` warns of triggers that are not there, and keeps no connection for that."""
+    (trigger,) = [
+        each for _, each in pgtrigger.registered() if getattr(each, "channel", None) is PostStored
+    ]
+    trigger.uninstall(Post)
+    try:
+        warn_of_triggers(select(None))
+    finally:
+        trigger.install(Post)
+    assert [each.getMessage() for each in caplog.records] == [
+        f"The trigger of {PostStored.name()} for DELETE of pubsub_site.Post is not in the database:"
+        " nothing is sent. Run makemigrations and migrate."
+    ]
+    caplog.clear()
+    before = server.backends()
+    warn_of_triggers(select(None))
+    assert caplog.records == []
+    server.wait_for_backends(before)
 
 
 async def test_ignored_triggers() -> None:

@@ -65,7 +65,7 @@ class Listen:
         self.settings = settings
 
     def __enter__(self) -> "Listen":
-        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed with the block
+        self.log = tempfile.TemporaryFile("w+")  # closed with the block
         self.process = subprocess.Popen(
             [sys.executable, "-m", "django", "listen", *self.arguments],
             env={**os.environ, "DJANGO_SETTINGS_MODULE": self.settings, "PYTHONPATH": str(ROOT)},

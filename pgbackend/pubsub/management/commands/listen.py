@@ -10,7 +10,9 @@ from typing import Any
 from django.core.management import BaseCommand, CommandError, CommandParser
 from django.db import DatabaseError, InterfaceError
 
+from ...checks import TAG
 from ...errors import PubsubError
+from ...installed import warn_of_triggers
 from ...marks import Marks
 from ...processes import Supervisor
 from ...sending import database
@@ -27,7 +29,8 @@ class Command(BaseCommand):
         " at the end of --graceful-timeout; 4 if the process ended at once, at a second signal."
     )
     # What listens should not fail since a check of, say, templates does.
-    requires_system_checks: list[str] = []  # noqa: RUF012  # Django's
+    # What would go wrong with a channel is told before anything is handled.
+    requires_system_checks: list[str] = [TAG]  # noqa: RUF012  # Django's
 
     def add_arguments(self, parser: CommandParser) -> None:
         """Add the arguments: first those of django-pgpubsub."""
@@ -83,6 +86,8 @@ class Command(BaseCommand):
             raise CommandError("--worker is for one process: leave out --processes")
         try:
             worker = self.make_worker(options)
+            if options["parent_fd"] is None:
+                warn_of_triggers(worker.channels)
             if options["processes"] is None or options["worker"]:
                 code = run(worker, _run_options(options))
             else:
