@@ -1,8 +1,8 @@
 """Which notifications a process is handling, in memory that its parent can read.
 
-A listener may end its whole process: by a crash of a library in C, or since it takes all memory. The
-transaction is rolled back, so the row is ready again, and would end the next process as well. The
-parent sees here which row it was; see `processes`.
+A listener may end its whole process: by a crash of a library in C, or since it takes all memory.
+The transaction is rolled back, so the row is ready again, and would end the next process as well.
+The parent sees here which row it was; see `processes`.
 """
 
 from __future__ import annotations

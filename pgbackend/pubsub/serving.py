@@ -1,7 +1,7 @@
 """A worker as the main work of a process: until a signal, its parent's end, or the end of its work.
 
-The first SIGTERM or SIGINT lets what is being handled end, for a bounded time. The second ends it at
-once. Whatever holds the event loop, the process ends.
+The first SIGTERM or SIGINT lets what is being handled end, for a bounded time. The second ends it
+at once. Whatever holds the event loop, the process ends.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ async def _serve(worker: Worker, options: Options) -> int:
                 task.cancel()
             await asyncio.wait([work, first, second, health])
             if options.health_file is not None:
-                Path(options.health_file).unlink(missing_ok=True)
+                _remove(options.health_file)
         if signals.count > 1:
             return AT_ONCE
         return FINISHED if in_time else CANCELLED
@@ -151,8 +151,17 @@ async def _write_health(worker: Worker, path: str | None) -> None:
     """Keep the health file up to date: JSON, with the time it was written at."""
     if path is None:
         return
-    new = Path(f"{path}.{os.getpid()}")
     while True:
-        new.write_text(json.dumps({"time": time(), "pid": os.getpid(), **worker.health()}))
-        new.replace(path)
+        _write(path, json.dumps({"time": time(), "pid": os.getpid(), **worker.health()}))
         await asyncio.sleep(HEALTH_INTERVAL)
+
+
+def _write(path: str, text: str) -> None:
+    """Put a file with *text* in the place of *path* in one step: who reads it has it whole."""
+    new = Path(f"{path}.{os.getpid()}")
+    new.write_text(text)
+    new.replace(path)
+
+
+def _remove(path: str) -> None:
+    Path(path).unlink(missing_ok=True)

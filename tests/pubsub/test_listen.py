@@ -170,7 +170,7 @@ def test_no_restart() -> None:
 
 def test_wrong_arguments() -> None:
     """What cannot be is told before anything starts."""
-    with pytest.raises(CommandError, match="There is no channel 'no.such.Channel'"):
+    with pytest.raises(CommandError, match=r"There is no channel 'no\.such\.Channel'"):
         call_command("listen", channels=["no.such.Channel"])
     with pytest.raises(CommandError, match="'0' is no whole number"):
         call_command("listen", "--processes", "0")

@@ -1,4 +1,4 @@
-"""The worker: stored notifications are handled once; what fails neither stops others nor is lost."""
+"""The worker: what is stored is handled once; what fails neither stops others nor is lost."""
 
 import asyncio
 import datetime

@@ -116,7 +116,6 @@ async def _handle_stored(channel: Any) -> None:
 async def _handle_plain(channel: Any, payload: str) -> None:
     from pgbackend.pubsub.handling import call_for_plain
     from pgbackend.pubsub.running import running_for
-
     from pgbackend.pubsub.sending import database
 
     alias = database(channel)

@@ -32,7 +32,8 @@ async def working(*channels: type[BaseChannel], **options: Any) -> AsyncIterator
     finally:
         in_time = await worker.stop(AT_ONCE)
         await asyncio.wait([task], timeout=AT_ONCE)
-        assert task.done() and not task.exception(), task
+        assert task.done(), task
+        assert not task.exception(), task
     assert in_time, worker
 
 

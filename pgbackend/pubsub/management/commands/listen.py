@@ -1,4 +1,4 @@
-"""The command `listen`: handle notifications until a signal, or until what was asked for is done."""
+"""The command `listen`: handle notifications until a signal, or until what was asked is done."""
 
 from __future__ import annotations
 
