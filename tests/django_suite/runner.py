@@ -104,8 +104,10 @@ Suite: Any = BridgedParallelTestSuite if BRIDGED else runner.ParallelTestSuite
 def init_worker(*args: Any, **kwargs: Any) -> None:
     """Prepare a worker process as the mode's own suite does, and have it report at its end."""
     Suite.init_worker(*args, **kwargs)
-    # What the worker was forked with is neither its own nor searched for garbage.
+    # What the worker was forked with is neither its own nor searched for garbage. Garbage is looked
+    # for less often, which saves a twentieth of the time; `report` looks for the rest.
     gc.freeze()
+    gc.set_threshold(50_000, 10, 10)
     statements.clear()
     complaints.clear()
     # After the worker's loop was closed.
