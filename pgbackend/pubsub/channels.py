@@ -253,14 +253,6 @@ def select(channels: Iterable[type[BaseChannel] | str] | None) -> list[type[Base
     return found
 
 
-def by_wire_name(name: str) -> type[BaseChannel] | None:
-    """Return the channel with listeners that hears notifications under *name*, an old one, too."""
-    for channel in registered():
-        if name in channel.listen_names():
-            return channel
-    return None
-
-
 def by_stored_name(name: str) -> type[BaseChannel] | None:
     """Return the channel whose rows stand under *name*, an old one, too; None: there is none.
 

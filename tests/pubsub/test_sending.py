@@ -2,17 +2,31 @@
 
 import datetime
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import pytest
-from django.db import transaction
+from django.db import ProgrammingError, transaction
+from django.utils import timezone
+from django.utils.connection import ConnectionDoesNotExist
 
-from pgbackend.pubsub import Notification, PayloadError, anotify, notify, notify_many, send
+from pgbackend.pubsub import (
+    Channel,
+    Notification,
+    PayloadError,
+    TriggerChannel,
+    anotify,
+    notify,
+    notify_many,
+    send,
+)
 from pgbackend.pubsub.payload import decode
 from pgbackend.pubsub.sending import parse
+from pgbackend.pubsub.triggers import notify_trigger
 from tests.support.server import Server
 
 from .ear import Ear
-from .site.channels import Orders, Reads
+from .site.channels import AuthorStored, Orders, Reads
+from .site.models import Author
 
 
 @pytest.fixture
@@ -79,3 +93,46 @@ def test_refused(ear: Ear) -> None:
     with pytest.raises(PayloadError, match=r"NUL character"):
         notify_many([Orders(1), Orders(2, "a\0b")])
     assert (ear.heard(), Notification.objects.count()) == ([], 0)
+
+
+def test_poll(server: Server) -> None:
+    """A channel whose workers look by themselves sends no NOTIFY, by notify or by triggers."""
+
+    @dataclass
+    class Polled(Channel):
+        lock_notifications = True
+        wake = "poll"
+        number: int
+
+    @dataclass
+    class PolledAuthors(TriggerChannel):
+        model = Author
+        lock_notifications = True
+        wake = "poll"
+
+    ear = Ear(server.dsn, Polled)
+    notify(Polled, number=1)
+    notify_many([Polled(2), Polled(3)])
+    assert (ear.heard(), Notification.objects.count()) == ([], 3)
+    ear.conn.close()
+    assert "pg_notify" not in notify_trigger(PolledAuthors, "AFTER", "INSERT").get_func(Author)
+    assert "pg_notify" in notify_trigger(AuthorStored, "AFTER", "INSERT").get_func(Author)
+
+
+def test_priority_and_time() -> None:
+    """A notification may have a priority, and a time before which it is not ready."""
+    later = timezone.now() + datetime.timedelta(hours=1)
+    first = send(Orders(1), priority=5)
+    second = send(Orders(2), run_after=later)
+    rows = Notification.objects.in_bulk([first, second])
+    assert (rows[first].state, rows[first].priority) == ("ready", 5)
+    assert (rows[second].state, rows[second].run_after) == ("delayed", later)
+
+
+def test_alias() -> None:
+    """A channel, or the sender, may name the alias; an unknown one is Django's error."""
+    with pytest.raises(ConnectionDoesNotExist):
+        send(Orders(1), using="nowhere")
+    with pytest.raises(ProgrammingError, match="pgpubsub_notification"):
+        # The table is on the other alias only.
+        send(Orders(1), using="other")

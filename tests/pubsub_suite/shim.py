@@ -81,13 +81,12 @@ def listen_to_channels(channels: Any = None) -> ListeningConnection:
 
 def process_notifications(connection: ListeningConnection) -> None:
     """Have what was heard handled."""
-    from pgbackend.pubsub.channels import by_wire_name
+    from pgbackend.pubsub.channels import registered
 
     heard = list(connection.notifies)
     connection.notifies = []
     for each in heard:
-        channel = by_wire_name(each.channel)
-        assert channel is not None
+        (channel,) = [found for found in registered() if each.channel in found.listen_names()]
         if channel.lock_notifications:
             _wait(_handle_stored(channel))
         else:
