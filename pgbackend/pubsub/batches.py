@@ -113,7 +113,7 @@ class Batch:
                 mark(row.id)
             try:
                 with savepoint:
-                    call_listeners(self.running, self.channel, row.payload)
+                    call_listeners(self.running, self.channel, row)
             except FAILURES as error:
                 if not is_failure(self.running, error):
                     raise

@@ -10,8 +10,10 @@ from django.db import transaction
 
 from ..pool.dedicated import backoff_delay
 from .channels import BaseChannel
+from .claiming import Claimed
 from .payload import decode
 from .running import Running
+from .tracing import handling
 
 logger = logging.getLogger("pgbackend.pubsub")
 
@@ -23,11 +25,16 @@ LONGEST_BACKOFF = 3600.0
 FAILURES = (Exception, SystemExit, asyncio.CancelledError)
 
 
-def call_listeners(running: Running, channel: type[BaseChannel], payload: str) -> None:
+def call_listeners(running: Running, channel: type[BaseChannel], row: Claimed) -> None:
     """Call the listeners of a stored notification, in the order of their registration.
 
-    Raise what the first of them raises, and PayloadError for a *payload* that does not fit.
+    Raise what the first of them raises, and PayloadError for a payload that does not fit.
     """
+    with handling(channel.name(), row.headers, row.attempts):
+        _call_listeners(running, channel, row.payload)
+
+
+def _call_listeners(running: Running, channel: type[BaseChannel], payload: str) -> None:
     notification = decode(channel, payload)
     arguments = notification.signature
     for listener in notification.listeners:

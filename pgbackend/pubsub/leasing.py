@@ -82,7 +82,7 @@ class LeaseConsumer(StoredConsumer):
             with nullcontext() if marks is None else marks.one() as place:
                 if marks is not None:
                     marks.set(place, row.id)
-                await self.running.run(call_listeners, self.running, self.channel, row.payload)
+                await self.running.run(call_listeners, self.running, self.channel, row)
         except FAILURES as error:
             if not is_failure(self.running, error):
                 raise

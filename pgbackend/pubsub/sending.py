@@ -21,14 +21,16 @@ from .cursors import own_cursor
 from .errors import PayloadError
 from .payload import encode
 from .settings import MAX_PLAIN
+from .tracing import outgoing
 from .wire import WAKE
 from .wire import Wire as Wire
 from .wire import parse as parse
 
 STORE = """
 WITH stored AS (
-    INSERT INTO pgpubsub_notification (channel, payload, state, priority, run_after, order_key)
-    VALUES (%s, %s::jsonb, %s, %s, %s, %s) RETURNING id
+    INSERT INTO pgpubsub_notification
+        (channel, payload, state, priority, run_after, order_key, headers)
+    VALUES (%s, %s::jsonb, %s, %s, %s, %s, %s::jsonb) RETURNING id
 )
 SELECT id, {wake} FROM stored
 """
@@ -36,8 +38,9 @@ SELECT id, {wake} FROM stored
 WAKE_ONE = "pg_notify(%s, %s || id)"
 
 STORE_MANY = """
-INSERT INTO pgpubsub_notification (channel, payload, state, priority, run_after, order_key)
-SELECT channel, payload::jsonb, %s, %s, %s, order_key
+INSERT INTO pgpubsub_notification
+    (channel, payload, state, priority, run_after, order_key, headers)
+SELECT channel, payload::jsonb, %s, %s, %s, order_key, %s::jsonb
 FROM unnest(%s::text[], %s::text[], %s::text[]) AS sent (channel, payload, order_key)
 """
 NOTIFY_MANY = "SELECT count(pg_notify(channel, payload)) FROM unnest(%s::text[], %s::text[]) \
@@ -146,10 +149,11 @@ def _send(
     with own_cursor(alias) as cursor:
         if channel.lock_notifications:
             state = "delayed" if run_after else "ready"
-            parameters = [name, payload, state, priority, run_after, _order_key(notification)]
+            key = _order_key(notification)
+            parameters = [name, payload, state, priority, run_after, key, outgoing()]
             _store(cursor, parameters, WAKE if channel.wake == "notify" else None)
         elif _goes_by_row(payload, alias):
-            _store(cursor, [name, payload, "plain", 0, None, None], "@")
+            _store(cursor, [name, payload, "plain", 0, None, None, None], "@")
         else:
             cursor.execute("SELECT pg_notify(%s, %s)", [name, payload])
             return payload, None
@@ -181,16 +185,16 @@ def _send_many(
     notified = [(name, WAKE) for name in dict.fromkeys(wake)]
     with transaction.atomic(using=alias, savepoint=False), own_cursor(alias) as cursor:
         if stored:
-            state = "delayed" if run_after else "ready"
+            chosen = ["delayed" if run_after else "ready", priority, run_after, outgoing()]
             names = [each.listen_name() for each, _ in stored]
             keys = [_order_key(each) for each, _ in stored]
             payloads = [payload for _, payload in stored]
-            cursor.execute(STORE_MANY, [state, priority, run_after, names, payloads, keys])
+            cursor.execute(STORE_MANY, [*chosen, names, payloads, keys])
         for each, payload in sent:
             if each.lock_notifications:
                 continue
             if _goes_by_row(payload, alias):
-                _store(cursor, [each.listen_name(), payload, "plain", 0, None, None], "@")
+                _store(cursor, [each.listen_name(), payload, "plain", 0, None, None, None], "@")
             else:
                 notified.append((each.listen_name(), payload))
         if notified:
