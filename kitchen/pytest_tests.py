@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, aclosing
 from decimal import Decimal
 from typing import Any
 
@@ -57,10 +57,8 @@ async def test_concurrent_orders(soup: Dish, async_client: AsyncClient) -> None:
 
 async def test_board(transactional_db: None, soup: Dish, async_client: AsyncClient) -> None:
     """The board's stream tells of an order after its commit."""
-    stream = board.events()
-    assert "retry:" in await anext(stream)
-    assert "event: board" in await anext(stream)
-    await post_order(async_client, soup)
-    async with asyncio.timeout(10):
+    async with aclosing(board.events()) as stream, asyncio.timeout(10):
+        assert "retry:" in await anext(stream)
+        assert "event: board" in await anext(stream)
+        await post_order(async_client, soup)
         assert "Ada" in await anext(stream)
-    await stream.aclose()

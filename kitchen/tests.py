@@ -8,6 +8,7 @@ tests call the clients and the ORM as ever, asynchronous ones await them.
 # ruff: noqa: PT009, PT027  # the assertions are those of Django's test cases
 
 import asyncio
+from contextlib import aclosing
 from decimal import Decimal
 from unittest.mock import patch
 
@@ -169,27 +170,29 @@ class BoardTests(TransactionTestCase):
 
     async def test_changes(self) -> None:
         """The board's stream tells of an order, of its next step, and that it has gone."""
-        stream = board.events()
-        self.assertIn("retry:", await anext(stream))
-        self.assertIn("event: board\ndata: []", await anext(stream))
-        async with asyncio.timeout(10):
+        async with aclosing(board.events()) as stream, asyncio.timeout(10):
+            self.assertIn("retry:", await anext(stream))
+            self.assertIn("event: board\ndata: []", await anext(stream))
             order = await self.order("Ada")
             self.assertIn("Ada", await anext(stream))
             await ordering.advance(order.pk)
             self.assertIn('"cooking"', await anext(stream))
             await order.adelete()
             self.assertIn("event: removed", await anext(stream))
-        await stream.aclose()
 
     @patch.object(board, "CHANGES_WAITING", 2)
     async def test_slow_client(self) -> None:
         """The stream of a client that does not read ends when too many changes wait."""
-        stream = board.events()
-        await anext(stream)
-        await anext(stream)
-        with self.assertLogs("kitchen.board", "WARNING") as logged:
-            for number in range(4):
-                await self.order(f"Guest {number}")
-            async with asyncio.timeout(10):
-                self.assertEqual([message async for message in stream], [])
+        async with aclosing(board.events()) as stream, asyncio.timeout(10):
+            await anext(stream)
+            await anext(stream)
+            with (
+                self.assertLogs("kitchen.board", "WARNING") as logged,
+                self.assertRaises(StopAsyncIteration),
+            ):
+                while True:
+                    for _ in range(8):
+                        await self.order("Ada")
+                    # If not enough of them were heard of yet, the rest comes on top.
+                    await anext(stream)
         self.assertIn("reads too slowly", logged.output[0])
