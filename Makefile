@@ -3,7 +3,8 @@
 #              PYTHON= choose others than the usual ones
 # make test-load   what `make test` leaves out: sweeps, fuzzes and matrices on the other loops
 # make test-all    both
-# make soak    200,000 operations on a bank and 2,000 faults, or until Ctrl-C;
+# make soak    the storms of pubsub: kills, restarts, a silent server; then
+#              200,000 operations on a bank and 2,000 faults, or until Ctrl-C;
 #              ARGS='--seed 7' or ARGS='--minutes 60' change that
 # make django-suite        Django's own tests, with DJANGO=, MODE=bridged|plain|stock, PARALLEL=2
 #                          LABELS='basic queries' and ARGS='--shuffle 1'
@@ -61,6 +62,7 @@ test-all:
 	@$(MAKE) --no-print-directory test-load
 
 soak: $(VENV)/installed-dev
+	@$(VENV)/bin/python -m tests.pubsub.storms
 	@$(VENV)/bin/python -m tests.faults.load --operations 200000 --faults 2000 $(ARGS)
 
 django-suite: $(VENV)/installed-suite
