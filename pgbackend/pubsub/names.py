@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import re
+from functools import lru_cache
 
 PREFIX = "pgpubsub_"
 LONGEST = 47
 
 
+# A sender asks for each message.
+@lru_cache(maxsize=10_000)
 def wire_name(dotted: str) -> str:
     """Return the name for LISTEN and NOTIFY of the channel class with the *dotted* path."""
     digest = hashlib.sha256(dotted.encode()).hexdigest()[:16]

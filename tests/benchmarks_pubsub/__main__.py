@@ -58,12 +58,17 @@ def parser() -> argparse.ArgumentParser:
 
 def selected(begins: list[str] | None, full: bool) -> list[Work]:
     """Return the works whose names begin so; exit if there are none for one of *begins*."""
+    works = FULL if full else WORKS
     if begins is None:
-        return FULL if full else WORKS
+        return works
     for begin in begins:
         if not any(work.name.startswith(begin) for work in FULL):
             sys.exit(f"There is no {begin}; there are: {', '.join(work.name for work in FULL)}")
-    return [work for work in FULL if work.name.startswith(tuple(begins))]
+    return [
+        work
+        for work in FULL
+        if work.name in begins or (work in works and work.name.startswith(tuple(begins)))
+    ]
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from tests.benchmarks_pubsub.record import Record, now
 django.setup()
 
 from pgbackend.pubsub import Channel, anotify_many, asend, listener  # noqa: E402
+from pgbackend.pubsub.worker import Worker  # noqa: E402
 from tests.benchmarks_pubsub.site_pgbackend import channels, models  # noqa: E402
 
 _CHANNELS: dict[str, Any] = {
@@ -51,8 +52,6 @@ class Peer(AsyncPeer):
         return uvloop.new_event_loop
 
     async def alisten(self, kind: str) -> None:
-        from pgbackend.pubsub.worker import Worker
-
         await Worker([_CHANNELS[kind]]).run()
 
     def wire(self, number: int = 0) -> tuple[str, str]:
@@ -65,8 +64,6 @@ class Peer(AsyncPeer):
             self._make(number)
 
     def listen_many(self) -> None:
-        from pgbackend.pubsub.worker import Worker
-
         self.run(Worker(_many).run())
 
     def _make(self, number: int) -> None:
@@ -96,8 +93,6 @@ class Peer(AsyncPeer):
             await anotify_many([channels.Stored(sent=0)] * count)
 
     async def adrain(self) -> None:
-        from pgbackend.pubsub.worker import Worker
-
         worker = Worker([channels.Stored])
         await worker.run(batch=True)
         await worker.stop()

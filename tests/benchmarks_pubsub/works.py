@@ -58,7 +58,7 @@ DRAINS = {
     100_000: Drain("drain of 100,000", 100_000, rounds=3),
     1_000_000: Drain("drain of 1,000,000", 1_000_000, rounds=1),
 }
-BESIDE = Drain("drain of 20,000 beside a long transaction", 20_000, beside=True, rounds=3)
+BESIDE = Drain("drain of 100,000 beside a long transaction", 100_000, beside=True, rounds=3)
 MANY = Channels("5,000 channels", 5_000)
 WRITERS = [
     Writers(f"{count} writer{'s' * (count > 1)}, {wake}", count, wake)
