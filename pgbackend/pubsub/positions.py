@@ -13,7 +13,7 @@ from time import monotonic
 
 # The time of a claim from the beginning, seconds, up to which all claims are of that kind. Two in a
 # row have to take longer: the machine may just have been busy.
-QUICK = 0.02
+QUICK = 0.01
 
 # How many times as long as the last claim from the beginning took, no other one is begun.
 PAUSE = 10.0

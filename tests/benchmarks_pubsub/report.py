@@ -1,5 +1,6 @@
 """The report of a run, in Markdown."""
 
+import statistics
 from typing import Any
 
 from tests.benchmarks.report import Summary, about, number, target_table
@@ -68,7 +69,7 @@ def _table(summary: Summary, work: Work) -> str:
             for _, name, digits, factor in columns
         ]
         ratios = summary.ratios(figure, (work.name, OURS), (work.name, peer))
-        ratio = f"{sorted(ratios)[len(ratios) // 2]:.2f}" if ratios else ""
+        ratio = f"{statistics.median(ratios):.2f}" if ratios else ""
         lines.append(f"| {peer} | {' | '.join(cells)} | {ratio} |")
     return "\n".join(lines)
 
