@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import select
+import socket
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import psycopg
@@ -14,7 +17,6 @@ from psycopg.waiting import wait_conn_async
 from .session_reset import reset
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable
 
     from psycopg.abc import PQGen, PQGenConn
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
 RV = TypeVar("RV")
 
 logger = logging.getLogger("pgbackend.pool")
+
+# How long to wait before an ineffective cancellation is sent again, seconds; doubled each time.
+_RESEND_INTERVAL = 0.1
 
 
 class _Owner(Protocol):
@@ -152,14 +157,41 @@ def unread_error() -> psycopg.OperationalError:
     )
 
 
-async def stop_statement(cancel_conn: PGcancelConn, seconds: float) -> None:
-    """Ask the server, within *seconds*, to stop the statement of a closed connection."""
+async def stop_statement(
+    cancel_conn: PGcancelConn, connection: socket.socket, seconds: float
+) -> None:
+    """Have the server, within *seconds*, stop the statement of a closed connection.
+
+    *connection* is a duplicate of the connection's socket, which this closes. The server closes its
+    side when the statement has ended. If the server has not read the statement yet, it ignores the
+    request: ask again until the statement has ended.
+    """
 
     def steps() -> PQGenConn[None]:
         cancel_conn.start()
         yield from generators.cancel(cancel_conn)
 
+    interval = _RESEND_INTERVAL
     try:
-        await wait_conn_async(steps(), 0.1, seconds)
-    except psycopg.Error as error:
-        logger.warning("a statement that nobody waits for could not be stopped: %s", error)
+        async with asyncio.timeout(seconds):
+            while True:
+                await wait_conn_async(steps(), 0.1, seconds)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(interval):
+                        await _until_closed(connection)
+                    return
+                interval *= 2
+                cancel_conn.reset()
+    except (psycopg.Error, TimeoutError) as error:
+        words = str(error) or f"no answer within {seconds:g} s"
+        logger.warning("a statement that nobody waits for could not be stopped: %s", words)
+    finally:
+        connection.close()
+
+
+async def _until_closed(connection: socket.socket) -> None:
+    """Wait until the server has closed its side of a connection; drop what it sends before."""
+    loop = asyncio.get_running_loop()
+    with suppress(OSError):
+        while await loop.sock_recv(connection, 65536):
+            pass

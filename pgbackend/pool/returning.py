@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import os
+import socket
 from asyncio import _get_running_loop
 from collections.abc import Callable
 from contextvars import Context
@@ -130,7 +132,11 @@ class ReturningPool(ConnectingPool):
     def discard(self, conn: PooledConnection) -> None:
         """Close *conn* at once, and have the server stop the statement that runs in it."""
         if _get_running_loop() is self.loop and capabilities.has_cancel_safe():
-            self.start_task(stop_statement(conn.pgconn.cancel_conn(), conn.face.cancel_timeout))
+            connection = socket.socket(fileno=os.dup(conn.pgconn.socket))
+            connection.setblocking(False)
+            self.start_task(
+                stop_statement(conn.pgconn.cancel_conn(), connection, conn.face.cancel_timeout)
+            )
         conn.finish()
 
     async def _put_by_psycopg_pool(self, conn: PooledConnection) -> None:

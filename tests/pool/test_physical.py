@@ -4,12 +4,14 @@ import asyncio
 from contextlib import suppress
 
 import pytest
-from django.db import OperationalError, transaction
+from django.db import OperationalError, connections, transaction
 
 from pgbackend.bridge.greenlets import run_bridged
 from tests.models import Author
+from tests.support.left_early import driven_then_closed
 from tests.support.limits import PATIENCE
 from tests.support.pool import PID, at_once, settled
+from tests.support.proxy import Proxy
 from tests.support.server import Server
 from tests.support.wrapper import make_wrapper, run, until, use_wrapper
 
@@ -79,3 +81,19 @@ async def test_connection_killed_in_a_transaction(server: Server) -> None:
         await run_bridged(transfer)
     assert await Author.objects.acount() == 0
     assert (await settled(wrapper))["pool_size"] == 1
+
+
+def test_statement_that_the_server_has_not_read_yet(runner: asyncio.Runner, server: Server) -> None:
+    """A statement is stopped that the server begins only after it was asked to stop it."""
+    conf = connections["default"].settings_dict
+
+    async def main() -> None:
+        async with Proxy(conf["HOST"], int(conf["PORT"])) as proxy:
+            wrapper = make_wrapper(HOST="127.0.0.1", PORT=proxy.port)
+            pid = await run(wrapper, PID)
+            proxy.hold(b"pg_sleep", 1.5)
+            await driven_then_closed(run(wrapper, "SELECT pg_sleep(600)"), 50)
+            alive = "SELECT pid FROM pg_stat_activity WHERE pid = %s"
+            await until(lambda: not server.all(alive, pid))
+
+    runner.run(main())

@@ -33,6 +33,8 @@ class Link:
         self.mute = False
         # What is passed on in place of the next reply.
         self.instead = b""
+        # For how long, in seconds, the next message is kept before it is passed on.
+        self.hold = 0.0
 
     def reset(self) -> None:
         """Send RST to the client, as after a crash of the machine, and drop the server's side."""
@@ -121,6 +123,10 @@ class Proxy:
         """Let the server get *message*, and reset the connection instead of its reply."""
         self.on(message, lambda link: setattr(link, "mute", True))
 
+    def hold(self, message: Trigger, seconds: float) -> None:
+        """Let the server get *message*, and what the client sends after it, *seconds* later."""
+        self.on(message, lambda link: setattr(link, "hold", seconds))
+
     def fail(self, message: Trigger, severity: str, code: str) -> None:
         """Let the server get *message*, and tell the client of an error in place of its reply."""
         fields = f"S{severity}\0V{severity}\0C{code}\0Mthe server is gone\0\0".encode()
@@ -168,6 +174,8 @@ class Proxy:
                 if rule[0] in data:
                     self._rules.remove(rule)
                     rule[1](link)
+            seconds, link.hold = link.hold, 0.0
+            await asyncio.sleep(seconds)
             await self._thawed.wait()
             link.server.write(data)
             await link.server.drain()

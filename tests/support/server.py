@@ -43,7 +43,7 @@ class Server:
     def wait_for_end(self, pid: int) -> None:
         """Wait until a backend has ended, and let go of its locks; fail after PATIENCE."""
         if not self.one("SELECT pg_terminate_backend(%s, %s)", pid, int(PATIENCE * 1000)):
-            assert not self.all("SELECT FROM pg_stat_activity WHERE pid = %s", pid)
+            assert not self.all("SELECT pid FROM pg_stat_activity WHERE pid = %s", pid)
 
     def wait_for_backends(self, count: int) -> None:
         """Wait until the server has *count* backends of ours; fail after PATIENCE.
