@@ -14,10 +14,12 @@ from pgbackend.pubsub import Notification, notify_many
 from tests.pubsub.site import jobs
 from tests.pubsub.site.models import Effect
 from tests.support.pubsub import Listen, is_alive, wait_for
+from tests.support.server import Server
 
 pytestmark = pytest.mark.process
 
 STORED = ("--channels", "tests.pubsub.site.jobs.Stored")
+PATIENT = ("--channels", "tests.pubsub.site.jobs.Patient")
 LEASED = ("--channels", "tests.pubsub.site.jobs.Leased")
 
 
@@ -41,18 +43,26 @@ def listening(path: Path) -> bool:
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-def test_sigterm(loop: str, tmp_path: Path) -> None:
+def test_sigterm(loop: str, tmp_path: Path, server: Server) -> None:
     """At SIGTERM what is being handled may end, and the exit code is 0."""
     health = tmp_path / "health"
-    with Listen(*STORED, "--loop", loop, "--health-file", str(health)) as listen:
-        wait_for(lambda: listening(health))
-        notify_many([jobs.Stored(1, "sleep 0.5"), jobs.Stored(2, "sleep 0.5")])
-        wait_for(is_claimed)
-        listen.process.send_signal(signal.SIGTERM)
-        assert listen.code() == 0
+    # The handler of the first waits for a lock, in a claim that the second may be in, too.
+    wait = "sql SELECT pg_advisory_xact_lock_shared(7)"
+    notify_many([jobs.Patient(1, wait), jobs.Patient(2), jobs.Patient(3)])
+    server.all("SELECT pg_advisory_lock(7)")
+    try:
+        with Listen(*PATIENT, "--loop", loop, "--health-file", str(health)) as listen:
+            wait_for(lambda: listening(health))
+            wait_for(is_claimed)
+            listen.process.send_signal(signal.SIGTERM)
+            wait_for(lambda: "ending" in listen.text())
+            server.all("SELECT pg_advisory_unlock(7)")
+            assert listen.code() == 0
+    finally:
+        server.all("SELECT pg_advisory_unlock_all()")
     assert not health.exists()
     assert effects() == [1]
-    assert states() == [("ready", 0)]
+    assert states() == [("ready", 0)] * 2
 
 
 def test_graceful_timeout() -> None:
@@ -77,6 +87,7 @@ def test_second_signal() -> None:
     assert states() == [("ready", 0)]
 
 
+@pytest.mark.load
 def test_blocked_loop() -> None:
     """A handler that holds the event loop does not keep the process from ending."""
     notify_many([jobs.Leased(1, "block 60")])

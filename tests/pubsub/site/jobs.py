@@ -74,6 +74,11 @@ class Brief(Stored):
 
 
 @dataclass
+class Patient(Stored):
+    timeout = None
+
+
+@dataclass
 class Ordered(Stored):
     ordered_by = "key"
     concurrency = 4
@@ -164,7 +169,7 @@ def act_sync(number: int, do: str, key: str) -> None:
             pass
 
 
-for channel in (Plain, Stored, Wide, Once, Brief, Ordered, Leased, Short, Polled):
+for channel in (Plain, Stored, Wide, Once, Brief, Patient, Ordered, Leased, Short, Polled):
     listener(channel)(act)
 for channel in (PlainSync, StoredSync):
     listener(channel)(act_sync)
