@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, finalize
 
 from django.db import connections, transaction
 
@@ -23,13 +24,16 @@ BY_ROW = "pgpubsub.by_row"
 
 SET = "set_config(%s, %s, true)"
 
-# The values by alias and setting. An empty one was taken back; a transaction may have it still.
-_values: ContextVar[dict[str, dict[str, str]] | None] = ContextVar("pgpubsub_values", default=None)
+# The values by alias and setting, with what holds their `Setter`. An empty value was taken back, in
+# a transaction that may have it still.
+_values: ContextVar[dict[str, tuple[dict[str, str], Hold]] | None] = ContextVar(
+    "pgpubsub_values", default=None
+)
 
-# The list of on_commit hooks of the transaction in which a wrapper's settings were set, and their
-# values. Django puts another list in its place at each commit, rollback, and rollback to a
+# Of a wrapper, the transaction in which settings were set, by its list of on_commit hooks, and what
+# they are there. Django puts another list in its place at each commit, rollback, and rollback to a
 # savepoint: those that undo the settings.
-_set_in: WeakKeyDictionary[Any, tuple[list[Any], dict[str, str]]] = WeakKeyDictionary()
+_set_in: WeakKeyDictionary[Any, tuple[list[Any], dict[str, str], Hold]] = WeakKeyDictionary()
 
 # Statements that may run a trigger, behind comments and in a WITH, too.
 _COMMENTS = re.compile(r"(?:\s+|--[^\n]*\n|/\*.*?\*/)*", re.DOTALL)
@@ -39,73 +43,121 @@ _WITH = re.compile(r"WITH\b.*\b(?:INSERT|UPDATE|DELETE|MERGE)\b", re.IGNORECASE 
 
 def carried(alias: str, setting: str) -> str:
     """Return the value of *setting* that this request or task has on *alias*; "": none."""
-    return (_values.get() or {}).get(alias, {}).get(setting, "")
+    return _of(alias).get(setting, "")
 
 
 def carry(alias: str, setting: str, value: str) -> None:
     """Set *setting* to *value* in the transactions of this request or task on *alias*."""
-    values = _values.get() or {}
-    of_alias = values.get(alias, {})
-    if value == "" and setting not in of_alias:
-        return
+    connection = connections[alias]
+    values = dict(_values.get() or {})
     # Other dictionaries: tasks that were started before have these.
-    _values.set({**values, alias: {**of_alias, setting: value}})
-    wrappers = connections[alias].execute_wrappers
-    if value and _set_before not in wrappers:
-        wrappers.append(_set_before)
+    of_alias, hold = values.pop(alias, ({}, None))
+    of_alias = {**of_alias}
+    if value or (setting in of_alias and connection.in_atomic_block):
+        of_alias[setting] = value
+    else:
+        of_alias.pop(setting, None)
+    if of_alias:
+        values[alias] = of_alias, hold or Hold(connection)
+    _values.set(values)
 
 
 def forget(setting: str) -> None:
     """Forget *setting* on all aliases, where no transaction is open."""
-    values = _values.get()
-    if values:
-        rest = {
-            alias: {name: value for name, value in of_alias.items() if name != setting}
-            for alias, of_alias in values.items()
-        }
-        _values.set({alias: of_alias for alias, of_alias in rest.items() if of_alias})
+    for alias, (of_alias, hold) in (_values.get() or {}).items():
+        rest = {name: value for name, value in of_alias.items() if name != setting}
+        others = {name: each for name, each in (_values.get() or {}).items() if name != alias}
+        _values.set({**others, alias: (rest, hold)} if rest else others)
 
 
-def _set_before(
-    execute: Callable[..., Any], sql: Any, params: Any, many: bool, context: dict[str, Any]
-) -> Any:
-    """Set what is to be set before a statement that may run a trigger; an ``execute_wrapper``."""
-    connection = context["connection"]
-    alias = connection.alias
-    values = (_values.get() or {}).get(alias)
-    if not values or not _may_write(sql):
-        return execute(sql, params, many, context)
-    if connection.in_atomic_block:
-        if not is_bridged():
-            _set_what_differs(connection, values)
+def _of(alias: str) -> dict[str, str]:
+    return (_values.get() or {}).get(alias, ({}, None))[0]
+
+
+class Hold:
+    """Keeps a `Setter` on a connection, for as long as some context has values for it.
+
+    The contexts of requests and tasks end without a word. So it is the end of this object, which
+    only they have, that takes the function off: statements go their short way again.
+    """
+
+    def __init__(self, connection: Any) -> None:
+        setter = Setter()
+        wrappers = connection.execute_wrappers
+        # Not the last: Django's execute_wrapper() removes that at the end of its block.
+        wrappers.insert(0, setter)
+        finalize(self, _remove, wrappers, setter).atexit = False
+
+
+def _remove(wrappers: Any, setter: Setter) -> None:
+    with suppress(ValueError):
+        wrappers.remove(setter)
+
+
+class Setter:
+    """Sets what is to be set before a statement that may run a trigger; an ``execute_wrapper``."""
+
+    def __call__(
+        self,
+        execute: Callable[..., Any],
+        sql: Any,
+        params: Any,
+        many: bool,
+        context: dict[str, Any],
+    ) -> Any:
+        """Execute the statement after that."""
+        connection = context["connection"]
+        alias = connection.alias
+        values = _of(alias)
+        if not connection.in_atomic_block:
+            _set_in.pop(connection, None)
+        if not (values or connection in _set_in) or not _may_write(sql):
             return execute(sql, params, many, context)
-        # Tasks of one transaction take turns by statements; a block is a turn of its own.
-        before = connection.needs_rollback
-        try:
-            with transaction.atomic(using=alias, savepoint=False):
+        if connection.in_atomic_block:
+            if not is_bridged():
                 _set_what_differs(connection, values)
                 return execute(sql, params, many, context)
-        except BaseException:
-            # As after any statement that fails: it is for the application's own block to say.
-            connection.needs_rollback = before
-            raise
-    there = {setting: value for setting, value in values.items() if value}
-    if there and connection.get_autocommit():
-        with transaction.atomic(using=alias):
+            # Tasks of one transaction take turns by statements; a block is a turn of its own.
+            before = connection.needs_rollback
+            try:
+                with transaction.atomic(using=alias, savepoint=False):
+                    _set_what_differs(connection, values)
+                    return execute(sql, params, many, context)
+            except BaseException:
+                # As after any statement that fails: it is for the application's block to say.
+                connection.needs_rollback = before
+                raise
+        there = {setting: value for setting, value in values.items() if value}
+        if not connection.get_autocommit():
             _set(connection, there)
             return execute(sql, params, many, context)
-    _set(connection, there)
-    return execute(sql, params, many, context)
+        if not there:
+            return execute(sql, params, many, context)
+        with transaction.atomic(using=alias):
+            _set_what_differs(connection, there)
+            return execute(sql, params, many, context)
 
 
 def _set_what_differs(connection: Any, values: dict[str, str]) -> None:
-    """Set *values* in the transaction that is open, but for those that it has already."""
+    """Set *values* in the transaction that is open, but for those that it has already.
+
+    Settings that another task of the transaction has set are taken back.
+    """
     hooks = connection.run_on_commit
-    set_in, has = _set_in.get(connection, (None, {}))
-    if set_in is not hooks:
-        has = {}
-    _set(connection, {name: value for name, value in values.items() if has.get(name, "") != value})
-    _set_in[connection] = (hooks, values)
+    record = _set_in.pop(connection, None)
+    if record is None:
+        has: dict[str, str | None] = {}
+    elif record[0] is hooks:
+        has = {**record[1]}
+    else:
+        # Of another transaction, before this one or beside it: what this one has is not known.
+        has = dict.fromkeys((CONTEXT, BY_ROW), None)
+    wanted = {**dict.fromkeys(has, ""), **values}
+    _set(connection, {name: value for name, value in wanted.items() if has.get(name, "") != value})
+    there = {name: value for name, value in wanted.items() if value}
+    if there:
+        # While the transaction has them, somebody has to look at the statements of other tasks.
+        _set_in[connection] = hooks, there, Hold(connection) if record is None else record[2]
 
 
 def _set(connection: Any, values: dict[str, str]) -> None:

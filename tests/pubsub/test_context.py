@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import Any
 
 import pytest
@@ -268,3 +269,45 @@ def test_djangos_own_backend(add_alias: Callable[..., str]) -> None:
             Author.objects.using(alias).create(name="atomic")
     Author.objects.using(alias).create(name="out")
     assert contexts() == {"autocommit": {"n": 1}, "atomic": {"n": 1}, "out": {}}
+
+
+def test_short_way_again(run: Any) -> None:
+    """When no context has a value any longer, nothing is called around statements."""
+
+    def in_a_context_of_its_own() -> None:
+        set_notification_context({"n": 1})
+        assert connection.execute_wrappers
+        Author.objects.create(name="in")
+
+    def test() -> None:
+        with notification_context({"n": 1}), transaction.atomic():
+            Author.objects.create(name="a")
+        copy_context().run(in_a_context_of_its_own)
+        set_notification_context({"n": 2})
+        set_notification_context({})
+        with transaction.atomic():
+            set_notification_context({"n": 3})
+            Author.objects.create(name="b")
+            set_notification_context({})
+            Author.objects.create(name="c")
+        set_notification_context({})
+        assert contexts() == {"a": {"n": 1}, "in": {"n": 1}, "b": {"n": 3}, "c": {}}
+        assert list(connection.execute_wrappers) == []
+
+    run(test)
+
+
+def test_beside_other_wrappers() -> None:
+    """A function that is called around statements for a block ends with its block."""
+    seen: list[str] = []
+
+    def look(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+        seen.append(sql.split()[0])
+        return execute(sql, params, many, context)
+
+    with connection.execute_wrapper(look):
+        set_notification_context({"n": 1})
+    Author.objects.create(name="a")
+    set_notification_context({})
+    assert seen == []
+    assert contexts() == {"a": {"n": 1}}
