@@ -6,6 +6,7 @@ killed at any moment leaves the rows as they were.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,11 +16,12 @@ from typing import Any
 from django.db import DatabaseError, InterfaceError, OperationalError, connections, transaction
 
 from ..errors import CommitInDoubt, NotCommitted
+from ..wrapper.attributes import BackendWrapper
 from . import claiming
 from .channels import BaseChannel
 from .claiming import Claimed
 from .cursors import own_cursor
-from .handling import FAILURES, call_listeners, delay_after, error_text, is_failure
+from .handling import call_listeners, delay_after, error_text, is_failure
 from .marks import Marks
 from .running import Running
 
@@ -36,6 +38,10 @@ MOST = 500
 
 class BatchLost(Exception):
     """The connection of a batch is gone, or its transaction is beyond repair."""
+
+
+class ListenerEnded(Exception):
+    """A listener ended what is not its own: the transaction of its batch, or the task."""
 
 
 class BatchSize:
@@ -87,6 +93,17 @@ class Batch:
 
         BatchLost says that it failed while a listener ran.
         """
+        try:
+            self._run()
+        except Exception:
+            raise
+        except BaseException as error:
+            if not is_failure(self.running, error):
+                raise
+            # A hook of on_commit; SystemExit would end the process.
+            raise ListenerEnded("a hook of a listener raised") from error
+
+    def _run(self) -> None:
         with transaction.atomic(self.alias):
             with self.cursor() as cursor:
                 self.rows = self.claim(cursor)
@@ -98,10 +115,14 @@ class Batch:
                     with self.marks.one() as place:
                         self._handle(partial(self.marks.set, place))
                 self._settle()
+                # A hook that fails must not keep those of other listeners from being called.
+                hooks = connections[self.alias].run_on_commit
+                hooks[:] = [(*hook[:2], True) for hook in hooks]
 
     def _handle(self, mark: Callable[[int], None] | None = None) -> None:
         began = monotonic()
         savepoint = self.running.savepoint(self.alias)
+        wrapper = connections[self.alias]
         # Keys of which a row has failed: later ones have to wait for it.
         waiting: set[str | None] = set()
         for row in self.rows:
@@ -113,8 +134,17 @@ class Batch:
                 mark(row.id)
             try:
                 with savepoint:
+                    depth = len(wrapper.savepoint_ids), len(wrapper.atomic_blocks)
                     call_listeners(self.running, self.channel, row)
-            except FAILURES as error:
+                    if len(wrapper.savepoint_ids) != depth[0]:
+                        if not isinstance(wrapper, BackendWrapper):
+                            del wrapper.savepoint_ids[depth[0] :]
+                            del wrapper.atomic_blocks[depth[1] :]
+                        raise ListenerEnded("a listener has left a block of atomic() open")
+            except ListenerEnded:
+                # The whole transaction is undone: its blocks are no longer those of this batch.
+                raise
+            except BaseException as error:
                 if not is_failure(self.running, error):
                     raise
                 if not self._is_usable():
@@ -137,8 +167,8 @@ class Batch:
 
     def _settle(self) -> None:
         with own_cursor(self.alias) as cursor:
-            if self.handled:
-                claiming.remove(cursor, self.handled)
+            if self.handled and not claiming.remove(cursor, self.handled, self.rows[0].transaction):
+                raise ListenerEnded("a listener ended the transaction that it was called in")
             for failure in self.failures:
                 self.settle_failure(cursor, failure)
 
@@ -159,6 +189,20 @@ class Batch:
         with own_cursor(self.alias) as cursor:
             self.settle_failure(cursor, failure)
         self.failures, self.handled = [failure], []
+
+
+async def run_apart(running: Running, function: Callable[[], None]) -> None:
+    """Run *function* in a task of its own: a listener may cancel the task that it is called in."""
+    task = asyncio.create_task(running.run(function))
+    try:
+        await asyncio.wait([task])
+    except asyncio.CancelledError:
+        task.cancel()
+        await asyncio.wait([task])
+        raise
+    if task.cancelled():
+        raise ListenerEnded("a listener cancelled the task that it was called in")
+    task.result()
 
 
 def was_lost(error: BaseException) -> bool:

@@ -17,7 +17,9 @@ TABLE = "pgpubsub_notification"
 # What a failed attempt leaves of its error, characters.
 _ERROR_LENGTH = 4000
 
-_COLUMNS = "id, payload::text, attempts, order_key, headers::text, priority"
+_COLUMNS = (
+    "id, payload::text, attempts, order_key, headers::text, priority, pg_current_xact_id()::text"
+)
 
 _READY = f"""
 SELECT {_COLUMNS} FROM {TABLE}
@@ -36,7 +38,7 @@ ORDER BY id LIMIT %s FOR UPDATE SKIP LOCKED
 # lock ends with the transaction.
 _KEYS = f"""
 WITH RECURSIVE walk (key) AS (
-    (SELECT order_key FROM {TABLE} WHERE channel = %(channel)s AND order_key > %(after)s
+    (SELECT order_key FROM {TABLE} WHERE channel = %(channel)s AND order_key {{more}} %(after)s
         AND state IN ('ready', 'delayed', 'leased') ORDER BY order_key LIMIT 1)
     UNION ALL
     SELECT (SELECT order_key FROM {TABLE} WHERE channel = %(channel)s AND order_key > key
@@ -77,7 +79,9 @@ UPDATE {TABLE} SET lease_until = clock_timestamp() + make_interval(secs => %s)
 WHERE id = ANY(%s) AND state = 'leased' AND worker = %s RETURNING id
 """
 
-_REMOVE = f"DELETE FROM {TABLE} WHERE id = ANY(%s)"
+_REMOVE = f"DELETE FROM {TABLE} WHERE id = ANY(%s) AND pg_current_xact_id()::text = %s"
+
+_TRANSACTION = "SELECT pg_current_xact_id()::text"
 
 _REMOVE_LEASED = f"DELETE FROM {TABLE} WHERE id = %s AND state = 'leased' AND worker = %s"
 
@@ -119,11 +123,11 @@ WHERE id = ANY(ARRAY(
 )) RETURNING state
 """
 
-# Seconds until the next delayed row is due, or the next lease ends.
+# Seconds until the next delayed row is due, or the next lease of some channels ends.
 _NEXT_DUE = f"""
 SELECT extract(epoch FROM least(
     (SELECT min(run_after) FROM {TABLE} WHERE state = 'delayed'),
-    (SELECT min(lease_until) FROM {TABLE} WHERE state = 'leased')
+    (SELECT min(lease_until) FROM {TABLE} WHERE state = 'leased' AND channel = ANY(%s))
 ) - clock_timestamp())
 """
 
@@ -149,6 +153,8 @@ class Claimed(NamedTuple):
     order_key: str | None
     headers: str | None
     priority: int
+    # The number of the transaction that has locked the row.
+    transaction: str
 
 
 class Condition(NamedTuple):
@@ -175,16 +181,18 @@ def claim_behind(
 
 
 def claim_in_order(
-    cursor: Any, name: str, limit: int, condition: Condition, after: str, keys: int
-) -> tuple[list[Claimed], str]:
+    cursor: Any, name: str, limit: int, condition: Condition, after: str | None, keys: int
+) -> tuple[list[Claimed], str | None]:
     """Lock rows of a channel with `ordered_by`: of up to *keys* keys that nobody else works on.
 
-    Return them in their order, and the last key, to go on *after*: "" begins with the first key.
+    Return them in their order, and the last key, to go on *after*: None begins with the first key.
     """
-    cursor.execute(_KEYS, {"channel": name, "after": after, "keys": keys})
+    # No key is before "", which is one, too.
+    more = ">=" if after is None else ">"
+    cursor.execute(_KEYS.format(more=more), {"channel": name, "after": after or "", "keys": keys})
     found = [key for (key,) in cursor.fetchall()]
     if not found:
-        return [], ""
+        return [], None
     # A statement of its own: only one that begins after the keys were locked is sure to see what
     # their last holder did.
     each = max(1, limit // len(found))
@@ -192,7 +200,7 @@ def claim_in_order(
         _OF_KEYS.format(where=condition.sql), [found, name, each, *condition.params, limit]
     )
     rows = [Claimed._make(row) for row in cursor.fetchall()]
-    return rows, found[-1] if len(found) == keys else ""
+    return rows, found[-1] if len(found) == keys else None
 
 
 def lease(cursor: Any, ids: Sequence[int], worker: str, seconds: float) -> None:
@@ -206,9 +214,18 @@ def prolong(cursor: Any, ids: Iterable[int], worker: str, seconds: float) -> set
     return {each for (each,) in cursor.fetchall()}
 
 
-def remove(cursor: Any, ids: Sequence[int]) -> None:
-    """Delete rows that this transaction has claimed and handled."""
-    cursor.execute(_REMOVE, [list(ids)])
+def remove(cursor: Any, ids: Sequence[int], transaction: str) -> bool:
+    """Delete rows that *transaction* has claimed and handled.
+
+    Return False, and delete none, if it is not the one that is open.
+    """
+    cursor.execute(_REMOVE, [list(ids), transaction])
+    if cursor.rowcount == len(ids):
+        return True
+    # A listener may have deleted its own row.
+    cursor.execute(_TRANSACTION)
+    (now,) = cursor.fetchone()
+    return bool(now == transaction)
 
 
 def remove_leased(cursor: Any, row_id: int, worker: str) -> bool:
@@ -264,9 +281,12 @@ def expire(cursor: Any, names: Sequence[str], retries: int) -> list[str]:
     return [state for (state,) in cursor.fetchall()]
 
 
-def next_due(cursor: Any) -> float | None:
-    """Return in how many seconds a delayed row is due or a lease ends; None: there is none."""
-    cursor.execute(_NEXT_DUE)
+def next_due(cursor: Any, names: Sequence[str]) -> float | None:
+    """Return in how many seconds a delayed row is due, or a lease of the channels *names* ends.
+
+    None: there is none. Leases of other channels are ended by those who handle them.
+    """
+    cursor.execute(_NEXT_DUE, [list(names)])
     (seconds,) = cursor.fetchone()
     return None if seconds is None else float(seconds)
 

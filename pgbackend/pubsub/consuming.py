@@ -15,7 +15,7 @@ from django.db import connections
 
 from ..pool.dedicated import backoff_delay
 from . import claiming
-from .batches import MOST, Batch, BatchLost, BatchSize, Failure, was_lost
+from .batches import MOST, Batch, BatchLost, BatchSize, Failure, run_apart, was_lost
 from .channels import BaseChannel
 from .claiming import Claimed, Condition
 from .cursors import own_cursor
@@ -25,6 +25,7 @@ from .positions import Position
 logger = logging.getLogger("pgbackend.pubsub")
 
 # After how many lost connections, one for each attempt to handle a row, the row is to blame.
+# Those that its listener did not notice count half.
 _SUSPICIOUS = 3
 
 # How many keys of an ordered channel one batch takes.
@@ -52,7 +53,7 @@ class StoredConsumer(ABC):
         self._idle: list[Future[None]] = []
         # How often in a row no row could be claimed.
         self._misses = 0
-        self._last_key = ""
+        self._last_key: str | None = None
         self._positions: defaultdict[str, Position] = defaultdict(Position)
         # When rows under these names are to be claimed from the beginning.
         self._timers: dict[str, asyncio.TimerHandle] = {}
@@ -71,6 +72,7 @@ class StoredConsumer(ABC):
 
     def receive(self, name: str, payload: str) -> None:
         """Take a notification: rows are there."""
+        self._misses = 0
         if name == self.name:
             self.wake(name)
         else:
@@ -189,10 +191,10 @@ class StoredConsumer(ABC):
         rows, self._last_key = claiming.claim_in_order(
             cursor, name, limit, self.condition, after, keys
         )
-        if not rows and after:
+        if not rows and after is not None:
             # From the first key on again.
             rows, self._last_key = claiming.claim_in_order(
-                cursor, name, limit, self.condition, "", keys
+                cursor, name, limit, self.condition, None, keys
             )
         return rows or claiming.claim(cursor, name, limit, self.without_key)
 
@@ -225,6 +227,13 @@ class StoredConsumer(ABC):
 
         Raise what keeps rows from being claimed.
         """
+
+    def expire(self, cursor: Any) -> None:
+        """Take back rows whose workers have died; the channel may have had a `lease` before."""
+        states = claiming.expire(cursor, self.channel.stored_names(), self.channel.retries)
+        if states:
+            logger.warning("the leases of %d rows of %s ended", len(states), self.channel.name())
+            self.progress.counts["expired"] += len(states)
 
     def note_failure(self, failure: Failure) -> None:
         """Log a failed attempt, and have the row looked at again in time."""
@@ -275,7 +284,7 @@ class TransactionalConsumer(StoredConsumer):
             self.progress.marks,
         )
         try:
-            await self.running.run(batch.run)
+            await run_apart(self.running, batch.run)
         except Exception as error:
             self._positions[name].forget()
             if not await self._look_into(batch, error):
@@ -313,8 +322,12 @@ class TransactionalConsumer(StoredConsumer):
             return False
         if lost:
             row_id = batch.rows[0].id
-            self._suspects[row_id] += isinstance(error, BatchLost)
-            if self._suspects[row_id] < _SUSPICIOUS:
+            if isinstance(error, BatchLost):
+                self._suspects[row_id] += 2
+            elif batch.handled:
+                # The listener has not noticed; it may have lost the connection and said nothing.
+                self._suspects[row_id] += 1
+            if self._suspects[row_id] < 2 * _SUSPICIOUS:
                 return False
             del self._suspects[row_id]
         await self.running.run(batch.fail_alone, error)

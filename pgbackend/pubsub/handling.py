@@ -7,6 +7,7 @@ import logging
 import traceback
 
 from django.db import transaction
+from greenlet import GreenletExit
 
 from ..pool.dedicated import backoff_delay
 from .channels import BaseChannel
@@ -20,9 +21,9 @@ logger = logging.getLogger("pgbackend.pubsub")
 # The longest wait before another attempt, seconds.
 LONGEST_BACKOFF = 3600.0
 
-# What a listener may raise without ending the worker. CancelledError is among them where nobody
-# cancelled the worker's own task; see `is_failure`.
-FAILURES = (Exception, SystemExit, asyncio.CancelledError)
+# What ends the worker if a listener raises it; so does CancelledError where somebody cancelled the
+# worker's own task.
+_ENDS = (KeyboardInterrupt, GeneratorExit, GreenletExit)
 
 
 def call_listeners(running: Running, channel: type[BaseChannel], row: Claimed) -> None:
@@ -63,7 +64,7 @@ def call_for_plain(
             else:
                 with transaction.atomic(alias):
                     running.call(listener.callback, arguments, channel.timeout)
-        except FAILURES as error:
+        except BaseException as error:
             if not is_failure(running, error):
                 raise
             logger.exception("%s failed for a notification of %s", listener.name, channel.name())
@@ -73,7 +74,9 @@ def call_for_plain(
 
 def is_failure(running: Running, error: BaseException) -> bool:
     """Return whether *error* is the listener's own, and not the end of the worker."""
-    return not (isinstance(error, asyncio.CancelledError) and running.is_cancelled())
+    if isinstance(error, asyncio.CancelledError):
+        return not running.is_cancelled()
+    return not isinstance(error, _ENDS)
 
 
 def delay_after(channel: type[BaseChannel], attempts: int) -> float:
@@ -83,4 +86,6 @@ def delay_after(channel: type[BaseChannel], attempts: int) -> float:
 
 def error_text(error: BaseException) -> str:
     """Return what `last_error` keeps of an error: its traceback, the innermost frames last."""
-    return "".join(traceback.format_exception(error)).strip()
+    text = "".join(traceback.format_exception(error)).strip()
+    # Names of files may have half of a surrogate pair, which no text of the server has.
+    return text.encode(errors="backslashreplace").decode()

@@ -16,16 +16,17 @@ import socket
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 from django.db import DatabaseError, InterfaceError, transaction
 
 from ..pool.dedicated import backoff_delay
 from . import claiming
-from .batches import Failure
+from .batches import Failure, ListenerEnded
 from .claiming import Claimed
 from .consuming import StoredConsumer
 from .cursors import own_cursor
-from .handling import FAILURES, call_listeners, delay_after, error_text, is_failure
+from .handling import call_listeners, delay_after, error_text, is_failure
 
 T = TypeVar("T")
 
@@ -46,6 +47,8 @@ class LeaseConsumer(StoredConsumer):
         self.token = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(8)}"
         # The tasks that handle leased rows, by their ids.
         self._tasks: dict[int, asyncio.Task[BaseException | None]] = {}
+        # The tasks that `beat` has cancelled.
+        self._late: WeakSet[asyncio.Task[BaseException | None]] = WeakSet()
 
     @property
     def limit(self) -> int:
@@ -69,10 +72,15 @@ class LeaseConsumer(StoredConsumer):
             raise
         finally:
             del self._tasks[row.id]
-        if task.cancelled():
+        error: BaseException | None
+        if not task.cancelled():
+            error = task.result()
+        elif task in self._late:
             logger.error("the lease of notification %d was lost while it was handled", row.id)
             return 1, True
-        await self._until_settled(row, task.result())
+        else:
+            error = ListenerEnded("a listener cancelled the task that it was called in")
+        await self._until_settled(row, error)
         return 1, True
 
     async def _call(self, row: Claimed) -> BaseException | None:
@@ -83,7 +91,7 @@ class LeaseConsumer(StoredConsumer):
                 if marks is not None:
                     marks.set(place, row.id)
                 await self.running.run(call_listeners, self.running, self.channel, row)
-        except FAILURES as error:
+        except BaseException as error:
             if not is_failure(self.running, error):
                 raise
             return error
@@ -164,15 +172,9 @@ class LeaseConsumer(StoredConsumer):
                 continue
             for row_id, task in handled.items():
                 if row_id not in kept and self._tasks.get(row_id) is task:
+                    self._late.add(task)
                     task.cancel()
 
     def _prolong(self, ids: list[int]) -> set[int]:
         with own_cursor(self.alias) as cursor:
             return claiming.prolong(cursor, ids, self.token, self.seconds)
-
-    def expire(self, cursor: Any) -> None:
-        """Take back rows whose workers have died."""
-        states = claiming.expire(cursor, self.channel.stored_names(), self.channel.retries)
-        if states:
-            logger.warning("the leases of %d rows of %s ended", len(states), self.channel.name())
-            self.progress.counts["expired"] += len(states)

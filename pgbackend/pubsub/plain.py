@@ -74,14 +74,20 @@ class PlainConsumer:
             return
         self._queue.append(payload)
         if len(self.tasks) < self.channel.concurrency:
-            task = asyncio.get_running_loop().create_task(self._handle(), context=Context())
-            self.tasks.add(task)
-            task.add_done_callback(self._ended)
+            self._begin()
+
+    def _begin(self) -> None:
+        task = asyncio.get_running_loop().create_task(self._handle(), context=Context())
+        self.tasks.add(task)
+        task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self.tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("a notification of %s was lost", self.channel.name(), exc_info=error)
+        if self._queue and not self.progress.stopping.is_set():
+            # The task has ended before its time; a listener may have cancelled it.
+            self._begin()
         self.progress.changed.set()
 
     async def _handle(self) -> None:

@@ -77,9 +77,22 @@ class OnLoop:
 
 
 def _call(callback: Callable[..., Any], arguments: dict[str, Any]) -> None:
-    result = callback(**arguments)
-    if result is not None and inspect.isawaitable(result):
+    result = _result(callback, arguments)
+    if result is not None:
         await_bridged(result)
+
+
+def _result(callback: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+    """Call a listener; return what is to be awaited, or None.
+
+    Raise TypeError for a generator, whose body would not run.
+    """
+    result = callback(**arguments)
+    if result is None or inspect.isawaitable(result):
+        return result
+    if inspect.isgenerator(result) or inspect.isasyncgen(result):
+        raise TypeError(f"the listener returned {result!r}, whose body never ran")
+    return None
 
 
 @contextmanager
@@ -161,8 +174,8 @@ class _Nested:
 def _call_in_thread(
     callback: Callable[..., Any], arguments: dict[str, Any], seconds: float | None
 ) -> None:
-    result = callback(**arguments)
-    if result is not None and inspect.isawaitable(result):
+    result = _result(callback, arguments)
+    if result is not None:
         async_to_sync(_awaited)(result, seconds)
 
 

@@ -56,6 +56,8 @@ class Schedule:
         self.interval = interval
         # Functions that take expired rows of one channel back, with a cursor.
         self.expire: list[Callable[[Any], None]] = []
+        # The names under which rows of the worker's channels stand.
+        self.names: list[str] = []
         self._ready = ready
         # When something is due, by `time.monotonic`.
         self._at = 0.0
@@ -114,5 +116,5 @@ class Schedule:
                 cursor.execute(_PRUNE, [KEEP_PLAIN])
                 self._pruned_at = monotonic()
             names = claiming.names_with_ready(cursor)
-            due = claiming.next_due(cursor)
+            due = claiming.next_due(cursor, self.names)
         return names, self.interval if due is None else due

@@ -19,7 +19,6 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass, make_dataclass
 from datetime import timedelta
-from traceback import format_exception
 from typing import Any, ClassVar
 from uuid import uuid4
 
@@ -37,8 +36,10 @@ from django.utils.module_loading import import_string
 from .. import bridged
 from .channels import Channel
 from .errors import NotificationsMissed, SlowConsumer
+from .handling import error_text
 from .models import TaskRecord
 from .registry import register
+from .scalars import AnyForm
 from .sending import notify, send
 
 # The options of TASKS that its channels take, as they are in `channels.Options`.
@@ -160,6 +161,9 @@ class TaskBackend(BaseTaskBackend):
             first = [TaskContext(task_result=result)] if task.takes_context else []
             with transaction.atomic(using=router.db_for_write(TaskRecord)):
                 value = normalize_json(task.call(*first, *result.args, **result.kwargs))
+                # What jsonb refuses, such as a NUL character, is the task's error: it would keep
+                # its result from being stored.
+                AnyForm().encode(value)
         except (Exception, SystemExit) as error:
             self._note_error(record, error)
         else:
@@ -173,7 +177,8 @@ class TaskBackend(BaseTaskBackend):
             *record.errors,
             {
                 "exception_class_path": f"{kind.__module__}.{kind.__qualname__}",
-                "traceback": "".join(format_exception(error)),
+                # jsonb takes neither NUL characters nor halves of surrogate pairs.
+                "traceback": error_text(error).replace("\0", "\\x00"),
             },
         ]
         try:

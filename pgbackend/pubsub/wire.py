@@ -39,8 +39,13 @@ def parse(text: str) -> Wire:
     """Return what the *text* of a NOTIFY says. Anything that is not of a form above is plain."""
     match text[:1]:
         case "" | "#":
-            return Wire("stored", int(text[1:])) if text[1:].isdecimal() else _ANY_ROW
-        case "@" if text[1:].isdecimal():
+            return Wire("stored", int(text[1:])) if _is_id(text[1:]) else _ANY_ROW
+        case "@" if _is_id(text[1:]):
             return Wire("reference", int(text[1:]))
         case _:
             return Wire("plain", payload=text)
+
+
+def _is_id(text: str) -> bool:
+    # No id has more digits, and int() takes no more than some thousand.
+    return text.isdecimal() and len(text) < 19

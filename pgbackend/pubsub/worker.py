@@ -119,9 +119,9 @@ class Worker:
             if channel.lease is None:
                 stored.append(TransactionalConsumer(part, channel))
             else:
-                leased = LeaseConsumer(part, channel)
-                schedule.expire.append(leased.expire)
-                stored.append(leased)
+                stored.append(LeaseConsumer(part, channel))
+            schedule.expire.append(stored[-1].expire)
+            schedule.names += channel.stored_names()
         plain = [PlainConsumer(part, each) for each in channels if not each.lock_notifications]
         return Listening(part, Hub(alias, **self._hub_options), stored, plain)
 
@@ -143,8 +143,8 @@ class Worker:
             ]
             if isinstance(stored, LeaseConsumer):
                 self._helpers.append(self._spawn(stored.beat(), f"{name}-leases"))
-        if each.stored:
-            self._helpers.append(self._spawn(schedule.run(), f"schedule-{each.part.alias}"))
+        # Without stored channels, too: it deletes the rows of long plain notifications.
+        self._helpers.append(self._spawn(schedule.run(), f"schedule-{each.part.alias}"))
 
     def _spawn(self, work: Any, name: str) -> asyncio.Task[None]:
         # In a context of its own: the worker may be started by a request, or in a transaction.

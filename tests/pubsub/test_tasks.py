@@ -237,3 +237,14 @@ def test_registered() -> None:
     """The worker knows the channels of all queues."""
     names = {each.__name__ for each in registered() if issubclass(each, TaskChannel)}
     assert {"Tasks_pubsub_default", "Tasks_pubsub_slow", "Tasks_leased_default"} <= names
+
+
+@pytest.mark.parametrize("text", ["chr(0)", "chr(0xDC80)", "float('nan')"])
+def test_what_jsonb_refuses(text: str) -> None:
+    """A task whose error or result the database cannot store has failed, and is not run again."""
+    for task in (tasks.fail_with, tasks.give):
+        result = task.enqueue(text)
+        run()
+        result.refresh()
+        assert (result.status, len(result.errors)) == (TaskResultStatus.FAILED, 1)
+    assert not Notification.from_channel(queue()).exists()

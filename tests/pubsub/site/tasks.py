@@ -43,3 +43,13 @@ def long(name: str) -> str:
 
 @task(backend="pubsub")
 def gone() -> None: ...
+
+
+@task(backend="pubsub")
+def fail_with(text: str) -> None:
+    raise ValueError(eval(text))
+
+
+@task(backend="pubsub")
+def give(text: str) -> Any:
+    return eval(text)

@@ -1,0 +1,207 @@
+"""Handlers that misbehave: their own row dies, all others are handled, and nothing is lost."""
+
+import asyncio
+import datetime
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from django.db import connection, transaction
+from django.utils import timezone
+
+from pgbackend.pubsub import Channel, Notification, anotify, anotify_many, asend, listener
+from tests.support.pubsub import effects, until, working
+
+from .site.jobs import Leased, Once, Ordered, Stored
+from .site.models import Effect
+from .test_worker import counted, rows
+
+# What `Rogue` numbers 2 do.
+tricks: list[Callable[[], Any]] = []
+
+done: list[int] = []
+
+
+@dataclass
+class Rogue(Channel):
+    """Number 2 does something bad, after its effect; the others do nothing but write."""
+
+    lock_notifications = True
+    retries = 0
+    number: int
+
+
+@listener(Rogue)
+def rogue(number: int) -> Any:
+    Effect.objects.create(number=number)
+    transaction.on_commit(lambda: done.append(number))
+    if number == 2:
+        return tricks[0]()
+    return None
+
+
+@dataclass
+class Hasty(Channel):
+    """A plain channel."""
+
+    number: int
+
+
+@listener(Hasty)
+def hasty(number: int) -> None:
+    if number < 0:
+        stop()
+    Effect.objects.create(number=number)
+
+
+@pytest.fixture(autouse=True)
+def no_tricks() -> None:
+    tricks.clear()
+    done.clear()
+
+
+class Stop(BaseException):
+    """No Exception, as those of some frameworks."""
+
+
+def stop() -> None:
+    raise Stop
+
+
+def group() -> None:
+    raise BaseExceptionGroup("several", [SystemExit(1), ValueError()])
+
+
+async def cancel_itself() -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancel()
+    await asyncio.sleep(5)
+
+
+def close_connection() -> None:
+    connection.close()
+
+
+def kill_connection() -> None:
+    with suppress(Exception), connection.cursor() as cursor:
+        cursor.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+
+
+def surrogate() -> None:
+    raise ValueError("no such file: caf\udce9")
+
+
+def rollback() -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("ROLLBACK")
+
+
+def rollback_and_begin() -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("ROLLBACK AND CHAIN")
+
+
+def half_block() -> None:
+    transaction.atomic().__enter__()
+
+
+async def generate() -> AsyncIterator[None]:
+    yield
+
+
+def hook_fails() -> None:
+    raise ValueError("hook")
+
+
+ways = [
+    stop,
+    group,
+    cancel_itself,
+    close_connection,
+    kill_connection,
+    surrogate,
+    rollback,
+    rollback_and_begin,
+    half_block,
+    generate,
+]
+
+
+@pytest.mark.parametrize("trick", ways, ids=lambda trick: trick.__name__)
+async def test_only_its_own_row_dies(trick: Callable[[], Any]) -> None:
+    """The row of a handler that misbehaves dies, its work undone; all others are handled once."""
+    tricks.append(trick)
+    await anotify_many([Rogue(n) for n in range(6)])
+    async with working(Rogue) as worker:
+        await until(counted(worker, dead=1, handled=5), worker)
+        await anotify(Rogue, number=9)
+        await until(counted(worker, dead=1, handled=6), worker)
+    assert await effects() == [0, 1, 3, 4, 5, 9]
+    assert sorted(done) == [0, 1, 3, 4, 5, 9]
+    (dead,) = await rows()
+    assert (dead.state, dead.payload["kwargs"]["number"]) == ("dead", 2)
+
+
+async def test_hook_that_fails() -> None:
+    """A hook of on_commit that raises keeps no other from being called, and no row."""
+    tricks.append(lambda: transaction.on_commit(hook_fails))
+    await anotify_many([Rogue(n) for n in range(6)])
+    async with working(Rogue) as worker:
+        await until(counted(worker, handled=6), worker)
+    assert await effects() == done == list(range(6))
+
+
+async def test_empty_key() -> None:
+    """An empty key is a key like any other."""
+    await anotify_many([Ordered(n, "", "" if n % 2 else "a") for n in range(6)])
+    async with working(Ordered) as worker:
+        await until(counted(worker, handled=6), worker)
+    assert await effects() == list(range(6))
+
+
+async def test_lease_of_before() -> None:
+    """A row that was leased comes back, though its channel leases no rows any longer."""
+    await anotify(Stored, number=1)
+    past = timezone.now() - datetime.timedelta(seconds=1)
+    await Notification.objects.aupdate(state="leased", worker="gone", lease_until=past, attempts=1)
+    async with working(Stored) as worker:
+        await until(counted(worker, handled=1, expired=1), worker)
+
+
+async def test_lease_of_others() -> None:
+    """An ended lease of a channel that somebody else handles does not keep the worker busy."""
+    await anotify(Leased, number=1)
+    past = timezone.now() - datetime.timedelta(seconds=1)
+    await Notification.objects.aupdate(state="leased", worker="gone", lease_until=past, attempts=1)
+    async with working(Once) as worker:
+        await asyncio.sleep(0.3)
+        assert "next in 0." not in repr(worker.parts[0].part.schedule)
+
+
+async def test_delayed_after_many() -> None:
+    """A delayed row is handled in time, though many others were sent that wait for longer."""
+    async with working(Stored) as worker:
+        hour = timezone.now() + datetime.timedelta(hours=1)
+        for number in range(8):
+            await asend(Stored(number), run_after=hour)
+            await asyncio.sleep(0.02)
+        await asyncio.sleep(0.1)
+        await asend(Stored(9), run_after=timezone.now() + datetime.timedelta(seconds=0.2))
+        await until(counted(worker, handled=1), worker)
+
+
+@pytest.mark.parametrize("text", ["@" + "9" * 5000, "@" + "9" * 30, "#" + "9" * 5000, "stop"])
+async def test_plain_goes_on(text: str) -> None:
+    """What waits in a plain channel is handled, whatever the one before it was."""
+    async with working(Hasty) as worker:
+        plain = worker.parts[0].plain[0]
+        # As the hub does with what comes in one message.
+        plain.receive("", text if text != "stop" else '{"kwargs":{"number":-1}}')
+        for number in range(3):
+            plain.receive("", json.dumps({"kwargs": {"number": number}}))
+        await until(lambda: plain.is_idle, worker)
+    assert await effects() == [0, 1, 2]
