@@ -1,4 +1,4 @@
-"""The storms in their short forms, and a thousand errors; `python -m tests.pubsub.storms` has more."""
+"""The storms in short, and a thousand errors; `python -m tests.pubsub.storms` has more."""
 
 import gc
 import logging
@@ -28,8 +28,10 @@ def test_kills() -> None:
 def test_outages() -> None:
     """A server that is restarted, and one that is silent for a while, lose and repeat none."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.pubsub.storms", "restarts", "silence"]
-        + ["--notifications", "400", "--processes", "2", "--restarts", "2", "--seconds", "8"],
+        [
+            *(sys.executable, "-m", "tests.pubsub.storms", "restarts", "silence"),
+            *("--notifications", "400", "--processes", "2", "--restarts", "2", "--seconds", "8"),
+        ],
         cwd=ROOT,
         capture_output=True,
         text=True,
