@@ -47,7 +47,7 @@ from .pool.passwords import without_passwords
 from .pool.physical import unread_error
 from .session.guard import for_one_use, guard
 from .session.row_settings import restore_of_thread
-from .sql.instrumented import own_wrapper_class
+from .sql.instrumented import originals, own_wrapper_class
 from .tasks import kept_sessions
 from .tasks.handover import LoopProxy
 from .tasks.lease import Lease
@@ -326,3 +326,4 @@ class DatabaseWrapper(QueryLogging, TransactionControl):
 # A project names only this module in its settings, so importing it installs everything.
 apply()
 register()
+originals()

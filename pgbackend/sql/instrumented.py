@@ -53,7 +53,7 @@ def may_skip_cursors(wrapper: Any) -> bool:
     """Return whether statements may skip Django's cursors: none of their methods was replaced."""
     if wrapper.configures_pool or not apps.ready:
         return False
-    of_wrapper, of_psycopgs, looks, held, of_classes, size = _originals()
+    of_wrapper, of_psycopgs, looks, held, of_classes, size = originals()
     replaced: bool = (
         _of_wrapper(type(wrapper)) != of_wrapper
         or _of_psycopgs(Cursor) != of_psycopgs
@@ -67,12 +67,13 @@ def may_skip_cursors(wrapper: Any) -> bool:
 
 
 @functools.cache
-def _originals() -> tuple[Any, ...]:
-    """Return the original methods when the first statement is made: Django's, psycopg's or ours.
+def originals() -> tuple[Any, ...]:
+    """Return the original methods: Django's, psycopg's or ours.
 
-    A method that was already replaced by then counts as None here, so `may_skip_cursors()` is
-    always False. Methods that the backend's own methods call by ``super()`` are compared in the
-    classes that define them.
+    They are looked up once, when `base` is imported: later on, Django's test cases replace some to
+    forbid queries. A method that was already replaced by then counts as None here, so
+    `may_skip_cursors()` is always False. Methods that the backend's own methods call by ``super()``
+    are compared in the classes that define them.
     """
     assert _own_wrapper_class is not None
     places: list[tuple[type, list[str]]] = [
