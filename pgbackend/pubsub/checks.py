@@ -15,6 +15,7 @@ from django.core import checks
 from django.core.exceptions import FieldDoesNotExist, ImproperlyConfigured
 from django.db import DatabaseError, connections
 
+from ..bridge import is_bridged
 from . import filters, settings
 from .channels import BaseChannel, Channel, TriggerChannel, registered
 from .errors import PayloadError
@@ -141,16 +142,14 @@ def check_settings() -> list[checks.CheckMessage]:
 
 def check_triggers(databases: Any = None, **kwargs: Any) -> list[checks.CheckMessage]:
     """W003: triggers that are not in the database, or not as the code has them."""
-    from .installed import triggers_amiss
-
     found: list[checks.CheckMessage] = []
     for alias in databases or ():
         if connections[alias].vendor != "postgresql":
             continue
         try:
-            amiss = triggers_amiss(alias)
-        except DatabaseError:
-            # `migrate` and others say it in the server's words.
+            amiss = _amiss(alias)
+        except (DatabaseError, ImproperlyConfigured):
+            # `migrate` and others say it in the server's words, and other checks in theirs.
             continue
         found += [
             checks.Warning(
@@ -159,6 +158,22 @@ def check_triggers(databases: Any = None, **kwargs: Any) -> list[checks.CheckMes
             for channel, each in amiss
         ]
     return found
+
+
+def _amiss(alias: str) -> list[tuple[type[BaseChannel], str]]:
+    """Return what `triggers_amiss` finds; leave no connection and no pool open."""
+    from .installed import triggers_amiss
+
+    wrapper: Any = connections[alias]
+    if is_bridged() or wrapper.connection is not None:
+        return triggers_amiss(alias)
+    wrapper = wrapper.copy()
+    # Django's pool would wait for its time-out where the server is down.
+    wrapper.settings_dict["OPTIONS"].pop("pool", None)
+    try:
+        return triggers_amiss(alias, connection=wrapper)
+    finally:
+        wrapper.close()
 
 
 def _wrong_options(channel: type[BaseChannel]) -> Iterator[str]:

@@ -21,11 +21,12 @@ logger = logging.getLogger("pgbackend.pubsub")
 
 
 def triggers_amiss(
-    using: str, channels: Iterable[type[BaseChannel]] | None = None, cursor: Any = None
+    using: str, channels: Iterable[type[BaseChannel]] | None = None, connection: Any = None
 ) -> list[tuple[type[BaseChannel], str]]:
     """Return the channels whose triggers are not on the alias *using* as they should be, and why.
 
-    *channels* are those to look at; None: all. *cursor* is one of psycopg's; None: Django's.
+    *channels* are those to look at; None: all. *connection*, of psycopg or of Django, is used for
+    it; None: the one of Django for the alias.
     """
     wanted = None if channels is None else set(channels)
     expected: dict[str, tuple[Any, Notify, type[BaseChannel]]] = {}
@@ -38,7 +39,7 @@ def triggers_amiss(
     if not expected:
         return []
     names = [*expected, *(_old_pgid(model, channel) for model, _, channel in expected.values())]
-    with cursor or connections[using].cursor() as asked:
+    with (connection or connections[using]).cursor() as asked:
         asked.execute(
             "SELECT tgname, obj_description(oid), tgenabled <> 'D' FROM pg_trigger"
             " WHERE tgname = ANY(%s)",
@@ -70,7 +71,7 @@ def warn_of_triggers(channels: Iterable[type[BaseChannel]]) -> None:
         try:
             # A connection of its own: whoever listens needs none of Django's.
             with psycopg.connect(**arguments_of(alias)) as conn:
-                amiss = triggers_amiss(alias, found, conn.cursor())
+                amiss = triggers_amiss(alias, found, conn)
         except psycopg.Error:
             # Whoever listens goes on asking, and says so in the server's words.
             continue

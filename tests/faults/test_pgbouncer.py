@@ -16,6 +16,8 @@ from tests.support.server import Server
 from tests.support.work import until_running
 from tests.support.wrapper import PID, AddAlias, avalue, until, value
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture
 def alias(pgbouncer: PgBouncer, add_alias: AddAlias) -> str:

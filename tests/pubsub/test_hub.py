@@ -204,6 +204,7 @@ async def test_reconcile() -> None:
     await hub.stop()
 
 
+@pytest.mark.process
 async def test_pgbouncer(pgbouncer: PgBouncer, server: Server, add_alias: AddAlias) -> None:
     """A pooler that shares sessions is found out at once; a DSN of its own is the cure."""
     alias = add_alias(HOST="127.0.0.1", PORT=pgbouncer.port)
