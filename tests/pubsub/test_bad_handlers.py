@@ -3,7 +3,6 @@
 import asyncio
 import datetime
 import json
-import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -133,13 +132,8 @@ ways = [
 
 
 @pytest.mark.parametrize("trick", ways, ids=lambda trick: trick.__name__)
-async def test_only_its_own_row_dies(
-    trick: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_only_its_own_row_dies(trick: Callable[[], Any]) -> None:
     """The row of a handler that misbehaves dies, its work undone; all others are handled once."""
-    if trick is surrogate:
-        # pytest-xdist cannot send what it captures of that.
-        monkeypatch.setattr(logging.getLogger("pgbackend.pubsub"), "propagate", False)
     tricks.append(trick)
     await anotify_many([Rogue(n) for n in range(6)])
     async with working(Rogue) as worker:
