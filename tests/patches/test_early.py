@@ -52,7 +52,7 @@ def test_before_settings() -> None:
             except LookupError:
                 return await Author.objects.acount()
 
-        print(asyncio.run(main()), run_checks())
+        print(asyncio.run(main()), run_checks(app_configs=[]))
         """
     )
     assert printed == "0 []\n"
