@@ -326,8 +326,9 @@ async def test_payload_that_does_not_fit() -> None:
     assert "PayloadError" in dead.last_error
 
 
-async def test_batch_mode() -> None:
+async def test_batch_mode(monkeypatch: pytest.MonkeyPatch) -> None:
     """`run(batch=True)` handles what is there and ends, without a listening connection."""
+    monkeypatch.setattr(jobs.Stored, "backoff", 60.0)
     await anotify_many([jobs.Stored(n, "fail" if n == 3 else "") for n in range(30)])
     worker = Worker([jobs.Stored, jobs.Plain])
     await asyncio.wait_for(worker.run(batch=True), 10)

@@ -74,6 +74,11 @@ class Kinds(models.Model):
     )
 
     @classmethod
+    def check(cls, **kwargs: Any) -> list[Any]:
+        """Return nothing: Django 6.1 would ask each server whether it has generated columns."""
+        return []
+
+    @classmethod
     def make(cls) -> Any:
         """Insert a row."""
         return cls.objects.create()
