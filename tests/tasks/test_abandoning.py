@@ -24,9 +24,9 @@ from tests.models import Author
 from tests.support.left_early import collect, driven_then_closed
 from tests.support.limits import PATIENCE
 from tests.support.server import Server
-from tests.support.sessions import committed
+from tests.support.sessions import committed, running
 from tests.support.work import fill, settled
-from tests.support.wrapper import PID, avalue, run, use_wrapper, value
+from tests.support.wrapper import PID, avalue, run, until, use_wrapper, value
 
 SIZE = 2
 
@@ -759,6 +759,8 @@ def test_statement_of_a_generator_closed(
                 await Author.objects.acreate(name="two")
         kept.clear()
         await settled()
+        # The loop's end would end the pool's task that has the server stop it.
+        await until(lambda: running(server, "active") == 0)
 
     runner.run(main())
     assert set(committed(server)) - {"of no block of its own", "maybe"} == {"one", "two"}
@@ -793,6 +795,8 @@ def test_statement_of_a_generator_closed_in_a_block(
                 await Author.objects.acreate(name="two")
         kept.clear()
         await settled()
+        # The loop's end would end the pool's task that has the server stop it.
+        await until(lambda: running(server, "active") == 0)
 
     runner.run(main())
     assert committed(server) == ["one", "two"]
