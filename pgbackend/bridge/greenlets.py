@@ -119,16 +119,7 @@ def check_bridged() -> None:
 
 def await_future(future: Future[T]) -> T:
     """Do what `await_bridged` does, for a pending future, where the caller knows it is bridged."""
-    waiting = next(future.__await__())
-    if any(_checked_containers):
-        _check_before_wait()
-    bridge: Any = getcurrent()
-    if bridge.call_closed:
-        raise CallClosedError(_CLOSED)
-    parent = bridge.parent
-    # Drop the name, as in `_suspend`: this frame lives in the greenlet.
-    del bridge
-    parent.switch(waiting)
+    _suspend(next(future.__await__()))
     return future.result()
 
 
