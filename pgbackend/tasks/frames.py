@@ -84,12 +84,6 @@ class Frame:
         # on top.
         self.pending_rollback = False
 
-    @property
-    def is_outermost(self) -> bool:
-        """Whether leaving the block ends the transaction."""
-        frames: list[Frame] = self.state.frames
-        return frames[:1] == [self]
-
 
 # The innermost frame entered in this context. A task inherits it from the task that starts it.
 innermost: ContextVar[Frame | None] = ContextVar("pgbackend_frame", default=None)

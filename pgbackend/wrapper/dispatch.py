@@ -160,42 +160,36 @@ def runs_bridged(alias: str | None) -> bool:
 
 def all_run_bridged() -> bool:
     """Return whether asynchronous access to every alias runs bridged on the running loop."""
-    # Check the settings only: making every alias's wrapper for each task would cost more.
-    for conf in connections.settings.values():
-        if not _is_ours(conf["ENGINE"]) or not conf["OPTIONS"].get("bridge", True):
-            return False
-    return is_bridged() or not _waiting_thread(thread_transactions.get())
+    return _all_enabled() and (is_bridged() or not _waiting_thread(thread_transactions.get()))
 
 
 def all_begin_here() -> bool:
     """Return whether `all_run_bridged` is true and a bridged call begins here: `drive` may run."""
-    if isinstance(getcurrent(), Bridge):
-        # The caller is bridged, or is a task that was started eagerly in another task's bridge.
-        return False
-    for conf in connections.settings.values():
-        if not _is_ours(conf["ENGINE"]) or not conf["OPTIONS"].get("bridge", True):
-            return False
-    return not (
-        thread_transactions.get()
-        or asyncio.get_running_loop() in asgiref.sync.AsyncToSync.loop_thread_executors
+    # In a greenlet of the bridge the caller is bridged, or a task there has started it eagerly.
+    return (
+        not isinstance(getcurrent(), Bridge)
+        and _all_enabled()
+        and not _waiting_thread(thread_transactions.get())
     )
 
 
 def begins_here(alias: str) -> bool:
     """Return whether `runs_bridged` is true and a bridged call begins here: `drive` may run."""
-    if (
-        isinstance(getcurrent(), Bridge)
-        or alias not in connections.settings
-        or (loop := asyncio._get_running_loop()) is None
-    ):
-        return False
-    wrapper = connections[alias]
     return (
-        isinstance(wrapper, BackendWrapper)
-        and wrapper.bridge_enabled
-        and alias not in thread_transactions.get()
-        and loop not in asgiref.sync.AsyncToSync.loop_thread_executors
+        not isinstance(getcurrent(), Bridge)
+        and asyncio._get_running_loop() is not None
+        and alias in connections.settings
+        and is_enabled(alias)
+        and not _waiting_thread(thread_transactions.get() & {alias})
     )
+
+
+def _all_enabled() -> bool:
+    # Check the settings only: making every alias's wrapper for each task would cost more.
+    for conf in connections.settings.values():
+        if not _is_ours(conf["ENGINE"]) or not conf["OPTIONS"].get("bridge", True):
+            return False
+    return True
 
 
 @functools.cache
