@@ -140,8 +140,11 @@ class PoolOfLoop(AsyncConnectionPool[PooledConnection]):
 
     def start_task(
         self, coro: Coroutine[Any, Any, Any], conn: PooledConnection | None = None
-    ) -> None:
-        """Run *coro* in a background task; close *conn*, which it gives back, if cancelled."""
+    ) -> asyncio.Task[Any]:
+        """Run *coro* in a background task, which is returned.
+
+        Close *conn*, which the task gives back, if it is cancelled.
+        """
         task = asyncio.get_running_loop().create_task(coro, context=self._context)
         self._background_tasks.add(task)
         task.add_done_callback(self._background_tasks.discard)
@@ -149,6 +152,7 @@ class PoolOfLoop(AsyncConnectionPool[PooledConnection]):
             # The loop may cancel the task before its first step, so that no code of *coro* ever
             # runs.
             task.add_done_callback(lambda task: conn.finish() if task.cancelled() else None)
+        return task
 
 
 def is_of_pool(task: asyncio.Task[Any]) -> bool:

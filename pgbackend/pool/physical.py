@@ -162,12 +162,13 @@ async def stop_statement(
 ) -> None:
     """Have the server, within *seconds*, stop the statement of a closed connection.
 
-    *connection* is a duplicate of the connection's socket, which this closes. The server closes its
-    side when the statement has ended. If the server has not read the statement yet, it ignores the
-    request: ask again until the statement has ended.
+    *connection* is a duplicate of the connection's socket. The server closes its side when the
+    statement has ended. If the server has not read the statement yet, it ignores the request: ask
+    again until the statement has ended.
     """
 
     def steps() -> PQGenConn[None]:
+        cancel_conn.reset()
         cancel_conn.start()
         yield from generators.cancel(cancel_conn)
 
@@ -181,12 +182,9 @@ async def stop_statement(
                         await _until_closed(connection)
                     return
                 interval *= 2
-                cancel_conn.reset()
     except (psycopg.Error, TimeoutError) as error:
         words = str(error) or f"no answer within {seconds:g} s"
         logger.warning("a statement that nobody waits for could not be stopped: %s", words)
-    finally:
-        connection.close()
 
 
 async def _until_closed(connection: socket.socket) -> None:

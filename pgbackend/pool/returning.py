@@ -11,6 +11,7 @@ from asyncio import _get_running_loop
 from collections.abc import Callable
 from contextvars import Context
 from time import monotonic
+from typing import TYPE_CHECKING
 
 from psycopg import capabilities
 from psycopg.pq import TransactionStatus
@@ -19,6 +20,9 @@ from ..bridge.greenlets import run_bridged
 from .connecting import ConnectingPool
 from .physical import PooledConnection, stop_statement
 from .waiters import Client
+
+if TYPE_CHECKING:
+    from psycopg.pq.abc import PGcancelConn
 
 logger = logging.getLogger("pgbackend.pool")
 
@@ -134,10 +138,28 @@ class ReturningPool(ConnectingPool):
         if _get_running_loop() is self.loop and capabilities.has_cancel_safe():
             connection = socket.socket(fileno=os.dup(conn.pgconn.socket))
             connection.setblocking(False)
-            self.start_task(
-                stop_statement(conn.pgconn.cancel_conn(), connection, conn.face.cancel_timeout)
-            )
+            arguments = conn.pgconn.cancel_conn(), connection, conn.face.cancel_timeout
+            task = self.start_task(stop_statement(*arguments))
+            task.add_done_callback(functools.partial(self._has_stopped, *arguments))
         conn.finish()
+
+    def _has_stopped(
+        self,
+        cancel_conn: PGcancelConn,
+        connection: socket.socket,
+        seconds: float,
+        task: asyncio.Task[None],
+    ) -> None:
+        """Close *connection* when *task*, which had a statement stopped on it, has ended.
+
+        The loop's end cancels the task, perhaps before its first step. The keeper of the pool then
+        waits for another one, which nothing cancels.
+        """
+        if not task.cancelled():
+            connection.close()
+            return
+        again = self.start_task(stop_statement(cancel_conn, connection, seconds))
+        again.add_done_callback(lambda task: connection.close())
 
     async def _put_by_psycopg_pool(self, conn: PooledConnection) -> None:
         returned = False

@@ -1,6 +1,7 @@
 """What happens to physical connections: they grow old, are killed, or are lost."""
 
 import asyncio
+import time
 from contextlib import suppress
 
 import pytest
@@ -9,7 +10,7 @@ from django.db import OperationalError, connections, transaction
 from pgbackend.bridge.greenlets import run_bridged
 from tests.models import Author
 from tests.support.left_early import driven_then_closed
-from tests.support.limits import PATIENCE
+from tests.support.limits import AT_ONCE, PATIENCE
 from tests.support.pool import PID, at_once, settled
 from tests.support.proxy import Proxy
 from tests.support.server import Server
@@ -97,3 +98,20 @@ def test_statement_that_the_server_has_not_read_yet(runner: asyncio.Runner, serv
             await until(lambda: not server.all(alive, pid))
 
     runner.run(main())
+
+
+def test_statement_that_runs_when_the_loop_ends(runner: asyncio.Runner, server: Server) -> None:
+    """A statement that nobody waits for is stopped, too, where the loop ends at once after that."""
+    pids: list[int] = []
+
+    async def main() -> None:
+        wrapper = make_wrapper(options={"pool": {"max_size": 1}})
+        pids.append(await run(wrapper, PID))
+        await driven_then_closed(run(wrapper, "SELECT pg_sleep(600)"), 50)
+
+    runner.run(main())
+    runner.close()
+    deadline = time.monotonic() + AT_ONCE
+    while server.all("SELECT pid FROM pg_stat_activity WHERE pid = %s", *pids):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
