@@ -190,6 +190,18 @@ def test_pubsub_is_in_the_reference() -> None:
     assert set(re.findall(r"^\| `(PGPUBSUB_\w+)`", page, re.MULTILINE)) == set(settings.SETTINGS)
 
 
+def test_names_of_pubsub_can_be_imported() -> None:
+    """What the reference names beside the commands and settings is imported from the package."""
+    from pgbackend import pubsub
+
+    sections = dict(re.findall(r"^## (.+)\n((?:(?!##).*\n)*)", pubsub_page(), re.MULTILINE))
+    for section in ("Channels", "Listeners", "Sending", "Streams", "Context"):
+        rows = re.findall(r"^\| (`.+?`) \|", sections[section], re.MULTILINE)
+        names = re.findall(r"`(\w+)[`(]", " ".join(rows))
+        assert names
+        assert [name for name in names if not hasattr(pubsub, name)] == [], section
+
+
 def test_checks_of_pubsub_are_in_the_reference() -> None:
     """The reference has each system check of channels, and no other."""
     code = "".join(file.read_text() for file in (ROOT / "pgbackend" / "pubsub").rglob("*.py"))

@@ -37,7 +37,15 @@ if TYPE_CHECKING:
         trigger_listener,
     )
     from .models import Notification
-    from .sending import anotify, anotify_many, asend, notify, notify_many, send
+    from .sending import (
+        anotify,
+        anotify_many,
+        asend,
+        notify,
+        notify_many,
+        process_stored_notifications,
+        send,
+    )
     from .stream import Stream
 
 __all__ = [
@@ -69,6 +77,7 @@ __all__ = [
     "pre_insert_listener",
     "pre_save_listener",
     "pre_update_listener",
+    "process_stored_notifications",
     "send",
     "set_notification_context",
     "trigger_listener",
@@ -104,6 +113,7 @@ _PLACES = {
     "pre_insert_listener": "listeners",
     "pre_save_listener": "listeners",
     "pre_update_listener": "listeners",
+    "process_stored_notifications": "sending",
     "send": "sending",
     "set_notification_context": "context",
     "trigger_listener": "listeners",

@@ -37,6 +37,9 @@ _LAST_RESORT = 5.0
 # How often the health file is written, seconds.
 HEALTH_INTERVAL = 2.0
 
+# How many channels the log names.
+_SHOWN = 20
+
 
 @dataclass
 class Options:
@@ -118,24 +121,39 @@ async def _serve(worker: Worker, options: Options) -> int:
         first = asyncio.create_task(signals.first.wait())
         second = asyncio.create_task(signals.second.wait())
         health = asyncio.create_task(_write_health(worker, options.health_file))
+        begin = asyncio.create_task(_tell(worker, options.batch))
         try:
             await asyncio.wait([work, first], return_when=asyncio.FIRST_COMPLETED)
             if work.done() and work.exception() is None:
-                logger.info("done: %s", worker)
+                logger.info("done: %s", worker.summary)
             else:
-                logger.info("ending: %s", worker)
+                logger.info("ending: %s", worker.summary)
+                logger.debug("%r", worker)
             in_time = await _stop(worker, options, second)
             if work.done():
                 work.result()
         finally:
-            for task in (work, first, second, health):
+            for task in (work, first, second, health, begin):
                 task.cancel()
-            await asyncio.wait([work, first, second, health])
+            await asyncio.wait([work, first, second, health, begin])
             if options.health_file is not None:
                 _remove(options.health_file)
         if signals.count > 1:
             return AT_ONCE
         return FINISHED if in_time else CANCELLED
+
+
+async def _tell(worker: Worker, batch: bool) -> None:
+    """Log what the worker handles, as soon as it would hear it."""
+    names = [channel.name() for channel in worker.channels]
+    shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" * (len(names) > _SHOWN))
+    if batch:
+        logger.info("handling what is stored of %s", shown)
+        return
+    # So that the hubs are there.
+    await asyncio.sleep(0)
+    await worker.listening()
+    logger.info("listening to %s", shown)
 
 
 async def _stop(worker: Worker, options: Options, second: asyncio.Task[Any]) -> bool:

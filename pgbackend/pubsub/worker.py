@@ -91,6 +91,12 @@ class Worker:
         counts = {} if not self.parts else dict(self.progress.counts)
         return f"<Worker channels={len(self.channels)} {counts} {self.parts!r}>"
 
+    @property
+    def summary(self) -> str:
+        """What the worker has done, in words: ``12 handled, 1 failed``."""
+        counts = [f"{count} {what}" for what, count in self.progress.counts.items() if count]
+        return ", ".join(counts) or "nothing was handled"
+
     def start(self, *, listen: bool = True) -> None:
         """Begin, on the running loop; without *listen* only what is stored is handled."""
         self.progress = Progress(self.concurrency, self.max_notifications, self.marks)

@@ -65,6 +65,20 @@ def test_sigterm(loop: str, tmp_path: Path, server: Server) -> None:
     assert states() == [("ready", 0)] * 2
 
 
+def test_log() -> None:
+    """The log says in words what is listened to, and what was done."""
+    with Listen(*STORED) as listen:
+        wait_for(lambda: "listening to tests.pubsub.site.jobs.Stored" in listen.text())
+        notify_many([jobs.Stored(1), jobs.Stored(2)])
+        wait_for(lambda: effects() == [1, 2])
+        listen.process.send_signal(signal.SIGTERM)
+        assert listen.code() == 0
+        assert "ending: 2 handled" in listen.text()
+    with Listen(*STORED, "--batch") as listen:
+        assert listen.code() == 0
+        assert "done: nothing was handled" in listen.text()
+
+
 def test_graceful_timeout() -> None:
     """What does not end in time is cancelled and given back, and the exit code says so."""
     notify_many([jobs.Leased(1, "sleep 60")])
