@@ -12,9 +12,16 @@ class RemoteError(Exception):
     *code* is stable, *message* is for people, *details* is a mapping of values that travel. Each
     code has a subclass of its name in `ERRORS`; a code that this version does not know is a plain
     `RemoteError`.
+
+    *key_id* and *message_id* are those of a message that was refused, as far as it was read.
+    *sealed* is False where the error came in an answer without a seal: anybody on the way may have
+    written it.
     """
 
     code: str = "ServerError"
+    key_id: str | None = None
+    message_id: str | None = None
+    sealed: bool = True
 
     def __init__(
         self,
@@ -238,7 +245,13 @@ class FieldError(RequestError):
     code = "FieldError"
 
 
-class BadValue(RequestError):
+class NotUpdated(RequestError):
+    """A save that had to update a row found none."""
+
+    code = "NotUpdated"
+
+
+class BadValue(RequestError, ValueError):
     """An argument of the wrong type or form."""
 
     code = "BadValue"
