@@ -2,7 +2,7 @@
 
 The names in ``__all__`` are public. Each is imported on first use: `Future` needs no Django.
 
-- `future`: `Future`, the result of local or remote work.
+- `result`: `Future`, the result of local or remote work.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .future import Future, NotAwaitedError
+    from .result import Future, NotAwaitedError
 
 __all__ = ["Future", "NotAwaitedError"]
 
 # The modules that define the public names.
-_PLACES = {"Future": "future", "NotAwaitedError": "future"}
+_PLACES = {"Future": "result", "NotAwaitedError": "result"}
 
 # Type checkers see the imports above, and no other names.
 if not TYPE_CHECKING:

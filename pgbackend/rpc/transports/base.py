@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ...futures.future import Future
+    from ...futures.result import Future
 
 
 class Transport:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from importlib import import_module
 
 from ...bridge.current import is_bridged
-from ...futures.future import Future
+from ...futures.result import Future
 from ..protocol.errors import Unavailable
 from .base import Transport
 
