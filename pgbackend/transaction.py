@@ -19,8 +19,10 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from django.db import DEFAULT_DB_ALIAS, connections, transaction
+from psycopg.pq import TransactionStatus
 
 from .errors import NotCommitted
+from .pool import savepoints
 from .tasks.actors import running_task
 from .tasks.lease import Lease, unpin_for_task
 from .tasks.membership import detached
@@ -179,16 +181,29 @@ class deferred_savepoint:
     `NotCommitted` at the end of a block in which a failed statement was caught, after undoing it,
     and RuntimeError outside a transaction of bridged code.
 
+    With *strict* the blocks may be anybody's code. The server refuses a COMMIT in them, until
+    `before_commit` is sent. Settings and temporary tables that a block makes end with it: each
+    begins with those that the connection was configured with. A block that ends the transaction, as
+    ROLLBACK does, raises NotCommitted at its end, and `has_ended` is true then.
+
     https://www.postgresql.org/docs/current/sql-savepoint.html
     """
 
-    def __init__(self, using: str | None = None) -> None:
+    def __init__(self, using: str | None = None, *, strict: bool = False) -> None:
         self.using = using or DEFAULT_DB_ALIAS
+        self.strict = strict
+        # Whether a block has ended the transaction that all of them are in.
+        self.has_ended = False
+        # What to send before the COMMIT; "" if nothing is to be.
+        self.before_commit = ""
         self._wrapper: Any = connections[self.using]
         self._face: Any = None
+        self._lease: Any = None
         # Whether the transaction has the savepoint of this object already.
         self._exists = False
         self._hooks = 0
+        # What the lease had noted before the block.
+        self._noted: tuple[Any, ...] = ()
 
     def __enter__(self) -> None:
         wrapper = self._wrapper
@@ -198,11 +213,15 @@ class deferred_savepoint:
                 f"deferred_savepoint({self.using!r}) needs an open transaction.atomic() in bridged"
                 " code: use a nested atomic() elsewhere"
             )
-        face = state.lease.face
+        self._lease, face = state.lease, state.lease.face
         if face is not self._face:
-            self._face, self._exists = face, False
+            self._face, self._exists, self.before_commit = face, False, ""
         self._hooks = len(state.run_on_commit)
         face.savepoint_due = _SAVE_AGAIN if self._exists else _SAVE
+        if self.strict:
+            if not self.before_commit:
+                face.savepoint_due = (HOLD_OPEN.encode(), *face.savepoint_due)
+            self._noted = _take_notes(self._lease)
 
     def __exit__(
         self,
@@ -214,18 +233,28 @@ class deferred_savepoint:
         sent = not face.savepoint_due
         face.savepoint_due = ()
         self._exists |= sent
+        suspect = False
+        if self.strict:
+            self.before_commit = CLOSE if sent else self.before_commit
+            suspect = _put_notes_back(self._lease, self._noted)
         state = wrapper.state
         failed = exc_type is None and state.needs_rollback
-        if (exc_type is None and not failed) or face.closed:
+        if face.closed:
             return
-        del state.run_on_commit[self._hooks :]
+        if exc_type is None and not failed:
+            if suspect:
+                self._look(state)
+            return
+        # Another list: what was noted of this one, such as settings in force, is undone, too.
+        state.run_on_commit = state.run_on_commit[: self._hooks]
         reason = state.rollback_exc
         if state.needs_rollback:
             wrapper.set_rollback(False)
         if sent:
             try:
                 wrapper._savepoint_rollback(_NAME)
-            except BaseException:
+            except BaseException as error:
+                self.has_ended = _code(error) in _NO_SAVEPOINT
                 wrapper.set_rollback(True)
                 raise
         elif face.is_broken:
@@ -238,11 +267,73 @@ class deferred_savepoint:
                 " asked for, and the block ended without an exception"
             ) from reason
 
+    def _look(self, state: Any) -> None:
+        """Find whether the block ended the transaction, and give the session its settings back."""
+        face, wrapper = self._face, self._wrapper
+        commands = face.reset.in_transaction
+        if self._exists:
+            commands = (_RELEASE, *commands)
+        try:
+            if face.pgconn.transaction_status == TransactionStatus.IDLE:
+                raise NotCommitted(_ENDED)
+            with wrapper.wrap_database_errors:
+                savepoints.send(face, commands)
+        except BaseException as error:
+            wrapper.set_rollback(True)
+            self.has_ended = isinstance(error, NotCommitted) or _code(error) in _NO_SAVEPOINT
+            if self.has_ended:
+                raise NotCommitted(_ENDED) from error
+            raise
+        self._exists = False
+        state.run_on_commit = [*state.run_on_commit]
+
+
+def _take_notes(lease: Any) -> tuple[Any, ...]:
+    """Return what *lease* has noted of its session, and begin anew."""
+    face = lease.face
+    noted = lease.suspect, lease.dirty, lease.exposed, face.uninspected, lease.settings
+    lease.sets = lease.suspect = lease.dirty = lease.exposed = face.uninspected = False
+    return noted
+
+
+def _put_notes_back(lease: Any, noted: tuple[Any, ...]) -> bool:
+    """Add to the notes what was there before; return whether the session may have changed since."""
+    face = lease.face
+    suspect, dirty, exposed, uninspected, settings = noted
+    changed = lease.sets or lease.suspect or lease.dirty or lease.exposed or face.uninspected
+    lease.suspect |= suspect
+    lease.dirty |= dirty
+    lease.exposed |= exposed
+    face.uninspected |= uninspected
+    lease.settings = settings
+    return bool(changed)
+
+
+def _code(error: BaseException) -> str | None:
+    """Return the SQLSTATE of an error of Django's cursors."""
+    return getattr(error.__cause__ or error, "sqlstate", None)
+
+
+# A cursor that outlasts its transaction is read to its end by the COMMIT. This one cannot be.
+HOLD_OPEN = (
+    "DECLARE pgbackend_open NO SCROLL CURSOR WITH HOLD FOR SELECT pg_catalog.concat("
+    "'this transaction is not for this code to commit', pg_catalog.left(pg_catalog.random()::text,"
+    " 0))::int"
+)
+CLOSE = "CLOSE pgbackend_open"
+
+_ENDED = (
+    "the block ended the transaction that it was called in. COMMIT and ROLLBACK are for the code"
+    " that began it; use atomic() for what is to be undone"
+)
+# The codes of invalid_savepoint_specification and no_active_sql_transaction.
+_NO_SAVEPOINT = ("3B001", "25P01")
 
 _NAME = "pgbackend_deferred"
 _SAVE = (f"SAVEPOINT {_NAME}".encode(),)
+_RELEASE = f"RELEASE SAVEPOINT {_NAME}".encode()
 # The block before has succeeded: its savepoint goes, so that savepoints do not pile up.
-_SAVE_AGAIN = (f"RELEASE SAVEPOINT {_NAME}".encode(), *_SAVE)
+_SAVE_AGAIN = (_RELEASE, *_SAVE)
 
 
 def _task() -> asyncio.Task[Any]:

@@ -195,11 +195,13 @@ class BridgedConnection(StoppableConnection):
     def _start_query(self) -> PQGen[None]:
         if id(getcurrent()) not in self.inspected_in:
             self.uninspected = True
-        return self._begin_and_save() if self.savepoint_due else super()._start_query()
+        return self.begin_and_save() if self.savepoint_due else super()._start_query()
 
-    def _begin_and_save(self) -> PQGen[None]:
+    def begin_and_save(self) -> PQGen[None]:
+        """Send a BEGIN and a savepoint that are due, before a statement that was inspected."""
         yield from super()._start_query()
-        yield from send_due(self)
+        if self.savepoint_due:
+            yield from send_due(self)
 
     def lacks_answer(self, error: BaseException | None) -> bool:
         """Return whether *error* came instead of an answer of the server."""

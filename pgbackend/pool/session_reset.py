@@ -60,9 +60,13 @@ class Reset:
     """The statements that give a session back the state that it was configured with.
 
     *resets* are the statements that empty the session; *setup_statements* configure it again.
+    *in_transaction* are those that give its settings back in a transaction that goes on.
     """
 
-    def __init__(self, resets: Sequence[str], setup_statements: Sequence[str]) -> None:
+    def __init__(
+        self, resets: Sequence[str], setup_statements: Sequence[str], in_transaction: Sequence[str]
+    ) -> None:
+        self.in_transaction = tuple(each.encode() for each in in_transaction)
         together = [_BEGIN, *resets, *setup_statements, "COMMIT"]
         line = "; ".join(together)
         # Errors count characters and lines, so the prefix must be one line of ASCII.

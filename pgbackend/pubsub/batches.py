@@ -20,10 +20,10 @@ from ..wrapper.attributes import BackendWrapper
 from . import claiming
 from .channels import BaseChannel
 from .claiming import Claimed
-from .cursors import own_cursor
+from .cursors import own_cursor, takes_several
 from .handling import call_listeners, delay_after, error_text, is_failure
 from .marks import Marks
-from .running import Running
+from .running import Running, Savepoint
 
 # How long one transaction is meant to take, seconds: long enough that BEGIN and COMMIT cost little,
 # short enough for others to get rows, and for vacuum.
@@ -42,6 +42,20 @@ class BatchLost(Exception):
 
 class ListenerEnded(Exception):
     """A listener ended what is not its own: the transaction of its batch, or the task."""
+
+
+class TransactionEnded(ListenerEnded):
+    """A listener ended the transaction of its batch, while *row* was handled.
+
+    The server has refused to commit it. What the listener did after a ROLLBACK may be committed.
+    """
+
+    def __init__(self, row: Claimed) -> None:
+        super().__init__(
+            "a listener ended the transaction that it was called in. What it did after that may be"
+            " committed, so it is not tried again"
+        )
+        self.row = row
 
 
 class BatchSize:
@@ -85,7 +99,7 @@ class Batch:
     rows: Sequence[Claimed] = ()
     # When the rows were claimed, by `time.monotonic`.
     claimed_at: float = 0.0
-    handled: list[int] = field(default_factory=list)
+    handled: list[Claimed] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
 
     def run(self) -> None:
@@ -109,19 +123,19 @@ class Batch:
                 self.rows = self.claim(cursor)
             self.claimed_at = monotonic()
             if self.rows:
+                savepoint = self.running.savepoint(self.alias)
                 if self.marks is None:
-                    self._handle()
+                    self._handle(savepoint)
                 else:
                     with self.marks.one() as place:
-                        self._handle(partial(self.marks.set, place))
-                self._settle()
+                        self._handle(savepoint, partial(self.marks.set, place))
+                self._settle(savepoint.before_commit)
                 # A hook that fails must not keep those of other listeners from being called.
                 hooks = connections[self.alias].run_on_commit
                 hooks[:] = [(*hook[:2], True) for hook in hooks]
 
-    def _handle(self, mark: Callable[[int], None] | None = None) -> None:
+    def _handle(self, savepoint: Savepoint, mark: Callable[[int], None] | None = None) -> None:
         began = monotonic()
-        savepoint = self.running.savepoint(self.alias)
         wrapper = connections[self.alias]
         # Keys of which a row has failed: later ones have to wait for it.
         waiting: set[str | None] = set()
@@ -147,6 +161,8 @@ class Batch:
             except BaseException as error:
                 if not is_failure(self.running, error):
                     raise
+                if savepoint.has_ended:
+                    raise TransactionEnded(row) from error
                 if not self._is_usable():
                     raise BatchLost(f"while notification {row.id} was handled") from error
                 waiting.add(row.order_key)
@@ -154,7 +170,7 @@ class Batch:
                     Failure(row, error, delay_after(self.channel, row.attempts + 1))
                 )
             else:
-                self.handled.append(row.id)
+                self.handled.append(row)
 
     def _is_usable(self) -> bool:
         """Return whether the transaction can go on after a listener failed."""
@@ -165,26 +181,33 @@ class Batch:
             return False
         return True
 
-    def _settle(self) -> None:
+    def _settle(self, before_commit: str) -> None:
         with own_cursor(self.alias) as cursor:
-            if self.handled and not claiming.remove(cursor, self.handled, self.rows[0].transaction):
-                raise ListenerEnded("a listener ended the transaction that it was called in")
             for failure in self.failures:
                 self.settle_failure(cursor, failure)
+            last = ""
+            if before_commit and self.handled and takes_several(cursor):
+                before_commit, last = "", f"; {before_commit}"
+            if self.handled and not claiming.remove(cursor, self.handled, last):
+                if len(self.rows) == 1:
+                    raise TransactionEnded(self.rows[0])
+                raise ListenerEnded("a listener ended the transaction that it was called in")
+            if before_commit:
+                cursor.execute(before_commit, [])
 
     def settle_failure(self, cursor: Any, failure: Failure) -> None:
         """Note a failed attempt in the row."""
+        is_last = isinstance(failure.error, TransactionEnded)
         failure.state = claiming.fail(
             cursor,
-            failure.row.id,
+            failure.row,
             error_text(failure.error),
-            retries=self.channel.retries,
+            retries=-1 if is_last else self.channel.retries,
             delay=failure.delay,
         )
 
-    def fail_alone(self, error: BaseException) -> None:
-        """Note the failure of the batch's only row, after the transaction was rolled back."""
-        (row,) = self.rows
+    def fail_alone(self, row: Claimed, error: BaseException) -> None:
+        """Note the failure of one row, after the transaction was rolled back."""
         failure = Failure(row, error, delay_after(self.channel, row.attempts + 1))
         with own_cursor(self.alias) as cursor:
             self.settle_failure(cursor, failure)

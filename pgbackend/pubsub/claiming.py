@@ -17,9 +17,14 @@ TABLE = "pgpubsub_notification"
 # What a failed attempt leaves of its error, characters.
 _ERROR_LENGTH = 4000
 
-_COLUMNS = (
-    "id, payload::text, attempts, order_key, headers::text, priority, pg_current_xact_id()::text"
-)
+# The table is named with its schema, once a statement: a listener may change the search path, or
+# make a temporary table of the same name.
+_COLUMNS = f"""
+    id, payload::text, attempts, order_key, headers::text, priority, pg_current_xact_id()::text,
+    (SELECT quote_ident(nspname) || '.' || quote_ident(relname) FROM pg_catalog.pg_class AS class
+        JOIN pg_catalog.pg_namespace AS schema ON schema.oid = class.relnamespace
+        WHERE class.oid = '{TABLE}'::regclass)
+"""
 
 _READY = f"""
 SELECT {_COLUMNS} FROM {TABLE}
@@ -79,15 +84,15 @@ UPDATE {TABLE} SET lease_until = clock_timestamp() + make_interval(secs => %s)
 WHERE id = ANY(%s) AND state = 'leased' AND worker = %s RETURNING id
 """
 
-_REMOVE = f"DELETE FROM {TABLE} WHERE id = ANY(%s) AND pg_current_xact_id()::text = %s"
+_REMOVE = "DELETE FROM {table} WHERE id = ANY(%s) AND pg_current_xact_id()::text = %s"
 
 _TRANSACTION = "SELECT pg_current_xact_id()::text"
 
 _REMOVE_LEASED = f"DELETE FROM {TABLE} WHERE id = %s AND state = 'leased' AND worker = %s"
 
 # A row that failed: the first in each pair of values is for the last attempt.
-_FAIL = f"""
-UPDATE {TABLE} SET attempts = attempts + %(more)s, last_error = %(error)s, worker = NULL,
+_FAIL = """
+UPDATE {table} SET attempts = attempts + %(more)s, last_error = %(error)s, worker = NULL,
     lease_until = NULL,
     state = CASE WHEN attempts + %(more)s > %(retries)s THEN 'dead' ELSE 'delayed' END,
     run_after = CASE WHEN attempts + %(more)s > %(retries)s THEN NULL
@@ -155,6 +160,8 @@ class Claimed(NamedTuple):
     priority: int
     # The number of the transaction that has locked the row.
     transaction: str
+    # The table, with its schema.
+    table: str
 
 
 class Condition(NamedTuple):
@@ -214,16 +221,18 @@ def prolong(cursor: Any, ids: Iterable[int], worker: str, seconds: float) -> set
     return {each for (each,) in cursor.fetchall()}
 
 
-def remove(cursor: Any, ids: Sequence[int], transaction: str) -> bool:
-    """Delete rows that *transaction* has claimed and handled.
+def remove(cursor: Any, rows: Sequence[Claimed], last: str = "") -> bool:
+    """Delete rows that were handled in the transaction that has claimed them.
 
-    Return False, and delete none, if it is not the one that is open.
+    *last* begins with a semicolon: what to send in the same message. Return False, and delete none,
+    if that transaction is not the one that is open.
     """
-    cursor.execute(_REMOVE, [list(ids), transaction])
-    if cursor.rowcount == len(ids):
+    transaction, table = rows[0].transaction, rows[0].table
+    cursor.execute(_REMOVE.format(table=table) + last, [[row.id for row in rows], transaction])
+    if cursor.rowcount == len(rows):
         return True
     # A listener may have deleted its own row.
-    cursor.execute(_TRANSACTION)
+    cursor.execute(_TRANSACTION, [])
     (now,) = cursor.fetchone()
     return bool(now == transaction)
 
@@ -236,7 +245,7 @@ def remove_leased(cursor: Any, row_id: int, worker: str) -> bool:
 
 def fail(
     cursor: Any,
-    row_id: int,
+    row: Claimed,
     error: str,
     *,
     retries: int,
@@ -245,13 +254,13 @@ def fail(
 ) -> str | None:
     """Note a failed attempt: the row is ``delayed`` for *delay* seconds, or ``dead``.
 
-    Return its state; None if the row is no longer ours. A leased row, with a *worker*, counted the
-    attempt when it began.
+    With *retries* below zero it is dead. Return its state; None if the row is no longer ours. A
+    leased row, with a *worker*, counted the attempt when it began.
     """
     cursor.execute(
-        _FAIL,
+        _FAIL.format(table=row.table),
         {
-            "id": row_id,
+            "id": row.id,
             "error": error.replace("\0", "")[-_ERROR_LENGTH:],
             "retries": retries,
             "delay": delay,
@@ -259,8 +268,8 @@ def fail(
             "more": 0 if worker else 1,
         },
     )
-    row = cursor.fetchone()
-    return None if row is None else row[0]
+    found = cursor.fetchone()
+    return None if found is None else found[0]
 
 
 def give_back(cursor: Any, ids: Sequence[int], worker: str) -> None:

@@ -15,7 +15,16 @@ from django.db import connections
 
 from ..pool.dedicated import backoff_delay
 from . import claiming
-from .batches import MOST, Batch, BatchLost, BatchSize, Failure, run_apart, was_lost
+from .batches import (
+    MOST,
+    Batch,
+    BatchLost,
+    BatchSize,
+    Failure,
+    TransactionEnded,
+    run_apart,
+    was_lost,
+)
 from .channels import BaseChannel
 from .claiming import Claimed, Condition
 from .cursors import own_cursor
@@ -294,8 +303,8 @@ class TransactionalConsumer(StoredConsumer):
             self._positions[name].forget()
         self.size.note(count, monotonic() - batch.claimed_at)
         self.progress.counts["handled"] += len(batch.handled)
-        for row_id in batch.handled if self._suspects else ():
-            self._suspects.pop(row_id, None)
+        for row in batch.handled if self._suspects else ():
+            self._suspects.pop(row.id, None)
         self._careful = max(0, self._careful - 1)
         for failure in batch.failures:
             self.note_failure(failure)
@@ -307,6 +316,9 @@ class TransactionalConsumer(StoredConsumer):
 
         Several rows are handled again, each by itself. All of their work was rolled back.
         """
+        if isinstance(error, TransactionEnded):
+            await self.running.run(batch.fail_alone, error.row, error)
+            return True
         lost = was_lost(error)
         if len(batch.rows) > 1:
             logger.warning(
@@ -330,5 +342,5 @@ class TransactionalConsumer(StoredConsumer):
             if self._suspects[row_id] < 2 * _SUSPICIOUS:
                 return False
             del self._suspects[row_id]
-        await self.running.run(batch.fail_alone, error)
+        await self.running.run(batch.fail_alone, batch.rows[0], error)
         return True

@@ -7,7 +7,7 @@ from typing import Any
 from django.db import connections
 
 from ..session.clean import CleanSQL
-from ..sql.direct import cursor_for
+from ..sql.direct import DirectCursor, cursor_for
 from ..wrapper.attributes import BackendWrapper
 
 # The statements of this package leave the session as it was, as those of the ORM do.
@@ -26,3 +26,8 @@ def own_cursor(alias: str) -> Any:
     if isinstance(wrapper, BackendWrapper):
         return cursor_for(wrapper, _OWN)
     return wrapper.cursor()
+
+
+def takes_several(cursor: Any) -> bool:
+    """Return whether several statements of *cursor* may be one text; the first has the result."""
+    return isinstance(cursor, DirectCursor)

@@ -136,7 +136,7 @@ class LeaseConsumer(StoredConsumer):
             failure = Failure(row, error, delay_after(self.channel, row.attempts + 1))
             failure.state = claiming.fail(
                 cursor,
-                row.id,
+                row,
                 error_text(error),
                 retries=self.channel.retries,
                 delay=failure.delay,

@@ -10,20 +10,49 @@ import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from contextvars import copy_context
+from types import TracebackType
 from typing import Any, ParamSpec, Protocol, TypeVar
 
 from asgiref.sync import async_to_sync
-from django.db import close_old_connections, connections, transaction
+from django.db import (
+    DatabaseError,
+    InterfaceError,
+    close_old_connections,
+    connections,
+    transaction,
+)
 
 from ..bridge import await_bridged, run_bridged
 from ..errors import NotCommitted
-from ..transaction import deferred_savepoint
+from ..transaction import CLOSE, HOLD_OPEN, deferred_savepoint
 from ..wrapper.attributes import BackendWrapper
+from .thread_sessions import give_back, remember
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+class Savepoint(Protocol):
+    """What undoes the work of each of the blocks that use it, if the block raises.
+
+    *has_ended* says that a block ended the transaction; *before_commit* is to be sent before that
+    is committed, if it is not "".
+    """
+
+    has_ended: bool
+    before_commit: str
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> None: ...
 
 
 class Running(Protocol):
@@ -35,7 +64,7 @@ class Running(Protocol):
         self, callback: Callable[..., Any], arguments: dict[str, Any], seconds: float | None
     ) -> None: ...
 
-    def savepoint(self, alias: str) -> AbstractContextManager[Any]: ...
+    def savepoint(self, alias: str) -> Savepoint: ...
 
     def is_cancelled(self) -> bool: ...
 
@@ -63,9 +92,9 @@ class OnLoop:
             with _limited(seconds):
                 copy_context().run(_call, callback, arguments)
 
-    def savepoint(self, alias: str) -> AbstractContextManager[Any]:
-        """Return what undoes the work of each of the blocks that use it, if the block raises."""
-        return deferred_savepoint(alias)
+    def savepoint(self, alias: str) -> Savepoint:
+        """Return the savepoint of the transaction that is open."""
+        return deferred_savepoint(alias, strict=True)
 
     def is_cancelled(self) -> bool:
         """Return whether the running task is being cancelled."""
@@ -112,7 +141,8 @@ def _limited(seconds: float) -> Iterator[None]:
 class InThreads:
     """Runs functions in threads of its own, with Django's connections of those threads."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, alias: str, threads: int) -> None:
+        self._alias = alias
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="pubsub")
 
     async def run(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -123,7 +153,7 @@ class InThreads:
         loop = asyncio.get_running_loop()
         context = copy_context()
         return await loop.run_in_executor(
-            self._executor, lambda: context.run(_in_thread, function, args, kwargs)
+            self._executor, lambda: context.run(_in_thread, self._alias, function, args, kwargs)
         )
 
     def call(
@@ -136,8 +166,8 @@ class InThreads:
         """
         copy_context().run(_call_in_thread, callback, arguments, seconds)
 
-    def savepoint(self, alias: str) -> AbstractContextManager[Any]:
-        """Return what undoes the work of each of the blocks that use it, if the block raises."""
+    def savepoint(self, alias: str) -> Savepoint:
+        """Return the savepoint of the transaction that is open."""
         return _Nested(alias)
 
     def is_cancelled(self) -> bool:
@@ -150,19 +180,37 @@ class InThreads:
 
 
 class _Nested:
-    """A nested `atomic` for each block."""
+    """A nested `atomic` for each block, as strict as `deferred_savepoint`."""
 
     def __init__(self, alias: str) -> None:
         self._alias = alias
+        self._wrapper = connections[alias]
         self._block: Any = None
+        self.has_ended = False
+        self.before_commit = CLOSE
+        remember(self._wrapper)
+        with self._wrapper.cursor() as cursor:
+            cursor.execute(HOLD_OPEN)
 
     def __enter__(self) -> None:
         self._block = transaction.atomic(self._alias)
         self._block.__enter__()
 
-    def __exit__(self, *error: Any) -> None:
-        failed = error[0] is None and transaction.get_rollback(self._alias)
-        self._block.__exit__(*error)
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        failed = exc_type is None and transaction.get_rollback(self._alias)
+        try:
+            self._block.__exit__(exc_type, exc_value, traceback)
+            if exc_type is None and not failed:
+                give_back(self._wrapper)
+        finally:
+            # The savepoint was not there.
+            conn = self._wrapper.connection
+            self.has_ended = self._wrapper.needs_rollback and conn is not None and not conn.closed
         if failed:
             # As `deferred_savepoint` has it: Django would roll back and say nothing.
             raise NotCommitted(
@@ -184,13 +232,22 @@ async def _awaited(awaitable: Awaitable[Any], seconds: float | None) -> None:
         await awaitable
 
 
-def _in_thread(function: Callable[..., T], args: Any, kwargs: Any) -> T:
+def _in_thread(alias: str, function: Callable[..., T], args: Any, kwargs: Any) -> T:
     # As Django does at the begin and the end of a request.
     close_old_connections()
+    wrapper: Any = connections[alias]
+    stays = wrapper.settings_dict["CONN_MAX_AGE"] != 0
+    if stays:
+        remember(wrapper)
     try:
         return function(*args, **kwargs)
     finally:
         close_old_connections()
+        if stays and wrapper.connection is not None:
+            try:
+                give_back(wrapper)
+            except (DatabaseError, InterfaceError):
+                wrapper.close()
 
 
 def running_for(alias: str, threads: int) -> Running:
@@ -198,4 +255,4 @@ def running_for(alias: str, threads: int) -> Running:
     wrapper = connections[alias]
     if isinstance(wrapper, BackendWrapper) and wrapper.bridge_enabled:
         return OnLoop()
-    return InThreads(threads)
+    return InThreads(alias, threads)

@@ -187,6 +187,7 @@ def _inspect(cursor: Any, query: Any, parameters: Any) -> Effect:
     lease = face.lease
     if lease is not None:
         lease.closings += 1
+        lease.sets = lease.sets or effect.sets or not effect.plain
     if lease is not None and not effect.plain:
         lease.suspect = True
         lease.dirty = lease.dirty or effect.lasts
@@ -221,6 +222,7 @@ def _effect(face: BridgedConnection, query: Any, parameters: Any) -> tuple[str, 
         loud=any(each.loud for each in effects),
         plain=all(each.plain for each in effects),
         can_follow=all(each.can_follow for each in effects),
+        sets=any(each.sets for each in effects),
     )
 
 

@@ -20,6 +20,9 @@ RESET = (
     "DISCARD SEQUENCES",
 )
 
+# Those of them that may be in a transaction, and matter to the code that comes next in it.
+RESET_IN_TRANSACTION = ("SET SESSION AUTHORIZATION DEFAULT", "RESET ALL", "DISCARD TEMP")
+
 # Selects the session's settings that differ from their start. The server does not list the role,
 # nor the application's own settings, whose names have a dot. The last rows say whether the session
 # has temporary tables, and which process id it has.
@@ -63,6 +66,10 @@ _SET_CONFIG = re.compile(
     re.IGNORECASE,
 )
 
+_SETTING = re.compile(
+    r"\s*(?:set|select\s+(?:pg_catalog\.)?set_config\s*\()[^;]*;?\s*\Z", re.IGNORECASE
+)
+
 _TEMPORARY = re.compile(
     r"""\btemp(?:orary)?\s+(?:recursive\s+)?(?:(?:table|view|sequence)\s+)?
         (?:if\s+not\s+exists\s+)?"?(\w+)
@@ -84,6 +91,15 @@ def to_be_made_again(setup_statements: Iterable[tuple[str, Effect]]) -> Iterator
             yield sql
         elif not temporary.isdisjoint(re.findall(r"\w+", sql)):
             yield sql
+
+
+def reset_in_transaction(statements: Iterable[str], *, has_temporary: bool) -> list[str]:
+    """Return what gives a session its settings back, and removes temporary tables.
+
+    *statements* are those of `statements_after_reset`. Tables that it was configured with stay.
+    """
+    emptying = RESET_IN_TRANSACTION[:-1] if has_temporary else RESET_IN_TRANSACTION
+    return [*emptying, *filter(_SETTING.match, statements)]
 
 
 def statements_after_reset(

@@ -34,6 +34,8 @@ class Effect(NamedTuple):
     plain: bool = False
     # Whether the text may follow others in one message, as a part of their transaction.
     can_follow: bool = False
+    # Whether the text changes a setting, at least for the rest of the transaction.
+    sets: bool = False
 
     @property
     def lasts(self) -> bool:
@@ -83,6 +85,7 @@ _LOUD = r"""load\b | reset\b | discard~all\b | prepare\b (?!~transaction\b)
 _STARTS = compiled(rf"{_START} (?: (?P<silent>{_SILENT}) | (?P<loud>{_LOUD}) | (?P<do>do\b) )")
 _SILENT_STARTS = compiled(rf"{_START} (?: {_SILENT} )")
 _LOUD_STARTS = compiled(rf"{_START} (?: {_LOUD} )")
+_SETS = compiled(rf"{_START} (?:set|reset|discard)\b | \bset_config\b")
 _HOLD = compiled(rf"{_START} declare\b[^;]*?\bcursor~with~hold\b")
 _LOCAL = compiled(r";@set~(?:local|transaction)\b")
 _DO = compiled(rf"{_START} do\b([^;]*+)")
@@ -161,7 +164,8 @@ class _Text(Masked):
             depends = depends or inner.depends or any("%" in each for each in blocks)
         plain = not (silent or loud or depends) and len(code) <= _LONG and is_plain(code)
         can_follow = not (silent or loud) and can_follow_others(code)
-        return Effect(silent, loud, depends, plain, can_follow)
+        sets = ("set" in code or "discard" in code) and _SETS.search(code) is not None
+        return Effect(silent, loud, depends, plain, can_follow, sets)
 
     def _makes_temporary(self) -> bool:
         code = self.code

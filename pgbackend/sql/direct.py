@@ -180,7 +180,7 @@ def _exchange(face: BridgedConnection, query: bytes) -> PQGen[PGresult]:
         return results[0]
     begin = b""
     if face.savepoint_due:
-        yield from face._start_query()
+        yield from face.begin_and_save()
     if not face._autocommit and pgconn.transaction_status == IDLE:
         # BEGIN has a line of its own, since errors show the line that they are about.
         begin = face._get_tx_start_command() + b";\n"
@@ -196,7 +196,7 @@ def _exchange(face: BridgedConnection, query: bytes) -> PQGen[PGresult]:
         # The server refuses a message that it cannot parse as a whole: nothing has begun, and no
         # transaction is broken. So send BEGIN and the statement separately, unless the server was
         # interrupted.
-        yield from face._start_query()
+        yield from face.begin_and_save()
         begin = b""
         pgconn.send_query(query)
         results = yield from generators.execute(pgconn)

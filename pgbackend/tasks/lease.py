@@ -45,6 +45,7 @@ class Lease:
         "pool",
         "pooled",
         "session_pins",
+        "sets",
         "settings",
         "state",
         "suspect",
@@ -80,6 +81,9 @@ class Lease:
         # statement (`suspect`).
         self.dirty = False
         self.suspect = False
+        # Whether a statement may have changed settings, for the transaction at least, or may have
+        # ended the transaction; see `transaction.deferred_savepoint`.
+        self.sets = False
         # The id of the greenlet with whose bridged call the lease ends, unless it is pinned.
         self.bridge = id(getcurrent())
         # The settings of `row_settings` that the borrower has made in the session.

@@ -170,7 +170,11 @@ def configure(owner: Any, pooled: PooledConnection, seconds: float) -> None:
                 user=face.info.user,
                 quote=lambda text: psycopg.sql.Literal(text).as_string(face),
             )
-            face.reset = Reset(snapshot.RESET, made_again)
+            face.reset = Reset(
+                snapshot.RESET,
+                made_again,
+                snapshot.reset_in_transaction(made_again, has_temporary=pooled.has_temporary),
+            )
     face.remember()
     face.reset.remember(face)
 

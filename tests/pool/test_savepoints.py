@@ -3,7 +3,7 @@
 from contextlib import suppress
 
 import pytest
-from django.db import IntegrityError, connection, transaction
+from django.db import DatabaseError, IntegrityError, connection, transaction
 
 from pgbackend import NotCommitted, bridged
 from pgbackend.transaction import deferred_savepoint
@@ -106,3 +106,39 @@ async def test_outside_a_transaction() -> None:
         deferred_savepoint().__enter__()
     with pytest.raises(RuntimeError, match="needs an open"):
         await bridged(deferred_savepoint().__enter__)()
+
+
+@bridged
+def test_strict(server: Server) -> None:
+    """In strict blocks a COMMIT is refused, and settings end with the block."""
+    with transaction.atomic():
+        saved = deferred_savepoint(strict=True)
+        with saved:
+            write("one", "orm")
+        with pytest.raises(NotCommitted), saved, suppress(DatabaseError):
+            value("COMMIT")
+        assert saved.has_ended
+        transaction.set_rollback(True)
+    assert names(server) == []
+    with transaction.atomic():
+        saved = deferred_savepoint(strict=True)
+        with saved:
+            write("one", "cursor")
+            value("SELECT set_config('app.one', '1', true)")
+        assert value("SELECT current_setting('app.one', true)") in ("", None)
+        value(f"SELECT 1; {saved.before_commit}")
+    assert names(server) == ["one"]
+
+
+@bridged
+def test_strict_blocks_of_the_orm(server: Server) -> None:
+    """After statements of the ORM alone nothing is given back, and nothing sent."""
+    with transaction.atomic():
+        value("SELECT set_config('app.one', '1', true)")
+        saved = deferred_savepoint(strict=True)
+        for name in "ab":
+            with saved:
+                write(name, "orm")
+        assert value("SELECT current_setting('app.one', true)") == "1"
+        value(f"SELECT 1; {saved.before_commit}")
+    assert names(server) == ["a", "b"]

@@ -34,7 +34,16 @@ class Rogue(Channel):
     number: int
 
 
+@dataclass
+class Patient(Rogue):
+    """A channel whose listener is tried often."""
+
+    retries = 9
+    backoff = 0.01
+
+
 @listener(Rogue)
+@listener(Patient)
 def rogue(number: int) -> Any:
     Effect.objects.create(number=number)
     transaction.on_commit(lambda: done.append(number))
@@ -105,6 +114,47 @@ def rollback_and_begin() -> None:
         cursor.execute("ROLLBACK AND CHAIN")
 
 
+def run_sql(text: str) -> Callable[[], None]:
+    def run() -> None:
+        with connection.cursor() as cursor:
+            cursor.execute(text)
+
+    return run
+
+
+def commit_by_driver() -> None:
+    connection.connection.commit()
+
+
+def commit_and_go_on() -> None:
+    with suppress(Exception):
+        commit_by_driver()
+    Effect.objects.create(number=77)
+
+
+def rollback_by_driver() -> None:
+    connection.connection.rollback()
+    Effect.objects.create(number=77)
+
+
+def settings() -> list[str]:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT current_setting('search_path'), current_setting('role'),"
+            " current_setting('app.tenant', true), current_setting('TimeZone'),"
+            " current_setting('statement_timeout')"
+        )
+        return [each or "" for each in cursor.fetchone()]
+
+
+def swallow(text: str) -> Callable[[], None]:
+    def run() -> None:
+        with suppress(Exception):
+            run_sql(text)()
+
+    return run
+
+
 def half_block() -> None:
     transaction.atomic().__enter__()
 
@@ -117,6 +167,8 @@ def hook_fails() -> None:
     raise ValueError("hook")
 
 
+INSERT = f"INSERT INTO {Effect._meta.db_table} (number, note, pid) VALUES (77, '', 0)"
+
 ways = [
     stop,
     group,
@@ -128,7 +180,18 @@ ways = [
     rollback_and_begin,
     half_block,
     generate,
+    commit_by_driver,
+    commit_and_go_on,
+    rollback_by_driver,
 ]
+texts = [
+    "COMMIT",
+    "END; BEGIN",
+    "COMMIT AND CHAIN",
+    "PREPARE TRANSACTION 'x'",
+    f"{INSERT}; COMMIT; BEGIN",
+]
+ways += [run(text) for text in texts for run in (run_sql, swallow)]
 
 
 @pytest.mark.parametrize("trick", ways, ids=lambda trick: trick.__name__)
@@ -144,6 +207,58 @@ async def test_only_its_own_row_dies(trick: Callable[[], Any]) -> None:
     assert sorted(done) == [0, 1, 3, 4, 5, 9]
     (dead,) = await rows()
     assert (dead.state, dead.payload["kwargs"]["number"]) == ("dead", 2)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "SET LOCAL search_path TO pg_catalog",
+        "SET LOCAL ROLE pg_monitor",
+        "SET LOCAL SESSION AUTHORIZATION pg_monitor",
+        "SELECT set_config('app.tenant', 'two', true)",
+        "SET LOCAL TimeZone TO 'Asia/Tokyo'; SET LOCAL statement_timeout TO 5000",
+        "CREATE TEMP TABLE pgpubsub_notification (id bigint) ON COMMIT DROP",
+        "CREATE TEMP TABLE pgpubsub_notification ON COMMIT DROP AS SELECT 1::bigint AS id",
+        "DO $$ BEGIN PERFORM set_config('search_path', 'pg_catalog', true); END $$",
+    ],
+)
+async def test_settings_of_a_listener(text: str) -> None:
+    """What a listener sets ends with it: the next one and the worker's statements do without."""
+    seen: list[list[str]] = []
+
+    def trick() -> None:
+        seen.append(settings())
+        run_sql(text)()
+        transaction.on_commit(lambda: seen.append(settings()))
+
+    tricks.append(trick)
+    await anotify_many([Rogue(n) for n in (2, 2, 2, 2, 0, 1)])
+    async with working(Rogue) as worker:
+        await until(counted(worker, handled=6), worker)
+    assert await effects() == [0, 1, 2, 2, 2, 2]
+    assert not await rows()
+    assert len(seen) == 8
+    assert all(each == seen[0] for each in seen)
+
+
+async def test_commit_after_a_rollback() -> None:
+    """What a listener commits after a ROLLBACK is there once: the row is not tried again."""
+    tricks.append(run_sql(f"ROLLBACK; BEGIN; {INSERT}; COMMIT"))
+    await anotify_many([Patient(n) for n in range(6)])
+    async with working(Patient) as worker:
+        await until(counted(worker, dead=1, handled=5), worker)
+    assert await effects() == [0, 1, 3, 4, 5, 77]
+    (dead,) = await rows()
+    assert "ended the transaction" in dead.last_error
+
+
+async def test_own_row_deleted() -> None:
+    """A listener may delete its own row."""
+    tricks.append(lambda: Notification.objects.filter(payload__kwargs__number=2).delete())
+    await anotify_many([Rogue(n) for n in range(6)])
+    async with working(Rogue) as worker:
+        await until(counted(worker, handled=6), worker)
+    assert await effects() == list(range(6))
 
 
 async def test_hook_that_fails() -> None:

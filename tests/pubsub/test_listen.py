@@ -124,6 +124,14 @@ def test_batch() -> None:
     assert effects() == list(range(20))
 
 
+SETTINGS = (
+    "SET search_path TO pg_catalog",
+    "SET ROLE pg_monitor",
+    "CREATE TEMP TABLE pgpubsub_notification (id bigint) ON COMMIT DROP",
+    "SET SESSION AUTHORIZATION pg_monitor",
+)
+
+
 def test_djangos_own_backend() -> None:
     """A synchronous project runs handlers of both kinds, each in the claim's transaction."""
     notify_many([jobs.Stored(1), jobs.Stored(2, "fail"), jobs.StoredSync(3), jobs.Stored(4)])
@@ -133,6 +141,12 @@ def test_djangos_own_backend() -> None:
         wait_for(lambda: states() == [("dead", 3), ("dead", 3), ("dead", 3), ("dead", 1)])
         notify_many([jobs.PlainSync(11), jobs.Plain(12), jobs.Stored(13)])
         wait_for(lambda: effects() == [1, 3, 4, 7, 9, 10, 11, 12, 13])
+        notify_many([jobs.PlainSync(20, f"sql {text}") for text in SETTINGS])
+        notify_many([jobs.StoredSync(21, f"sql {text}") for text in SETTINGS])
+        notify_many([jobs.StoredSync(22, "sql COMMIT"), jobs.StoredSync(23, "sql ROLLBACK")])
+        notify_many([jobs.StoredSync(24), jobs.PlainSync(25)])
+        wait_for(lambda: effects() == [1, 3, 4, 7, *range(9, 14), *[20] * 4, *[21] * 4, 24, 25])
+        wait_for(lambda: len(states()) == 6)
         listen.process.send_signal(signal.SIGTERM)
         assert listen.code() == 0
 

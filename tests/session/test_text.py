@@ -103,7 +103,7 @@ def test_what_depends_on_parameters() -> None:
     assert effect_of("SELECT set_config(%(a)s, %(b)s, %(c)s::bool)").depends
     assert effect_of("DO %s").depends
     assert not effect_of("SELECT set_config(%s, %s, true)").depends
-    assert effect_of("SELECT set_config(%s, %s, false)") == Effect(silent=True)
+    assert effect_of("SELECT set_config(%s, %s, false)") == Effect(silent=True, sets=True)
 
 
 def test_setting_to_null() -> None:
