@@ -185,13 +185,15 @@ class Shape:
 
     A row is a list: the values of *fields*, then a row or None for each of *related*, then a list
     of rows for each of *prefetched*. *model* is None where rows are no model's. Of a model *fields*
-    are the names of its columns (``station_id``), then those of annotations.
+    are the names of its columns (``station_id``), then those of annotations; *pk* are the columns
+    of its primary key, more than one if it is composite.
     """
 
     model: str | None = None
     fields: tuple[str, ...] = ()
     related: Mapping[str, Shape] = field(default_factory=dict)
     prefetched: tuple[Prefetched, ...] = ()
+    pk: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

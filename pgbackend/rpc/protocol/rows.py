@@ -14,7 +14,7 @@ from .nodes import Prefetched, Rows, Shape
 # What writes, or reads, one value.
 Each = Callable[[Any], Any]
 
-_SHAPE = {"model", "fields", "related", "prefetched"}
+_SHAPE = {"model", "pk", "fields", "related", "prefetched"}
 _RELATED = {"name", *_SHAPE}
 _ROWS = {"kind", "rows", *_SHAPE}
 _PREFETCHED = {"name", "to_attr", "single", *_SHAPE}
@@ -32,6 +32,7 @@ def _write_shape(shape: Shape, depth: int) -> dict[str, Any]:
         raise TooDeep(f"more than {DEEPEST} shapes inside each other")
     return {
         "model": shape.model,
+        "pk": list(shape.pk),
         "fields": list(shape.fields),
         # An array: the names of an object have no order everywhere.
         "related": [
@@ -86,6 +87,7 @@ def _read_shape(item: dict[str, Any], depth: int) -> Shape:
         tuple(text_in(each) for each in array_in(item["fields"], "fields")),
         related,
         tuple(_prefetched(each, depth + 1) for each in array_in(item["prefetched"], "prefetched")),
+        tuple(name(each, "a column of pk") for each in array_in(item["pk"], "pk")),
     )
 
 

@@ -31,8 +31,10 @@ LARGEST = 2**53
 NARROW = 18
 
 _DATE = r"(\d{4}-\d\d-\d\d)"
-_TIME = r"(\d\d:\d\d:\d\d\.\d{6})"
-_DATETIME = re.compile(rf"{_DATE}T{_TIME}([+-]\d\d:\d\d(:\d\d)?)?", re.ASCII)
+# Python from 3.14 on takes 24:00, too.
+_MINUTES = r"([01]\d|2[0-3]):[0-5]\d"
+_TIME = rf"({_MINUTES}:[0-5]\d\.\d{{6}})"
+_DATETIME = re.compile(rf"{_DATE}T{_TIME}([+-]{_MINUTES}(:[0-5]\d)?)?", re.ASCII)
 _DATE_ALONE = re.compile(_DATE, re.ASCII)
 _TIME_ALONE = re.compile(_TIME, re.ASCII)
 _INTEGER = re.compile(r"-?[1-9]\d*", re.ASCII)

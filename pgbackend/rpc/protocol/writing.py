@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from . import nodes
 from .errors import BadValue, TooDeep
+from .json_text import dumped
 from .limits import DEEPEST
 from .names import is_model, is_name
 from .rows import write_rows
@@ -55,7 +55,7 @@ class Writer:
             return {"$dict": [[self.value(key), self.value(each)] for key, each in value.items()]}
         if isinstance(value, set | frozenset):
             # In one order, whatever the hashes: equal values are written alike.
-            return {"$set": sorted((self.value(each) for each in value), key=json.dumps)}
+            return {"$set": sorted((self.value(each) for each in value), key=dumped)}
         for kind in type(value).__mro__:
             if kind in ENCODERS:
                 return ENCODERS[kind](value)
