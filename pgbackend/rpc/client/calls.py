@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from ...futures.result import Future
 from ..protocol import nodes
 
-if TYPE_CHECKING:
-    from .client import Client
-
 T = TypeVar("T")
+
+
+class Service(Protocol):
+    """What sends calls: the client."""
+
+    def send(self, calls: Sequence[Call[Any]]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Call(Future[T]):
 
     def __init__(
         self,
-        client: Client,
+        client: Service,
         tree: nodes.Tree,
         convert: Callable[[Any], T],
         *,

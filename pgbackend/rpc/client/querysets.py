@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..protocol import nodes
-from .calls import Call
+from .calls import Call, Service
 from .conditions import Q
 from .ends import Ends
 from .results import rows_of
-
-if TYPE_CHECKING:
-    from .client import Client
 
 
 class QuerySet(Ends):
@@ -23,7 +20,7 @@ class QuerySet(Ends):
     future of them. Passed as a value, a queryset is a subquery of the service's.
     """
 
-    def __init__(self, client: Client, tree: nodes.Tree, urgent: bool = False) -> None:
+    def __init__(self, client: Service, tree: nodes.Tree, urgent: bool = False) -> None:
         self.client = client
         self.tree = tree
         self.urgent = urgent
