@@ -10,7 +10,8 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import request_started
 
 
-class PubsubConfig(AppConfig):
+class PgpubsubConfig(AppConfig):
+    # The class has the name of django-pgpubsub's, for INSTALLED_APPS; see `as_pgpubsub`.
     name = "pgbackend.pubsub"
     # The label of django-pgpubsub: its table, content type, permissions and migrations go on.
     label = "pgpubsub"

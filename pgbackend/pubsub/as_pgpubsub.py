@@ -3,13 +3,14 @@
 Put the import at the top of the settings, before anything imports ``pgpubsub``. Then ``pgpubsub``,
 ``pgpubsub.channel``, ``.listeners``, ``.notify``, ``.triggers`` and ``.models`` are modules with
 the names of django-pgpubsub, which are those of `pgbackend.pubsub`. In ``INSTALLED_APPS``
-``"pgbackend.pubsub"`` takes the place of ``"pgpubsub"``.
+``"pgpubsub"`` is the application ``"pgbackend.pubsub"``.
 """
 
 from __future__ import annotations
 
 import sys
 from importlib import import_module
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
@@ -52,6 +53,8 @@ MODULES = {
     "pgpubsub.notify": _NOTIFY,
     "pgpubsub.triggers": {"LockableNotify": "triggers", "Notify": "triggers"},
     "pgpubsub.models": {"Notification": "models"},
+    # Where Django looks for the application.
+    "pgpubsub.apps": {"PgpubsubConfig": "apps"},
 }
 
 
@@ -60,6 +63,8 @@ class AliasModule(ModuleType):
 
     def __init__(self, name: str, places: dict[str, str]) -> None:
         super().__init__(name, __doc__)
+        # Django asks whether the module of the application has one with the name "apps".
+        self.__spec__ = ModuleSpec(name, None, is_package=name == "pgpubsub")
         self.__all__ = sorted(places)
         self._places = places
 
@@ -69,6 +74,10 @@ class AliasModule(ModuleType):
                 f"{self.__name__} has no attribute {name!r} in pgbackend.pubsub.as_pgpubsub"
             )
         return getattr(import_module(f"{__package__}.{self._places[name]}"), name)
+
+    def __dir__(self) -> list[str]:
+        """Return the public names, imported or not: Django looks for the application's class."""
+        return self.__all__
 
 
 def _install() -> None:

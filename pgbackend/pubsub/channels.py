@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pydoc import locate
+from types import FunctionType as Function
 from typing import Any, ClassVar, Literal, Self
 
 from django.db.models import Model
 
 from . import registry, settings
-from .errors import ChannelNotFound, PayloadError
+from .errors import ChannelNotFound, PayloadError, PubsubError
 from .forms import form_of
 from .names import old_name, wire_name
 from .payload import payload_object
@@ -56,6 +59,25 @@ class Options:
 @dataclass
 class BaseChannel(Options):
     """What `Channel` and `TriggerChannel` share; an instance is one notification."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Let fields have the names of methods, such as ``name``.
+
+        Otherwise dataclass() would take the inherited method for the default of the field. Raise
+        PubsubError for the names that instances need.
+        """
+        super().__init_subclass__(**kwargs)
+        for name in inspect.get_annotations(cls):
+            inherited = inspect.getattr_static(BaseChannel, name, None)
+            if name in vars(cls) or not isinstance(inherited, classmethod | property | Function):
+                continue
+            if not isinstance(inherited, classmethod):
+                raise PubsubError(
+                    f"{cls.__module__}.{cls.__qualname__}.{name}: no field can have the name"
+                    f" {name!r}, which each channel has. Take another one"
+                )
+            # A field without a default.
+            setattr(cls, name, field())
 
     @classmethod
     def name(cls) -> str:
@@ -109,12 +131,12 @@ class BaseChannel(Options):
     @property
     def listeners(self) -> list[Listener]:
         """The listeners to call for this notification."""
-        return self.registered_listeners()
+        return type(self).registered_listeners()
 
     @property
     def signature(self) -> dict[str, Any]:
         """The keyword arguments of the listeners."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        return {each.name: getattr(self, each.name) for each in fields(self)}
 
     @classmethod
     def from_payload(cls, data: dict[str, Any]) -> Self:
@@ -131,7 +153,8 @@ class BaseChannel(Options):
 
     def serialize(self) -> str:
         """Return the payload, JSON in ASCII. Raise PayloadError for a value that does not fit."""
-        raise PayloadError(f"{self.name()} is not derived from Channel: it cannot be sent")
+        name = type(self).name()
+        raise PayloadError(f"{name} is not derived from Channel: it cannot be sent")
 
 
 @dataclass
@@ -193,7 +216,7 @@ class TriggerChannel(BaseChannel, OfTable):
     @property
     def listeners(self) -> list[Listener]:
         """The listeners of the operation that the notification is of."""
-        found = self.registered_listeners()
+        found = type(self).registered_listeners()
         return [each for each in found if each.hears(self.operation, self.when)]
 
     @classmethod
@@ -208,8 +231,8 @@ class TriggerChannel(BaseChannel, OfTable):
     def serialize(self) -> str:
         """Raise PayloadError: it is the database that makes such payloads."""
         raise PayloadError(
-            f"{self.name()} is sent by the triggers of its table; derive a channel that you notify"
-            " yourself from Channel"
+            f"{type(self).name()} is sent by the triggers of its table; derive a channel that you"
+            " notify yourself from Channel"
         )
 
     @property
@@ -281,12 +304,28 @@ def locate_channel(channel: type[BaseChannel] | str) -> type[BaseChannel]:
         module, _, name = channel.rpartition(".")
         found = getattr(sys.modules.get(module), name, None) or locate(channel)
         if not isinstance(found, type):
-            raise ChannelNotFound(
-                f"There is no channel {channel!r}: give the class, or its path such as"
-                " 'shop.channels.OrderChannel'"
-            )
+            raise ChannelNotFound(f"There is no channel {channel!r}: {_instead(channel)}")
+    if inspect.isfunction(found):
+        raise ChannelNotFound(
+            f"{found.__qualname__}() is no channel: a listener's decorator takes the channel, as in"
+            f" @listener(OrderChannel)"
+        )
     if not isinstance(found, type) or not issubclass(found, BaseChannel):
         raise ChannelNotFound(
             f"{channel!r} is no channel class: derive it from Channel or TriggerChannel"
         )
     return found
+
+
+def _instead(path: str) -> str:
+    """Return what to give instead of *path*, which names no channel."""
+    known = {each.name() for each in derived(BaseChannel)} - _BASES
+    # The class alone, or one that is spelled nearly so.
+    same = [each for each in sorted(known) if each.rpartition(".")[2] == path]
+    near = same or difflib.get_close_matches(path, known, 1)
+    if near:
+        return f"did you mean {near[0]!r}?"
+    return "give the class, or its path such as 'shop.channels.OrderChannel'"
+
+
+_BASES = {Channel.name(), TriggerChannel.name()}

@@ -20,6 +20,7 @@ from . import filters, settings
 from .channels import BaseChannel, Channel, TriggerChannel, registered
 from .errors import PayloadError
 from .forms import form_of
+from .installed import NO_TABLE
 from .names import old_name
 from .registry import Listener
 
@@ -38,7 +39,11 @@ def check(**kwargs: Any) -> list[checks.CheckMessage]:
     found = check_settings()
     if any(each.id == "pgpubsub.E005" for each in found):
         return found
-    return [*found, *check_names(), *check_channels(), *check_listeners()]
+    found += check_channels()
+    if any(each.id == "pgpubsub.E002" for each in found):
+        # What is no dataclass has neither a name that can be relied on nor fields.
+        return found
+    return [*found, *check_names(), *check_listeners(), *check_bodies()]
 
 
 def check_names() -> list[checks.CheckMessage]:
@@ -84,6 +89,7 @@ def check_channels() -> list[checks.CheckMessage]:
                 form_of(channel)
             except PayloadError as error:
                 found.append(checks.Error(f"{error}.", obj=channel, id="pgpubsub.E002"))
+                continue
         found += [
             checks.Error(f"{channel.name()}: {wrong}", obj=channel, id="pgpubsub.E003")
             for wrong in _wrong_options(channel)
@@ -102,11 +108,34 @@ def check_listeners() -> list[checks.CheckMessage]:
                     checks.Error(
                         f"{listener.name} cannot be called with the fields of {channel.name()}:"
                         f" {wrong}.",
-                        hint="A listener has a parameter for each field, or **kwargs.",
+                        hint="A listener has a parameter for each field, or **kwargs. It is called"
+                        f" with {', '.join(f'{name}=' for name in sorted(_arguments(channel)))}.",
                         obj=channel,
                         id="pgpubsub.E004",
                     )
                 )
+    return found
+
+
+def check_bodies() -> list[checks.CheckMessage]:
+    """W004: what stands in the body of a channel and is nearly an option."""
+    found: list[checks.CheckMessage] = []
+    for channel in registered():
+        known = {field.name for field in fields(channel)}
+        for cls in channel.__mro__[: channel.__mro__.index(BaseChannel)]:
+            for name, value in vars(cls).items():
+                if name.startswith("_") or name in known or hasattr(value, "__get__"):
+                    continue
+                near = difflib.get_close_matches(name, _ALL_OPTIONS, 1, 0.8)
+                if near and name not in _ALL_OPTIONS:
+                    found.append(
+                        checks.Warning(
+                            f"{channel.name()}: nothing reads {name}.",
+                            hint=f"Did you mean {near[0]}?",
+                            obj=channel,
+                            id="pgpubsub.W004",
+                        )
+                    )
     return found
 
 
@@ -141,15 +170,22 @@ def check_settings() -> list[checks.CheckMessage]:
 
 
 def check_triggers(databases: Any = None, **kwargs: Any) -> list[checks.CheckMessage]:
-    """W003: triggers that are not in the database, or not as the code has them."""
+    """W003, W005: triggers that are not in the database, or not as in the code, and no table."""
     found: list[checks.CheckMessage] = []
     for alias in databases or ():
         if connections[alias].vendor != "postgresql":
             continue
         try:
-            amiss = _amiss(alias)
+            amiss, has_table = _amiss(alias)
         except (DatabaseError, ImproperlyConfigured):
             # `migrate` and others say it in the server's words, and other checks in theirs.
+            continue
+        if not has_table:
+            found.append(
+                checks.Warning(
+                    NO_TABLE.format(alias), hint="Run migrate.", obj=None, id="pgpubsub.W005"
+                )
+            )
             continue
         found += [
             checks.Warning(
@@ -160,18 +196,21 @@ def check_triggers(databases: Any = None, **kwargs: Any) -> list[checks.CheckMes
     return found
 
 
-def _amiss(alias: str) -> list[tuple[type[BaseChannel], str]]:
-    """Return what `triggers_amiss` finds; leave no connection and no pool open."""
-    from .installed import triggers_amiss
+def _amiss(alias: str) -> tuple[list[tuple[type[BaseChannel], str]], bool]:
+    """Return what `triggers_amiss` finds, and whether the table is there or is not to be.
+
+    Leave no connection and no pool open.
+    """
+    from .installed import has_table, triggers_amiss
 
     wrapper: Any = connections[alias]
     if is_bridged() or wrapper.connection is not None:
-        return triggers_amiss(alias)
+        return triggers_amiss(alias), has_table(alias)
     wrapper = wrapper.copy()
     # Django's pool would wait for its time-out where the server is down.
     wrapper.settings_dict["OPTIONS"].pop("pool", None)
     try:
-        return triggers_amiss(alias, connection=wrapper)
+        return triggers_amiss(alias, connection=wrapper), has_table(alias, wrapper)
     finally:
         wrapper.close()
 
@@ -225,21 +264,24 @@ def _wrong_order(channel: type[BaseChannel]) -> Iterator[str]:
 
 def _wrong_signature(listener: Listener) -> str | None:
     channel = listener.channel
-    if not is_dataclass(channel):
-        return None
-    names = {field.name for field in fields(channel)}
-    if issubclass(channel, TriggerChannel) and not settings.pass_context():
-        names.discard("context")
     try:
         signature = inspect.signature(listener.callback)
     except (TypeError, ValueError):
         # A function of C says not what it takes.
         return None
     try:
-        signature.bind(**dict.fromkeys(names))
+        signature.bind(**dict.fromkeys(_arguments(channel)))
     except TypeError as error:
         return str(error)
     return None
+
+
+def _arguments(channel: type[BaseChannel]) -> set[str]:
+    """Return the names of the keyword arguments of the channel's listeners."""
+    names = {field.name for field in fields(channel)}
+    if issubclass(channel, TriggerChannel) and not settings.pass_context():
+        names.discard("context")
+    return names
 
 
 def _listed(channels: list[type[BaseChannel]]) -> str:
@@ -247,4 +289,5 @@ def _listed(channels: list[type[BaseChannel]]) -> str:
 
 
 _OPTIONS = ("using", "lease", "retries", "backoff", "timeout", "concurrency", "ordered_by", "wake")
+_ALL_OPTIONS = ("lock_notifications", "model", *_OPTIONS)
 _STORED = ("lease", "retries", "backoff", "ordered_by", "wake")

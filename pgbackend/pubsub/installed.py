@@ -19,6 +19,8 @@ from .triggers import Notify
 
 logger = logging.getLogger("pgbackend.pubsub")
 
+NO_TABLE = "The table pgpubsub_notification is not in the database {!r}: nothing can be stored."
+
 
 def triggers_amiss(
     using: str, channels: Iterable[type[BaseChannel]] | None = None, connection: Any = None
@@ -61,16 +63,34 @@ def triggers_amiss(
     return found
 
 
+def has_table(using: str, connection: Any = None) -> bool:
+    """Return whether the table of notifications is on the alias *using*, or belongs elsewhere.
+
+    *connection* is as in `triggers_amiss`.
+    """
+    from .models import Notification
+
+    if not router.allow_migrate_model(using, Notification):
+        return True
+    with (connection or connections[using]).cursor() as asked:
+        asked.execute("SELECT to_regclass(%s) IS NOT NULL", [Notification._meta.db_table])
+        return bool(asked.fetchone()[0])
+
+
 def warn_of_triggers(channels: Iterable[type[BaseChannel]]) -> None:
-    """Log what is wrong with the triggers of *channels*; nothing where the server is not there."""
+    """Log what is missing for *channels* in the database; nothing where the server is not there."""
     by_alias: dict[str, list[type[BaseChannel]]] = {}
     for channel in channels:
+        found = by_alias.setdefault(database(channel), [])
         if issubclass(channel, TriggerChannel):
-            by_alias.setdefault(database(channel), []).append(channel)
+            found.append(channel)
     for alias, found in by_alias.items():
         try:
             # A connection of its own: whoever listens needs none of Django's.
             with psycopg.connect(**arguments_of(alias)) as conn:
+                if not has_table(alias, conn):
+                    logger.warning("%s Run migrate.", NO_TABLE.format(alias))
+                    continue
                 amiss = triggers_amiss(alias, found, conn)
         except psycopg.Error:
             # Whoever listens goes on asking, and says so in the server's words.

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import pgtrigger
+from django.db.models.base import ModelBase
 
 from .channels import BaseChannel, TriggerChannel, locate_channel
 from .errors import PubsubError
@@ -123,4 +124,8 @@ def _of_table(channel: Given) -> type[TriggerChannel]:
         )
     if located.model is None:
         raise PubsubError(f"{located.name()} names no model: set model = ... in its body")
+    if not isinstance(located.model, ModelBase):
+        raise PubsubError(
+            f"{located.name()}: model is the class of a model, not {located.model!r:.100}"
+        )
     return located

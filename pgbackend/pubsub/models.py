@@ -13,6 +13,10 @@ from django.db.models.functions import Now
 
 from .channels import BaseChannel
 from .payload import PayloadDecoder
+from .settings import require_installed
+
+# Otherwise Django would take "pgbackend" for the application of these models.
+require_installed()
 
 
 class State(models.TextChoices):

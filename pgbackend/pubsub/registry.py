@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from asgiref.sync import iscoroutinefunction
 
 from .errors import PubsubError
+from .settings import require_installed
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -52,8 +53,9 @@ class Listener:
 def register(channel: type[Any], callback: F, operations: frozenset[str] | None = None) -> F:
     """Register *callback* for *channel* and return it.
 
-    Raise PubsubError for what is no function.
+    Raise PubsubError for what is no function, and ImproperlyConfigured without the application.
     """
+    require_installed()
     _check_function(channel, callback)
     known = listeners[channel]
     if not any(each.callback is callback and each.operations == operations for each in known):

@@ -19,6 +19,7 @@ from .carried import BY_ROW, carried
 from .channels import BaseChannel, Channel, locate_channel, select
 from .cursors import own_cursor
 from .errors import PayloadError
+from .forms import form_of
 from .payload import encode
 from .settings import MAX_PLAIN
 from .tracing import outgoing
@@ -113,7 +114,11 @@ def build(channel: type[Channel] | str, kwargs: dict[str, Any]) -> Any:
     try:
         made = located(**kwargs)
     except TypeError as error:
-        raise PayloadError(f"{located.name()} does not take these fields: {error}") from error
+        # A class that is no dataclass is told as such.
+        names = ", ".join(form_of(located).fields) or "none"
+        raise PayloadError(
+            f"{located.name()} does not take these fields: {error}. Its fields: {names}"
+        ) from error
     return made
 
 
@@ -129,8 +134,8 @@ def _payload(notification: Channel, priority: int, run_after: datetime.datetime 
         raise PayloadError(f"{notification!r} is no instance of a channel")
     if not notification.lock_notifications and (priority or run_after):
         raise PayloadError(
-            f"{notification.name()} is not stored, so it has no priority and no run_after: set"
-            " lock_notifications = True"
+            f"{type(notification).name()} is not stored, so it has no priority and no run_after:"
+            " set lock_notifications = True"
         )
     return encode(notification)
 
@@ -180,23 +185,24 @@ def _send_many(
     from django.db import transaction
 
     stored = [(each, payload) for each, payload in sent if each.lock_notifications]
-    wake = [each.listen_name() for each, _ in stored if each.wake == "notify"]
+    wake = [type(each).listen_name() for each, _ in stored if each.wake == "notify"]
     # One NOTIFY for each stored channel, then the plain ones in their order.
     notified = [(name, WAKE) for name in dict.fromkeys(wake)]
     with transaction.atomic(using=alias, savepoint=False), own_cursor(alias) as cursor:
         if stored:
             chosen = ["delayed" if run_after else "ready", priority, run_after, outgoing()]
-            names = [each.listen_name() for each, _ in stored]
+            names = [type(each).listen_name() for each, _ in stored]
             keys = [_order_key(each) for each, _ in stored]
             payloads = [payload for _, payload in stored]
             cursor.execute(STORE_MANY, [*chosen, names, payloads, keys])
         for each, payload in sent:
             if each.lock_notifications:
                 continue
+            name = type(each).listen_name()
             if _goes_by_row(payload, alias):
-                _store(cursor, [each.listen_name(), payload, "plain", 0, None, None, None], "@")
+                _store(cursor, [name, payload, "plain", 0, None, None, None], "@")
             else:
-                notified.append((each.listen_name(), payload))
+                notified.append((name, payload))
         if notified:
             cursor.execute(NOTIFY_MANY, [list(column) for column in zip(*notified, strict=True)])
 

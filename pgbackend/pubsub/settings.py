@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from django.apps import apps
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 
@@ -59,6 +60,18 @@ def listen_dsn() -> str | dict[str, str] | None:
             f"{name} is a DSN, a dictionary of DSNs by alias, or None, not {value!r}"
         )
     return value
+
+
+def require_installed() -> None:
+    """Raise ImproperlyConfigured where the application is not in ``INSTALLED_APPS``.
+
+    Before Django knows its applications nothing is said.
+    """
+    if apps.apps_ready and not apps.is_installed("pgbackend.pubsub"):
+        raise ImproperlyConfigured(
+            '"pgbackend.pubsub" is not in INSTALLED_APPS:'
+            ' INSTALLED_APPS = [..., "pgtrigger", "pgbackend.pubsub"]'
+        )
 
 
 def _switch(name: str, default: bool) -> bool:

@@ -14,7 +14,7 @@ from django.db import connections
 
 from .channels import registered
 from .claiming import TABLE
-from .errors import ChannelNotFound, PubsubError
+from .errors import ChannelNotFound
 from .wire import WAKE
 
 # The age of a health file above which its process counts as hanging, seconds.
@@ -141,9 +141,3 @@ def _wire(name: str) -> str:
         if name in channel.stored_names():
             return channel.listen_name()
     return name
-
-
-def chosen(channels: Sequence[str] | None, ids: Sequence[int] | None, every: bool) -> None:
-    """Raise PubsubError unless rows were chosen."""
-    if not (channels or ids or every):
-        raise PubsubError("name the rows: --channels, --ids or --all")

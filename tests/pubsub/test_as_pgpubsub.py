@@ -42,6 +42,25 @@ def test_imports() -> None:
     assert printed == "pgpubsub has no attribute 'nowhere' in pgbackend.pubsub.as_pgpubsub\n"
 
 
+@pytest.mark.parametrize("entry", ["pgpubsub", "pgpubsub.apps.PgpubsubConfig"])
+def test_installed_apps(entry: str) -> None:
+    """The application may stay in INSTALLED_APPS under django-pgpubsub's names."""
+    printed = run_script(
+        f"""
+        apps = [app.replace("pgbackend.pubsub", {entry!r}) for app in conf["INSTALLED_APPS"]]
+        settings.configure(**{{**conf, "INSTALLED_APPS": apps}})
+        import pgbackend.pubsub.as_pgpubsub
+        import django
+        django.setup()
+        from django.apps import apps
+        from pgpubsub.models import Notification
+        print({entry!r} in settings.INSTALLED_APPS, apps.get_app_config("pgpubsub").name)
+        print(Notification._meta.label)
+        """
+    )
+    assert printed == "True pgbackend.pubsub\npgpubsub.Notification\n"
+
+
 def test_too_late() -> None:
     """Where django-pgpubsub itself was imported before, the alias says what to do."""
     printed = run_script(

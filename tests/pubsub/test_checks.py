@@ -7,23 +7,30 @@ from typing import Any
 
 import pytest
 from django.core import checks
+from django.core.management import CommandError, call_command
+from django.db import transaction
 from django.db.models import Q
 from django.test import override_settings
 
 from pgbackend.pubsub import (
     Channel,
     ChannelNotFound,
+    PayloadError,
     PubsubError,
     TriggerChannel,
     listener,
     locate_channel,
+    notify_many,
     post_insert_listener,
     registry,
+    send,
 )
 from pgbackend.pubsub.channels import registered, select
 from pgbackend.pubsub.filters import ListenerFilterProvider
 from pgbackend.pubsub.names import old_name, wire_name
+from pgbackend.pubsub.sending import build
 from tests.support.script import run_script
+from tests.support.server import Server
 
 from .site.channels import AuthorPlain, Orders, Reads
 from .site.models import Author
@@ -255,6 +262,35 @@ def test_trigger_not_migrated() -> None:
         trigger.unregister(Author)
 
 
+def test_option_that_nothing_reads() -> None:
+    """What is nearly an option is a warning that names it: a plain channel may not be meant."""
+
+    @dataclass
+    class Made(Channel):
+        lock_notification = True
+        retry_limit = 5
+
+        locked: bool = True
+
+    listener(Made)(lambda locked: None)
+    (found,) = [each for each in checks.run_checks() if str(each.id).startswith("pgpubsub")]
+    assert (found.id, found.hint) == ("pgpubsub.W004", "Did you mean lock_notifications?")
+    assert found.msg.endswith("Made: nothing reads lock_notification.")
+
+
+def test_no_table(server: Server) -> None:
+    """Where the table is not there, that is the one warning, and the command says what to run."""
+    server.all("ALTER TABLE pgpubsub_notification RENAME TO away")
+    try:
+        ((identifier, message),) = messages(databases=["default"])
+        with pytest.raises(CommandError, match=r"is not in the database 'default'.* Run migrate\."):
+            call_command("pubsub", "stats")
+    finally:
+        server.all("ALTER TABLE away RENAME TO pgpubsub_notification")
+    assert identifier == "pgpubsub.W005"
+    assert "pgpubsub_notification is not in the database 'default'" in message
+
+
 class Callable_:
     def __call__(self) -> None: ...
 
@@ -290,10 +326,64 @@ def test_unknown_channels() -> None:
     for wrong_class in (int, "tests.pubsub.test_checks.Around", 5):
         with pytest.raises(ChannelNotFound, match="is no channel class"):
             locate_channel(wrong_class)  # type: ignore[arg-type]
+    with pytest.raises(
+        ChannelNotFound, match=r"did you mean 'tests\.pubsub\.site\.channels\.Orders'"
+    ):
+        locate_channel("tests.pubsub.site.channels.Order")
+    with pytest.raises(
+        ChannelNotFound, match=r"did you mean 'tests\.pubsub\.site\.channels\.Orders'"
+    ):
+        locate_channel("Orders")
+    with pytest.raises(ChannelNotFound, match=r"clashing\(\) is no channel: .* takes the channel"):
+        listener(clashing)  # type: ignore[arg-type]
     with pytest.raises(PubsubError, match="has no table"):
         post_insert_listener(Orders)
+    with pytest.raises(PubsubError, match=r"model is the class of a model, not 'shop.Order'"):
+        post_insert_listener(make_dataclass("Made", [], bases=(Text,)))
     with pytest.raises(PubsubError, match="TriggerChannel names no model"):
         post_insert_listener(TriggerChannel)
+
+
+class Text(TriggerChannel):
+    model = "shop.Order"
+
+
+def test_names_of_fields() -> None:
+    """A field may be called as a method of channels; it has no default then."""
+
+    @dataclass
+    class Made(Channel):
+        lock_notifications = True
+
+        name: str
+        stream: int
+        number: int = 1
+
+    listener(Made)(lambda name, stream, number: None)
+    assert messages() == []
+    assert Made("x", 2).serialize() == '{"kwargs":{"name":"x","stream":2,"number":1}}'
+    assert Made.name().endswith("Made")
+    with pytest.raises(PayloadError, match=r"Made does not take .*'name'.* name, stream, number$"):
+        build(Made, {"stream": 1})
+    with transaction.atomic():
+        assert notify_many([Made("x", 2)]) == 1
+        assert send(Made("x", 2)) is not None
+        transaction.set_rollback(True)
+    with pytest.raises(PubsubError, match=r"Wrong\.signature: no field can have the name"):
+
+        @dataclass
+        class Wrong(Channel):
+            signature: str
+
+
+def test_no_dataclass() -> None:
+    """A class that was not decorated is told as such where it is sent to."""
+
+    class Made(Channel):
+        number: int
+
+    with pytest.raises(PayloadError, match=r"Made is no dataclass: decorate the class"):
+        build(Made, {"number": 1})
 
 
 def test_choice_of_channels() -> None:
@@ -304,6 +394,39 @@ def test_choice_of_channels() -> None:
     assert found == {Reads, Orders}
     with pytest.raises(ChannelNotFound, match=r"No listener is registered for .*Twice.*ready\(\)"):
         select([Twice])
+
+
+@pytest.mark.process
+def test_without_the_application() -> None:
+    """Where the application is not in INSTALLED_APPS, listeners and sending say so."""
+    printed = run_script(
+        """
+        settings.configure(INSTALLED_APPS=["pgbackend", "pgtrigger"], DATABASES=conf["DATABASES"])
+        import django
+        django.setup()
+        from django.core.exceptions import ImproperlyConfigured
+        from dataclasses import dataclass
+        from pgbackend.pubsub import Channel, listener, notify
+
+        @dataclass
+        class Made(Channel):
+            number: int
+
+        for what in (lambda: listener(Made)(print), lambda: notify(Made, number=1)):
+            try:
+                what()
+            except ImproperlyConfigured as error:
+                print(error)
+        """
+    )
+    assert (
+        printed.splitlines()
+        == [
+            '"pgbackend.pubsub" is not in INSTALLED_APPS: INSTALLED_APPS = [..., "pgtrigger",'
+            ' "pgbackend.pubsub"]'
+        ]
+        * 2
+    )
 
 
 @pytest.mark.process

@@ -79,6 +79,10 @@ class Command(BaseCommand):
         add("--parent-fd", type=int, help=SUPPRESS)
         add("--marks-fd", type=int, help=SUPPRESS)
 
+    def check(self, *args: Any, **options: Any) -> None:
+        """Run the checks that ask no server: `warn_of_triggers` does that, for what is heard."""
+        super().check(*args, **{**options, "databases": options.get("databases") or []})
+
     def handle(self, *args: Any, **options: Any) -> None:
         """Run a worker, or the parent of several; end with the exit code."""
         logging.basicConfig(format=options["logformat"], level=options["loglevel"].upper())

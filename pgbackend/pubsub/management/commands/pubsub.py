@@ -12,6 +12,7 @@ from django.db import DatabaseError, InterfaceError, router
 
 from ... import upkeep
 from ...errors import PubsubError
+from ...installed import NO_TABLE, has_table
 from ...models import Notification
 
 
@@ -48,6 +49,8 @@ class Command(BaseCommand):
         """Do one of the commands."""
         alias = options["database"] or router.db_for_write(Notification)
         try:
+            if not options.get("file") and not has_table(alias):
+                raise PubsubError(f"{NO_TABLE.format(alias)} Run migrate.")
             getattr(self, f"do_{what}")(alias, options)
         except (PubsubError, DatabaseError, InterfaceError) as error:
             raise CommandError(str(error)) from error
@@ -70,13 +73,15 @@ class Command(BaseCommand):
 
     def do_requeue(self, alias: str, options: dict[str, Any]) -> None:
         """Make dead rows ready."""
-        upkeep.chosen(options["channels"], options["ids"], options["all"])
+        if not (options["channels"] or options["ids"] or options["all"]):
+            raise PubsubError("name the rows: --channels, --ids or --all")
         count = upkeep.requeue(alias, options["channels"], options["ids"])
         self.tell(options, {"requeued": count}, f"{count} are ready again.")
 
     def do_prune(self, alias: str, options: dict[str, Any]) -> None:
         """Delete dead rows."""
-        upkeep.chosen(options["channels"], None, options["all"])
+        if not (options["channels"] or options["all"]):
+            raise PubsubError("name the rows: --channels or --all")
         count = upkeep.prune(alias, options["channels"], timedelta(days=options["days"]))
         self.tell(options, {"deleted": count}, f"{count} were deleted.")
 
