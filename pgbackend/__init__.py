@@ -4,10 +4,10 @@ Set ``ENGINE = "pgbackend"`` in ``DATABASES``. From asynchronous code await Djan
 to run a synchronous function that uses the ORM on the event loop, use `bridged`.
 
 The names in ``__all__`` are public, and so are the modules `asgi`, `base`, `connection`,
-`detector`, `errors`, `registry`, `test` and `transaction`, and those with Django's names. Each is
-imported on first use: ``import pgbackend`` needs neither Django nor psycopg. Importing `base`
-changes Django; Django imports `base` for the first wrapper of such a database, and the application
-"pgbackend" imports it earlier.
+`detector`, `errors`, `futures`, `registry`, `test` and `transaction`, and those with Django's
+names. Each is imported on first use: ``import pgbackend`` needs neither Django nor psycopg.
+Importing `base` changes Django; Django imports `base` for the first wrapper of such a database, and
+the application "pgbackend" imports it earlier.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from . import base as base
     from . import detector as detector
     from . import errors as errors
+    from . import futures as futures
     from . import test as test
     from . import transaction as transaction
     from .bridge.current import BridgeError, is_bridged
@@ -49,7 +50,7 @@ _PLACES = {
     "is_bridged": "bridge.current",
 }
 
-_MODULES = ("asgi", "base", "detector", "errors", "test", "transaction")
+_MODULES = ("asgi", "base", "detector", "errors", "futures", "test", "transaction")
 
 # Type checkers see the imports above, and no other names.
 if not TYPE_CHECKING:

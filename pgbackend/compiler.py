@@ -8,6 +8,7 @@ reads and callers that want the cursor keep Django's way.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from operator import attrgetter
 from types import FunctionType
@@ -16,6 +17,7 @@ from typing import Any
 from django.core.exceptions import EmptyResultSet
 from django.db.backends.postgresql import compiler as postgresql
 from django.db.backends.postgresql.operations import DatabaseOperations
+from django.db.models.expressions import RawSQL
 from django.db.models.sql.constants import (
     CURSOR,
     GET_ITERATOR_CHUNK_SIZE,
@@ -29,6 +31,11 @@ from .bridge.current import is_bridged
 from .session import clean
 from .session.clean import CleanSQL
 from .sql import direct, originals, select_lists, statement_cache
+
+# Where Django prefetches over a many-to-many relation, it selects a column of the table between by
+# extra SQL, under such a name.
+_PREFETCH_NAME = "_prefetch_related_val_"
+_COLUMN = re.compile(r'"[^"]+"\."[^"]+"')
 
 
 def _djangos(execute_sql: Any) -> Any:
@@ -63,8 +70,16 @@ class SQLCompiler(postgresql.SQLCompiler):
 
     def compile(self, node: Any) -> Any:
         """Compile *node*, and note whether it is Django's own; see `clean`."""
-        clean.count_unclean(node)
+        if type(node) is not RawSQL or not self._is_prefetch_column(node):
+            clean.count_unclean(node)
         return super().compile(node)
+
+    def _is_prefetch_column(self, node: RawSQL) -> bool:
+        """Return whether *node* is the column by which Django assigns prefetched rows."""
+        return not node.params and any(
+            name.startswith(_PREFETCH_NAME) and sql == node.sql and _COLUMN.fullmatch(sql)
+            for name, (sql, _) in self.query.extra_select.items()
+        )
 
     def as_sql(self, *args: Any, **kwargs: Any) -> Any:
         """Return the statement, marked as clean if it has no SQL of the application.

@@ -24,3 +24,10 @@ class CommitInDoubt(OperationalError):
 
     https://www.postgresql.org/docs/current/functions-info.html#FUNCTIONS-PG-SNAPSHOT
     """
+
+
+class NotRun(OperationalError):
+    """A statement of a gathered call was not run: another one in its message failed before.
+
+    The error of the other one is in ``__cause__``. See `pgbackend.futures.gather`.
+    """

@@ -204,6 +204,7 @@ class deferred_savepoint:
         self._hooks = 0
         # What the lease had noted before the block.
         self._noted: tuple[Any, ...] = ()
+        self._due_before: tuple[bytes, ...] = ()
 
     def __enter__(self) -> None:
         wrapper = self._wrapper
@@ -217,11 +218,14 @@ class deferred_savepoint:
         if face is not self._face:
             self._face, self._exists, self.before_commit = face, False, ""
         self._hooks = len(state.run_on_commit)
-        face.savepoint_due = _SAVE_AGAIN if self._exists else _SAVE
+        # A gathered call has a savepoint of its own around this one; see `futures.savepoints`.
+        self._due_before = face.savepoint_due
+        commands = _SAVE_AGAIN if self._exists else _SAVE
         if self.strict:
             if not self.before_commit:
-                face.savepoint_due = (HOLD_OPEN.encode(), *face.savepoint_due)
+                commands = (HOLD_OPEN.encode(), *commands)
             self._noted = _take_notes(self._lease)
+        face.savepoint_due += commands
 
     def __exit__(
         self,
@@ -231,7 +235,7 @@ class deferred_savepoint:
     ) -> None:
         face, wrapper = self._face, self._wrapper
         sent = not face.savepoint_due
-        face.savepoint_due = ()
+        face.savepoint_due = () if sent else self._due_before
         self._exists |= sent
         suspect = False
         if self.strict:

@@ -39,6 +39,9 @@ class Bridge(greenlet):
     # an eager task may run in the greenlet of the task that starts it, and a nested run of the
     # event loop may run other tasks there.
     cached_state: Any = None
+    # Whether the call is one of several that are driven together; see `sql.together`. The bridge
+    # does not read it.
+    gathered = False
 
 
 def is_bridged() -> bool:

@@ -3,6 +3,10 @@
 The names in ``__all__`` are public. Each is imported on first use: `Future` needs no Django.
 
 - `result`: `Future`, the result of local or remote work.
+- `recording`: `future` and `delayed`, for querysets and functions that use the ORM.
+- `calls`: where such a call runs.
+- `gathering`: `gather` and `as_completed`.
+- `driving`, `savepoints`: several calls in one transaction, whose statements go together.
 """
 
 from __future__ import annotations
@@ -11,12 +15,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .gathering import as_completed, gather
+    from .recording import delayed, future
     from .result import Future, NotAwaitedError
 
-__all__ = ["Future", "NotAwaitedError"]
+__all__ = ["Future", "NotAwaitedError", "as_completed", "delayed", "future", "gather"]
 
 # The modules that define the public names.
-_PLACES = {"Future": "result", "NotAwaitedError": "result"}
+_PLACES = {
+    "Future": "result",
+    "NotAwaitedError": "result",
+    "as_completed": "gathering",
+    "delayed": "recording",
+    "future": "recording",
+    "gather": "gathering",
+}
 
 # Type checkers see the imports above, and no other names.
 if not TYPE_CHECKING:

@@ -39,8 +39,8 @@ class Future(Generic[T]):
     also again after it has ended. Where one of them is cancelled or stops waiting, the work goes on
     for the others: `cancel` ends the work.
 
-    Work that has a *start* begins with the first `start`, ``await`` or `result`, not before. A
-    local future has an *alias*, whose connection its *call* mainly uses: see `gathering`.
+    Work that has a *start* begins with the first `start`, ``await`` or `result`, not before. The
+    work of a local future is its *call*; see `calls`.
     """
 
     __slots__ = (
@@ -59,7 +59,6 @@ class Future(Generic[T]):
         "_stop",
         "_traceback",
         "_wakers",
-        "alias",
         "call",
     )
 
@@ -69,7 +68,6 @@ class Future(Generic[T]):
         start: Callable[[Future[T]], None] | None = None,
         on_cancel: Callable[[], object] | None = None,
         call: Callable[[], T] | None = None,
-        alias: str | None = None,
     ) -> None:
         self._lock = threading.Lock()
         self._start = start
@@ -92,7 +90,6 @@ class Future(Generic[T]):
         # The event loop that the work was begun on, which reports a lost exception.
         self._loop = _get_running_loop() if start is None else None
         self.call = call
-        self.alias = alias
 
     @classmethod
     def pending(
@@ -289,11 +286,7 @@ class Future(Generic[T]):
             self.start()
             ended = await_bridged(self.wait(timeout))
         elif _get_running_loop() is not None:
-            raise NotAwaitedError(
-                "the result of a future was asked for on the running event loop, which would block"
-                " it: `await` the future; or call result() in a function that is run by `await"
-                " pgbackend.bridged(function)(...)`"
-            )
+            raise not_awaited_error()
         else:
             self.start()
             ended = self._block(timeout)
@@ -369,6 +362,15 @@ class Future(Generic[T]):
             )
         else:
             logger.error(message, exc_info=self._exception)
+
+
+def not_awaited_error() -> NotAwaitedError:
+    """Return the error for synchronous code on a running event loop."""
+    return NotAwaitedError(
+        "the result of a future was asked for on the running event loop, which would block it:"
+        " `await` the future; or call result() in a function that is run by `await"
+        " pgbackend.bridged(function)(...)`"
+    )
 
 
 def _cancelled_error() -> BaseException:

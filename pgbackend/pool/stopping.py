@@ -83,7 +83,7 @@ class StoppableConnection(psycopg.Connection[Any]):
                 self.discard_if_unread()
                 raise
             except psycopg.Error as error:
-                self._note_read_only(error)
+                self.note_read_only(error)
                 raise
             except BaseException:
                 await_bridged(self._interrupted(gen))
@@ -123,7 +123,7 @@ class StoppableConnection(psycopg.Connection[Any]):
                 " See 'cancel_timeout' in OPTIONS, and 'timeout' of its pool"
             ) from None
         except psycopg.Error as error:
-            self._note_read_only(error)
+            self.note_read_only(error)
             raise
         except BaseException:
             await self._interrupted(gen)
@@ -137,7 +137,8 @@ class StoppableConnection(psycopg.Connection[Any]):
         if self.is_executing:
             self._pooled.discard()
 
-    def _note_read_only(self, error: psycopg.Error) -> None:
+    def note_read_only(self, error: BaseException) -> None:
+        """Have the pool connect anew if *error* says that the server has become read-only."""
         if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
             self._pooled.found_read_only()
 

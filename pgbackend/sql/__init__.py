@@ -7,4 +7,5 @@ This room knows Django's queries and compilers, but not its connection wrapper.
 - `query_attributes`: the attributes of queries that a statement may depend on.
 - `instrumented`: whether any other code takes part in sending statements.
 - `direct`: the short way of the ORM's own statements.
+- `together`: the statements of several calls, sent in one message.
 """

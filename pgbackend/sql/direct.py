@@ -25,6 +25,7 @@ from ..pool.session_reset import failure, reset_and_execute
 from ..session.clean import CleanSQL
 from ..session.row_settings import check_on_loop
 from ..tasks.lease import Lease
+from . import together
 from .instrumented import may_skip_cursors
 
 if TYPE_CHECKING:
@@ -77,6 +78,10 @@ def execute(wrapper: Any, lease: Lease, sql: str, params: Any) -> PGresult:
         query.convert(sql, params)
         if not face.adapters_exposed:
             face.transformer = transformer
+        if getcurrent().gathered:  # type: ignore[attr-defined]  # it is a `Bridge`
+            result = together.hand_to_driver(lease, query.query)
+            if result is not None:
+                return result
         with face.lock:
             if not face.reset_due:
                 return face.wait(_exchange(face, query.query))

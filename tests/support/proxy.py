@@ -66,6 +66,8 @@ class Proxy:
         # All that were ever accepted, and those that still live.
         self.accepted = 0
         self.links: list[Link] = []
+        # How many pieces the clients have sent; small messages are a piece each.
+        self.messages = 0
         self._thawed = asyncio.Event()
         self._thawed.set()
         self._rules: list[tuple[Trigger, Callable[[Link], None]]] = []
@@ -170,6 +172,7 @@ class Proxy:
 
     async def _up(self, reader: asyncio.StreamReader, link: Link) -> None:
         while data := await reader.read(65536):
+            self.messages += 1
             for rule in self._rules.copy():
                 if rule[0] in data:
                     self._rules.remove(rule)

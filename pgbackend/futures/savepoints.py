@@ -1,0 +1,88 @@
+"""Savepoints of gathered calls: what a failed statement or call did is undone, the others go on.
+
+Statements that are sent together have their savepoints in the same message; see `sql.together`.
+What a call sends by other means has one, too, which goes with the first such statement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from django.db import connections
+
+from ..sql.together import RELEASE, SAVE, UNDO
+from ..wrapper.attributes import BackendWrapper
+
+
+class Savepoints:
+    """The savepoints in the transactions that the running task is in."""
+
+    def __init__(self) -> None:
+        self._wrappers: list[Any] = [
+            wrapper
+            for wrapper in connections.all(initialized_only=True)
+            if isinstance(wrapper, BackendWrapper)
+            and wrapper.bridged
+            and (lease := wrapper.state.lease) is not None
+            and not lease.face._autocommit
+        ]
+        # The hooks of `on_commit` that each call has registered.
+        self._hooks: dict[int, list[Any]] = {}
+
+    def begin(self) -> None:
+        """Send the savepoints that are due for the code around the calls."""
+        for wrapper in self._wrappers:
+            face = wrapper.state.lease.face
+            if face.savepoint_due:
+                _send(wrapper, face, face.savepoint_due)
+
+    @contextmanager
+    def around(self, call: Any) -> Iterator[None]:
+        """Undo what *call* does in the block by other means, if it fails there."""
+        before = []
+        for wrapper in self._wrappers:
+            state = wrapper.state
+            face = state.lease and state.lease.face
+            if face is not None and not face.closed:
+                face.savepoint_due = (SAVE,)
+                before.append((wrapper, face, state.needs_rollback, [*state.run_on_commit]))
+        try:
+            yield
+        finally:
+            for wrapper, face, needed_rollback, hooks in before:
+                self._after(call, wrapper, face, needed_rollback, hooks)
+
+    def _after(
+        self, call: Any, wrapper: Any, face: Any, needed_rollback: bool, hooks: list[Any]
+    ) -> None:
+        sent, face.savepoint_due = not face.savepoint_due, ()
+        state = wrapper.state
+        if face.closed or state.lease is None or state.lease.face is not face:
+            return
+        failed = call.exception is not None
+        own = self._hooks.setdefault(id(call), [])
+        own += [each for each in state.run_on_commit if not _holds(hooks, each)]
+        if failed:
+            state.run_on_commit = [each for each in state.run_on_commit if not _holds(own, each)]
+        undone = sent and (failed or face.is_broken)
+        if sent:
+            _send(wrapper, face, UNDO if undone else (RELEASE,))
+        marked = state.needs_rollback and not needed_rollback and not state.rollback_asked
+        if marked and (failed or undone) and not face.is_broken:
+            wrapper.set_rollback(False)
+
+
+def _holds(hooks: list[Any], hook: Any) -> bool:
+    return any(each is hook for each in hooks)
+
+
+def _send(wrapper: Any, face: Any, commands: tuple[bytes, ...]) -> None:
+    """Send *commands* to the server in one message, behind a BEGIN that is due."""
+    with wrapper.wrap_database_errors, face.finishing(), face.lock:
+        face.savepoint_due = commands
+        try:
+            face.wait(face.begin_and_save())
+        finally:
+            face.savepoint_due = ()

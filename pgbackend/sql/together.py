@@ -1,0 +1,131 @@
+"""Statements of several calls that are sent together, in libpq's pipeline mode.
+
+A call in a bridge that is `gathered` hands the statement that it is about to send to whoever drives
+the call, and is suspended; see `futures.driving`. The driver sends the statements of all its calls
+in one message, and gives each call its result.
+
+https://www.postgresql.org/docs/current/libpq-pipeline-mode.html
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import psycopg
+from greenlet import getcurrent
+from psycopg import generators
+from psycopg.pq import ConnStatus, ExecStatus, TransactionStatus
+
+from ..bridge.greenlets import check_bridged
+from ..tasks.lease import Lease
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from psycopg.abc import PQGen
+    from psycopg.pq.abc import PGconn, PGresult
+
+    from ..pool.face import BridgedConnection
+
+_FATAL = ExecStatus.FATAL_ERROR
+_IDLE = TransactionStatus.IDLE
+
+_NAME = b"pgbackend_gathered"
+
+# The savepoint of one statement, or of what a call sends by other means.
+SAVE = b"SAVEPOINT " + _NAME
+RELEASE = b"RELEASE SAVEPOINT " + _NAME
+UNDO = (b"ROLLBACK TO SAVEPOINT " + _NAME, RELEASE)
+
+
+class Handed(NamedTuple):
+    """A statement that a call has handed to its driver, to be sent on the held *lease*."""
+
+    lease: Lease
+    query: bytes
+
+
+def hand_to_driver(lease: Lease, query: bytes) -> PGresult | None:
+    """Hand a statement to the driver of the running call; return its result.
+
+    None: the call has to send the statement itself. Raise the error that the driver raises.
+    """
+    check_bridged()
+    # Do not name the greenlet itself; see `bridge.greenlets`.
+    parent: Any = getcurrent().parent
+    result: PGresult | None = parent.switch(Handed(lease, query))
+    return result
+
+
+def exchange(
+    face: BridgedConnection, queries: Sequence[bytes], *, savepoints: bool = False
+) -> PQGen[list[PGresult | None]]:
+    """Send *queries* together in a transaction, behind a BEGIN that is due; return their results.
+
+    The result of a failed query is its error; that of a query that was not run is None. With
+    *savepoints* each query has one: the effect of a failed query is undone, and those behind it
+    are sent again. Raise psycopg's error if BEGIN or a savepoint fails.
+    """
+    pgconn = face.pgconn
+    if face.savepoint_due:
+        yield from face.begin_and_save()
+    found: list[PGresult | None] = [None] * len(queries)
+    before: tuple[bytes, ...] = ()
+    if pgconn.transaction_status == _IDLE:
+        before = (face._get_tx_start_command(),)
+    # Whether a cancellation stops these queries: then nothing is sent again.
+    was_stopped, face.was_stopped = face.was_stopped, False
+    start = 0
+    try:
+        while True:
+            commands: list[tuple[bytes, int | None]] = [(command, None) for command in before]
+            for index in range(start, len(queries)):
+                if savepoints:
+                    commands += (SAVE, None), (queries[index], index), (RELEASE, None)
+                else:
+                    commands.append((queries[index], index))
+            results = yield from _pipelined(pgconn, [command for command, _ in commands])
+            for (_, place), result in zip(commands, results, strict=False):
+                if place is not None:
+                    found[place] = result
+            last = results[-1]
+            if last.status != _FATAL:
+                return found
+            failed = commands[len(results) - 1][1]
+            if failed is None:
+                raise psycopg.errors.error_from_result(last, encoding=pgconn._encoding)
+            if not savepoints or face.was_stopped or pgconn.status != ConnStatus.OK:
+                return found
+            before, start = UNDO, failed + 1
+    finally:
+        face.was_stopped |= was_stopped
+
+
+def _pipelined(pgconn: PGconn, commands: list[bytes]) -> PQGen[list[PGresult]]:
+    """Send *commands* in one pipeline; return their results, up to the first error."""
+    results: list[PGresult] = []
+    pgconn.enter_pipeline_mode()
+    try:
+        for command in commands:
+            pgconn.send_query_params(command, None)
+        pgconn.pipeline_sync()
+        yield from generators.send(pgconn)
+        for _ in commands:
+            result = yield from generators.fetch(pgconn)
+            assert result is not None
+            if not results or results[-1].status != _FATAL:
+                results.append(result)
+            # What ends the results of one command.
+            yield from generators.fetch(pgconn)
+        # What answers the synchronization.
+        yield from generators.fetch(pgconn)
+    except psycopg.OperationalError:
+        # The server says why it ends the connection before it does.
+        if not results or results[-1].status != _FATAL:
+            raise
+    finally:
+        # A lost connection cannot leave the mode.
+        with suppress(psycopg.Error):
+            pgconn.exit_pipeline_mode()
+    return results
