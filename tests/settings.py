@@ -26,7 +26,7 @@ DATABASES = {
     "default": database("pgbackend_tests", pool={"max_size": 8}),
     "other": database("pgbackend_tests_other"),
 }
-DATABASE_ROUTERS = ["tests.support.router.OtherRouter"]
+DATABASE_ROUTERS = ["pgbackend.rpc.RpcRouter", "tests.support.router.OtherRouter"]
 INSTALLED_APPS = [
     "django.contrib.auth",
     "django.contrib.contenttypes",
@@ -34,6 +34,8 @@ INSTALLED_APPS = [
     "tests",
     "pgbackend.rpc.server",
     "tests.rpc.site",
+    "pgbackend.rpc",
+    "tests.rpc.waiter",
 ]
 # Django 6.1 asks for django.contrib.postgres where models have arrays and ranges. It would
 # execute statements on each new connection, which tests count.

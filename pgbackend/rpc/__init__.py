@@ -10,15 +10,31 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .models import RpcManager, RpcModel
     from .protocol.errors import RemoteError
+    from .queryset import RpcQuerySet
+    from .results import Delayed, RpcFuture
+    from .router import RpcRouter
 
 __all__ = [
+    "Delayed",
     "RemoteError",
+    "RpcFuture",
+    "RpcManager",
+    "RpcModel",
+    "RpcQuerySet",
+    "RpcRouter",
 ]
 
 # The modules that define the public names.
 _PLACES = {
+    "Delayed": "results",
     "RemoteError": "protocol.errors",
+    "RpcFuture": "results",
+    "RpcManager": "models",
+    "RpcModel": "models",
+    "RpcQuerySet": "queryset",
+    "RpcRouter": "router",
 }
 
 # Type checkers see the imports above, and no other names.
