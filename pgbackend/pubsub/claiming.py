@@ -40,36 +40,42 @@ ORDER BY id LIMIT %s FOR UPDATE SKIP LOCKED
 """
 
 # The keys of which nobody handles a row, from a key on: a walk along the index, one step a key. The
-# lock ends with the transaction.
+# lock ends with the transaction. Keys without rows to claim are not locked.
 _KEYS = f"""
 WITH RECURSIVE walk (key) AS (
-    (SELECT order_key FROM {TABLE} WHERE channel = %(channel)s AND order_key {{more}} %(after)s
+    (SELECT order_key FROM {TABLE} WHERE channel = %s AND order_key {{more}} %s
         AND state IN ('ready', 'delayed', 'leased') ORDER BY order_key LIMIT 1)
     UNION ALL
-    SELECT (SELECT order_key FROM {TABLE} WHERE channel = %(channel)s AND order_key > key
+    SELECT (SELECT order_key FROM {TABLE} WHERE channel = %s AND order_key > key
         AND state IN ('ready', 'delayed', 'leased') ORDER BY order_key LIMIT 1)
     FROM walk WHERE key IS NOT NULL
 )
-SELECT key FROM walk WHERE key IS NOT NULL AND (
-    SELECT state FROM {TABLE} WHERE channel = %(channel)s AND order_key = key
+SELECT key FROM walk WHERE key IS NOT NULL AND CASE WHEN (
+    SELECT state FROM {TABLE} WHERE channel = %s AND order_key = key
         AND state IN ('ready', 'delayed', 'leased') ORDER BY id LIMIT 1
-) = 'ready' AND pg_try_advisory_xact_lock(hashtextextended(%(channel)s || ' ' || key, 0))
-LIMIT %(keys)s
+) = 'ready' {{exists}} THEN pg_try_advisory_xact_lock(hashtextextended(%s || ' ' || key, 0)) END
+LIMIT %s
 """
 
+# The row at the head of a key may be one that the condition leaves out.
+_EXISTS = f"""AND EXISTS (SELECT FROM {TABLE} WHERE channel = %s AND order_key = key
+    AND state = 'ready' {{where}})"""
+
 # The next rows of keys that the transaction has locked, so many of each, up to the first that is
-# not ready. The server goes by the index for each key, however many rows there are.
+# not ready. The server goes by the index for each key, however many rows there are. Rows that the
+# condition leaves out hold no others up.
 _OF_KEYS = f"""
 WITH near AS MATERIALIZED (
     SELECT key, row.* FROM unnest(%s::text[]) AS keys (key), LATERAL (
         SELECT id, state FROM {TABLE} WHERE channel = %s AND order_key = key
-            AND state IN ('ready', 'delayed', 'leased') ORDER BY id LIMIT %s
+            AND state IN ('ready', 'delayed', 'leased') AND (state <> 'ready' OR true {{where}})
+            ORDER BY id LIMIT %s
     ) AS row
 ), checked AS (
     SELECT id, bool_and(state = 'ready') OVER (PARTITION BY key ORDER BY id) AS ready FROM near
 )
 SELECT {_COLUMNS} FROM {TABLE}
-WHERE id = ANY(ARRAY(SELECT id FROM checked WHERE ready)) AND state = 'ready' {{where}}
+WHERE id = ANY(ARRAY(SELECT id FROM checked WHERE ready)) AND state = 'ready'
 ORDER BY id LIMIT %s FOR UPDATE
 """
 
@@ -170,6 +176,10 @@ class Condition(NamedTuple):
     sql: str = ""
     params: tuple[Any, ...] = ()
 
+    def together(self, other: Condition) -> Condition:
+        """Return the condition that both hold."""
+        return Condition(f"{self.sql} {other.sql}".strip(), (*self.params, *other.params))
+
 
 def claim(cursor: Any, name: str, limit: int, condition: Condition) -> list[Claimed]:
     """Lock up to *limit* ready rows of the channel *name*, and return them in their order."""
@@ -196,7 +206,13 @@ def claim_in_order(
     """
     # No key is before "", which is one, too.
     more = ">=" if after is None else ">"
-    cursor.execute(_KEYS.format(more=more), {"channel": name, "after": after or "", "keys": keys})
+    exists, params = "", ()
+    if condition.sql:
+        exists, params = _EXISTS.format(where=condition.sql), (name, *condition.params)
+    cursor.execute(
+        _KEYS.format(more=more, exists=exists),
+        [name, after or "", name, name, *params, name, keys],
+    )
     found = [key for (key,) in cursor.fetchall()]
     if not found:
         return [], None
@@ -204,7 +220,7 @@ def claim_in_order(
     # their last holder did.
     each = max(1, limit // len(found))
     cursor.execute(
-        _OF_KEYS.format(where=condition.sql), [found, name, each, *condition.params, limit]
+        _OF_KEYS.format(where=condition.sql), [found, name, *condition.params, each, limit]
     )
     rows = [Claimed._make(row) for row in cursor.fetchall()]
     return rows, found[-1] if len(found) == keys else None

@@ -1,9 +1,10 @@
-"""The project's `ListenerFilterProvider` as a condition of the claims."""
+"""Conditions of the claims: the project's `ListenerFilterProvider`, and what is heard here."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from .channels import BaseChannel, TriggerChannel
 from .claiming import TABLE, Condition
 from .filters import listener_filter
 
@@ -18,3 +19,31 @@ def condition_of(alias: str) -> Condition:
     query: Any = Notification.objects.filter(found).order_by().values("pk").query
     sql, params = query.get_compiler(using=alias).as_sql()
     return Condition(f"AND {TABLE}.id IN ({sql})", tuple(params))
+
+
+# The operation of a row of django-pgpubsub's triggers, which do not say it.
+_OPERATION = """COALESCE(payload ->> 'operation',
+    CASE WHEN jsonb_typeof(payload -> 'new') = 'null' THEN 'DELETE'
+        WHEN jsonb_typeof(payload -> 'old') = 'null' THEN 'INSERT' ELSE 'UPDATE' END)"""
+
+_HEARD = f"""AND COALESCE(CASE
+    WHEN payload ? 'when' THEN (payload ->> 'when') || ' ' || (payload ->> 'operation') = ANY(%s)
+    WHEN payload ? 'old' AND payload ? 'new' THEN {_OPERATION} = ANY(%s)
+END, true)"""
+
+
+def heard_here(channel: type[BaseChannel]) -> Condition:
+    """Return the condition for rows of operations that listeners of this process hear.
+
+    While two versions of the code run, the others are for the processes of the other version. What
+    is not known to be of an operation is claimed: somebody has to be told.
+    """
+    heard: set[str] = set()
+    if not issubclass(channel, TriggerChannel):
+        return Condition()
+    for listener in channel.registered_listeners():
+        if listener.operations is None:
+            return Condition()
+        heard |= listener.operations
+    operations = sorted({each.split()[1] for each in heard})
+    return Condition(_HEARD, (sorted(heard), operations))

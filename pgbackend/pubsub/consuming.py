@@ -27,6 +27,7 @@ from .batches import (
 )
 from .channels import BaseChannel
 from .claiming import Claimed, Condition
+from .conditions import heard_here
 from .cursors import own_cursor
 from .part import Part
 from .positions import Position
@@ -54,7 +55,7 @@ class StoredConsumer(ABC):
         self.channel = channel
         self.alias = part.alias
         self.running = part.running
-        self.condition = part.condition
+        self.condition = part.condition.together(heard_here(channel))
         self.name, *self.old_names = channel.stored_names()
         self.active = 0
         # The names under which rows may be there that nobody has looked for yet, oldest first.
@@ -182,7 +183,9 @@ class StoredConsumer(ABC):
     def cursor(self) -> Any:
         """Return a cursor for claims."""
         # The condition is the project's SQL.
-        return connections[self.alias].cursor() if self.condition.sql else own_cursor(self.alias)
+        if self.part.condition.sql:
+            return connections[self.alias].cursor()
+        return own_cursor(self.alias)
 
     def claim_rows(self, cursor: Any, name: str, limit: int) -> Sequence[Claimed]:
         """Lock the next rows, in the transaction of *cursor*."""
@@ -223,7 +226,7 @@ class StoredConsumer(ABC):
     @property
     def without_key(self) -> Condition:
         """The condition for rows of an ordered channel that have no key, and so no order."""
-        return Condition(f"{self.condition.sql} AND order_key IS NULL", self.condition.params)
+        return self.condition.together(Condition("AND order_key IS NULL"))
 
     @property
     @abstractmethod

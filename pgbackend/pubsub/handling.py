@@ -12,6 +12,7 @@ from greenlet import GreenletExit
 from ..pool.dedicated import backoff_delay
 from .channels import BaseChannel
 from .claiming import Claimed
+from .errors import PubsubError
 from .payload import decode
 from .running import Running
 from .tracing import handling
@@ -38,7 +39,11 @@ def call_listeners(running: Running, channel: type[BaseChannel], row: Claimed) -
 def _call_listeners(running: Running, channel: type[BaseChannel], payload: str) -> None:
     notification = decode(channel, payload)
     arguments = notification.signature
-    for listener in notification.listeners:
+    listeners = notification.listeners
+    if not listeners:
+        # Of an operation that nobody hears: see `conditions.heard_here`.
+        raise PubsubError(f"no listener of {channel.name()} hears this here: {payload:.200}")
+    for listener in listeners:
         running.call(listener.callback, arguments, channel.timeout)
 
 

@@ -45,19 +45,25 @@ class Notification(models.Model):
     lease_until = models.DateTimeField(null=True, blank=True)
     worker = models.TextField(null=True, blank=True)
     last_error = models.TextField(null=True, blank=True)
-    # The value of the channel's `ordered_by`: rows with the same one are handled one at a time.
+    # The value of the channel's `ordered_by`: rows with the same one are handled one at a time. In
+    # place of a long one, the database puts its hash.
     order_key = models.TextField(null=True, blank=True)
     # What tracing needs to link the handler to the sender.
     headers = models.JSONField(null=True, blank=True)
 
     class Meta:
         ordering: ClassVar[list[str]] = ["id"]
-        # A row in another state would be one that nobody looks at.
+        # A row in another state, or that waits for no time, would be one that nobody looks at.
         constraints: ClassVar[list[models.CheckConstraint]] = [
             models.CheckConstraint(
                 condition=models.Q(state__in=["ready", "delayed", "leased", "dead", "plain"]),
                 name="pgpubsub_notification_state",
-            )
+            ),
+            models.CheckConstraint(
+                condition=(~models.Q(state="delayed") | models.Q(run_after__isnull=False))
+                & (~models.Q(state="leased") | models.Q(lease_until__isnull=False)),
+                name="pgpubsub_notification_due",
+            ),
         ]
         # Partial indexes: what a claim costs does not grow with the rows that nobody may claim.
         indexes: ClassVar[list[models.Index]] = [

@@ -49,6 +49,32 @@ WHEN (NEW.db_version IS NULL AND (NEW.payload ? 'app' OR jsonb_typeof(NEW.payloa
 EXECUTE FUNCTION pgpubsub_notification_db_version();
 """
 
+HASH = "'sha256:' || encode(sha256(convert_to({}, getdatabaseencoding())), 'hex')"
+
+# An index takes entries of up to some 2,700 bytes: a longer key would make the sender's own INSERT
+# fail. Of the texts of a database without an encoding not all can be read, but all hashes.
+ORDER_KEY = f"""
+CREATE OR REPLACE FUNCTION pgpubsub_notification_order_key() RETURNS trigger AS $$
+BEGIN
+    NEW.order_key := {HASH.format("NEW.order_key")};
+    RETURN NEW;
+END;
+$$ LANGUAGE plpgsql;
+DROP TRIGGER IF EXISTS pgpubsub_notification_order_key ON {TABLE};
+CREATE TRIGGER pgpubsub_notification_order_key BEFORE INSERT ON {TABLE} FOR EACH ROW
+WHEN (octet_length(NEW.order_key) > 2000
+    OR pg_catalog.getdatabaseencoding() = 'SQL_ASCII' AND NEW.order_key ~ '[^ -~]')
+EXECUTE FUNCTION pgpubsub_notification_order_key();
+"""
+
+# Rows that nobody would have looked at, and keys that are long and were there before.
+MENDED = f"""
+UPDATE {TABLE} SET state = 'ready' WHERE state = 'delayed' AND run_after IS NULL
+    OR state = 'leased' AND lease_until IS NULL;
+UPDATE {TABLE} SET order_key = {HASH.format("order_key")}
+    WHERE octet_length(order_key) > 2000;
+"""
+
 
 def make_or_complete_table(apps: Any, schema_editor: Any) -> None:
     """Bring the table to the state of the model; safe to be run again."""
@@ -90,3 +116,27 @@ def drop_table(apps: Any, schema_editor: Any) -> None:
     if schema_editor.connection.vendor == "postgresql":
         schema_editor.execute(f"DROP TABLE IF EXISTS {TABLE}")
         schema_editor.execute("DROP FUNCTION IF EXISTS pgpubsub_notification_db_version()")
+
+
+def add_keys_and_states(apps: Any, schema_editor: Any) -> None:
+    """Have the database hash long keys and refuse rows without their time; safe to be run again."""
+    connection = schema_editor.connection
+    if connection.vendor != "postgresql":
+        return
+    model = apps.get_model("pgpubsub", "Notification")
+    schema_editor.execute(MENDED, params=None)
+    schema_editor.execute(ORDER_KEY, params=None)
+    schema_editor.execute(f"ALTER TABLE {TABLE} DROP CONSTRAINT IF EXISTS {_DUE}")
+    for constraint in model._meta.constraints:
+        if constraint.name == _DUE:
+            schema_editor.add_constraint(model, constraint)
+
+
+def remove_keys_and_states(apps: Any, schema_editor: Any) -> None:
+    """Undo that; keys that were hashed stay so."""
+    if schema_editor.connection.vendor == "postgresql":
+        schema_editor.execute(f"ALTER TABLE {TABLE} DROP CONSTRAINT IF EXISTS {_DUE}")
+        schema_editor.execute("DROP FUNCTION IF EXISTS pgpubsub_notification_order_key() CASCADE")
+
+
+_DUE = "pgpubsub_notification_due"

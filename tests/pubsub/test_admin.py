@@ -68,6 +68,8 @@ for n, state in enumerate(["ready", "delayed", "leased", "dead"]):
     row.attempts = n
     if state == "delayed":
         row.run_after = timezone.now() + timezone.timedelta(hours=1)
+    if state == "leased":
+        row.lease_until = timezone.now() + timezone.timedelta(hours=1)
     if state == "dead":
         row.last_error = "Traceback\\nZeroDivisionError: division by <zero>"
     row.save()

@@ -15,7 +15,7 @@ from django.utils import timezone
 from pgbackend.pubsub import Channel, Notification, anotify, anotify_many, asend, listener
 from tests.support.pubsub import effects, until, working
 
-from .site.jobs import Leased, Once, Ordered, Stored
+from .site.jobs import Leased, Once, Ordered, Stored, called
 from .site.models import Effect
 from .test_worker import counted, rows
 
@@ -276,6 +276,18 @@ async def test_empty_key() -> None:
     async with working(Ordered) as worker:
         await until(counted(worker, handled=6), worker)
     assert await effects() == list(range(6))
+
+
+async def test_long_keys() -> None:
+    """A key of any length is a key like any other; an index would refuse the row."""
+    keys = ["".join(map(chr, range(0x4E00, 0x4E00 + 3000))) + end for end in "ab"]
+    await anotify(Ordered, number=0, key=keys[0])
+    await anotify_many([Ordered(n, "", keys[n % 2]) for n in range(1, 6)])
+    assert len({row.order_key for row in await rows()}) == 2
+    async with working(Ordered) as worker:
+        await until(counted(worker, handled=6), worker)
+    assert [n for n in called if n % 2] == [1, 3, 5]
+    assert [n for n in called if not n % 2] == [0, 2, 4]
 
 
 async def test_lease_of_before() -> None:

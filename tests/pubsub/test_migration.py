@@ -194,7 +194,10 @@ def test_again(alias: str, other: Any) -> None:
     migrate(alias)
     before = shape(alias)
     other.execute("DELETE FROM django_migrations WHERE app = 'pgpubsub'")
+    # The table of the tasks is made by Django's own operations.
     migrate(alias, "0007_pgbackend")
+    other.execute("DROP TABLE pgpubsub_taskrecord")
+    migrate(alias)
     assert shape(alias) == before
 
 
@@ -205,3 +208,16 @@ def test_states(alias: str, other: Any) -> None:
         other.execute(
             "INSERT INTO pgpubsub_notification (channel, payload, state) VALUES ('x', '{}', 'odd')"
         )
+
+
+@pytest.mark.parametrize("state", ["delayed", "leased"])
+def test_rows_without_their_time(alias: str, other: Any, state: str) -> None:
+    """A row that waits for no time would wait for ever: it is refused, and was ready before."""
+    columns = "(channel, payload, state)"
+    insert = f"INSERT INTO pgpubsub_notification {columns} VALUES ('x', '{{}}', '{state}')"
+    migrate(alias, "0008_taskrecord")
+    other.execute(insert)
+    migrate(alias)
+    assert Notification.objects.using(alias).get().state == "ready"
+    with pytest.raises(psycopg.errors.CheckViolation, match="pgpubsub_notification_due"):
+        other.execute(insert)

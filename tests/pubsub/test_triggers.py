@@ -5,16 +5,18 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import partial
 
 import pgtrigger
 import pytest
 from django.db import connection, transaction
 
-from pgbackend.pubsub import Notification, PayloadError, TriggerChannel
+from pgbackend.pubsub import Notification, PayloadError, TriggerChannel, registry
 from pgbackend.pubsub.channels import BaseChannel, select
 from pgbackend.pubsub.installed import triggers_amiss, warn_of_triggers
 from pgbackend.pubsub.payload import decode
 from pgbackend.pubsub.triggers import Notify
+from pgbackend.pubsub.worker import Worker
 from tests.support.server import Server
 
 from .ear import Ear
@@ -317,3 +319,39 @@ async def test_ignored_triggers() -> None:
     await Author.objects.acreate(name="sent after")
     rows = Notification.from_channel(AuthorStored).order_by("pk")
     assert [row.payload["new"]["name"] async for row in rows] == ["sent", "sent after"]
+
+
+def note(called: list[str], heard: str, **kwargs: object) -> None:
+    called.append(heard)
+
+
+@pytest.mark.parametrize("channel", [AuthorStored, PostStored])
+@pytest.mark.parametrize("old_form", [False, True])
+async def test_two_versions(channel: type[TriggerChannel], old_form: bool) -> None:
+    """A row of an operation that only the other version's listeners hear is left to them."""
+    # By the author, of PostStored.
+    model, key = channel.model, None if channel is AuthorStored else "1"
+    row = {"id": 1, "name": "Ann", "author_id": 1, "content": "x"}
+    hears = "UPDATE" if channel is AuthorStored else "DELETE"
+    for operation, old, new in [("INSERT", None, row), ("UPDATE", row, row), ("DELETE", row, None)]:
+        payload = {"app": model._meta.app_label, "model": model.__name__, "old": old, "new": new}
+        if not old_form:
+            payload |= {"operation": operation, "when": "BEFORE"}
+        name = channel.listen_name()
+        await Notification.objects.acreate(channel=name, payload=payload, order_key=key)
+    called: list[str] = []
+    before = registry.listeners[channel]
+    try:
+        for heard in (hears, "INSERT"):
+            registry.listeners[channel] = []
+            callback = partial(note, called, heard)
+            registry.register(channel, callback, frozenset({f"BEFORE {heard}"}))
+            worker = Worker([channel])
+            await worker.run(batch=True)
+            assert await worker.stop()
+            assert called[-1] == heard
+    finally:
+        registry.listeners[channel] = before
+    assert called == [hears, "INSERT"]
+    (left,) = [each async for each in Notification.objects.all()]
+    assert (left.state, left.attempts) == ("ready", 0)

@@ -153,7 +153,8 @@ async def test_lost_while_claimed(server: Server) -> None:
     """The server ends all connections while a batch is handled: nothing is lost, dead or twice."""
     await anotify_many([jobs.Once(n, "sleep 0.02") for n in range(20)])
     async with working(jobs.Once, reconcile_interval=0.2) as worker:
-        for _ in range(3):
+        # A third time the row would be to blame, if it was the same one each time.
+        for _ in range(2):
             await until(lambda: jobs.running)
             server.all(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
