@@ -187,7 +187,15 @@ def test_bridged(run_main: Main) -> None:
 
     @bridged
     def work() -> None:
-        assert len(set(gather(*[future(sleeping_pid)() for _ in range(3)]).result())) == 3
+        barrier = asyncio.Barrier(3)
+
+        def meet() -> int:
+            with transaction.atomic():
+                found = pid()
+                future(barrier.wait)().result(PATIENCE)
+                return found
+
+        assert len(set(gather(*[future(meet)() for _ in range(3)]).result())) == 3
         with transaction.atomic():
             Author.objects.create(name="uncommitted")
             assert gather(future(Author.objects).count()).result() == [1]
@@ -195,14 +203,6 @@ def test_bridged(run_main: Main) -> None:
             gather(future(sleep)(60)).result(timeout=0.01)
 
     run_main(work())
-
-
-def sleeping_pid() -> int:
-    sleep(0.05)
-    with transaction.atomic():
-        found = pid()
-        sleep(0.05)
-    return found
 
 
 @pytest.mark.parametrize("inside", [False, True])
@@ -338,17 +338,6 @@ def test_as_completed(run_main: Main) -> None:
             list(as_completed(quick))
 
     run_main(main())
-
-
-async def test_server_restarts(server: Server) -> None:
-    """Connections that the server ended while they were idle are replaced."""
-    await gather(*[future(pid)() for _ in range(3)])
-    server.all(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = %s",
-        "pgbackend-tests",
-    )
-    server.wait_for_backends(0)
-    assert await gather(*[future(Author.objects).count() for _ in range(3)]) == [0] * 3
 
 
 async def test_single_future(server: Server) -> None:
