@@ -12,6 +12,7 @@ from typing import Any
 
 from django.db import connections
 
+from ..bridge.current import can_wait
 from ..sql.together import RELEASE, SAVE, UNDO
 from ..wrapper.attributes import BackendWrapper
 
@@ -58,6 +59,9 @@ class Savepoints:
         self, call: Any, wrapper: Any, face: Any, needed_rollback: bool, hooks: list[Any]
     ) -> None:
         sent, face.savepoint_due = not face.savepoint_due, ()
+        if not can_wait():
+            # The calls are being closed, and their transaction with them.
+            return
         state = wrapper.state
         if face.closed or state.lease is None or state.lease.face is not face:
             return

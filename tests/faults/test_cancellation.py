@@ -5,10 +5,11 @@ import sys
 from typing import Any
 
 import pytest
-from django.db import connection, transaction
+from django.db import IntegrityError, connection, transaction
 
 from pgbackend import await_bridged, bridged
 from pgbackend.bridge.greenlets import run_bridged
+from pgbackend.futures import future, gather
 from tests.faults.sweep import ENDS, KEPT, Operation, sweep, sweep_closing
 from tests.models import Author
 from tests.support.limits import PATIENCE
@@ -105,6 +106,35 @@ def slow_statement() -> None:
         cursor.execute("SELECT pg_sleep(0.3)")
 
 
+async def gather_in_block() -> None:
+    async with transaction.atomic():
+        found = await gather(
+            future(Author.objects).create(name="first"),
+            Author.objects.order_by("pk"),
+            future(Author.objects).get_or_create(name="inner"),
+            future(Author.objects).filter(name="kept 1").update(name="kept 1"),
+        )
+        assert found[3] == 1
+
+
+async def gather_with_savepoints() -> None:
+    async with transaction.atomic():
+        found = await gather(
+            future(Author.objects).create(name="first"),
+            future(Author.objects).create(name="kept 1"),
+            future(raw_cursor)(),
+            future(Author.objects).count(),
+            return_exceptions=True,
+            savepoints=True,
+        )
+        assert isinstance(found[1], IntegrityError)
+
+
+async def gather_side_by_side() -> None:
+    names = Author.objects.order_by("pk").values_list("name", flat=True)
+    assert await gather(names, future(Author.objects).count(), names[:1]) == [KEPT, 5, KEPT[:1]]
+
+
 class Exhausted:
     """A pool of one, whose connection comes free while the operation waits for it."""
 
@@ -153,6 +183,9 @@ OPERATIONS = {
     "raw cursor": Operation(raw_cursor, ([], ["raw"])),
     "COPY": Operation(copy, ([], ["copied 0", "copied 1", "copied 2"])),
     "slow statement": Operation(slow_statement),
+    "gather in atomic": Operation(gather_in_block, ([], ["first", "inner"])),
+    "gather with savepoints": Operation(gather_with_savepoints, ([], ["first", "raw"])),
+    "gather side by side": Operation(gather_side_by_side, settings=pool(2)),
     "exhausted pool": Operation(
         exhausted.work, settings=pool(1), before=exhausted.before, after=exhausted.after
     ),
