@@ -31,43 +31,37 @@ class Writer:
         """Return *value* as JSON; raise `BadValue` or `TooDeep`."""
         if value is None or value is True or value is False:
             return value
-        # The levels of JSON that this makes are as many or more.
-        self._depth += 1
-        if self._depth > DEEPEST:
-            raise TooDeep(f"more than {DEEPEST} values inside each other")
-        try:
-            return self._written(value)
-        finally:
-            self._depth -= 1
-
-    def _written(self, value: Any) -> Any:
         if isinstance(value, str):
             return text_of(value)
         if isinstance(value, int):
             return encode_integer(value)
         if isinstance(value, float):
             return encode_float(value)
-        if isinstance(value, list):
-            return [self.value(each) for each in value]
-        if isinstance(value, tuple):
-            return {"$tuple": [self.value(each) for each in value]}
-        if isinstance(value, dict):
-            return {"$dict": [[self.value(key), self.value(each)] for key, each in value.items()]}
-        if isinstance(value, set | frozenset):
-            # In one order, whatever the hashes: equal values are written alike.
-            return {"$set": sorted((self.value(each) for each in value), key=dumped)}
         for kind in type(value).__mro__:
             if kind in ENCODERS:
                 return ENCODERS[kind](value)
-            if kind in _NODES:
-                return _NODES[kind](self, value)
+            if kind in _FORMS:
+                levels, write = _FORMS[kind]
+                self._deepen(levels)
+                written = write(self, value)
+                self._depth -= levels
+                return written
         return self._other(value)
+
+    def _deepen(self, levels: int) -> None:
+        """Count *levels* of JSON; raise `TooDeep` where the recursion would go too far."""
+        self._depth += levels
+        if self._depth > DEEPEST:
+            raise TooDeep(f"more than {DEEPEST} levels of JSON", {"max_depth": DEEPEST})
 
     def _other(self, value: Any) -> Any:
         if self._default is not None:
             made = self._default(value)
             if made is not NotImplemented:
-                return self.value(made)
+                self._deepen(1)
+                written = self.value(made)
+                self._depth -= 1
+                return written
         kind = type(value)
         raise BadValue(f"{kind.__module__}.{kind.__qualname__} cannot be sent")
 
@@ -78,16 +72,16 @@ class Writer:
         """Return *tree* as JSON."""
         if not is_model(tree.model) and tree.model + tree.end.name != "describe":
             raise BadValue(f'a model must be named "app.Model", not {tree.model!r}')
-        self._depth += 1
-        try:
-            return {
-                "model": tree.model,
-                "ops": [self._op(op) for op in tree.ops],
-                "end": self._op(tree.end),
-                "fields": None if tree.fields is None else [_named(each) for each in tree.fields],
-            }
-        finally:
-            self._depth -= 1
+        # Object, operations, operation, arguments.
+        self._deepen(4)
+        written = {
+            "model": tree.model,
+            "ops": [self._op(op) for op in tree.ops],
+            "end": self._op(tree.end),
+            "fields": None if tree.fields is None else [_named(each) for each in tree.fields],
+        }
+        self._depth -= 4
+        return written
 
     def _op(self, op: nodes.Op) -> list[Any]:
         keywords = {_named(key): self.value(each) for key, each in op.kwargs.items()}
@@ -100,6 +94,13 @@ class Writer:
         if not isinstance(child, nodes.Node):
             raise BadValue(f"a condition cannot hold {child!r}")
         return self.value(child)
+
+    def _dict(self, value: dict[Any, Any]) -> Any:
+        return {"$dict": [[self.value(key), self.value(each)] for key, each in value.items()]}
+
+    def _set(self, value: Iterable[Any]) -> Any:
+        # In one order, whatever the hashes: equal values are written alike.
+        return {"$set": sorted((self.value(each) for each in value), key=dumped)}
 
     def _q(self, node: nodes.Q) -> Any:
         children = [self._child(each) for each in node.children]
@@ -121,8 +122,6 @@ class Writer:
 
     def _json(self, value: Any, depth: int) -> Any:
         """Return the JSON document *value*; raise `BadValue` for what JSON has not."""
-        if depth > DEEPEST:
-            raise TooDeep(f"more than {DEEPEST} values inside each other")
         if value is None or isinstance(value, bool):
             return value
         if isinstance(value, str):
@@ -134,6 +133,8 @@ class Writer:
             if isinstance(encode_float(value), dict):
                 raise BadValue(f"JSON has no {value}")
             return float(value)
+        if depth >= DEEPEST:
+            raise TooDeep(f"more than {DEEPEST} values inside each other")
         if isinstance(value, list | tuple):
             return [self._json(each, depth + 1) for each in value]
         if isinstance(value, Mapping):
@@ -153,32 +154,51 @@ def _key(key: Any) -> str:
     return text_of(key)
 
 
-_NODES: dict[type, Callable[[Writer, Any], Any]] = {
-    nodes.Q: Writer._q,
-    nodes.F: lambda _writer, node: {"$f": _named(node.path)},
-    nodes.Operation: lambda writer, node: {
-        "$op": [node.operator, writer.value(node.left), writer.value(node.right)]
-    },
-    nodes.Aggregate: Writer._aggregate,
-    nodes.Function: lambda writer, node: {"$fn": [node.name, writer.values(node.arguments)]},
-    nodes.Case: Writer._case,
-    nodes.Value: lambda writer, node: {"$value": writer.value(node.value)},
-    nodes.OrderBy: lambda writer, node: {
-        "$order": [
-            writer.value(node.expression),
-            "desc" if node.descending else "asc",
-            node.nulls,
-        ]
-    },
-    nodes.OuterRef: lambda _writer, node: {"$outer": _named(node.path)},
-    nodes.Exists: lambda writer, node: {"$exists": writer.tree(node.tree)},
-    nodes.Subquery: lambda writer, node: {"$subquery": writer.tree(node.tree)},
-    nodes.Delayed: lambda writer, node: {"$delayed": writer.tree(node.tree)},
-    nodes.Ref: lambda _writer, node: {"$ref": [node.index, *node.path]},
-    nodes.Object: lambda writer, node: {"$obj": [node.model, writer.value(node.pk)]},
-    nodes.Json: lambda writer, node: {"$json": writer._json(node.value, writer._depth)},
-    nodes.Range: lambda writer, node: {
-        "$range": [writer.value(node.lower), writer.value(node.upper), node.bounds]
-    },
-    nodes.Rows: lambda writer, node: write_rows(node, writer.value),
+# By class; a subclass is written as the first one that it derives from. Each has the levels of JSON
+# around the values in it.
+_FORMS: dict[type, tuple[int, Callable[[Writer, Any], Any]]] = {
+    list: (1, Writer.values),
+    tuple: (2, lambda writer, value: {"$tuple": writer.values(value)}),
+    dict: (3, Writer._dict),
+    set: (2, Writer._set),
+    frozenset: (2, Writer._set),
+    nodes.Q: (3, Writer._q),
+    nodes.F: (1, lambda _writer, node: {"$f": _named(node.path)}),
+    nodes.Operation: (
+        2,
+        lambda writer, node: {
+            "$op": [node.operator, writer.value(node.left), writer.value(node.right)]
+        },
+    ),
+    nodes.Aggregate: (3, Writer._aggregate),
+    nodes.Function: (
+        3,
+        lambda writer, node: {"$fn": [node.name, writer.values(node.arguments)]},
+    ),
+    nodes.Case: (4, Writer._case),
+    nodes.Value: (1, lambda writer, node: {"$value": writer.value(node.value)}),
+    nodes.OrderBy: (
+        2,
+        lambda writer, node: {
+            "$order": [
+                writer.value(node.expression),
+                "desc" if node.descending else "asc",
+                node.nulls,
+            ]
+        },
+    ),
+    nodes.OuterRef: (1, lambda _writer, node: {"$outer": _named(node.path)}),
+    nodes.Exists: (1, lambda writer, node: {"$exists": writer.tree(node.tree)}),
+    nodes.Subquery: (1, lambda writer, node: {"$subquery": writer.tree(node.tree)}),
+    nodes.Delayed: (1, lambda writer, node: {"$delayed": writer.tree(node.tree)}),
+    nodes.Ref: (2, lambda _writer, node: {"$ref": [node.index, *node.path]}),
+    nodes.Object: (2, lambda writer, node: {"$obj": [node.model, writer.value(node.pk)]}),
+    nodes.Json: (1, lambda writer, node: {"$json": writer._json(node.value, writer._depth)}),
+    nodes.Range: (
+        2,
+        lambda writer, node: {
+            "$range": [writer.value(node.lower), writer.value(node.upper), node.bounds]
+        },
+    ),
+    nodes.Rows: (4, lambda writer, node: write_rows(node, writer.value)),
 }
