@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from collections.abc import Iterator
@@ -98,7 +99,7 @@ def _changed(chance: random.Random, body: dict[str, Any]) -> bytes:
         inside, key = chance.choice(_places(body, []))
         match chance.randrange(6):
             case 0 | 1 | 2:
-                inside[key] = chance.choice(ODD)
+                inside[key] = copy.deepcopy(chance.choice(ODD))
             case 3:
                 del inside[key]
             case 4:
