@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Install what some tests need beside the embedded PostgreSQL: a PostgreSQL with TLS; PgBouncer 1.22 or
 # later, which goes to .pgbouncer if the system has none: built from the source package of the first
-# Debian that has it; and Chromium. What is there is left alone. For Debian and Ubuntu, as root;
-# elsewhere install them by the system's own means.
+# Debian that has it; Chromium; and PHP. What is there is left alone. For Debian and Ubuntu, as
+# root; elsewhere install them by the system's own means.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -21,6 +21,8 @@ has_server() { compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null; }
 has_pgbouncer() { recent pgbouncer || recent "$folder/pgbouncer"; }
 
 has_chromium() { command -v chromium chromium-browser google-chrome >/dev/null; }
+
+has_php() { command -v php >/dev/null; }
 
 build() {
     apt-get install -y --no-install-recommends dpkg-dev gcc libevent-dev libssl-dev make pkg-config
@@ -44,9 +46,9 @@ build() {
     rm -r sources.list source lists cache
 }
 
-if has_server && has_pgbouncer && has_chromium; then exit 0; fi
+if has_server && has_pgbouncer && has_chromium && has_php; then exit 0; fi
 if ! command -v apt-get >/dev/null; then
-    echo "Install PostgreSQL with TLS, and PgBouncer 1.22 or later and Chromium on PATH." >&2
+    echo "Install PostgreSQL with TLS, and PgBouncer 1.22 or later, Chromium and PHP on PATH." >&2
     exit 1
 fi
 mkdir -p "$folder"
@@ -55,7 +57,8 @@ trap 'status=$?; [ $status = 0 ] || cat "$log" >&2' EXIT
     apt-get update
     has_server || apt-get install -y --no-install-recommends postgresql
     has_chromium || apt-get install -y --no-install-recommends chromium
+    has_php || apt-get install -y --no-install-recommends php-cli
     # The last one: it changes the folder.
     has_pgbouncer || build
 } >"$log" 2>&1
-has_pgbouncer && has_chromium
+has_pgbouncer && has_chromium && has_php

@@ -15,7 +15,7 @@ from ..protocol.keys import Keys
 from ..protocol.limits import Limits
 from ..protocol.messages import message_of, seal_message
 from .calls import Call, Later, index_of
-from .querysets import QuerySet, as_call
+from .querysets import Delayed, QuerySet, as_call
 from .results import Row, plain
 
 if TYPE_CHECKING:
@@ -204,4 +204,6 @@ def _sent_as(value: Any, calls: Sequence[Call[Any]]) -> Any:
         return nodes.Object(str(value._model), value.pk)
     if isinstance(value, QuerySet):
         return nodes.Delayed(value.tree)
+    if isinstance(value, Delayed):
+        return nodes.Delayed(value.queryset.tree)
     return NotImplemented

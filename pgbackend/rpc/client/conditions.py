@@ -15,7 +15,7 @@ class Q(nodes.Q):
     """
 
     def __init__(
-        self, *args: Any, _connector: str = "and", _negated: bool = False, **lookups: Any
+        self, /, *args: Any, _connector: str = "and", _negated: bool = False, **lookups: Any
     ) -> None:
         # In the order of Django, so that equal conditions are equal.
         nodes.Q.__init__(self, _connector, (*args, *sorted(lookups.items())), _negated)

@@ -17,16 +17,16 @@ class Ends:
     """
 
     def _end(
-        self, convert: Callable[[Any], Any], name: str, *args: Any, **kwargs: Any
+        self, convert: Callable[[Any], Any], name: str, /, *args: Any, **kwargs: Any
     ) -> Call[Any]:
         raise NotImplementedError
 
-    def filter(self, *args: Any, **lookups: Any) -> Any:
+    def filter(self, /, *args: Any, **lookups: Any) -> Any:
         raise NotImplementedError
 
     # Reading
 
-    def get(self, *args: Any, **lookups: Any) -> Call[Any]:
+    def get(self, /, *args: Any, **lookups: Any) -> Call[Any]:
         """Ask for the one row."""
         queryset = self.filter(*args, **lookups) if args or lookups else self
         found: Call[Any] = queryset._end(row_of, "get")
@@ -60,7 +60,7 @@ class Ends:
         """Ask whether *row*, or the row with that primary key, is among the rows."""
         return self._end(plain, "contains", row)
 
-    def aggregate(self, *aggregates: Any, **named: Any) -> Call[dict[str, Any]]:
+    def aggregate(self, /, *aggregates: Any, **named: Any) -> Call[dict[str, Any]]:
         """Ask for aggregates of all rows, as a dictionary by their names."""
         named = {**{each.default_alias: each for each in aggregates}, **named}
         return self._end(plain, "aggregate", **named)
@@ -82,7 +82,7 @@ class Ends:
 
     # Writing
 
-    def create(self, **values: Any) -> Call[Any]:
+    def create(self, /, **values: Any) -> Call[Any]:
         """Make a row; its `Row` is the result."""
         return self._end(row_of, "create", **values)
 
@@ -94,7 +94,7 @@ class Ends:
         """Set *fields* of rows that are given as dictionaries with "pk"."""
         return self._end(plain, "bulk_update", [dict(row) for row in rows], list(fields))
 
-    def update(self, **values: Any) -> Call[int]:
+    def update(self, /, **values: Any) -> Call[int]:
         """Set *values* in all rows; their number is the result."""
         return self._end(plain, "update", **values)
 
@@ -119,7 +119,7 @@ class Ends:
         options = {"defaults": dict(defaults or {}), "create_defaults": made}
         return self._end(pair_of, "update_or_create", **options, **lookups)
 
-    def insert(self, **values: Any) -> Call[Any]:
+    def insert(self, /, **values: Any) -> Call[Any]:
         """Make a row with the primary key that *values* has."""
         return self._end(row_of, "insert", values)
 
@@ -153,7 +153,7 @@ class Ends:
         """Remove all rows from the relation *field* of the row with *pk*."""
         return self._end(plain, "related_clear", pk, field)
 
-    def call(self, method: str, *args: Any, **kwargs: Any) -> Call[Any]:
+    def call(self, method: str, /, *args: Any, **kwargs: Any) -> Call[Any]:
         """Call the manager's *method*, which the service exposes."""
         return self._end(plain, "call", method, *args, **kwargs)
 

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from http.client import HTTPConnection, HTTPException, HTTPSConnection, RemoteDisconnected
 from urllib.parse import urlsplit
 
 from ...futures.result import Future
@@ -83,12 +83,26 @@ class HttpTransport(Transport):
         try:
             # It may have been cancelled while it waited for a thread.
             if not answer.done():
-                answer.set_result(self._answer(wire, deadline))
+                answer.set_result(self._answered(wire, deadline))
         except Exception as error:
             self._drop()
             answer.set_exception(_coded(error))
         finally:
             self._waiting.discard(answer)
+
+    def _answered(self, wire: str, deadline: float) -> str:
+        """Return the answer; send once more where the service closed a kept connection meanwhile.
+
+        A message that had arrived all the same is not run twice: its nonce is known by then.
+        """
+        kept = getattr(self._local, "connection", None) is not None
+        try:
+            return self._answer(wire, deadline)
+        except (RemoteDisconnected, ConnectionResetError, BrokenPipeError):
+            if not kept:
+                raise
+            self._drop()
+            return self._answer(wire, deadline)
 
     def _answer(self, wire: str, deadline: float) -> str:
         connection = self._connection(deadline)
@@ -100,6 +114,11 @@ class HttpTransport(Transport):
             if len(body) > self._most:
                 raise TooLarge(f"more than {self._most} bytes", {"max_bytes": self._most})
             _patient(connection, deadline)
+        # Of a known length: `read1` takes an early end for the end.
+        if response.length:
+            raise Unavailable(f"{self.url} was cut off {response.length} bytes early")
+        # After `read1` it is not closed by itself, and the connection would take no other request.
+        response.close()
         if not body.startswith(b"v1."):
             raise Unavailable(f"{self.url} answered {response.status} {response.reason}")
         if response.will_close:

@@ -29,14 +29,14 @@ class QuerySet(Ends):
         ops = "".join(f".{op.name}(…)" for op in self.tree.ops)
         return f"<{type(self).__name__} {self.tree.model}{ops}>"
 
-    def _op(self, name: str, *args: Any, **kwargs: Any) -> QuerySet:
+    def _op(self, name: str, /, *args: Any, **kwargs: Any) -> QuerySet:
         tree = self.tree
         ops = (*tree.ops, nodes.Op(name, args, kwargs))
         made = nodes.Tree(tree.model, ops, tree.end, tree.fields)
         return type(self)(self.client, made, self.urgent)
 
     def _end(
-        self, convert: Callable[[Any], Any], name: str, *args: Any, **kwargs: Any
+        self, convert: Callable[[Any], Any], name: str, /, *args: Any, **kwargs: Any
     ) -> Call[Any]:
         tree = self.tree
         made = nodes.Tree(tree.model, tree.ops, nodes.Op(name, args, kwargs), tree.fields)
@@ -80,16 +80,16 @@ class QuerySet(Ends):
     def none(self) -> QuerySet:
         return self._op("none")
 
-    def filter(self, *args: Any, **lookups: Any) -> QuerySet:
+    def filter(self, /, *args: Any, **lookups: Any) -> QuerySet:
         return self._op("filter", Q(*args, **lookups))
 
-    def exclude(self, *args: Any, **lookups: Any) -> QuerySet:
+    def exclude(self, /, *args: Any, **lookups: Any) -> QuerySet:
         return self._op("exclude", Q(*args, **lookups))
 
-    def annotate(self, *args: Any, **expressions: Any) -> QuerySet:
+    def annotate(self, /, *args: Any, **expressions: Any) -> QuerySet:
         return self._op("annotate", **_named(args), **expressions)
 
-    def alias(self, *args: Any, **expressions: Any) -> QuerySet:
+    def alias(self, /, *args: Any, **expressions: Any) -> QuerySet:
         return self._op("alias", **_named(args), **expressions)
 
     def order_by(self, *fields: Any) -> QuerySet:
@@ -101,7 +101,7 @@ class QuerySet(Ends):
     def distinct(self, *fields: str) -> QuerySet:
         return self._op("distinct", *fields)
 
-    def values(self, *fields: Any, **expressions: Any) -> QuerySet:
+    def values(self, /, *fields: Any, **expressions: Any) -> QuerySet:
         return self._op("values", *fields, **expressions)
 
     def values_list(self, *fields: Any, flat: bool = False, named: bool = False) -> QuerySet:

@@ -706,9 +706,15 @@ final class Client
         } finally {
             restore_error_handler();
         }
+        $headers = function_exists('http_get_last_response_headers')
+            ? http_get_last_response_headers() ?? []
+            : $http_response_header ?? [];
+        $length = preg_grep('/^Content-Length: *[0-9]+$/i', $headers);
+        if ($answer !== false && $length && strlen($answer) < (int) substr(end($length), 15)) {
+            throw new RemoteError('Unavailable', "$this->url: its answer was cut off");
+        }
         if ($answer === false || !preg_match('/^v[0-9]+\./', $answer)) {
-            $why = $http_response_header[0] ?? $why;
-            throw new RemoteError('Unavailable', "$this->url: $why");
+            throw new RemoteError('Unavailable', "$this->url: " . ($headers[0] ?? $why));
         }
         return $answer;
     }
