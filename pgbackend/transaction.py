@@ -3,8 +3,7 @@
 ``async with transaction.atomic()``, ``@transaction.atomic`` on coroutine functions and
 ``transaction.on_commit`` with them are Django's own names. This module has what Django has no name
 for: asynchronous counterparts of its lower-level functions, `pinned`, `detached` and
-`deferred_savepoint`. In a request,
-and anywhere else in the bridge, Django's synchronous functions work as well.
+`deferred_savepoint`. In the bridge Django's synchronous functions work as well.
 
 https://docs.djangoproject.com/en/stable/topics/db/transactions/
 """
@@ -26,6 +25,7 @@ from .pool import savepoints
 from .tasks.actors import running_task
 from .tasks.lease import Lease, unpin_for_task
 from .tasks.membership import detached
+from .tasks.transaction import begin_part, end_part
 from .wrapper.attributes import BackendWrapper
 from .wrapper.dispatch import run_for_alias
 
@@ -176,10 +176,11 @@ class deferred_savepoint:
                 with suppress(ValueError), saved:
                     handle(line)
 
-    The blocks of one object follow each other; they are not nested. Tasks that a block starts must
-    have ended with it. Hooks of ``on_commit`` from a block that raised are dropped. Raise
-    `NotCommitted` at the end of a block in which a failed statement was caught, after undoing it,
-    and RuntimeError outside a transaction of bridged code.
+    The blocks of one object follow each other; they are not nested. A task that a block starts is
+    in the transaction until the block ends, and gets a RuntimeError after that. Hooks of
+    ``on_commit`` from a block that raised are dropped. Raise `NotCommitted` at the end of a block
+    in which a failed statement was caught, after undoing it, and RuntimeError outside a transaction
+    of bridged code.
 
     With *strict* the blocks may be anybody's code. The server refuses a COMMIT in them, until
     `before_commit` is sent. Settings and temporary tables that a block makes end with it: each
@@ -202,6 +203,7 @@ class deferred_savepoint:
         # Whether the transaction has the savepoint of this object already.
         self._exists = False
         self._hooks = 0
+        self._part: Any = None  # the transaction as tasks see it that the block starts
         # What the lease had noted before the block.
         self._noted: tuple[Any, ...] = ()
         self._due_before: tuple[bytes, ...] = ()
@@ -218,6 +220,7 @@ class deferred_savepoint:
         if face is not self._face:
             self._face, self._exists, self.before_commit = face, False, ""
         self._hooks = len(state.run_on_commit)
+        self._part = begin_part(state.transaction)
         # A gathered call has a savepoint of its own around this one; see `futures.savepoints`.
         self._due_before = face.savepoint_due
         commands = _SAVE_AGAIN if self._exists else _SAVE
@@ -234,6 +237,7 @@ class deferred_savepoint:
         traceback: TracebackType | None,
     ) -> None:
         face, wrapper = self._face, self._wrapper
+        end_part(self._part, stop=exc_type is not None)
         sent = not face.savepoint_due
         face.savepoint_due = () if sent else self._due_before
         self._exists |= sent
@@ -242,7 +246,7 @@ class deferred_savepoint:
             self.before_commit = CLOSE if sent else self.before_commit
             suspect = _put_notes_back(self._lease, self._noted)
         state = wrapper.state
-        failed = exc_type is None and state.needs_rollback
+        failed = exc_type is None and (state.needs_rollback or face.is_broken)
         if face.closed:
             return
         if exc_type is None and not failed:

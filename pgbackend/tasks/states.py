@@ -66,7 +66,10 @@ class States:
         latest, state = self._latest
         entered = transactions.get(_NONE)
         if state.transaction is not None and task is not None and latest() is task:
-            may_keep = len(entered) == 1 and entered.get(wrapper) is state.transaction
+            found = entered.get(wrapper)
+            may_keep = len(entered) == 1 and (
+                found is state.transaction or getattr(found, "whole", None) is state.transaction
+            )
         elif task is None:
             transaction = membership.joined_open_transaction(wrapper.alias)
             return self._of_thread if transaction is None else transaction.state

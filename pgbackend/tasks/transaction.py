@@ -69,6 +69,27 @@ class Transaction:
         )
 
 
+class PartOfTransaction(Transaction):
+    """A transaction as the tasks see it that are started in a part of it, which ends before it.
+
+    They join the transaction as long as its owner is in that part, and not what comes after it.
+    """
+
+    __slots__ = ("whole",)
+
+    def __init__(self, whole: Transaction) -> None:
+        self.whole = whole
+        for name in ("wrapper", "state", "owner", "loop", "thread", "context", "request"):
+            setattr(self, name, getattr(whole, name))
+        self.settings, self.add_scope_end = whole.settings, whole.add_scope_end
+        self.ended = False
+
+    @property
+    def open(self) -> bool:
+        """Whether tasks started in the part can be part of the transaction."""
+        return not self.ended and self.whole.open
+
+
 # The transactions of this context, by wrapper.
 transactions: ContextVar[dict[object, Transaction]] = ContextVar("pgbackend_transactions")
 
@@ -85,3 +106,32 @@ def remove_from_context(transaction: Transaction) -> None:
         rest = entered.copy()
         del rest[transaction.wrapper]
         transactions.set(rest)
+
+
+def begin_part(whole: Transaction | None) -> PartOfTransaction:
+    """Let what is started in this context from now on join *whole* until `end_part`."""
+    assert whole is not None
+    part = PartOfTransaction(whole)
+    add_to_context(part)
+    return part
+
+
+def end_part(part: PartOfTransaction, *, stop: bool) -> None:
+    """End *part* for the tasks that were started in it, waiting through the bridge.
+
+    A statement of theirs that runs now ends in the part, or is stopped in the server if *stop*; any
+    other is refused.
+    """
+    part.ended = True
+    remove_from_context(part)
+    if part.whole.open:
+        add_to_context(part.whole)
+    lease = part.state.lease
+    if lease is None or not lease.face.lock.held:
+        return
+    lease.refuse_others()
+    if not stop:
+        with lease.face.lock:
+            return
+    if lease.face.is_executing:
+        lease.face.stop()

@@ -368,6 +368,8 @@ async def test_stop_at_once() -> None:
     worker = Worker([jobs.Stored, jobs.Leased])
     task = asyncio.create_task(worker.run())
     await until(lambda: len(jobs.running) == 2)
+    # The effect of the leased one.
+    await until(lambda: effects())
     assert not await worker.stop(0.05)
     await task
     assert [(each.state, each.attempts) for each in await rows()] == [("ready", 0)] * 2
