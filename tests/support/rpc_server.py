@@ -13,8 +13,8 @@ from pgbackend.rpc.server.settings import service
 ROWS = nodes.Op("rows")
 
 
-def op(name: str, *args: Any, **kwargs: Any) -> nodes.Op:
-    return nodes.Op(name, args, kwargs)
+def op(called: str, /, *args: Any, **kwargs: Any) -> nodes.Op:
+    return nodes.Op(called, args, kwargs)
 
 
 def tree(model: str, *ops: nodes.Op, end: nodes.Op = ROWS, fields: Any = None) -> nodes.Tree:

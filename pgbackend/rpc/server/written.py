@@ -126,6 +126,13 @@ class Written:
         for each in opts.concrete_fields:
             if hasattr(instance.__dict__.get(each.attname), "resolve_expression"):
                 unset.add(each.name)
+        if fields is None:
+            # A column that may be NULL, and was not given, is: forms ask for a value, rows do not.
+            unset |= {
+                each.name
+                for each in opts.concrete_fields
+                if each.null and getattr(instance, each.attname) is None
+            }
         # The database gives new rows their keys.
         unset |= {
             each.name for each in opts.concrete_fields if each.primary_key and not instance.pk
