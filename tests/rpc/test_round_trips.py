@@ -144,7 +144,7 @@ TREES = st.builds(
 )
 
 many = pytest.mark.parametrize(
-    "examples", [40, pytest.param(3000, marks=pytest.mark.load)], ids=["short", "long"]
+    "examples", [40, pytest.param(1000, marks=pytest.mark.load)], ids=["short", "long"]
 )
 
 
