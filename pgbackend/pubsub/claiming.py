@@ -79,10 +79,12 @@ WHERE id = ANY(ARRAY(SELECT id FROM checked WHERE ready)) AND state = 'ready'
 ORDER BY id LIMIT %s FOR UPDATE
 """
 
+# The commit of a lease does not wait for the disk: after a crash of the server the row is ready as
+# before, and its handler runs once more, as it may after any end of a lease.
 _LEASE = f"""
 UPDATE {TABLE} SET state = 'leased', worker = %s, attempts = attempts + 1,
     lease_until = clock_timestamp() + make_interval(secs => %s)
-WHERE id = ANY(%s)
+WHERE id = ANY(%s) AND set_config('synchronous_commit', 'off', true) IS NOT NULL
 """
 
 _PROLONG = f"""
