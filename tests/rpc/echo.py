@@ -62,6 +62,8 @@ def answer_of(message: Message, tree: nodes.Tree) -> Any:
             return nodes.Rows("model", SHAPE, ROWS[:1]), True
         case "in_bulk":
             return {row[0]: nodes.Rows("model", SHAPE, [row]) for row in ROWS}
+        case "aggregate":
+            return dict.fromkeys(end.kwargs, 20)
         case "call" if end.args[0] == "echo":
             return list(end.args[1:])
         case "call" if end.args[0] == "principal":

@@ -78,7 +78,7 @@ class Reader:
             if is_wide(value):
                 self._count()
             return value
-        read = _TAGS.get(tag)
+        read = TAGS.get(tag)
         if read is None:
             raise Malformed(f"{shown(tag)} is no tag")
         return read(self, content)
@@ -269,7 +269,7 @@ class Reader:
         return item
 
 
-_TAGS: dict[str, Callable[[Reader, Any], Any]] = {
+TAGS: dict[str, Callable[[Reader, Any], Any]] = {
     "$tuple": lambda reader, item: reader._values(item, "$tuple"),
     "$set": Reader._set,
     "$dict": Reader._dict,
