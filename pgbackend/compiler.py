@@ -31,6 +31,7 @@ from .bridge.current import is_bridged
 from .session import clean
 from .session.clean import CleanSQL
 from .sql import direct, originals, select_lists, statement_cache
+from .sql.in_threads import is_gathered_in_thread
 
 # Where Django prefetches over a many-to-many relation, it selects a column of the table between by
 # extra SQL, under such a name.
@@ -149,7 +150,7 @@ class SQLCompiler(postgresql.SQLCompiler):
         if (
             chunked_fetch
             or result_type == CURSOR
-            or not is_bridged()
+            or not (is_bridged() or is_gathered_in_thread())
             # Code that replaces `execute_sql` wants to see statements.
             or postgresql.SQLCompiler.execute_sql is not _EXECUTE
         ):
@@ -213,7 +214,7 @@ class SQLInsertCompiler(postgresql.SQLInsertCompiler, SQLCompiler):
         """Insert and return the rows of *returning_fields*, converted; [] without them."""
         operations = self.connection.ops
         if (
-            not is_bridged()
+            not (is_bridged() or is_gathered_in_thread())
             or postgresql.SQLInsertCompiler.execute_sql is not _INSERT
             or _fetch(type(operations)) != _FETCH
             or not _FETCHING.isdisjoint(operations.__dict__)

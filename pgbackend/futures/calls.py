@@ -11,9 +11,10 @@ from asyncio import _get_running_loop
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from types import CoroutineType
 from typing import Any
 
-from asgiref.sync import async_to_sync, iscoroutinefunction
+from asgiref.sync import async_to_sync
 from django.db import connections
 from django.db.models import QuerySet
 from django.db.models.query import RawQuerySet
@@ -43,11 +44,10 @@ class Call:
 
     def __call__(self) -> Any:
         """Run the call, and wait for the coroutine of a coroutine function."""
-        if iscoroutinefunction(self.function):
-            if is_bridged():
-                return await_bridged(self.function(*self.args, **self.kwargs))
-            return async_to_sync(self.function)(*self.args, **self.kwargs)
-        return self.function(*self.args, **self.kwargs)
+        found = self.function(*self.args, **self.kwargs)
+        if type(found) is not CoroutineType:
+            return found
+        return await_bridged(found) if is_bridged() else async_to_sync(_awaited)(found)
 
     def aliases(self) -> set[str | None]:
         """Return the aliases that the call will use; {None} if they are unknown."""
@@ -66,6 +66,10 @@ class Call:
             return await run_bridged(self)
         with aliases.remembering():
             return await run_for_aliases(self.aliases(), self)
+
+
+async def _awaited(coroutine: Any) -> Any:
+    return await coroutine
 
 
 def future_of(call: Call) -> Future[Any]:

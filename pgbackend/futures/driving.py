@@ -26,9 +26,11 @@ from psycopg.pq import ExecStatus
 
 from ..bridge.greenlets import await_bridged, drive
 from ..errors import NotRun
+from ..sql.in_threads import ThreadLease
 from ..sql.together import Handed, exchange
 from ..tasks.lease import Lease
 from ..tasks.membership import outlived_error
+from ..tasks.state import ConnectionState
 from ..tasks.transaction import Transaction
 from ..wrapper.attributes import BackendWrapper
 from .savepoints import Savepoints
@@ -42,11 +44,11 @@ class Driven:
 
     __slots__ = ("exception", "handed", "result", "steps", "transaction")
 
-    def __init__(self, function: Callable[[], Any]) -> None:
+    def __init__(self, steps: Any) -> None:
         self.result: Any = None
         self.exception: BaseException | None = None
-        # The call in its bridge; None when it has ended.
-        self.steps: Any = drive(_in_own_context, (function,), {})
+        # The call in its greenlet, with the methods of a generator; None when it has ended.
+        self.steps = steps
         # The statement that the call waits for, and the transaction that it belongs to.
         self.handed: Any = None
         self.transaction: Transaction | None = None
@@ -88,19 +90,27 @@ class Driver:
     """Drives the calls of *functions* to their ends, in bridged code."""
 
     def __init__(self, functions: Iterable[Callable[[], Any]], *, savepoints: bool) -> None:
-        self.calls = [Driven(function) for function in functions]
+        self.calls = [Driven(self._steps(function)) for function in functions]
         # The calls that have ended, in the order of time.
         self.ended: list[Driven] = []
         self._suspended: list[Driven] = []
         # How many blocks were open in each state at the beginning.
         self._depths = {
-            wrapper.state: len(wrapper.state.frames)
+            wrapper.state: self._depth(wrapper.state)
             for wrapper in connections.all(initialized_only=True)
             if isinstance(wrapper, BackendWrapper) and wrapper.bridge_enabled
         }
         self._savepoints = Savepoints() if savepoints else None
         # Whether the calls send all their statements themselves.
         self._apart = not capabilities.has_pipeline()
+
+    def _steps(self, function: Callable[[], Any]) -> Any:
+        """Return a generator that runs *function* in a greenlet; it yields what that waits for."""
+        return drive(_in_own_context, (function,), {})
+
+    def _depth(self, state: ConnectionState) -> int:
+        """Return how many blocks are open in *state*."""
+        return len(state.frames)
 
     def run(self) -> None:
         """Run all calls; each keeps its result or exception.
@@ -168,7 +178,7 @@ class Driver:
         if interruption is not None and isinstance(call.exception, asyncio.CancelledError):
             raise interruption
 
-    def _may_suspend(self, lease: Lease) -> bool:
+    def _may_suspend(self, lease: Lease | ThreadLease) -> bool:
         """Return whether a statement on *lease* may wait for those of other calls.
 
         Outside a transaction each statement is one of its own; and the statements of other calls
@@ -177,7 +187,7 @@ class Driver:
         return (
             not self._apart
             and not lease.face._autocommit
-            and len(lease.state.frames) <= self._depths.get(lease.state, 0)
+            and self._depth(lease.state) <= self._depths.get(lease.state, 0)
         )
 
     def _send(self) -> None:

@@ -28,6 +28,7 @@ from .calls import Call, holds_connection, run_as_task
 from .driving import Driver
 from .recording import Recorder, rows
 from .result import Future, not_awaited_error
+from .threads import ThreadDriver
 
 
 def gather(*subjects: Any, return_exceptions: bool = False, savepoints: bool = False) -> Gathering:
@@ -92,11 +93,23 @@ class Gathering:
             if not all(future.done() for future in self.futures):
                 raise not_awaited_error()
         else:
-            for future in self.futures:
-                future.start()
-            for future in self.futures:
-                future.exception(timeout)
+            self._run_in_thread(timeout)
         return self._results()
+
+    def _run_in_thread(self, timeout: float | None) -> None:
+        """Run the futures that have not begun in this thread, and wait for the others."""
+        own: list[Future[Any]] = []
+        for future in self.futures:
+            if not isinstance(future.call, Call):
+                future.start()
+            elif future.claim() is not None:
+                own.append(future)
+        if own:
+            calls = [future.call for future in own if future.call is not None]
+            self._end(own, ThreadDriver(calls, savepoints=self._savepoints))
+        for future in self.futures:
+            if not future.cancelled():
+                future.exception(timeout)
 
     async def _run_within(self, seconds: float | None) -> None:
         async with asyncio.timeout(seconds):
@@ -166,7 +179,10 @@ class Gathering:
     def drive(self, futures: list[Future[Any]]) -> None:
         """Run *futures* in this task, and send their statements together."""
         calls = [future.call for future in futures if future.call is not None]
-        driver = Driver(calls, savepoints=self._savepoints)
+        self._end(futures, Driver(calls, savepoints=self._savepoints))
+
+    def _end(self, futures: list[Future[Any]], driver: Driver) -> None:
+        """Run the calls of *futures* by *driver*, and end the futures."""
         try:
             driver.run()
         finally:
@@ -257,5 +273,6 @@ class as_completed:
         elif _get_running_loop() is not None:
             raise not_awaited_error()
         else:
+            # What waits for each result ends the iteration when it likes.
             for future in self._gathering.futures:
                 yield future.start()

@@ -8,4 +8,5 @@ This room knows Django's queries and compilers, but not its connection wrapper.
 - `instrumented`: whether any other code takes part in sending statements.
 - `direct`: the short way of the ORM's own statements.
 - `together`: the statements of several calls, sent in one message.
+- `in_threads`: the short way for such calls in a thread.
 """

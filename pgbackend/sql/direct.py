@@ -26,6 +26,7 @@ from ..session.clean import CleanSQL
 from ..session.row_settings import check_on_loop
 from ..tasks.lease import Lease
 from . import together
+from .in_threads import ThreadLease, is_gathered_in_thread, lease_of_thread
 from .instrumented import may_skip_cursors
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ TUPLES_OK = ExecStatus.TUPLES_OK
 IDLE = TransactionStatus.IDLE
 
 
-def lease_or_cursor(wrapper: Any, sql: Any) -> tuple[Lease | None, Any]:
+def lease_or_cursor(wrapper: Any, sql: Any) -> tuple[Lease | ThreadLease | None, Any]:
     """Return the lease to run *sql* on by the short way, held once, or else Django's cursor.
 
     The other of the two is None. The caller owes a `Lease.release`, or the end of the cursor.
@@ -61,15 +62,17 @@ def lease_or_cursor(wrapper: Any, sql: Any) -> tuple[Lease | None, Any]:
             return None, wrapper.cursor()
         finally:
             lease.release()
+    if is_gathered_in_thread() and (of_thread := lease_of_thread(wrapper, sql)) is not None:
+        return of_thread, None
     return None, wrapper.cursor()
 
 
-def execute(wrapper: Any, lease: Lease, sql: str, params: Any) -> PGresult:
+def execute(wrapper: Any, lease: Lease | ThreadLease, sql: str, params: Any) -> PGresult:
     """Run *sql* on a held *lease* and return its result; raise the errors of Django's cursors."""
-    face = lease.face
+    face: Any = lease.face
     if lease.state.needs_rollback:
         wrapper.validate_no_broken_transaction()
-    if wrapper.set_in_threads or wrapper.kept_lease is not None:
+    if (wrapper.set_in_threads or wrapper.kept_lease is not None) and isinstance(lease, Lease):
         with wrapper.wrap_database_errors:
             check_on_loop(wrapper, lease, sql)
     try:
@@ -83,11 +86,14 @@ def execute(wrapper: Any, lease: Lease, sql: str, params: Any) -> PGresult:
             if result is not None:
                 return result
         with face.lock:
+            sent: PGresult
             if not face.reset_due:
-                return face.wait(_exchange(face, query.query))
+                sent = face.wait(_exchange(face, query.query))
+                return sent
             face.resetting.add(here := id(getcurrent()))
             try:
-                return face.wait(_exchange(face, query.query))
+                sent = face.wait(_exchange(face, query.query))
+                return sent
             finally:
                 face.resetting.discard(here)
     except psycopg.Error:
@@ -96,10 +102,10 @@ def execute(wrapper: Any, lease: Lease, sql: str, params: Any) -> PGresult:
 
 
 def rows(
-    wrapper: Any, lease: Lease, result: PGresult, count: int | None = None
+    wrapper: Any, lease: Lease | ThreadLease, result: PGresult, count: int | None = None
 ) -> list[tuple[Any, ...]]:
     """Return the rows of *result*, at most *count*; raise the errors of Django's cursors."""
-    face = lease.face
+    face: Any = lease.face
     transformer = face.take_transformer()
     try:
         transformer.set_pgresult(result)
@@ -135,7 +141,7 @@ class DirectCursor:
 
     __slots__ = ("_lease", "_result", "_wrapper")
 
-    def __init__(self, wrapper: Any, lease: Lease) -> None:
+    def __init__(self, wrapper: Any, lease: Lease | ThreadLease) -> None:
         self._wrapper = wrapper
         self._lease = lease
         self._result: PGresult | None = None

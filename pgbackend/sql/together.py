@@ -19,6 +19,7 @@ from psycopg.pq import ConnStatus, ExecStatus, TransactionStatus
 
 from ..bridge.greenlets import check_bridged
 from ..tasks.lease import Lease
+from .in_threads import ThreadFace, ThreadLease, is_gathered_in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,16 +43,17 @@ UNDO = (b"ROLLBACK TO SAVEPOINT " + _NAME, RELEASE)
 class Handed(NamedTuple):
     """A statement that a call has handed to its driver, to be sent on the held *lease*."""
 
-    lease: Lease
+    lease: Lease | ThreadLease
     query: bytes
 
 
-def hand_to_driver(lease: Lease, query: bytes) -> PGresult | None:
+def hand_to_driver(lease: Lease | ThreadLease, query: bytes) -> PGresult | None:
     """Hand a statement to the driver of the running call; return its result.
 
     None: the call has to send the statement itself. Raise the error that the driver raises.
     """
-    check_bridged()
+    if not is_gathered_in_thread():
+        check_bridged()
     # Do not name the greenlet itself; see `bridge.greenlets`.
     parent: Any = getcurrent().parent
     result: PGresult | None = parent.switch(Handed(lease, query))
@@ -59,7 +61,7 @@ def hand_to_driver(lease: Lease, query: bytes) -> PGresult | None:
 
 
 def exchange(
-    face: BridgedConnection, queries: Sequence[bytes], *, savepoints: bool = False
+    face: BridgedConnection | ThreadFace, queries: Sequence[bytes], *, savepoints: bool = False
 ) -> PQGen[list[PGresult | None]]:
     """Send *queries* together in a transaction, behind a BEGIN that is due; return their results.
 
