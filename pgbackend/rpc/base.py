@@ -134,6 +134,8 @@ class DatabaseWrapper(BaseDatabaseWrapper):
     """
 
     vendor = "rpc"
+    # The futures of calls switch away in bridged code: the alias keeps no request in a thread.
+    waits_in_bridge = True
     display_name = "RPC"
     data_types: dict[str, str] = {}  # noqa: RUF012  # as Django's
     operators: dict[str, str] = {}  # noqa: RUF012  # as Django's

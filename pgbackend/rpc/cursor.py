@@ -7,6 +7,7 @@ from typing import Any
 
 from django.db import NotSupportedError
 
+from .protocol.errors import NotRun
 from .results import RpcFuture
 
 
@@ -44,9 +45,9 @@ class RpcCursor:
         Raise the first call's error, unless *return_exceptions*.
         """
         futures = self._sent(calls, atomic=atomic, dry=dry, within=timeout)
-        if return_exceptions:
-            return [each.exception() or each.result() for each in futures]
-        return [each.result() for each in futures]
+        for each in futures:
+            each.exception()
+        return _results(futures, return_exceptions)
 
     async def agather(
         self,
@@ -61,9 +62,7 @@ class RpcCursor:
         for each in futures:
             if not each.done():
                 await each.wait()
-        if return_exceptions:
-            return [each.exception() or each.result() for each in futures]
-        return [each.result() for each in futures]
+        return _results(futures, return_exceptions)
 
     def _sent(self, calls: Any, **options: Any) -> list[RpcFuture[Any]]:
         futures = [each if isinstance(each, RpcFuture) else _rows_of(each) for each in calls]
@@ -87,6 +86,19 @@ class RpcCursor:
         )
 
     executemany = callproc = execute
+
+
+def _results(futures: list[RpcFuture[Any]], return_exceptions: bool) -> list[Any]:
+    """Return the results of futures that have ended, or raise the error that ended the message."""
+    errors = [each.exception() for each in futures]
+    if return_exceptions:
+        pairs = zip(futures, errors, strict=True)
+        return [each.result() if error is None else error for each, error in pairs]
+    # Of an atomic message the others were not run because of one.
+    causes = [each for each in errors if each is not None and not isinstance(each, NotRun)]
+    if causes:
+        raise causes[0]
+    return [each.result() for each in futures]
 
 
 def _rows_of(queryset: Any) -> RpcFuture[Any]:

@@ -45,18 +45,21 @@ class Ends:
 
     _result_cache: list[Any] | None
 
-    def _end(
-        self: Any,
-        name: str,
-        *args: Any,
-        convert: Callable[[Any], Any] | None = None,
-        fields: bool = False,
-        **kwargs: Any,
-    ) -> RpcFuture[Any]:
-        """Return the future of the queryset with an end; *fields*: with the model's fields."""
-        wanted = self.model.Rpc.fields if fields else None
-        tree = self.query.tree(nodes.Op(name, args, kwargs), wanted)
-        return self._future_of(tree, convert or rows.plain)
+    def _end(self: Any, name: str, /, *args: Any, **kwargs: Any) -> Callable[..., RpcFuture[Any]]:
+        """Return what makes the future of the queryset with an end.
+
+        It takes *convert*, and *fields*: whether the answer has the fields of the model. The end's
+        own arguments may have any name.
+        """
+        op = nodes.Op(name, args, kwargs)
+
+        def future(
+            convert: Callable[[Any], Any] = rows.plain, *, fields: bool = False
+        ) -> RpcFuture[Any]:
+            tree = self.query.tree(op, self.model.Rpc.fields if fields else None)
+            return self._future_of(tree, convert)
+
+        return future
 
     def _future_of(self: Any, tree: nodes.Tree, convert: Callable[[Any], Any]) -> RpcFuture[Any]:
         made: RpcFuture[Any] = connections[self.db].future(
@@ -76,15 +79,13 @@ class Ends:
             return self._known(self._result_cache)
         if self.query.is_empty():
             return self._known([])
-        return self._end(
-            "rows", convert=lambda found: rows.made(found, self), fields=self._is_of_models()
-        )
+        return self._end("rows")(lambda found: rows.made(found, self), fields=self._is_of_models())
 
     def _one(self: Any, name: str, *args: Any) -> RpcFuture[Any]:
         def convert(found: Any) -> Any:
             return None if found is None else rows.made(found, self)[0]
 
-        return self._end(name, *args, convert=convert, fields=self._is_of_models())
+        return self._end(name, *args)(convert, fields=self._is_of_models())
 
     def _get(self: Any, *args: Any, **kwargs: Any) -> RpcFuture[Any]:
         if self.query.combinator and (args or kwargs):
@@ -121,12 +122,12 @@ class Ends:
     def _count(self: Any) -> RpcFuture[int]:
         if self._result_cache is not None:
             return self._known(len(self._result_cache))
-        return self._known(0) if self.query.is_empty() else self._end("count")
+        return self._known(0) if self.query.is_empty() else self._end("count")()
 
     def _exists(self: Any) -> RpcFuture[bool]:
         if self._result_cache is not None:
             return self._known(bool(self._result_cache))
-        return self._known(False) if self.query.is_empty() else self._end("exists")
+        return self._known(False) if self.query.is_empty() else self._end("exists")()
 
     def _contains(self: Any, obj: Any) -> RpcFuture[bool]:
         arguments.check_combined(self, "contains")
@@ -143,7 +144,7 @@ class Ends:
             return self._known(obj in self._result_cache)
         if self.query.is_empty():
             return self._known(False)
-        return self._end("contains", recording.instance(obj))
+        return self._end("contains", recording.instance(obj))()
 
     def _aggregate(self: Any, *args: Any, **kwargs: Any) -> RpcFuture[dict[str, Any]]:
         if self.query.distinct_fields:
@@ -154,8 +155,16 @@ class Ends:
                 kwargs[each.default_alias] = each
             except (AttributeError, TypeError):
                 raise TypeError("Complex aggregates require an alias") from None
-        sent = {alias: recording.expression(each) for alias, each in kwargs.items()}
-        return self._end("aggregate", **sent)
+        # Django's own aliases have two underscores, as paths have: no name of a message has them.
+        names = {alias.replace("__", "_"): alias for alias in kwargs}
+        if len(names) < len(kwargs):
+            names = {alias: alias for alias in kwargs}
+        sent = {name: recording.expression(kwargs[alias]) for name, alias in names.items()}
+
+        def convert(found: dict[str, Any]) -> dict[str, Any]:
+            return {names[name]: rows.plain(value) for name, value in found.items()}
+
+        return self._end("aggregate", **sent)(convert)
 
     def _in_bulk(
         self: Any, id_list: Iterable[Any] | None = None, *, field_name: str = "pk"
@@ -177,12 +186,12 @@ class Ends:
         def convert(answer: Any) -> dict[Any, Any]:
             return {getattr(each, field_name): each for each in rows.made(answer, found)}
 
-        return found._end("rows", convert=convert, fields=True)
+        return found._end("rows")(convert, fields=True)
 
     def _explain(self: Any, *, format: str | None = None, **options: Any) -> RpcFuture[str]:
         if format is not None:
             options["format"] = format
-        return self._end("explain", **options)
+        return self._end("explain", **options)()
 
     def _call(self: Any, method: str, /, *args: Any, **kwargs: Any) -> RpcFuture[Any]:
         """Call a method of the service's manager or queryset, which it has to expose.
@@ -199,8 +208,8 @@ class Ends:
                 return rows.dictionaries(found)
             return rows.made(found, self)
 
-        return self._end(
-            "call", method, *map(recording.recorded, args), convert=convert, fields=True, **sent
+        return self._end("call", method, *map(recording.recorded, args), **sent)(
+            convert, fields=True
         )
 
     # Writes
@@ -212,7 +221,7 @@ class Ends:
         self._for_write = True
         sent = {name: recording.recorded(each) for name, each in kwargs.items()}
         self._result_cache = None
-        return self._known(0) if self.query.is_empty() else self._end("update", **sent)
+        return self._known(0) if self.query.is_empty() else self._end("update", **sent)()
 
     def _delete_rows(self: Any) -> RpcFuture[tuple[int, dict[str, int]]]:
         arguments.check_combined(self, "delete")
@@ -224,7 +233,7 @@ class Ends:
             raise TypeError("Cannot call delete() after .values() or .values_list()")
         self._for_write = True
         self._result_cache = None
-        return self._known((0, {})) if self.query.is_empty() else self._end("delete")
+        return self._known((0, {})) if self.query.is_empty() else self._end("delete")()
 
     def _get_or_create(self: Any, defaults: Any = None, **kwargs: Any) -> RpcFuture[Any]:
         return saving.get_or_create(self, kwargs, defaults)

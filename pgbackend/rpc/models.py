@@ -87,7 +87,7 @@ class RpcModel(models.Model, metaclass=RpcModelBase):
             force_update=force_update,
             update_fields=update_fields,
         )
-        saving.take_over(self, using, future.result())
+        saving.take_over(self, using, future.result(), update_fields)
         post_save.send(sender=type(self), created=created, **options)
 
     save_base.alters_data = True  # type: ignore[attr-defined]  # as Django's

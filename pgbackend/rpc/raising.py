@@ -62,11 +62,7 @@ def _raised(error: errors.RemoteError, model: Any) -> BaseException:
 
 def _validation(error: errors.RemoteError) -> exceptions.ValidationError:
     """Return the error with the messages for each field, where the service has given them."""
-    found = error.details.get("fields", error.details)
-    if isinstance(found, dict) and found:
-        messages = {
-            str(name): [str(each) for each in (value if isinstance(value, list) else [value])]
-            for name, value in found.items()
-        }
-        return exceptions.ValidationError(messages)
-    return exceptions.ValidationError(error.message)
+    found = error.details.get("messages")
+    if isinstance(found, dict):
+        return exceptions.ValidationError({str(name): list(each) for name, each in found.items()})
+    return exceptions.ValidationError(found or error.message)

@@ -42,7 +42,7 @@ class RecordedQuery(sql.Query):
         made.joins_next = joins_next
         return made
 
-    def record(self, name: str, *args: Any, **kwargs: Any) -> None:
+    def record(self, name: str, /, *args: Any, **kwargs: Any) -> None:
         """Add a call."""
         self.recorded = (*self.recorded, nodes.Op(name, args, kwargs))
 

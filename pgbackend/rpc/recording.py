@@ -10,6 +10,7 @@ from django.core.exceptions import FieldError
 from django.db import models
 from django.db.models import expressions
 from django.db.models.fields.files import FieldFile
+from django.db.models.fields.tuple_lookups import TupleIn
 from django.db.models.functions import Extract
 from django.db.models.functions.datetime import TruncBase
 from django.utils.functional import Promise
@@ -135,6 +136,10 @@ def _child(child: Any, model: Any) -> Any:
         return path, recorded(value)
     if isinstance(child, models.Q):
         return _q(child, model)
+    if isinstance(child, TupleIn) and len(child.lhs.targets) == 1:
+        # How Django prefetches over a foreign key.
+        (target,) = child.lhs.targets
+        return f"{target.name}__in", [recorded(value) for (value,) in child.rhs]
     return expression(child)
 
 
@@ -219,7 +224,16 @@ def _function(value: Any) -> nodes.Function:
             name += words
         if getattr(value, "tzinfo", None) is not None:
             raise BadValue(f"{name}(tzinfo=...) cannot be sent: the service's own zone counts")
+    if name in ("Concat", "ConcatPair"):
+        return nodes.Function("Concat", tuple(map(expression, _of_pairs(value))))
     return nodes.Function(name, tuple(expression(each) for each in value.source_expressions))
+
+
+def _of_pairs(value: Any) -> list[Any]:
+    """Return the arguments of Concat, which Django makes pairs of pairs of."""
+    if type(value).__name__ not in ("Concat", "ConcatPair"):
+        return [value]
+    return [each for part in value.source_expressions for each in _of_pairs(part)]
 
 
 def ordering(item: Any) -> Any:

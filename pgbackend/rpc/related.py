@@ -55,6 +55,11 @@ def _manager_class(base: Any) -> Any:
     class RpcRelatedManager(base):
         """The related rows: a queryset, and changes that are one message each."""
 
+        def __init__(self, instance: Any = None) -> None:
+            super().__init__(instance)
+            # The relation as a whole: a path to the key of the other side may not be exposed.
+            self.core_filters = {self.query_field_name: instance}
+
         def __call__(self, *, manager: str) -> Any:
             return _manager_class(type(super().__call__(manager=manager)))(instance=self.instance)
 
@@ -136,7 +141,7 @@ def _manager_class(base: Any) -> Any:
                 found = found.using(self._db)
             path = self.query_field_name
             found = found.filter(**{f"{path}__in": instances}).annotate(
-                prefetch_related_val=F(f"{path}__pk")
+                prefetch_related_val=F(path)
             )
             return (
                 found,

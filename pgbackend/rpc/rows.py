@@ -185,11 +185,13 @@ def _cache_name(field: Any) -> str:
     return str(field.get_accessor_name())
 
 
-def update(instance: Any, found: nodes.Rows) -> None:
-    """Set the fields of *instance* to those of the one row of *found*."""
+def update(instance: Any, found: nodes.Rows, names: Any = None) -> None:
+    """Set the fields of *instance*, or those of *names*, to those of the one row of *found*."""
     maker = Maker(type(instance), found.shape, instance._state.db, {})
     fresh = maker.instance(found.rows[0])
     for field in type(instance)._meta.concrete_fields:
+        if names is not None and field.name not in names and field.attname not in names:
+            continue
         value = fresh.__dict__.get(field.attname, DEFERRED)
         if value is not DEFERRED:
             if field.is_relation and field.is_cached(instance):

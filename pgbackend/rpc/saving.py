@@ -109,11 +109,11 @@ def _attnames(meta: Any, names: Iterable[str]) -> set[str]:
     return {meta.get_field(name).attname for name in names}
 
 
-def take_over(instance: Any, using: str, found: nodes.Rows) -> None:
-    """Give *instance* the values of the row that the service has now."""
+def take_over(instance: Any, using: str, found: nodes.Rows, names: Any = None) -> None:
+    """Give *instance* the values of the row that the service has now; of the fields *names*."""
     instance._state.db = using
     instance._state.adding = False
-    rows.update(instance, found)
+    rows.update(instance, found, names)
 
 
 def insert(queryset: Any, instance: Any) -> RpcFuture[Any]:
@@ -175,8 +175,8 @@ def _got(
         one, created = found
         return rows.made(one, queryset)[0], created
 
-    made: RpcFuture[Any] = queryset._end(
-        name, convert=convert, fields=True, **given(queryset, lookups), **options
+    made: RpcFuture[Any] = queryset._end(name, **given(queryset, lookups), **options)(
+        convert, fields=True
     )
     return made
 
@@ -225,13 +225,11 @@ def bulk_create(
     return queryset._end(
         "bulk_create",
         [values(each, add=True) for each in made],
-        convert=convert,
-        fields=True,
         ignore_conflicts=ignore_conflicts,
         update_conflicts=update_conflicts,
         update_fields=None if update_fields is None else list(update_fields),
         unique_fields=None if unique_fields is None else list(unique_fields),
-    )
+    )(convert, fields=True)
 
 
 def bulk_update(
@@ -263,7 +261,7 @@ def bulk_update(
         }
         for each in made
     ]
-    return queryset._end("bulk_update", sent, [field.attname for field in found])
+    return queryset._end("bulk_update", sent, [field.attname for field in found])()
 
 
 def check_unique(queryset: Any, name: str) -> None:

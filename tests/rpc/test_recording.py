@@ -160,7 +160,7 @@ def test_calls(nowhere: str) -> None:
         nodes.Op("filter", (q(("unknown__deep", 1)),)),
     )
     labels = Dish(pk=1).labels
-    one = q(("dishes__id", 1))
+    one = q(("dishes", nodes.Object("rpc_site.Dish", 1)))
     assert ops(labels.filter(word="x")) == (nodes.Op("filter", (q(one, q(("word", "x"))),)),)
     assert ops(labels.all().all().filter(word="x")) == (
         nodes.Op("filter", (one,)),

@@ -29,6 +29,8 @@ def alias(name: str = "rpc", **conf: Any) -> Iterator[str]:
         **defaults,
         "ENGINE": "pgbackend.rpc",
         "TIMEOUT": 60.0,
+        # For whom all rows of the service are visible.
+        "PRINCIPAL": "chef",
         **conf,
     }
     try:

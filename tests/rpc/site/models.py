@@ -59,7 +59,9 @@ class Dish(models.Model):
     price = models.DecimalField(
         max_digits=8, decimal_places=2, validators=[MinValueValidator(0)], default=Decimal("1.00")
     )
-    station = models.ForeignKey(Station, models.SET_NULL, related_name="dishes", null=True)
+    station = models.ForeignKey(
+        Station, models.SET_NULL, related_name="dishes", null=True, blank=True
+    )
     labels = models.ManyToManyField(Label, related_name="dishes")
     data = models.JSONField(default=dict, blank=True)
     listed = models.BooleanField(default=True)

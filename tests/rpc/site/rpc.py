@@ -61,7 +61,15 @@ expose(models.Badge, readable=["number", "waiter"], paths=["waiter", "waiter__lo
 class OrderExposed:
     readable = ("dish", "waiter", "count", "status", "placed")
     writable = ("dish", "waiter", "count", "status")
-    paths = ("dish", "dish__name", "dish__labels", "waiter", "waiter__login", "dish__station__name")
+    paths = (
+        "dish",
+        "dish__name",
+        "dish__labels",
+        "waiter",
+        "waiter__login",
+        "dish__station",
+        "dish__station__name",
+    )
     operations = ("read", "create", "update", "delete")
     max_affected = 5
     rows = of_waiter("waiter__login")
@@ -102,5 +110,6 @@ expose(
     writable=KINDS,
     operations=["read", "create", "update", "delete"],
     json_keys=["json"],
+    full_clean=False,
     **READING,
 )
