@@ -294,10 +294,11 @@ READS: dict[str, Callable[[Any], Any]] = {
     "union": lambda m: (
         m.Dish.objects.filter(pk=1).union(m.Dish.objects.filter(name="pie")).order_by("name")
     ),
-    "union of values": lambda m: sorted(
+    "union of values": lambda m: (
         m.Dish.objects.order_by()
         .values_list("name", flat=True)
         .union(m.Label.objects.values_list("word", flat=True), all=True)
+        .order_by("name")
     ),
     "intersection": lambda m: m.Dish.objects.filter(price__gt=3).intersection(
         m.Dish.objects.filter(name="pie")
