@@ -19,6 +19,7 @@ from typing import Any, cast
 
 import psycopg
 from psycopg import abc, sql
+from psycopg.pq import PGnotify
 
 from .passwords import forget_passwords
 
@@ -158,7 +159,8 @@ class DedicatedConnection:
 
     async def _connect(self) -> psycopg.AsyncConnection[Any]:
         conn = await self._open()
-        conn.add_notify_handler(self._on_notify)
+        # In place of psycopg's own, which raises an error for a payload that it cannot decode.
+        conn.pgconn.notify_handler = self._on_notify
         return conn
 
     async def _open(self) -> psycopg.AsyncConnection[Any]:
@@ -206,11 +208,11 @@ class DedicatedConnection:
         assert self._conn is not None
         pgconn = self._conn.pgconn
         while (notify := pgconn.notifies()) is not None:
-            self._received(notify.relname.decode(), notify.extra.decode())
+            self._on_notify(notify)
 
-    def _on_notify(self, notify: psycopg.Notify) -> None:
-        """Take a notification that came with the answer to a statement."""
-        self._received(notify.channel, notify.payload)
+    def _on_notify(self, notify: PGnotify) -> None:
+        """Take a notification; a database without an encoding may send what is no text."""
+        self._received(notify.relname.decode(), notify.extra.decode(errors="surrogateescape"))
 
     def lose(self, error: BaseException) -> None:
         """Give the connection up; `run` makes another one."""

@@ -21,6 +21,7 @@ from . import claiming
 from .channels import BaseChannel
 from .claiming import Claimed
 from .cursors import own_cursor, takes_several
+from .encoding import storable
 from .handling import call_listeners, delay_after, error_text, is_failure
 from .marks import Marks
 from .running import Running, Savepoint
@@ -201,7 +202,7 @@ class Batch:
         failure.state = claiming.fail(
             cursor,
             failure.row,
-            error_text(failure.error),
+            storable(self.alias, error_text(failure.error)),
             retries=-1 if is_last else self.channel.retries,
             delay=failure.delay,
         )

@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from .encoding import undo_escapes
+
 TABLE = "pgpubsub_notification"
 
 # What a failed attempt leaves of its error, characters.
@@ -26,15 +28,20 @@ _COLUMNS = f"""
         WHERE class.oid = '{TABLE}'::regclass)
 """
 
+# Of a database without an encoding, where a payload may be no text.
+_ESCAPED_COLUMNS = _COLUMNS.replace(
+    "payload::text", "encode(convert_to(payload::text, 'SQL_ASCII'), 'escape')"
+)
+
 _READY = f"""
-SELECT {_COLUMNS} FROM {TABLE}
+SELECT {{columns}} FROM {TABLE}
 WHERE channel = %s AND state = 'ready' {{where}}
 ORDER BY priority DESC, id LIMIT %s FOR UPDATE SKIP LOCKED
 """
 
 # Those behind a row, of its priority. The server goes to that place of the index.
 _READY_BEHIND = f"""
-SELECT {_COLUMNS} FROM {TABLE}
+SELECT {{columns}} FROM {TABLE}
 WHERE channel = %s AND state = 'ready' AND priority = %s AND id > %s {{where}}
 ORDER BY id LIMIT %s FOR UPDATE SKIP LOCKED
 """
@@ -74,7 +81,7 @@ WITH near AS MATERIALIZED (
 ), checked AS (
     SELECT id, bool_and(state = 'ready') OVER (PARTITION BY key ORDER BY id) AS ready FROM near
 )
-SELECT {_COLUMNS} FROM {TABLE}
+SELECT {{columns}} FROM {TABLE}
 WHERE id = ANY(ARRAY(SELECT id FROM checked WHERE ready)) AND state = 'ready'
 ORDER BY id LIMIT %s FOR UPDATE
 """
@@ -173,30 +180,40 @@ class Claimed(NamedTuple):
 
 
 class Condition(NamedTuple):
-    """A further condition on the rows to claim: SQL that begins with AND, and its parameters."""
+    """A further condition on the rows to claim: SQL that begins with AND, and its parameters.
+
+    *escaped* says that their payloads may be no text, in a database without an encoding.
+    """
 
     sql: str = ""
     params: tuple[Any, ...] = ()
+    escaped: bool = False
 
     def together(self, other: Condition) -> Condition:
         """Return the condition that both hold."""
-        return Condition(f"{self.sql} {other.sql}".strip(), (*self.params, *other.params))
+        params = (*self.params, *other.params)
+        return Condition(f"{self.sql} {other.sql}".strip(), params, self.escaped)
+
+
+def _claimed(cursor: Any, sql: str, condition: Condition, params: Sequence[Any]) -> list[Claimed]:
+    columns = _ESCAPED_COLUMNS if condition.escaped else _COLUMNS
+    cursor.execute(sql.format(columns=columns, where=condition.sql), params)
+    found = [Claimed._make(row) for row in cursor.fetchall()]
+    if condition.escaped:
+        return [row._replace(payload=undo_escapes(row.payload)) for row in found]
+    return found
 
 
 def claim(cursor: Any, name: str, limit: int, condition: Condition) -> list[Claimed]:
     """Lock up to *limit* ready rows of the channel *name*, and return them in their order."""
-    cursor.execute(_READY.format(where=condition.sql), [name, *condition.params, limit])
-    return [Claimed._make(row) for row in cursor.fetchall()]
+    return _claimed(cursor, _READY, condition, [name, *condition.params, limit])
 
 
 def claim_behind(
     cursor: Any, name: str, limit: int, condition: Condition, row: tuple[int, int]
 ) -> list[Claimed]:
     """Do what `claim` does, for the rows behind *row*, its priority and its id; see `positions`."""
-    cursor.execute(
-        _READY_BEHIND.format(where=condition.sql), [name, *row, *condition.params, limit]
-    )
-    return [Claimed._make(row) for row in cursor.fetchall()]
+    return _claimed(cursor, _READY_BEHIND, condition, [name, *row, *condition.params, limit])
 
 
 def claim_in_order(
@@ -221,10 +238,8 @@ def claim_in_order(
     # A statement of its own: only one that begins after the keys were locked is sure to see what
     # their last holder did.
     each = max(1, limit // len(found))
-    cursor.execute(
-        _OF_KEYS.format(where=condition.sql), [found, name, *condition.params, each, limit]
-    )
-    rows = [Claimed._make(row) for row in cursor.fetchall()]
+    params = (found, name, *condition.params, each, limit)
+    rows = _claimed(cursor, _OF_KEYS, condition, params)
     return rows, found[-1] if len(found) == keys else None
 
 

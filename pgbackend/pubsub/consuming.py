@@ -14,21 +14,13 @@ from typing import Any
 from django.db import connections
 
 from ..pool.dedicated import backoff_delay
-from . import claiming
-from .batches import (
-    MOST,
-    Batch,
-    BatchLost,
-    BatchSize,
-    Failure,
-    TransactionEnded,
-    run_apart,
-    was_lost,
-)
+from . import batches, claiming
+from .batches import MOST, Batch, BatchLost, BatchSize, Failure, TransactionEnded
 from .channels import BaseChannel
 from .claiming import Claimed, Condition
 from .conditions import heard_here
 from .cursors import own_cursor
+from .encoding import codec_of
 from .part import Part
 from .positions import Position
 
@@ -57,6 +49,7 @@ class StoredConsumer(ABC):
         self.running = part.running
         self.condition = part.condition.together(heard_here(channel))
         self.name, *self.old_names = channel.stored_names()
+        self._encoding: str | None = None
         self.active = 0
         # The names under which rows may be there that nobody has looked for yet, oldest first.
         self._due: dict[str, None] = {}
@@ -182,13 +175,15 @@ class StoredConsumer(ABC):
 
     def cursor(self) -> Any:
         """Return a cursor for claims."""
-        # The condition is the project's SQL.
         if self.part.condition.sql:
             return connections[self.alias].cursor()
         return own_cursor(self.alias)
 
     def claim_rows(self, cursor: Any, name: str, limit: int) -> Sequence[Claimed]:
         """Lock the next rows, in the transaction of *cursor*."""
+        if self._encoding is None:
+            self._encoding = codec_of(self.alias) or "utf-8"
+            self.condition = self.condition._replace(escaped=self._encoding == "ascii")
         rows = self._claim_rows(cursor, name, limit)
         if len(rows) >= limit and self._loop is not None:
             # Further rows are for the other tasks, already now. This may run in a thread.
@@ -296,7 +291,7 @@ class TransactionalConsumer(StoredConsumer):
             self.progress.marks,
         )
         try:
-            await run_apart(self.running, batch.run)
+            await batches.run_apart(self.running, batch.run)
         except Exception as error:
             self._positions[name].forget()
             if not await self._look_into(batch, error):
@@ -322,7 +317,7 @@ class TransactionalConsumer(StoredConsumer):
         if isinstance(error, TransactionEnded):
             await self.running.run(batch.fail_alone, error.row, error)
             return True
-        lost = was_lost(error)
+        lost = batches.was_lost(error)
         if len(batch.rows) > 1:
             logger.warning(
                 "a transaction with %d notifications of %s failed; each is handled by itself now",

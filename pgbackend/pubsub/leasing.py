@@ -26,6 +26,7 @@ from .batches import Failure, ListenerEnded
 from .claiming import Claimed
 from .consuming import StoredConsumer
 from .cursors import own_cursor
+from .encoding import storable
 from .handling import call_listeners, delay_after, error_text, is_failure
 
 T = TypeVar("T")
@@ -137,7 +138,7 @@ class LeaseConsumer(StoredConsumer):
             failure.state = claiming.fail(
                 cursor,
                 row,
-                error_text(error),
+                storable(self.alias, error_text(error)),
                 retries=self.channel.retries,
                 delay=failure.delay,
                 worker=self.token,

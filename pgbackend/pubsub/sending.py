@@ -18,6 +18,7 @@ from .. import bridged
 from .carried import BY_ROW, carried
 from .channels import BaseChannel, Channel, locate_channel, select
 from .cursors import own_cursor
+from .encoding import check_json
 from .errors import PayloadError
 from .forms import form_of
 from .payload import encode
@@ -89,6 +90,10 @@ def notify_many(
         payload = _payload(each, priority, run_after)
         by_alias.setdefault(using or database(type(each)), []).append((each, payload))
     for alias, sent in by_alias.items():
+        for each, payload in sent:
+            if each.lock_notifications or _goes_by_row(payload, alias):
+                check_json(alias, type(each).name(), payload)
+    for alias, sent in by_alias.items():
         _send_many(alias, sent, priority, run_after)
     return sum(len(sent) for sent in by_alias.values())
 
@@ -151,13 +156,16 @@ def _send(
     channel = type(notification)
     name = channel.listen_name()
     alias = using or database(channel)
+    by_row = not channel.lock_notifications and _goes_by_row(payload, alias)
+    if by_row or channel.lock_notifications:
+        check_json(alias, channel.name(), payload)
     with own_cursor(alias) as cursor:
         if channel.lock_notifications:
             state = "delayed" if run_after else "ready"
             key = _order_key(notification)
             parameters = [name, payload, state, priority, run_after, key, outgoing()]
             _store(cursor, parameters, WAKE if channel.wake == "notify" else None)
-        elif _goes_by_row(payload, alias):
+        elif by_row:
             _store(cursor, [name, payload, "plain", 0, None, None, None], "@")
         else:
             cursor.execute("SELECT pg_notify(%s, %s)", [name, payload])

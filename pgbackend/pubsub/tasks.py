@@ -11,6 +11,7 @@ https://docs.djangoproject.com/en/stable/topics/tasks/
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 import re
@@ -35,6 +36,7 @@ from django.utils.module_loading import import_string
 
 from .. import bridged
 from .channels import Channel
+from .encoding import check_json, storable
 from .errors import NotificationsMissed, SlowConsumer
 from .handling import error_text
 from .models import TaskRecord
@@ -123,6 +125,7 @@ class TaskBackend(BaseTaskBackend):
             worker_ids=[],
         )
         using = router.db_for_write(TaskRecord)
+        check_json(using, task.module_path, json.dumps([record.args, record.kwargs]))
         with transaction.atomic(using=using, savepoint=False):
             record.save(using=using, force_insert=True)
             self._send(record, task.run_after)
@@ -148,7 +151,7 @@ class TaskBackend(BaseTaskBackend):
 
     def run(self, record: TaskRecord) -> None:
         """Run the task of *record* and note what came of it."""
-        now = timezone.now()
+        now, using = timezone.now(), router.db_for_write(TaskRecord)
         record.status = TaskResultStatus.RUNNING
         record.started_at = record.started_at or now
         record.last_attempted_at = now
@@ -159,11 +162,12 @@ class TaskBackend(BaseTaskBackend):
             result = _result(record, task)
             task_started.send(type(self), task_result=result)
             first = [TaskContext(task_result=result)] if task.takes_context else []
-            with transaction.atomic(using=router.db_for_write(TaskRecord)):
+            with transaction.atomic(using=using):
                 value = normalize_json(task.call(*first, *result.args, **result.kwargs))
                 # What jsonb refuses, such as a NUL character, is the task's error: it would keep
                 # its result from being stored.
                 AnyForm().encode(value)
+                check_json(using, task.module_path, json.dumps(value))
         except (Exception, SystemExit) as error:
             self._note_error(record, error)
         else:
@@ -172,13 +176,13 @@ class TaskBackend(BaseTaskBackend):
             self._finish(record)
 
     def _note_error(self, record: TaskRecord, error: BaseException) -> None:
-        kind = type(error)
+        kind, using = type(error), router.db_for_write(TaskRecord)
         record.errors = [
             *record.errors,
             {
                 "exception_class_path": f"{kind.__module__}.{kind.__qualname__}",
                 # jsonb takes neither NUL characters nor halves of surrogate pairs.
-                "traceback": error_text(error).replace("\0", "\\x00"),
+                "traceback": storable(using, error_text(error).replace("\0", "\\x00")),
             },
         ]
         try:
