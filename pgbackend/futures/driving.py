@@ -240,8 +240,8 @@ class Driver:
 
         Other tasks may have used the transaction since the calls were suspended.
         """
-        for call in calls:
-            transaction, lease = call.transaction, call.handed.lease
+        # They usually are all in one transaction, on one lease.
+        for lease, transaction in {(call.handed.lease, call.transaction) for call in calls}:
             if transaction is None or (
                 transaction.wrapper.state_in_turn(lease.state) is not lease.state
                 or lease.state.transaction is not transaction

@@ -26,6 +26,7 @@ from ..wrapper.attributes import BackendWrapper
 from ..wrapper.dispatch import runs_bridged
 from .calls import Call, holds_connection, run_as_task
 from .driving import Driver
+from .keys import merged
 from .recording import Recorder, rows
 from .result import Future, not_awaited_error
 from .threads import ThreadDriver
@@ -74,6 +75,8 @@ class Gathering:
         self._savepoints = savepoints
         # The futures that have failed, in the order of time.
         self._failed: list[Future[Any]] = []
+        # The futures that were begun here.
+        self._own: list[Future[Any]] = []
 
     def __await__(self) -> Generator[Any, Any, list[Any]]:
         """Run the futures, and wait for all of them; return their results."""
@@ -98,13 +101,7 @@ class Gathering:
 
     def _run_in_thread(self, timeout: float | None) -> None:
         """Run the futures that have not begun in this thread, and wait for the others."""
-        own: list[Future[Any]] = []
-        for future in self.futures:
-            if not isinstance(future.call, Call):
-                future.start()
-            elif future.claim() is not None:
-                own.append(future)
-        if own:
+        if own := self._claimed():
             calls = [future.call for future in own if future.call is not None]
             self._end(own, ThreadDriver(calls, savepoints=self._savepoints))
         for future in self.futures:
@@ -130,7 +127,14 @@ class Gathering:
                 future.cancel()
             if apart and not isinstance(error, GeneratorExit):
                 await shielded(_all_ended(apart))
+            self.leave()
             raise
+
+    def leave(self) -> None:
+        """Cancel what was begun here and has not ended."""
+        for future in self._own:
+            future.cancel()
+            future.set_cancelled()
 
     def begin(self) -> tuple[list[Future[Any]], list[Future[Any]]]:
         """Begin all futures but the first ones returned, which are to be driven in this task.
@@ -141,21 +145,33 @@ class Gathering:
         apart: list[tuple[Future[Any], Call, str]] = []
         # For each alias, whether its calls are driven in this task.
         driven: dict[str | None, bool] = {}
-        for future in self.futures:
+        for future in self._claimed():
             call = future.call
-            if not isinstance(call, Call):
-                future.start()
-            elif future.claim() is not None:
-                aliases = call.aliases()
-                for alias in aliases - driven.keys():
-                    driven[alias] = holds_connection(alias) and runs_bridged(alias)
-                if any(map(driven.__getitem__, aliases)):
-                    together.append(future)
-                else:
-                    named = [alias for alias in aliases if alias is not None]
-                    apart.append((future, call, min(named, default=DEFAULT_DB_ALIAS)))
+            assert isinstance(call, Call)
+            aliases = call.aliases()
+            for alias in aliases - driven.keys():
+                driven[alias] = holds_connection(alias) and runs_bridged(alias)
+            if any(map(driven.__getitem__, aliases)):
+                together.append(future)
+            else:
+                named = [alias for alias in aliases if alias is not None]
+                apart.append((future, call, min(named, default=DEFAULT_DB_ALIAS)))
         self._begin_apart(apart)
         return together, [future for future, *_ in apart]
+
+    def _claimed(self) -> list[Future[Any]]:
+        """Return futures whose calls are to be run here, which end all local ones that are new.
+
+        Begin the others.
+        """
+        own: list[Future[Any]] = []
+        for future in self.futures:
+            if not isinstance(future.call, Call):
+                future.start()
+            elif future.claim() is not None:
+                own.append(future)
+        self._own += own
+        return merged(own, self._failed)
 
     def _begin_apart(self, calls: list[tuple[Future[Any], Call, str]]) -> None:
         """Start a task for each of *calls*; no more run at a time than their pools can lend to."""
@@ -204,10 +220,10 @@ class Gathering:
         found: list[Any] = []
         failed: list[Future[Any]] = []
         for future in self.futures:
-            error = asyncio.CancelledError() if future.cancelled() else future.exception()
+            result, error = future.outcome()
             if error is not None:
                 failed.append(future)
-            found.append(future.result() if error is None else error)
+            found.append(result if error is None else error)
         if failed and not self._return_exceptions:
             in_time = [future for future in self._failed if future in failed] or failed
             first = next((each for each in in_time if not _was_not_run(each)), in_time[0])
@@ -260,6 +276,7 @@ class as_completed:
         finally:
             for future in apart:
                 future.cancel()
+            self._gathering.leave()
 
     def __iter__(self) -> Iterator[Future[Any]]:
         """Yield the futures as they end, in bridged code or in a plain thread."""

@@ -220,6 +220,14 @@ class Future(Generic[T]):
                 return
         call()
 
+    def outcome(self) -> tuple[T, BaseException | None]:
+        """Return the result and the exception of work that has ended; one of them counts.
+
+        The exception is asyncio's CancelledError if the work was cancelled.
+        """
+        self._retrieved = True
+        return self._result, asyncio.CancelledError() if self._cancelled else self._exception
+
     # For makers
 
     def set_result(self, result: T) -> bool:

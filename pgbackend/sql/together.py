@@ -19,7 +19,7 @@ from psycopg.pq import ConnStatus, ExecStatus, TransactionStatus
 
 from ..bridge.greenlets import check_bridged
 from ..tasks.lease import Lease
-from .in_threads import ThreadFace, ThreadLease, is_gathered_in_thread
+from .in_threads import ThreadFace, ThreadLease
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,9 +52,9 @@ def hand_to_driver(lease: Lease | ThreadLease, query: bytes) -> PGresult | None:
 
     None: the call has to send the statement itself. Raise the error that the driver raises.
     """
-    if not is_gathered_in_thread():
-        check_bridged()
     # Do not name the greenlet itself; see `bridge.greenlets`.
+    if getattr(getcurrent(), "call_closed", False):
+        check_bridged()
     parent: Any = getcurrent().parent
     result: PGresult | None = parent.switch(Handed(lease, query))
     return result
