@@ -7,6 +7,8 @@ from django.db.backends.postgresql.creation import (
     DatabaseCreation as PostgresDatabaseCreation,
 )
 
+from .pool.dedicated import retire_all
+
 
 class DatabaseCreation(PostgresDatabaseCreation):
     """Django's creation of test databases."""
@@ -22,12 +24,13 @@ class DatabaseCreation(PostgresDatabaseCreation):
         return name
 
     def _destroy_test_db(self, test_database_name: str, verbosity: int) -> None:
-        """Remove the test database; close the pools of all aliases that use it.
+        """Remove the test database; close the pools and listening connections that use it.
 
         Django closes the connections of the alias itself, and knows none of other aliases by then.
         Here their pools may have idle connections, and PostgreSQL removes no database that is in
         use.
         """
+        retire_all(test_database_name)
         key = self.test_db_signature()[:2]
         for other in connections.all(initialized_only=True):
             creation = other.creation

@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from time import monotonic
 from typing import Any, cast
+from weakref import WeakSet
 
 import psycopg
 from psycopg import abc, sql
@@ -87,6 +88,9 @@ class DedicatedConnection:
         self._lock = asyncio.Lock()
         # Whether a statement of `execute` reads what the server sends.
         self._executing = False
+        # Whether no other connection is to be made.
+        self._is_retired = False
+        _all.add(self)
 
     def __repr__(self) -> str:
         words = [f"{self.name!r} {self.state}"]
@@ -113,7 +117,7 @@ class DedicatedConnection:
     async def run(self) -> None:
         """Connect, watch, and connect again, until the task is cancelled."""
         try:
-            while True:
+            while not self._is_retired:
                 try:
                     await self._live()
                 except Exception as error:
@@ -144,6 +148,18 @@ class DedicatedConnection:
                 self._conn = None
                 with suppress(Exception):
                     await conn.close()
+
+    def retire(self) -> None:
+        """Close the connection at once, and make no other one; from any thread."""
+        self._is_retired = True
+        if self._conn is not None:
+            self._cut(self._conn)
+
+    @property
+    def database(self) -> str | None:
+        """The name of the database that is connected to; None: no connection is open."""
+        conn = self._conn
+        return None if conn is None or conn.closed else conn.info.dbname
 
     def _note(self, error: Exception) -> None:
         was_open, self.state, self.error = self.state == "open", "lost", error
@@ -283,3 +299,13 @@ class DedicatedConnection:
                 self._executing = False
                 if conn is self._conn and not conn.closed:
                     self._take_notifications()
+
+
+_all: WeakSet[DedicatedConnection] = WeakSet()
+
+
+def retire_all(database: str) -> None:
+    """Retire the connections to *database*, which is to be dropped: the loops may run no more."""
+    for each in list(_all):
+        if each.database == database:
+            each.retire()

@@ -129,7 +129,7 @@ class Batch:
                     self._handle(savepoint)
                 else:
                     with self.marks.one() as place:
-                        self._handle(savepoint, partial(self.marks.set, place))
+                        self._handle(savepoint, partial(self.marks.set, place, self.alias))
                 self._settle(savepoint.before_commit)
                 # A hook that fails must not keep those of other listeners from being called.
                 hooks = connections[self.alias].run_on_commit

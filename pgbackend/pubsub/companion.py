@@ -33,11 +33,15 @@ class CompanionWorker:
         self._task = asyncio.get_running_loop().create_task(
             self._run(), name="pubsub-worker", context=Context()
         )
-        # So that the hub is there.
-        await asyncio.sleep(0)
         try:
+            # So that the hub is there.
+            await asyncio.sleep(0)
             await self.worker.listening(_START_TIMEOUT)
-        except TimeoutError:
+        except BaseException as error:
+            if not isinstance(error, TimeoutError):
+                # The server's start-up was cancelled: nobody would stop the worker.
+                await asyncio.shield(self.stop(0))
+                raise
             logger.error("the server listens to no notifications yet: %r", self.worker)
 
     async def _run(self) -> None:

@@ -16,12 +16,11 @@ import itertools
 import logging
 import os
 import secrets
-from asyncio import AbstractEventLoop, Event
+from asyncio import Event
 from collections.abc import Callable, Iterable
 from contextvars import Context
 from time import monotonic
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import psycopg
 from django.db import DEFAULT_DB_ALIAS
@@ -103,9 +102,13 @@ class Hub:
         self._told: set[str] = set()
         self._changed = Event()
         self._is_listening = Event()
+        # Set whenever the server was told of something.
+        self._has_told = Event()
+        # How many connections were prepared: what waited for an older one must not end this one.
+        self._generation = 0
         self._probe_name = f"pgbackend_probe_{os.getpid()}_{secrets.token_hex(8)}"
-        self._probe_heard = Event()
-        self._probe_token = ""
+        # What is set when a probe is heard, by its token.
+        self._probes: dict[str, Event] = {}
         self._tokens = itertools.count()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -180,7 +183,8 @@ class Hub:
         async with asyncio.timeout(seconds):
             while not (self._is_listening.is_set() and self._told >= self._subscribers.keys()):
                 self._changed.set()
-                await asyncio.sleep(0.005)
+                self._has_told.clear()
+                await self._has_told.wait()
 
     def subscribe(
         self,
@@ -219,8 +223,8 @@ class Hub:
 
     def _received(self, name: str, payload: str) -> None:
         if name == self._probe_name:
-            if payload == self._probe_token:
-                self._probe_heard.set()
+            if (heard := self._probes.get(payload)) is not None:
+                heard.set()
             return
         self.received += 1
         # A copy: a subscriber may close its subscription here.
@@ -233,10 +237,12 @@ class Hub:
     async def _prepare(self, connection: DedicatedConnection) -> None:
         """Listen to everything on a new connection, and look at what is stored."""
         self._told = set()
+        self._generation += 1
         await connection.execute(_listen([self._probe_name]))
         await self._tell(connection)
         await self._probe(connection, elsewhere=await connection.is_behind_pooler())
         self._is_listening.set()
+        self._has_told.set()
         self.look()
 
     async def _tell_changes(self) -> None:
@@ -244,11 +250,17 @@ class Hub:
             await self._changed.wait()
             self._changed.clear()
             await self._is_listening.wait()
+            generation = self._generation
             try:
                 await self._tell(self.connection)
             except psycopg.Error as error:
                 # The next connection is told of everything.
-                self.connection.lose(error)
+                self._lose(generation, error)
+            self._has_told.set()
+
+    def _lose(self, generation: int, error: BaseException) -> None:
+        if generation == self._generation:
+            self.connection.lose(error)
 
     async def _tell(self, connection: DedicatedConnection) -> None:
         while new := sorted(self._subscribers.keys() - self._told):
@@ -267,28 +279,32 @@ class Hub:
         Behind a pooler notify it from *elsewhere*: the statement of the hub's own connection may be
         sent to the session that listens, by chance.
         """
-        self._probe_token = str(next(self._tokens))
-        self._probe_heard.clear()
-        notify = "SELECT pg_notify(%s, %s)", [self._probe_name, self._probe_token]
-        if elsewhere:
-            await connection.execute_elsewhere(*notify)
-        else:
-            await connection.execute(*notify, seconds=self.probe_timeout)
+        token = str(next(self._tokens))
+        heard = self._probes[token] = Event()
+        notify = "SELECT pg_notify(%s, %s)", [self._probe_name, token]
         try:
+            if elsewhere:
+                await connection.execute_elsewhere(*notify)
+            else:
+                await connection.execute(*notify, seconds=self.probe_timeout)
             async with asyncio.timeout(self.probe_timeout):
-                await self._probe_heard.wait()
+                await heard.wait()
         except TimeoutError:
             raise psycopg.OperationalError(NOT_HEARD.format(self.probe_timeout)) from None
+        finally:
+            del self._probes[token]
 
     async def _probe_at_intervals(self) -> None:
         while True:
             await asyncio.sleep(self.probe_interval)
             if not self._is_listening.is_set():
                 continue
+            generation = self._generation
             try:
                 await self._probe(self.connection)
             except psycopg.Error as error:
-                self.connection.lose(error)
+                # The connection may be another one by now.
+                self._lose(generation, error)
 
     async def _reconcile_at_intervals(self) -> None:
         while True:
@@ -311,29 +327,3 @@ def _listen(names: Iterable[str]) -> sql.Composed:
 
 def _unlisten(names: Iterable[str]) -> sql.Composed:
     return sql.SQL("; ").join(sql.SQL("UNLISTEN {}").format(sql.Identifier(name)) for name in names)
-
-
-# The hub of each loop and alias.
-_hubs: WeakKeyDictionary[AbstractEventLoop, dict[str, Hub]] = WeakKeyDictionary()
-
-
-def hub_of(alias: str = DEFAULT_DB_ALIAS) -> Hub:
-    """Return the running loop's hub for *alias*, started on first use.
-
-    The hub ends with its loop: `asyncio.run` cancels its tasks.
-    """
-    hubs = _hubs.setdefault(asyncio.get_running_loop(), {})
-    hub = hubs.get(alias)
-    if hub is None:
-        hub = hubs[alias] = Hub(alias)
-    hub.start()
-    return hub
-
-
-async def stop_unused(hub: Hub) -> None:
-    """Stop *hub*, which `hub_of` has returned, if it has no subscription left."""
-    hubs = _hubs.get(asyncio.get_running_loop(), {})
-    if not hub.has_subscriptions and hubs.get(hub.alias) is hub:
-        # Whoever subscribes while this one stops gets another.
-        del hubs[hub.alias]
-        await hub.stop()

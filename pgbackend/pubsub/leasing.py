@@ -90,7 +90,7 @@ class LeaseConsumer(StoredConsumer):
         try:
             with nullcontext() if marks is None else marks.one() as place:
                 if marks is not None:
-                    marks.set(place, row.id)
+                    marks.set(place, self.alias, row.id)
                 await self.running.run(call_listeners, self.running, self.channel, row)
         except BaseException as error:
             if not is_failure(self.running, error):

@@ -13,11 +13,18 @@ import struct
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from zlib import crc32
 
 # How many notifications of a process are marked at once; further ones go without.
 _COUNT = 64
 
-_FORMAT = struct.Struct("q")
+# The alias, by `number_of`, and the id; no id is 0.
+_FORMAT = struct.Struct("qq")
+
+
+def number_of(alias: str) -> int:
+    """Return a number for an alias, the same in all processes."""
+    return crc32(alias.encode())
 
 
 class Marks:
@@ -43,17 +50,17 @@ class Marks:
             yield place
         finally:
             if place is not None:
-                _FORMAT.pack_into(self._memory, place, 0)
+                _FORMAT.pack_into(self._memory, place, 0, 0)
                 self._free.append(place)
 
-    def set(self, place: int | None, row_id: int) -> None:
+    def set(self, place: int | None, alias: str, row_id: int) -> None:
         """Mark a row as being handled."""
         if place is not None:
-            _FORMAT.pack_into(self._memory, place, row_id)
+            _FORMAT.pack_into(self._memory, place, number_of(alias), row_id)
 
-    def read(self) -> list[int]:
-        """Return the ids that are marked."""
-        return [row_id for (row_id,) in _FORMAT.iter_unpack(self._memory[:]) if row_id]
+    def read(self) -> list[tuple[int, int]]:
+        """Return the rows that are marked: `number_of` their alias, and their id."""
+        return [mark for mark in _FORMAT.iter_unpack(self._memory[:]) if mark[1]]
 
     def close(self) -> None:
         """Give the memory back."""

@@ -23,7 +23,7 @@ from django.db import DatabaseError, InterfaceError, connections
 
 from ..pool.dedicated import backoff_delay
 from .claiming import TABLE
-from .marks import Marks
+from .marks import Marks, number_of
 from .serving import AT_ONCE, FAILED, FINISHED
 
 logger = logging.getLogger("pgbackend.pubsub")
@@ -96,7 +96,7 @@ class Supervisor:
 
     def run(self) -> int:
         """Run the children, and return the exit code: the highest among theirs."""
-        self._ended: Counter[int] = Counter()
+        self._ended: Counter[tuple[int, int]] = Counter()
         self._read, self._write = os.pipe()
         children = [Child(number) for number in range(self.count)]
         before = {
@@ -191,15 +191,16 @@ class Supervisor:
         child.failures += 1
         child.due = monotonic() + backoff_delay(child.failures, longest=_LONGEST_DELAY)
 
-    def _blame(self, marked: list[int], pid: int, how: str) -> None:
+    def _blame(self, marked: list[tuple[int, int]], pid: int, how: str) -> None:
         """Have notifications wait that were being handled when a process ended.
 
         One of which that is true too often is made dead. The end of a process counts as no attempt:
         it may come from outside.
         """
-        for row_id in marked:
-            self._ended[row_id] += 1
-            ended = self._ended[row_id]
+        for mark in marked:
+            row_id = mark[1]
+            self._ended[mark] += 1
+            ended = self._ended[mark]
             values = {
                 "id": row_id,
                 "dead": ended >= DEADLY,
@@ -208,6 +209,8 @@ class Supervisor:
                 "worker": f"%:{pid}:%",
             }
             for alias in self.aliases:
+                if number_of(alias) != mark[0]:
+                    continue
                 try:
                     with connections[alias].cursor() as cursor:
                         cursor.execute(_BLAME, values)

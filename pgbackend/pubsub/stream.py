@@ -19,7 +19,8 @@ from django.apps import apps
 from django.db import OperationalError, router
 
 from .errors import NotificationsMissed, PubsubError, SlowConsumer
-from .hub import Hub, Subscription, hub_of, stop_unused
+from .hub import Hub, Subscription
+from .hubs import hub_of, stop_unused
 from .payload import decode
 from .wire import parse
 

@@ -16,6 +16,7 @@ from .channels import BaseChannel, select
 from .conditions import condition_of
 from .consuming import StoredConsumer, TransactionalConsumer
 from .hub import Hub, Subscription
+from .hubs import hub_of, stop_unused
 from .leasing import LeaseConsumer
 from .marks import Marks
 from .part import Part, Progress
@@ -103,11 +104,11 @@ class Worker:
         by_alias: dict[str, list[type[BaseChannel]]] = {}
         for channel in self.channels:
             by_alias.setdefault(database(channel), []).append(channel)
-        self.parts = [self._make(alias, channels) for alias, channels in by_alias.items()]
+        self.parts = [self._make(alias, channels, listen) for alias, channels in by_alias.items()]
         for each in self.parts:
             self._start(each, listen)
 
-    def _make(self, alias: str, channels: Sequence[type[BaseChannel]]) -> Listening:
+    def _make(self, alias: str, channels: Sequence[type[BaseChannel]], listen: bool) -> Listening:
         running = running_for(alias, self.concurrency + 1)
         stored: list[StoredConsumer] = []
 
@@ -129,7 +130,9 @@ class Worker:
             schedule.expire.append(stored[-1].expire)
             schedule.names += channel.stored_names()
         plain = [PlainConsumer(part, each) for each in channels if not each.lock_notifications]
-        return Listening(part, Hub(alias, **self._hub_options), stored, plain)
+        # The streams of this loop have the same one.
+        hub = (hub_of if listen else Hub)(alias, **self._hub_options)
+        return Listening(part, hub, stored, plain)
 
     def _start(self, each: Listening, listen: bool) -> None:
         schedule = each.part.schedule
@@ -141,7 +144,6 @@ class Worker:
             each.subscriptions.append(
                 each.hub.subscribe((), lambda *_: None, lambda: schedule.note(0))
             )
-            each.hub.start()
         for stored in each.stored:
             name = stored.channel.name()
             self._tasks += [
@@ -229,7 +231,7 @@ class Worker:
         if rest:
             await asyncio.wait(rest)
         for each in self.parts:
-            await each.hub.stop()
+            await stop_unused(each.hub)
             each.part.running.close()
         return not late
 

@@ -1,6 +1,8 @@
 """The worker inside the server: `LifespanApplication(application, listen=True)`."""
 
 import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -9,11 +11,26 @@ from django.core.handlers.asgi import ASGIHandler
 
 from pgbackend import asgi
 from pgbackend.asgi import LifespanApplication
-from pgbackend.pubsub import Notification, anotify
+from pgbackend.pubsub import Channel, Notification, anotify
+from pgbackend.pubsub.companion import CompanionWorker
+from pgbackend.pubsub.hubs import hub_of
 from tests.pubsub.site import jobs
 from tests.support.limits import PATIENCE
-from tests.support.pubsub import effects, until
+from tests.support.pubsub import effects, until, working
 from tests.support.server import Server
+
+
+@dataclass
+class Heard(Channel):
+    """A channel that only streams hear."""
+
+    number: int
+
+
+@pytest.fixture
+def unreachable(add_alias: Callable[..., str]) -> str:
+    """An alias of a server that is not there."""
+    return add_alias(HOST="127.0.0.1", PORT=1)
 
 
 class Lifespan:
@@ -65,3 +82,29 @@ async def test_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(asgi, "make_listener", None)
     answer = await Lifespan(listen=True).send("startup")
     assert "'pgbackend.pubsub' into INSTALLED_APPS" in answer["message"]
+
+
+async def test_cancelled_start(unreachable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A start-up that is cancelled leaves no worker behind."""
+    monkeypatch.setattr(jobs.Plain, "using", unreachable)
+    companion = CompanionWorker([jobs.Plain])
+    task = asyncio.create_task(companion.start())
+    await until(lambda: companion.worker.parts)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    left = [task for task in asyncio.all_tasks() if task.get_name().startswith("pubsub-")]
+    assert left == []
+
+
+async def test_one_hub() -> None:
+    """The worker and the streams of a loop have one listening connection."""
+    async with working(jobs.Stored) as worker:
+        (part,) = worker.parts
+        async with Heard.stream() as stream:
+            assert hub_of() is part.hub
+            await anotify(Heard, number=1)
+            assert (await anext(stream)).number == 1
+        await anotify(jobs.Stored, number=2)
+        await until(lambda: jobs.called == [2])
+    assert part.hub.state == "stopped"

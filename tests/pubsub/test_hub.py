@@ -1,10 +1,11 @@
 """The hub: one listening connection, whatever happens to it."""
 
+import asyncio
 from typing import Any
 
 import psycopg
 import pytest
-from django.db import connection
+from django.db import connection, connections
 from django.test import override_settings
 
 from pgbackend.pubsub import anotify
@@ -102,6 +103,36 @@ def test_lost_connection(run_main: Main, server: Server) -> None:
         assert hub.state == "stopped"
 
     run_main(main())
+
+
+async def test_probe_of_before(server: Server) -> None:
+    """A probe that an older connection was asked for does not end the one that is there now."""
+    hub = Hub(probe_interval=0.05, probe_timeout=0.4)
+    hub.start()
+    await hub.listening(10)
+    # The next probe is not heard, and its connection goes before it could say so.
+    await hub.connection.execute(psycopg.sql.SQL("UNLISTEN *"))
+    await asyncio.sleep(0.15)
+    [[pid]] = await hub.connection.execute("SELECT pg_backend_pid()")
+    server.all("SELECT pg_terminate_backend(%s, 5000)", pid)
+    await until(lambda: hub.state != "listening")
+    await hub.listening(10)
+    await asyncio.sleep(0.6)
+    assert hub.health()["losses"] == 1
+    await hub.stop()
+
+
+async def test_dropped_database(server: Server, add_alias: AddAlias) -> None:
+    """A test database can be dropped while a hub listens in it."""
+    server.all("CREATE DATABASE pgbackend_tests_dropped")
+    alias = add_alias(NAME="pgbackend_tests_dropped")
+    hub = Hub(alias)
+    hub.start()
+    await hub.listening(10)
+    creation = connections[alias].creation
+    await asyncio.to_thread(lambda: creation._destroy_test_db("pgbackend_tests_dropped", 0))
+    assert not server.all("SELECT FROM pg_database WHERE datname = 'pgbackend_tests_dropped'")
+    await hub.stop()
 
 
 def test_silent_network(run_main: Main, server: Server, add_alias: AddAlias) -> None:

@@ -4,13 +4,16 @@ import json
 import os
 import signal
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from django.core.management import CommandError, call_command
 from django.db import transaction
 
-from pgbackend.pubsub import Notification, notify_many
+from pgbackend.pubsub import Notification, notify_many, send
+from pgbackend.pubsub.marks import number_of
+from pgbackend.pubsub.processes import Supervisor
 from tests.pubsub.site import jobs
 from tests.pubsub.site.models import Effect
 from tests.support.pubsub import Listen, is_alive, wait_for
@@ -175,6 +178,18 @@ def test_children_are_started_anew() -> None:
         listen.process.send_signal(signal.SIGTERM)
         assert listen.code() == 0
         assert "by signal 9" in listen.text()
+
+
+def test_rows_of_two_databases() -> None:
+    """A row that ended a process is not taken for the row with the same number elsewhere."""
+    row = send(jobs.Stored(1))
+    assert row is not None
+    supervisor = Supervisor(1, [], ["default"], 1.0)
+    supervisor._ended = Counter()
+    supervisor._blame([(number_of("other"), row)], 1, "by signal 9")
+    assert states() == [("ready", 0)]
+    supervisor._blame([(number_of("default"), row)], 1, "by signal 9")
+    assert states() == [("delayed", 0)]
 
 
 def test_deadly_row() -> None:

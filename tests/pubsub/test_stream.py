@@ -7,7 +7,7 @@ import pytest
 from django.db import transaction
 
 from pgbackend.pubsub import NotificationsMissed, PubsubError, SlowConsumer, anotify
-from pgbackend.pubsub.hub import hub_of
+from pgbackend.pubsub.hubs import hub_of
 from tests.support.fix_loops import Main
 from tests.support.pubsub import until
 from tests.support.server import Server

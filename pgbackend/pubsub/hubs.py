@@ -1,0 +1,36 @@
+"""The hubs of this process: one for each event loop and alias, whoever hears something there."""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio import AbstractEventLoop
+from weakref import WeakKeyDictionary
+
+from django.db import DEFAULT_DB_ALIAS
+
+from .hub import Hub
+
+# The hub of each loop and alias.
+_hubs: WeakKeyDictionary[AbstractEventLoop, dict[str, Hub]] = WeakKeyDictionary()
+
+
+def hub_of(alias: str = DEFAULT_DB_ALIAS, **options: float) -> Hub:
+    """Return the running loop's hub for *alias*, started on first use, with *options* then.
+
+    The hub ends with its loop: `asyncio.run` cancels its tasks.
+    """
+    hubs = _hubs.setdefault(asyncio.get_running_loop(), {})
+    hub = hubs.get(alias)
+    if hub is None:
+        hub = hubs[alias] = Hub(alias, **options)
+    hub.start()
+    return hub
+
+
+async def stop_unused(hub: Hub) -> None:
+    """Stop *hub*, which `hub_of` has returned, if it has no subscription left."""
+    hubs = _hubs.get(asyncio.get_running_loop(), {})
+    if not hub.has_subscriptions and hubs.get(hub.alias) is hub:
+        # Whoever subscribes while this one stops gets another.
+        del hubs[hub.alias]
+        await hub.stop()
