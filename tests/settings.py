@@ -54,6 +54,10 @@ if importlib.util.find_spec("pgtrigger") is not None:
     TASKS = {
         "default": {"BACKEND": "django.tasks.backends.immediate.ImmediateBackend"},
         "pubsub": {"BACKEND": "pgbackend.pubsub.tasks.TaskBackend", "QUEUES": ["default", "slow"]},
+        "brief": {
+            "BACKEND": "pgbackend.pubsub.tasks.TaskBackend",
+            "OPTIONS": {"timeout": 0.1, "keep_results": 60},
+        },
         "leased": {"BACKEND": "pgbackend.pubsub.tasks.TaskBackend", "OPTIONS": {"lease": 60.0}},
     }
 # All tables from the models: nothing here is about migrations.

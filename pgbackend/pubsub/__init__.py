@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         pre_insert_listener,
         pre_save_listener,
         pre_update_listener,
+        register_triggers,
         trigger_listener,
     )
     from .models import Notification
@@ -78,6 +79,7 @@ __all__ = [
     "pre_save_listener",
     "pre_update_listener",
     "process_stored_notifications",
+    "register_triggers",
     "send",
     "set_notification_context",
     "trigger_listener",
@@ -114,6 +116,7 @@ _PLACES = {
     "pre_save_listener": "listeners",
     "pre_update_listener": "listeners",
     "process_stored_notifications": "sending",
+    "register_triggers": "listeners",
     "send": "sending",
     "set_notification_context": "context",
     "trigger_listener": "listeners",

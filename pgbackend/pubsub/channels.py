@@ -128,6 +128,10 @@ class BaseChannel(Options):
         """
         return Stream(cls, limit)
 
+    @classmethod
+    def prune(cls) -> None:
+        """Delete what the channel keeps for a time only; workers call it every few minutes."""
+
     @property
     def listeners(self) -> list[Listener]:
         """The listeners to call for this notification."""

@@ -16,7 +16,7 @@ from .channels import BaseChannel, TriggerChannel, locate_channel
 from .errors import PubsubError
 from .filters import ListenerFilterProvider as ListenerFilterProvider
 from .registry import register
-from .triggers import notify_trigger
+from .triggers import OPERATIONS, TIMES, notify_trigger
 
 F = TypeVar("F", bound=Callable[..., Any])
 Given = type[BaseChannel] | str
@@ -96,6 +96,23 @@ def trigger_listener(channel: Given, trigger: pgtrigger.Trigger) -> Callable[[F]
         return callback
 
     return decorate
+
+
+def register_triggers(channel: Given, *operations: str) -> None:
+    """Register the triggers of *channel* for *operations*, such as ``"AFTER INSERT"``.
+
+    The decorators do so themselves. This is for code that has the models, and makes their
+    migrations, while the listeners are elsewhere. Raise PubsubError for what is no operation.
+    """
+    located = _of_table(channel)
+    for each in operations:
+        when, _, operation = each.partition(" ")
+        if when not in TIMES or operation not in OPERATIONS:
+            raise PubsubError(
+                f"{each!r} is no operation of a trigger: write BEFORE or AFTER, and INSERT, UPDATE"
+                " or DELETE, as in 'AFTER INSERT'"
+            )
+        _register_trigger(located, notify_trigger(located, when, operation))
 
 
 def _of_operations(channel: Given, when: str, *operations: str) -> Callable[[F], F]:

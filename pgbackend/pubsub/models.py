@@ -6,10 +6,12 @@ processes that still run it, go on inserting rows.
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any, ClassVar
 
 from django.db import models
 from django.db.models.functions import Now
+from django.utils import timezone
 
 from .channels import BaseChannel
 from .payload import PayloadDecoder
@@ -145,3 +147,14 @@ class TaskRecord(models.Model):
 
     def __str__(self) -> str:
         return f"{self.path} {self.id}"
+
+    @classmethod
+    def prune(cls, older_than: timedelta, backend: str | None = None) -> int:
+        """Delete results of tasks that have finished before that, and return their number.
+
+        *backend* is an alias of TASKS; None: all.
+        """
+        finished = cls.objects.filter(finished_at__lt=timezone.now() - older_than)
+        if backend is not None:
+            finished = finished.filter(backend=backend)
+        return int(finished.delete()[0])

@@ -89,7 +89,7 @@ class OnLoop:
         if seconds is None:
             copy_context().run(_call, callback, arguments)
         else:
-            with _limited(seconds):
+            with limited(seconds):
                 copy_context().run(_call, callback, arguments)
 
     def savepoint(self, alias: str) -> Savepoint:
@@ -125,7 +125,8 @@ def _result(callback: Callable[..., Any], arguments: dict[str, Any]) -> Any:
 
 
 @contextmanager
-def _limited(seconds: float) -> Iterator[None]:
+def limited(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError where the block, in bridged code, waits after so many *seconds*."""
     limit = asyncio.timeout(seconds)
     # Neither of the two methods waits for anything.
     await_bridged(limit.__aenter__())

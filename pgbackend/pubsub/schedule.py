@@ -56,12 +56,14 @@ class Schedule:
         self.interval = interval
         # Functions that take expired rows of one channel back, with a cursor.
         self.expire: list[Callable[[Any], None]] = []
+        # Functions that delete what is kept for a time only; they are called at PRUNE_INTERVAL.
+        self.prune: list[Callable[[], object]] = []
         # The names under which rows of the worker's channels stand.
         self.names: list[str] = []
         self._ready = ready
         # When something is due, by `time.monotonic`.
         self._at = 0.0
-        self._pruned_at = 0.0
+        self._pruned_at = -PRUNE_INTERVAL
         self._sooner = Event()
 
     def __repr__(self) -> str:
@@ -112,9 +114,11 @@ class Schedule:
             claiming.promote(cursor)
             for expire in self.expire:
                 expire(cursor)
-            if monotonic() - self._pruned_at > PRUNE_INTERVAL:
+            if is_due := monotonic() - self._pruned_at > PRUNE_INTERVAL:
                 cursor.execute(_PRUNE, [KEEP_PLAIN])
                 self._pruned_at = monotonic()
             names = claiming.names_with_ready(cursor)
             due = claiming.next_due(cursor, self.names)
+        for prune in self.prune if is_due else ():
+            prune()
         return names, self.interval if due is None else due

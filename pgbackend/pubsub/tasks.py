@@ -17,7 +17,7 @@ import random
 import re
 import socket
 import sys
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, make_dataclass
 from datetime import timedelta
 from typing import Any, ClassVar
@@ -34,18 +34,21 @@ from django.utils import timezone
 from django.utils.json import normalize_json
 from django.utils.module_loading import import_string
 
-from .. import bridged
+from .. import bridged, is_bridged
 from .channels import Channel
 from .encoding import check_json, storable
 from .errors import NotificationsMissed, SlowConsumer
 from .handling import error_text
 from .models import TaskRecord
 from .registry import register
+from .running import limited
 from .scalars import AnyForm
 from .sending import notify, send
 
 # The options of TASKS that its channels take, as they are in `channels.Options`.
-_CHANNEL_OPTIONS = ("lease", "concurrency", "wake")
+_CHANNEL_OPTIONS = ("lease", "concurrency", "wake", "keep_results")
+# And those of the backend itself.
+_OPTIONS = (*_CHANNEL_OPTIONS, "timeout")
 
 # The longest wait before another attempt, seconds.
 LONGEST_BACKOFF = 3600.0
@@ -77,6 +80,15 @@ class TaskChannel(Channel):
     # What fails here is not the task, but the connection or the server.
     retries = sys.maxsize
     queue: ClassVar[str]
+    backend: ClassVar[str]
+    # Seconds after which results are deleted; None: never.
+    keep_results: ClassVar[float | None] = None
+
+    @classmethod
+    def prune(cls) -> None:
+        """Delete old results of the backend."""
+        if cls.keep_results is not None:
+            prune_results(timedelta(seconds=cls.keep_results), cls.backend)
 
 
 class TaskBackend(BaseTaskBackend):
@@ -97,11 +109,11 @@ class TaskBackend(BaseTaskBackend):
 
     def check(self, **kwargs: Any) -> list[checks.CheckMessage]:
         """Return an error for options that nothing takes."""
-        unknown = sorted(set(self.options) - set(_CHANNEL_OPTIONS))
+        unknown = sorted(set(self.options) - set(_OPTIONS))
         return [
             checks.Error(
                 f"TASKS[{self.alias!r}]: nothing takes OPTIONS[{each!r}].",
-                hint=f"The options are {', '.join(_CHANNEL_OPTIONS)}.",
+                hint=f"The options are {', '.join(_OPTIONS)}.",
                 id="pgpubsub.E007",
             )
             for each in unknown
@@ -162,7 +174,9 @@ class TaskBackend(BaseTaskBackend):
             result = _result(record, task)
             task_started.send(type(self), task_result=result)
             first = [TaskContext(task_result=result)] if task.takes_context else []
-            with transaction.atomic(using=using):
+            seconds = self.options.get("timeout") if is_bridged() else None
+            limit = nullcontext() if seconds is None else limited(seconds)
+            with limit, transaction.atomic(using=using):
                 value = normalize_json(task.call(*first, *result.args, **result.kwargs))
                 # What jsonb refuses, such as a NUL character, is the task's error: it would keep
                 # its result from being stored.
@@ -248,10 +262,9 @@ async def await_result(result: TaskResult, seconds: float | None = None) -> Any:
                             break
 
 
-def prune_results(older_than: timedelta) -> int:
-    """Delete the results of tasks that have finished before that, and return their number."""
-    finished = TaskRecord.objects.filter(finished_at__lt=timezone.now() - older_than)
-    return int(finished.delete()[0])
+def prune_results(older_than: timedelta, backend: str | None = None) -> int:
+    """Delete results, those of one alias of TASKS or all; see `TaskRecord.prune`."""
+    return TaskRecord.prune(older_than, backend)
 
 
 def _make_channel(alias: str, queue: str, options: dict[str, Any]) -> type[Any]:
@@ -265,7 +278,7 @@ def _make_channel(alias: str, queue: str, options: dict[str, Any]) -> type[Any]:
         name,
         [("result_id", str)],
         bases=(TaskChannel,),
-        namespace={"__module__": __name__, "queue": queue, **chosen},
+        namespace={"__module__": __name__, "queue": queue, "backend": alias, **chosen},
     )
     globals()[name] = made
     return register_channel(made)

@@ -90,12 +90,12 @@ class LockableNotify(Notify):
     stored = True
 
 
-_OPERATIONS = {
+OPERATIONS = {
     "INSERT": pgtrigger.Insert,
     "UPDATE": pgtrigger.Update,
     "DELETE": pgtrigger.Delete,
 }
-_TIMES = {"BEFORE": pgtrigger.Before, "AFTER": pgtrigger.After}
+TIMES = {"BEFORE": pgtrigger.Before, "AFTER": pgtrigger.After}
 
 
 def notify_trigger(channel: type[TriggerChannel], when: str, operation: str) -> Notify:
@@ -105,8 +105,8 @@ def notify_trigger(channel: type[TriggerChannel], when: str, operation: str) -> 
     return made(
         channel=channel,
         name=f"{PREFIX}{digest}_{when}_{operation}".lower(),
-        when=_TIMES[when],
-        operation=_OPERATIONS[operation],
+        when=TIMES[when],
+        operation=OPERATIONS[operation],
     )
 
 

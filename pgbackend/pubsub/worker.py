@@ -129,6 +129,7 @@ class Worker:
                 stored.append(LeaseConsumer(part, channel))
             schedule.expire.append(stored[-1].expire)
             schedule.names += channel.stored_names()
+            schedule.prune.append(channel.prune)
         plain = [PlainConsumer(part, each) for each in channels if not each.lock_notifications]
         # The streams of this loop have the same one.
         hub = (hub_of if listen else Hub)(alias, **self._hub_options)

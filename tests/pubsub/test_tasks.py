@@ -248,3 +248,26 @@ def test_what_jsonb_refuses(text: str) -> None:
         result.refresh()
         assert (result.status, len(result.errors)) == (TaskResultStatus.FAILED, 1)
     assert not Notification.from_channel(queue()).exists()
+
+
+async def test_timeout() -> None:
+    """A task that takes longer than its backend's time-out has failed, and its work is undone."""
+    late, quick = await tasks.brief.aenqueue(60), await tasks.brief.aenqueue(0)
+    async with working(TaskChannel), asyncio.timeout(PATIENCE):
+        assert await await_result(quick) == "done"
+        with pytest.raises(ValueError, match="Task failed"):
+            await await_result(late)
+    assert late.errors[-1].exception_class is TimeoutError
+    assert await Author.objects.acount() == 1
+
+
+async def test_results_are_pruned() -> None:
+    """Workers delete the results of a backend with `keep_results`, and of no other."""
+    for task in (tasks.brief, tasks.long):
+        result = await task.aenqueue(0)
+        past = timezone.now() - timedelta(seconds=90)
+        await TaskRecord.objects.filter(pk=result.id).aupdate(finished_at=past)
+    async with working(TaskChannel), asyncio.timeout(PATIENCE):
+        while await TaskRecord.objects.acount() > 1:
+            await asyncio.sleep(0.01)
+    assert [each.backend async for each in TaskRecord.objects.all()] == ["leased"]

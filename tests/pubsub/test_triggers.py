@@ -11,7 +11,14 @@ import pgtrigger
 import pytest
 from django.db import connection, transaction
 
-from pgbackend.pubsub import Notification, PayloadError, TriggerChannel, registry
+from pgbackend.pubsub import (
+    Notification,
+    PayloadError,
+    PubsubError,
+    TriggerChannel,
+    register_triggers,
+    registry,
+)
 from pgbackend.pubsub.channels import BaseChannel, select
 from pgbackend.pubsub.installed import triggers_amiss, warn_of_triggers
 from pgbackend.pubsub.payload import decode
@@ -355,3 +362,25 @@ async def test_two_versions(channel: type[TriggerChannel], old_form: bool) -> No
     assert called == [hears, "INSERT"]
     (left,) = [each async for each in Notification.objects.all()]
     assert (left.state, left.attempts) == ("ready", 0)
+
+
+@dataclass
+class Remote(TriggerChannel):
+    """A channel whose listeners are elsewhere."""
+
+    model = Child
+
+
+def test_triggers_without_a_listener() -> None:
+    """Code that has the models alone registers their triggers."""
+    register_triggers(Remote, "AFTER INSERT", "BEFORE DELETE")
+    register_triggers(Remote, "AFTER INSERT")
+    found = [each for _, each in pgtrigger.registered() if getattr(each, "channel", 0) is Remote]
+    try:
+        assert [each.name.split("_", 2)[2] for each in found] == ["after_insert", "before_delete"]
+        assert not Remote.registered_listeners()
+        with pytest.raises(PubsubError, match="'UPDATE' is no operation"):
+            register_triggers(Remote, "UPDATE")
+    finally:
+        for each in found:
+            each.unregister(Child)

@@ -1,5 +1,6 @@
 """Tasks, for Django 6.0 and later."""
 
+import asyncio
 from typing import Any
 
 import django
@@ -39,6 +40,13 @@ def fail(name: str) -> None:
 def long(name: str) -> str:
     Author.objects.create(name=name)
     return name
+
+
+@task(backend="brief")
+async def brief(seconds: float) -> str:
+    await Author.objects.acreate(name="brief")
+    await asyncio.sleep(seconds)
+    return "done"
 
 
 @task(backend="pubsub")
