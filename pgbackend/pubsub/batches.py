@@ -16,11 +16,10 @@ from typing import Any
 from django.db import DatabaseError, InterfaceError, OperationalError, connections, transaction
 
 from ..errors import CommitInDoubt, NotCommitted
-from ..wrapper.attributes import BackendWrapper
+from ..extending import is_own, own_cursor, takes_several
 from . import claiming
 from .channels import BaseChannel
 from .claiming import Claimed
-from .cursors import own_cursor, takes_several
 from .encoding import storable
 from .handling import call_listeners, delay_after, error_text, is_failure
 from .marks import Marks
@@ -152,7 +151,7 @@ class Batch:
                     depth = len(wrapper.savepoint_ids), len(wrapper.atomic_blocks)
                     call_listeners(self.running, self.channel, row)
                     if len(wrapper.savepoint_ids) != depth[0]:
-                        if not isinstance(wrapper, BackendWrapper):
+                        if not is_own(wrapper):
                             del wrapper.savepoint_ids[depth[0] :]
                             del wrapper.atomic_blocks[depth[1] :]
                         raise ListenerEnded("a listener has left a block of atomic() open")

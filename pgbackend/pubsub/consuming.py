@@ -13,13 +13,13 @@ from typing import Any
 
 from django.db import connections
 
+from ..extending import own_cursor
 from ..pool.dedicated import backoff_delay
 from . import batches, claiming
 from .batches import MOST, Batch, BatchLost, BatchSize, Failure, TransactionEnded
 from .channels import BaseChannel
 from .claiming import Claimed, Condition
 from .conditions import heard_here
-from .cursors import own_cursor
 from .encoding import codec_of
 from .part import Part
 from .positions import Position

@@ -20,12 +20,12 @@ from weakref import WeakSet
 
 from django.db import DatabaseError, InterfaceError, transaction
 
+from ..extending import own_cursor
 from ..pool.dedicated import backoff_delay
 from . import claiming
 from .batches import Failure, ListenerEnded
 from .claiming import Claimed
 from .consuming import StoredConsumer
-from .cursors import own_cursor
 from .encoding import storable
 from .handling import call_listeners, delay_after, error_text, is_failure
 

@@ -26,8 +26,8 @@ from django.db import (
 
 from ..bridge import await_bridged, run_bridged
 from ..errors import NotCommitted
+from ..extending import runs_on_loop
 from ..transaction import CLOSE, HOLD_OPEN, deferred_savepoint
-from ..wrapper.attributes import BackendWrapper
 from .thread_sessions import give_back, remember
 
 P = ParamSpec("P")
@@ -253,7 +253,6 @@ def _in_thread(alias: str, function: Callable[..., T], args: Any, kwargs: Any) -
 
 def running_for(alias: str, threads: int) -> Running:
     """Return where the handlers of *alias* run: on the loop, or in so many *threads*."""
-    wrapper = connections[alias]
-    if isinstance(wrapper, BackendWrapper) and wrapper.bridge_enabled:
+    if runs_on_loop(alias):
         return OnLoop()
     return InThreads(alias, threads)

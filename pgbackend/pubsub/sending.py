@@ -15,9 +15,9 @@ from typing import Any
 from django.db import connections, router
 
 from .. import bridged
+from ..extending import own_cursor
 from .carried import BY_ROW, carried
 from .channels import BaseChannel, Channel, locate_channel, select
-from .cursors import own_cursor
 from .encoding import check_json
 from .errors import PayloadError
 from .forms import form_of

@@ -6,9 +6,9 @@ import pytest
 from django.db import connection, transaction
 
 from pgbackend import bridged
+from pgbackend.extending import own_cursor
 from pgbackend.pubsub import Notification, anotify_many, asend, claiming, positions
 from pgbackend.pubsub.claiming import Condition
-from pgbackend.pubsub.cursors import own_cursor
 from pgbackend.pubsub.positions import Position
 from pgbackend.pubsub.worker import Worker
 from tests.pubsub.site import jobs
@@ -134,7 +134,7 @@ async def test_dead_rows() -> None:
     def buffers() -> int:
         with connection.cursor() as cursor:
             plan = "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + claiming._READY_BEHIND.format(
-                where=""
+                columns=claiming._COLUMNS, where=""
             )
             cursor.execute(plan, [jobs.Stored.listen_name(), 0, last, 10])
             read = cursor.fetchone()[0][0]["Plan"]

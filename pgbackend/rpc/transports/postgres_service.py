@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from ...extending import own_cursor
 from ...pubsub.channels import Channel
-from ...pubsub.cursors import own_cursor
 from ...pubsub.sending import STORE, WAKE_ONE, database
 from ...pubsub.settings import MAX_PLAIN
 from .postgres import ANSWERS

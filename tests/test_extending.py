@@ -5,12 +5,11 @@ from typing import Any
 from django.db import connection, transaction
 
 from pgbackend import bridged
+from pgbackend.extending import own_cursor
 from pgbackend.pubsub import Notification, asend
-from pgbackend.pubsub.cursors import own_cursor
 from pgbackend.sql.direct import DirectCursor
+from tests.pubsub.site.channels import Orders
 from tests.support.server import Server
-
-from .site.channels import Orders
 
 
 @bridged

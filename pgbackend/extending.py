@@ -1,0 +1,54 @@
+"""What packages over this backend may use of it, beside the modules that applications import.
+
+`pgbackend.pubsub` needs no other part of the backend's: cursors for a package's own statements, and
+whether an alias runs on the loop. A package that uses Django's cursors needs none of them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.db import connections
+
+from .session.clean import CleanSQL
+from .sql.direct import DirectCursor, cursor_for
+from .wrapper.attributes import BackendWrapper
+
+__all__ = ["is_own", "own_cursor", "runs_on_loop", "takes_several"]
+
+# The statements of such a package leave the session as it was, as those of the ORM do.
+_OWN = CleanSQL()
+
+
+def is_own(wrapper: object) -> bool:
+    """Return whether *wrapper*, of ``connections``, is this backend's."""
+    return isinstance(wrapper, BackendWrapper)
+
+
+def runs_on_loop(alias: str) -> bool:
+    """Return whether statements of *alias* run on the event loop where a call is bridged."""
+    wrapper = connections[alias]
+    return isinstance(wrapper, BackendWrapper) and bool(wrapper.bridge_enabled)
+
+
+def own_cursor(alias: str) -> Any:
+    """Return a cursor for statements of one package alone, with the part of DB-API they use.
+
+    That is ``execute(sql, params)``, ``rowcount``, ``fetchone()``, ``fetchall()`` and ``with``.
+    Where the ORM's statements go the short way, so do these: the first one of a transaction and the
+    BEGIN are one message, and no cursor of psycopg is made. Elsewhere, and for other backends, it
+    is Django's cursor. The statements must leave the session as it was: one with SQL of the project
+    in it needs ``connections[alias].cursor()``, which looks at what it does to the session.
+    """
+    wrapper = connections[alias]
+    if isinstance(wrapper, BackendWrapper):
+        return cursor_for(wrapper, _OWN)
+    return wrapper.cursor()
+
+
+def takes_several(cursor: Any) -> bool:
+    """Return whether several statements of an `own_cursor` may be one text.
+
+    The first of them has the result.
+    """
+    return isinstance(cursor, DirectCursor)
