@@ -13,6 +13,7 @@ statement. So nothing runs beside anything else on the task's connection.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from contextvars import copy_context
 from types import coroutine
@@ -87,12 +88,20 @@ def _in_own_context(function: Callable[[], Any]) -> Any:
 
 
 class Driver:
-    """Drives the calls of *functions* to their ends, in bridged code."""
+    """Drives the calls of *functions* to their ends, in bridged code.
 
-    def __init__(self, functions: Iterable[Callable[[], Any]], *, savepoints: bool) -> None:
+    *on_end* is called with each call when it has ended.
+    """
+
+    def __init__(
+        self,
+        functions: Iterable[Callable[[], Any]],
+        on_end: Callable[[Driven], None],
+        *,
+        savepoints: bool,
+    ) -> None:
+        self._on_end = on_end
         self.calls = [Driven(self._steps(function)) for function in functions]
-        # The calls that have ended, in the order of time.
-        self.ended: list[Driven] = []
         self._suspended: list[Driven] = []
         # How many blocks were open in each state at the beginning.
         self._depths = {
@@ -174,7 +183,7 @@ class Driver:
                 waiting = call.step(error=raised)
             else:
                 waiting = call.step(value)
-        self.ended.append(call)
+        self._on_end(call)
         if interruption is not None and isinstance(call.exception, asyncio.CancelledError):
             raise interruption
 
@@ -200,12 +209,17 @@ class Driver:
             for face, calls in by_face.items()
             for call, outcome in zip(calls, self._outcomes(face, calls), strict=True)
         ]
-        self._suspended = []
-        for call, outcome in outcomes:
-            if isinstance(outcome, BaseException):
-                self._go_on(call, error=outcome)
-            else:
-                self._go_on(call, outcome)
+        # Those that have yet to go on come after those that are suspended again.
+        self._suspended, waiting = [], deque(outcomes)
+        try:
+            while waiting:
+                call, outcome = waiting.popleft()
+                if isinstance(outcome, BaseException):
+                    self._go_on(call, error=outcome)
+                else:
+                    self._go_on(call, outcome)
+        finally:
+            self._suspended += [call for call, _ in waiting]
 
     def _outcomes(self, face: Any, calls: list[Driven]) -> list[Any]:
         """Return the results or errors of the statements of *calls*, all on *face*.

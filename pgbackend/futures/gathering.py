@@ -25,7 +25,7 @@ from ..pool.stopping import shielded
 from ..wrapper.attributes import BackendWrapper
 from ..wrapper.dispatch import runs_bridged
 from .calls import Call, holds_connection, run_as_task
-from .driving import Driver
+from .driving import Driven, Driver
 from .keys import merged
 from .recording import Recorder, rows
 from .result import Future, not_awaited_error
@@ -102,8 +102,7 @@ class Gathering:
     def _run_in_thread(self, timeout: float | None) -> None:
         """Run the futures that have not begun in this thread, and wait for the others."""
         if own := self._claimed():
-            calls = [future.call for future in own if future.call is not None]
-            self._end(own, ThreadDriver(calls, savepoints=self._savepoints))
+            self.drive(own, ThreadDriver)
         for future in self.futures:
             if not future.cancelled():
                 future.exception(timeout)
@@ -192,27 +191,27 @@ class Gathering:
                 self._failed.append(future)
                 raise
 
-    def drive(self, futures: list[Future[Any]]) -> None:
+    def drive(self, futures: list[Future[Any]], kind: type[Driver] = Driver) -> None:
         """Run *futures* in this task, and send their statements together."""
-        calls = [future.call for future in futures if future.call is not None]
-        self._end(futures, Driver(calls, savepoints=self._savepoints))
+        future_of: dict[Driven, Future[Any]] = {}
 
-    def _end(self, futures: list[Future[Any]], driver: Driver) -> None:
-        """Run the calls of *futures* by *driver*, and end the futures."""
+        def end(call: Driven) -> None:
+            future = future_of.pop(call)
+            if call.exception is None:
+                future.set_result(call.result)
+            elif isinstance(call.exception, asyncio.CancelledError):
+                future.set_cancelled()
+            else:
+                self._failed.append(future)
+                future.set_exception(call.exception)
+
+        calls = [future.call for future in futures if future.call is not None]
+        driver = kind(calls, end, savepoints=self._savepoints)
+        future_of.update(zip(driver.calls, futures, strict=True))
         try:
             driver.run()
         finally:
-            future_of_call = dict(zip(driver.calls, futures, strict=True))
-            for call in driver.ended:
-                future = future_of_call.pop(call)
-                if call.exception is None:
-                    future.set_result(call.result)
-                elif isinstance(call.exception, asyncio.CancelledError):
-                    future.set_cancelled()
-                else:
-                    self._failed.append(future)
-                    future.set_exception(call.exception)
-            for future in future_of_call.values():
+            for future in future_of.values():
                 future.set_cancelled()
 
     def _results(self) -> list[Any]:

@@ -23,10 +23,17 @@ from .driving import Driven, Driver
 class ThreadDriver(Driver):
     """Drives calls to their ends in a plain thread."""
 
-    def __init__(self, functions: Iterable[Callable[[], Any]], *, savepoints: bool) -> None:
+    def __init__(
+        self,
+        functions: Iterable[Callable[[], Any]],
+        on_end: Callable[[Driven], None],
+        *,
+        savepoints: bool,
+    ) -> None:
         self._faces: dict[Any, ThreadFace] = {}
         # With savepoints each call has a block of its own, and is sent alone.
-        super().__init__(map(_saved, functions) if savepoints else functions, savepoints=False)
+        own = map(_saved, functions) if savepoints else functions
+        super().__init__(own, on_end, savepoints=False)
 
     def _steps(self, function: Callable[[], Any]) -> Any:
         return _Steps(function, self._faces)

@@ -522,6 +522,44 @@ async def test_nested() -> None:
         assert (len(first[0]), first[1], count) == (2, 2, 2)
 
 
+async def test_cancelled_between_calls(server: Server) -> None:
+    """Of calls whose results have come together, those that have yet to go on can clean up."""
+    await authors(1)
+    told: list[str] = []
+
+    def waits() -> None:
+        Author.objects.count()
+        await_bridged(asyncio.sleep(600))
+
+    def cleans_up() -> None:
+        try:
+            Author.objects.count()
+        except asyncio.CancelledError:
+            await_bridged(asyncio.sleep(0))
+            told.append(Author.objects.get(name="a0").name)
+            raise
+
+    async def work() -> None:
+        async with transaction.atomic():
+            await gather(future(waits)(), future(cleans_up)())
+
+    task = asyncio.create_task(work())
+    await until(lambda: on_loan(connection))
+    await asyncio.sleep(0.05)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert told == ["a0"]
+
+
+async def test_ended_at_once() -> None:
+    """A future has ended when its call has, not only with all the others."""
+    first = future(len)("abc")
+    async with transaction.atomic():
+        await Author.objects.acreate(name="a0")
+        assert await gather(first, future(lambda: first.result())()) == [3, 3]
+
+
 async def test_detached() -> None:
     """In detached code inside a transaction, the owner still gathers in the transaction."""
     async with transaction.atomic():
