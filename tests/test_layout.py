@@ -31,6 +31,7 @@ WITHOUT = {
 # Test files that are about more than a module.
 OTHERS = {
     "futures/test_generated.py": "what all of futures does, with generated querysets",
+    "futures/test_programs.py": "what all of futures does, while connections are killed",
     "sql/test_counts.py": "what one aget does, counted through all modules",
     "tasks/test_left_early.py": "cursors left early, in every way and place",
     "test_app_suite.py": "a tool: tests/app_suite",

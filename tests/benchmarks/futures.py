@@ -26,8 +26,16 @@ from proj import postgres
 # How many reads are gathered, and the rows that they are of.
 READS = 10
 
-# The most that the ratios may be: of CPU and of time in a transaction, and of time outside one.
-TARGETS = {"CPU": 0.35, "time": 0.2, "outside": 1.15}
+# The most that the ratios may be: of CPU and of time in a transaction, for reads by primary key,
+# and of time outside one. Reads by another field are statements of their own in one message;
+# nothing is asked of them.
+TARGETS = {
+    "CPU, by key": 0.35,
+    "time, by key": 0.2,
+    "CPU, by name": None,
+    "time, by name": None,
+    "time, side by side": 1.15,
+}
 
 DELAY = 0.001
 
@@ -68,13 +76,13 @@ def configure(server: postgres.Server, port: int) -> None:
     django.setup()
 
 
-async def compare(first: Way, second: Way, clock: Callable[[], float], times: int) -> list[float]:
-    """Return for each round how much of *clock* *second* takes of what *first* takes."""
+async def compare(first: Way, second: Way, clock: Callable[[], float], rounds: int) -> float:
+    """Return how much of *clock* *second* takes of what *first* takes, the median of the rounds."""
     ratios = []
     for way in (first, second):
         for _ in range(20):
             await way()
-    for _ in range(times):
+    for _ in range(rounds):
         spent = []
         for way in (first, second):
             began = clock()
@@ -82,8 +90,7 @@ async def compare(first: Way, second: Way, clock: Callable[[], float], times: in
                 await way()
             spent.append((clock() - began) / 20)
         ratios.append(spent[1] / spent[0])
-    print(f"    last round: {spent[0] * 1e6:,.0f} and {spent[1] * 1e6:,.0f} us")
-    return ratios
+    return statistics.median(ratios)
 
 
 async def measure(rounds: int) -> dict[str, float]:
@@ -105,15 +112,16 @@ async def measure(rounds: int) -> dict[str, float]:
             editor.create_model(Item)
         Item.objects.bulk_create(Item(pk=pk, name=f"item {pk}") for pk in range(READS))
 
-    def ways(alias: str) -> tuple[Way, Way]:
+    def ways(alias: str, field: str) -> tuple[Way, Way]:
         items = Item.objects.using(alias)
+        values = [pk if field == "pk" else f"item {pk}" for pk in range(READS)]
 
         async def awaited() -> None:
-            for pk in range(READS):
-                await items.aget(pk=pk)
+            for value in values:
+                await items.aget(**{field: value})
 
         async def gathered() -> None:
-            await gather(*[future(items).get(pk=pk) for pk in range(READS)])
+            await gather(*[future(items).get(**{field: value}) for value in values])
 
         return awaited, gathered
 
@@ -129,14 +137,15 @@ async def measure(rounds: int) -> dict[str, float]:
 
     await make()
     found = {}
-    for name, alias, clock in (
-        ("CPU", "default", time.process_time),
-        ("time", "far", time.perf_counter),
+    for name, alias, field, clock in (
+        ("CPU, by key", "default", "pk", time.process_time),
+        ("time, by key", "far", "pk", time.perf_counter),
+        ("CPU, by name", "default", "name", time.process_time),
+        ("time, by name", "far", "name", time.perf_counter),
     ):
         async with transaction.atomic(using=alias):
-            ratios = await compare(*ways(alias), clock, rounds)
-        found[name] = statistics.median(ratios)
-    found["outside"] = statistics.median(await compare(one, ten, time.perf_counter, rounds // 4))
+            found[name] = await compare(*ways(alias, field), clock, rounds)
+    found["time, side by side"] = await compare(one, ten, time.perf_counter, rounds // 4)
     for each in connections.all():
         await pgbackend.bridged(each.close_pool)()
     return found
@@ -162,8 +171,9 @@ def main() -> None:
             proxy.communicate()
             postgres.stop(Path(folder))
     for name, ratio in found.items():
-        verdict = "met" if ratio <= TARGETS[name] else "missed"
-        print(f"{name:8} {ratio:.3f} of {TARGETS[name]}: {verdict}")
+        target = TARGETS[name]
+        asked = "" if target is None else f"; {target} {'met' if ratio <= target else 'missed'}"
+        print(f"{name:20} {ratio:.3f}{asked}")
 
 
 if __name__ == "__main__":
