@@ -111,7 +111,7 @@ def _relation(
     exposed: Mapping[str, Described],
 ) -> str:
     to = str(options.get("to"))
-    name = attname.removesuffix("_id")
+    name = attname.rpartition("_")[0]
     null = ", null=True, blank=True" if options.get("null") else ""
     if to not in exposed:
         # The other model is not exposed: the value of its key is all there is.
