@@ -6,9 +6,8 @@ to run a synchronous function that uses the ORM on the event loop, use `bridged`
 The names in ``__all__`` are public, and so are the modules `asgi`, `base`, `connection`,
 `detector`, `errors`, `extending`, `futures`, `registry`, `test` and `transaction`, and those with
 Django's names. Each is imported on first use: ``import pgbackend`` needs neither Django nor
-psycopg.
-Importing `base` changes Django; Django imports `base` for the first wrapper of such a database, and
-the application "pgbackend" imports it earlier.
+psycopg. Importing `base` changes Django; Django imports `base` for the first wrapper of such a
+database, and the application "pgbackend" imports it earlier.
 """
 
 from __future__ import annotations

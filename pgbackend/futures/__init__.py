@@ -2,7 +2,7 @@
 
 The names in ``__all__`` are public. Each is imported on first use: `Future` needs no Django.
 
-- `result`: `Future`, the result of local or remote work.
+- `result`, `outcome`: `Future`, the result of local or remote work; how it ends.
 - `recording`: `future` and `delayed`, for querysets and functions that use the ORM.
 - `calls`: where such a call runs.
 - `gathering`: `gather` and `as_completed`.

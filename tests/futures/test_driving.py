@@ -388,12 +388,7 @@ def test_cancelled(run_main: Main, server: Server) -> None:
                 )
 
         with TableLock(server, "tests_book") as lock:
-            task = asyncio.create_task(work())
-            await lock.waited_for()
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
-            await until(lambda: not lock.waiting())
+            await lock.cancelled(asyncio.create_task(work()))
         await until(lambda: not on_loan(connection))
         assert [author.name async for author in Author.objects.all()] == ["a0"]
 

@@ -18,7 +18,6 @@ from tests.support.futures import authors, counted
 from tests.support.server import Server
 from tests.support.table_lock import TableLock
 from tests.support.threads import run_in_thread
-from tests.support.wrapper import until
 
 
 @pytest.mark.parametrize("inside", [False, True])
@@ -163,12 +162,7 @@ async def test_cancelled(server: Server, inside: bool) -> None:
             await gather(*reads)
 
     with TableLock(server, "tests_book") as lock:
-        task = asyncio.create_task(work())
-        await lock.waited_for()
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        await until(lambda: not lock.waiting())
+        await lock.cancelled(asyncio.create_task(work()))
     assert all(each.cancelled() for each in reads)
 
 

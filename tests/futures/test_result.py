@@ -3,16 +3,11 @@
 import asyncio
 import concurrent.futures
 import contextvars
-import gc
 import logging
 import subprocess
 import sys
 import threading
 import time
-import weakref
-from collections.abc import Callable
-from contextlib import suppress
-from typing import Any
 
 import pytest
 
@@ -20,19 +15,13 @@ from pgbackend import BridgeError, bridged
 from pgbackend.futures import Future, NotAwaitedError
 from tests.support.fix_loops import Main
 from tests.support.limits import AT_ONCE, PATIENCE
+from tests.support.threads import start_thread
 
 WHERE: contextvars.ContextVar[str] = contextvars.ContextVar("where", default="nowhere")
 
 
 class Failed(Exception):
     pass
-
-
-def in_thread(function: Callable[[], Any]) -> threading.Thread:
-    """Start a thread that runs *function*."""
-    thread = threading.Thread(target=function)
-    thread.start()
-    return thread
 
 
 def test_awaited(run_main: Main) -> None:
@@ -53,7 +42,10 @@ def test_result_from_a_thread(run_main: Main) -> None:
 
     async def main() -> tuple[int, int]:
         first, second = Future[int].pending(), Future[int].pending()
-        threads = [in_thread(lambda: first.set_result(1)), in_thread(lambda: second.set_result(2))]
+        threads = [
+            start_thread(lambda: first.set_result(1)),
+            start_thread(lambda: second.set_result(2)),
+        ]
         async with asyncio.timeout(PATIENCE):
             found = await first, await bridged(second.result)()
         for thread in threads:
@@ -71,7 +63,7 @@ def test_awaited_on_another_loop() -> None:
     async def wait() -> str:
         return await future
 
-    thread = in_thread(lambda: found.append(asyncio.run(wait())))
+    thread = start_thread(lambda: found.append(asyncio.run(wait())))
 
     async def end() -> None:
         future.set_result("done")
@@ -95,16 +87,6 @@ def test_exception() -> None:
         lines.append(error.__traceback__)
         error.__traceback__ = error.__traceback__.tb_next
     assert len(lines) <= 4, "a traceback that grows with each raise"
-
-
-def test_ended_once() -> None:
-    """The first end counts; a later one says that it came too late."""
-    future = Future[int].pending()
-    assert future.set_result(1)
-    assert not future.set_exception(Failed())
-    assert not future.set_result(2)
-    assert not future.cancel()
-    assert future.result() == 1
 
 
 async def test_on_a_bare_loop() -> None:
@@ -229,7 +211,7 @@ def test_callbacks_on_a_loop(run_main: Main) -> None:
         token = WHERE.set("here")
         future.add_done_callback(note)
         WHERE.reset(token)
-        in_thread(lambda: future.set_result(1)).join()
+        start_thread(lambda: future.set_result(1)).join()
         async with asyncio.timeout(PATIENCE):
             assert await called.get() == (future, "here", threading.get_ident())
             own = contextvars.copy_context()
@@ -258,46 +240,6 @@ def test_callbacks_in_a_thread(caplog: pytest.LogCaptureFixture) -> None:
     assert "a callback of" in caplog.text
 
 
-def test_lost_exception(caplog: pytest.LogCaptureFixture) -> None:
-    """An exception that nobody asked for is reported; one that was asked for is not."""
-    lost: list[dict[str, Any]] = []
-
-    async def main() -> None:
-        asyncio.get_running_loop().set_exception_handler(lambda loop, context: lost.append(context))
-        Future[int].pending().set_exception(Failed("on a loop"))
-        gc.collect()
-
-    asyncio.run(main())
-    assert [str(each["exception"]) for each in lost] == ["on a loop"]
-    with caplog.at_level(logging.ERROR, "pgbackend.futures"):
-        asked = Future[int].pending()
-        asked.set_exception(Failed())
-        with suppress(Failed):
-            asked.result()
-        del asked
-        gc.collect()
-        assert caplog.text == ""
-        Future[int].pending().set_exception(Failed("in a thread"))
-        gc.collect()
-    assert "Future exception was never retrieved" in caplog.text
-
-
-def test_collected_without_the_collector() -> None:
-    """Raising its exception makes no cycle with a future."""
-    gc.collect()
-    gc.disable()
-    try:
-        future = Future[int].pending()
-        future.set_exception(Failed())
-        here = weakref.ref(future)
-        with suppress(Failed):
-            future.result()
-        del future
-        assert here() is None
-    finally:
-        gc.enable()
-
-
 def test_closed_loop() -> None:
     """Whoever waited on a loop that is closed by now is not told, and hurts nobody."""
     future = Future[int].pending()
@@ -310,30 +252,6 @@ def test_closed_loop() -> None:
     assert future.set_result(1)
     assert called == []
     assert future.result() == 1
-
-
-def test_many_threads() -> None:
-    """Threads that wait and a thread that ends the work do not miss each other."""
-    for _ in range(200):
-        future = Future[int].pending()
-        found: list[int] = []
-        threads = [
-            in_thread(lambda future=future, found=found: found.append(future.result(AT_ONCE)))
-            for _ in range(3)
-        ]
-        future.set_result(1)
-        for thread in threads:
-            thread.join()
-        assert found == [1, 1, 1]
-
-
-def test_repr() -> None:
-    """The representation says how far the work is."""
-    future = Future[int].pending(start=lambda future: None)
-    words = [repr(future), repr(future.start())]
-    future.set_result(3)
-    words.append(repr(future))
-    assert words == ["<Future not started>", "<Future pending>", "<Future result=3>"]
 
 
 def test_wait_leaves_nothing(run_main: Main) -> None:

@@ -57,6 +57,16 @@ class TableLock:
             while self.waiting() != count:
                 await asyncio.sleep(0.001)
 
+    async def cancelled(self, task: asyncio.Task[Any]) -> None:
+        """Cancel *task* when it waits for the lock; wait until its statement has been stopped."""
+        await self.waited_for()
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+        async with asyncio.timeout(PATIENCE):
+            while self.waiting():
+                await asyncio.sleep(0.001)
+
     async def passed_by(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Await *coroutine*, which has to wait for the lock, and release it meanwhile.
 

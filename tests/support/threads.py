@@ -23,3 +23,10 @@ def run_in_thread(function: Callable[[], Any]) -> Any:
     thread.start()
     thread.join()
     return results[0]
+
+
+def start_thread(function: Callable[[], Any]) -> threading.Thread:
+    """Start a thread that runs *function*; the caller joins it."""
+    thread = threading.Thread(target=function)
+    thread.start()
+    return thread
