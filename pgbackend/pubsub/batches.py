@@ -21,7 +21,7 @@ from . import claiming
 from .channels import BaseChannel
 from .claiming import Claimed
 from .encoding import storable
-from .handling import call_listeners, delay_after, error_text, is_failure
+from .handling import LEFT_OPEN, call_listeners, delay_after, error_text, is_failure
 from .marks import Marks
 from .running import Running, Savepoint
 
@@ -154,7 +154,7 @@ class Batch:
                         if not is_own(wrapper):
                             del wrapper.savepoint_ids[depth[0] :]
                             del wrapper.atomic_blocks[depth[1] :]
-                        raise ListenerEnded("a listener has left a block of atomic() open")
+                        raise ListenerEnded(LEFT_OPEN)
             except ListenerEnded:
                 # The whole transaction is undone: its blocks are no longer those of this batch.
                 raise

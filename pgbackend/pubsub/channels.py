@@ -179,8 +179,11 @@ class Channel(BaseChannel):
 
     def serialize(self) -> str:
         """Return the payload, JSON in ASCII. Raise PayloadError for a value that does not fit."""
-        kwargs = form_of(type(self)).encode(self)
-        return json.dumps({"kwargs": kwargs}, separators=(",", ":"), allow_nan=False)
+        try:
+            kwargs = form_of(type(self)).encode(self)
+            return json.dumps({"kwargs": kwargs}, separators=(",", ":"), allow_nan=False)
+        except RecursionError as error:
+            raise PayloadError(f"{type(self).name()}: a value is nested too deeply") from error
 
 
 class OfTable:

@@ -221,10 +221,14 @@ def _wrong_options(channel: type[BaseChannel]) -> Iterator[str]:
         if value is None and optional:
             return
         kinds = int if whole else (int, float)
-        if isinstance(value, bool) or not isinstance(value, kinds) or value < least:
+        most = _MOST_NUMBER if whole else _MOST_SECONDS
+        # Not a number is in no range.
+        fits = isinstance(value, kinds) and not isinstance(value, bool) and least <= value <= most
+        if not fits:
             kind = "a whole number" if whole else "a number of seconds"
             least_of = f"from {least} on" if whole or least == 0 else "above 0"
-            yield f"{name} is {kind} {least_of}{' or None' if optional else ''}, not {value!r}."
+            kind += f" {least_of}{' or None' if optional else ''}, at most {most:,}"
+            yield f"{name} is {kind}, not {value!r}."
 
     for option in ("lock_notifications", *_OPTIONS):
         if is_dataclass(channel) and option in {field.name for field in fields(channel)}:
@@ -287,6 +291,11 @@ def _arguments(channel: type[BaseChannel]) -> set[str]:
 def _listed(channels: list[type[BaseChannel]]) -> str:
     return " and ".join(f"{each.__module__}.{each.__qualname__}" for each in channels)
 
+
+# 31 years: more than that is a mistake, and much more is no interval of the server's.
+_MOST_SECONDS = 1_000_000_000
+# The server's bigint.
+_MOST_NUMBER = 2**63 - 1
 
 _OPTIONS = ("using", "lease", "retries", "backoff", "timeout", "concurrency", "ordered_by", "wake")
 _ALL_OPTIONS = ("lock_notifications", "model", *_OPTIONS)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from django.db import transaction
+from django.db import connections, transaction
 from greenlet import GreenletExit
 
+from ..extending import is_own
 from ..pool.dedicated import backoff_delay
 from .channels import BaseChannel
 from .claiming import Claimed
@@ -21,6 +24,8 @@ logger = logging.getLogger("pgbackend.pubsub")
 
 # The longest wait before another attempt, seconds.
 LONGEST_BACKOFF = 3600.0
+
+LEFT_OPEN = "a listener has left a block of atomic() open"
 
 # What ends the worker if a listener raises it; so does CancelledError where somebody cancelled the
 # worker's own task.
@@ -65,7 +70,8 @@ def call_for_plain(
     for listener in notification.listeners:
         try:
             if listener.is_async:
-                running.call(listener.callback, arguments, channel.timeout)
+                with no_open_blocks():
+                    running.call(listener.callback, arguments, channel.timeout)
             else:
                 with transaction.atomic(alias):
                     running.call(listener.callback, arguments, channel.timeout)
@@ -75,6 +81,26 @@ def call_for_plain(
             logger.exception("%s failed for a notification of %s", listener.name, channel.name())
             errors.append(error)
     return errors
+
+
+@contextmanager
+def no_open_blocks() -> Iterator[None]:
+    """Roll back what a listener without a transaction leaves open, and raise RuntimeError.
+
+    An open block would be that of whatever runs next, and keep its connection.
+    """
+    # Wrappers that are made in the context of the listener alone are not found after it.
+    wrappers = connections.all()
+    try:
+        yield
+    finally:
+        left_open = [each for each in wrappers if each.in_atomic_block]
+        for wrapper in left_open:
+            conn, wrapper.connection = wrapper.connection, None
+            if conn is not None and not is_own(wrapper):
+                conn.close()
+    if left_open:
+        raise RuntimeError(LEFT_OPEN)
 
 
 def is_failure(running: Running, error: BaseException) -> bool:

@@ -27,7 +27,7 @@ from .batches import Failure, ListenerEnded
 from .claiming import Claimed
 from .consuming import StoredConsumer
 from .encoding import storable
-from .handling import call_listeners, delay_after, error_text, is_failure
+from .handling import call_listeners, delay_after, error_text, is_failure, no_open_blocks
 
 T = TypeVar("T")
 
@@ -91,12 +91,16 @@ class LeaseConsumer(StoredConsumer):
             with nullcontext() if marks is None else marks.one() as place:
                 if marks is not None:
                     marks.set(place, self.alias, row.id)
-                await self.running.run(call_listeners, self.running, self.channel, row)
+                await self.running.run(self._call_listeners, row)
         except BaseException as error:
             if not is_failure(self.running, error):
                 raise
             return error
         return None
+
+    def _call_listeners(self, row: Claimed) -> None:
+        with no_open_blocks():
+            call_listeners(self.running, self.channel, row)
 
     def _lease(self, name: str, limit: int) -> Sequence[Claimed]:
         with transaction.atomic(self.alias), self.cursor() as cursor:

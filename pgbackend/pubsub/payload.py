@@ -12,6 +12,10 @@ from typing import Any, Protocol, Self, TypeVar
 
 from .errors import PayloadError
 
+# How many digits of a number Python reads and writes, unless somebody has changed that; see
+# https://docs.python.org/3/library/stdtypes.html#integer-string-conversion-length-limitation
+MOST_DIGITS = 4300
+
 
 class _Channel(Protocol):
     @classmethod
@@ -25,10 +29,26 @@ C = TypeVar("C", bound=_Channel)
 
 
 class PayloadDecoder(json.JSONDecoder):
-    """Read JSON with numbers as Decimal: a float would lose digits of a numeric column."""
+    """Read JSON with numbers as Decimal: a float would lose digits of a numeric column.
+
+    What the server stores and Python does not read is no error, so that such rows can be looked at:
+    a whole number of more digits than Python allows is a Decimal, too, and JSON that is nested more
+    deeply stays text.
+    """
 
     def __init__(self) -> None:
-        super().__init__(parse_float=Decimal)
+        super().__init__(parse_float=Decimal, parse_int=_int)
+
+    def decode(self, s: str, *args: Any) -> Any:
+        """Return the value of the text *s*."""
+        try:
+            return super().decode(s, *args)
+        except RecursionError:
+            return s
+
+
+def _int(digits: str) -> int | Decimal:
+    return int(digits) if len(digits) <= MOST_DIGITS else Decimal(digits)
 
 
 def encode(channel: _Channel) -> str:

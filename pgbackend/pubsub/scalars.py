@@ -21,6 +21,7 @@ from django.utils.functional import Promise
 
 from .containers import Form
 from .errors import PayloadError
+from .payload import MOST_DIGITS
 
 
 class ScalarForm(Form):
@@ -56,7 +57,7 @@ class ScalarForm(Form):
         except PayloadError:
             raise
         except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
-            raise PayloadError(f"{value!r:.100} is no {self.cls.__name__}") from error
+            raise PayloadError(f"{_shown(value)} is no {self.cls.__name__}") from error
         if found is None:
             raise PayloadError(f"{value!r:.100} is no {self.cls.__name__}")
         return found
@@ -91,7 +92,9 @@ class AnyForm(Form):
 
     def encode(self, value: Any) -> Any:
         match value:
-            case None | bool() | int():
+            case None | bool():
+                return value
+            case int() if -_END_OF_INT < value < _END_OF_INT:
                 return value
             case float() if math.isfinite(value):
                 return value
@@ -102,7 +105,7 @@ class AnyForm(Form):
             case dict() if all(isinstance(key, str) for key in value):
                 return {_text(key): self.encode(each) for key, each in value.items()}
         raise PayloadError(
-            f"{value!r:.100} is no JSON: annotate the field with {type(value).__name__}"
+            f"{_shown(value)} is no JSON: annotate the field with {type(value).__name__}"
         )
 
     def decode(self, data: Any) -> Any:
@@ -209,11 +212,27 @@ def _str(value: Any) -> str:
     return _text(value)
 
 
+def _shown(value: Any) -> str:
+    try:
+        return f"{value!r:.100}"
+    except ValueError:
+        return f"a number of more than {MOST_DIGITS:,} digits"
+
+
+def _short(value: int) -> int:
+    if not -_END_OF_INT < value < _END_OF_INT:
+        raise ValueError
+    return value
+
+
+_END_OF_INT = 10**MOST_DIGITS
+
+
 def _int(value: Any) -> int:
     if isinstance(value, float | Decimal) and value != int(value):
         raise ValueError
     if isinstance(value, str | int | float | Decimal):
-        return int(value)
+        return _short(int(value))
     raise TypeError
 
 

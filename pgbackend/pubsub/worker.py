@@ -147,9 +147,9 @@ class Worker:
             )
         for stored in each.stored:
             name = stored.channel.name()
-            self._tasks += [
-                self._spawn(stored.serve(), name) for _ in range(stored.channel.concurrency)
-            ]
+            # More would only wait for each other.
+            tasks = min(stored.channel.concurrency, self.concurrency)
+            self._tasks += [self._spawn(stored.serve(), name) for _ in range(tasks)]
             if isinstance(stored, LeaseConsumer):
                 self._helpers.append(self._spawn(stored.beat(), f"{name}-leases"))
         # Without stored channels, too: it deletes the rows of long plain notifications.

@@ -332,3 +332,72 @@ async def test_plain_goes_on(text: str) -> None:
             plain.receive("", json.dumps({"kwargs": {"number": number}}))
         await until(lambda: plain.is_idle, worker)
     assert await effects() == [0, 1, 2]
+
+
+@dataclass
+class Careless(Channel):
+    """A leased channel whose listener leaves a block open for number 2, and keeps it."""
+
+    lock_notifications = True
+    lease = 30.0
+    retries = 0
+    number: int
+
+
+@dataclass
+class CarelessPlain(Channel):
+    """The same without a row."""
+
+    number: int
+
+
+kept: list[Any] = []
+
+
+@listener(Careless)
+@listener(CarelessPlain)
+async def careless(number: int) -> None:
+    if number == 2:
+        kept.append(transaction.atomic())
+        await kept[0].__aenter__()
+    await Effect.objects.acreate(number=number)
+
+
+async def test_open_block_of_a_leased_listener() -> None:
+    """A leased listener that leaves a block open has failed, and the next ones are handled."""
+    kept.clear()
+    async with working(Careless) as worker:
+        await anotify_many([Careless(n) for n in range(5)])
+        await until(counted(worker, dead=1, handled=4), worker)
+    assert await effects() == [0, 1, 3, 4]
+    (dead,) = await rows()
+    assert "has left a block of atomic() open" in dead.last_error
+
+
+async def test_open_block_of_a_plain_listener() -> None:
+    """So has a plain one."""
+    kept.clear()
+    async with working(CarelessPlain) as worker:
+        await anotify_many([CarelessPlain(n) for n in range(5)])
+        await until(counted(worker, handled=5, failed=1), worker)
+    assert await effects() == [0, 1, 3, 4]
+
+
+async def test_many_transactions() -> None:
+    """No more tasks wait for rows of a channel than the worker has transactions."""
+    async with working(Greedy, concurrency=3) as worker:
+        serving = [each for each in asyncio.all_tasks() if each.get_name().endswith(".Greedy")]
+        assert len(serving) == 3
+        await anotify(Greedy, number=1)
+        await until(counted(worker, handled=1), worker)
+
+
+@dataclass
+class Greedy(Stored):
+    """A channel that asks for more than anybody has."""
+
+    concurrency = 1_000_000
+
+
+@listener(Greedy)
+def greedy(number: int, do: str, key: str) -> None: ...

@@ -241,6 +241,10 @@ def test_conversions(annotation: Any, given: Any, got: Any) -> None:
         (Any, {1: 2}),
         (Any, float("nan")),
         (datetime.date | str, 5.5),
+        pytest.param(int, 10**5000, id="long"),
+        (int, Decimal("1E+5000")),
+        pytest.param(str, 10**5000, id="long as text"),
+        pytest.param(Any, [10**5000], id="long in a list"),
     ],
 )
 def test_misfits(annotation: Any, value: Any) -> None:
@@ -248,6 +252,15 @@ def test_misfits(annotation: Any, value: Any) -> None:
     made = channel_of(annotation)
     with pytest.raises(PayloadError, match=r"Made\.value: "):
         encode(made(value))
+
+
+def test_too_deep() -> None:
+    """A value that is nested more deeply than Python can follow is refused."""
+    value: Any = []
+    for _ in range(100_000):
+        value = [value]
+    with pytest.raises(PayloadError, match=r"Made: a value is nested too deeply"):
+        encode(channel_of(Any)(value))
 
 
 @pytest.mark.parametrize(
@@ -277,7 +290,13 @@ def test_misfits_received(annotation: Any, data: Any) -> None:
         decode(channel_of(annotation), {"kwargs": {"value": data}})
 
 
-@pytest.mark.parametrize("text", ["", "x", "[]", "5", '"5"', '{"app": 1}', "null"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "x", "[]", "5", '"5"', '{"app": 1}', "null"),
+        pytest.param("[" * 200_000, id="deep"),
+    ],
+)
 def test_no_payload(text: str) -> None:
     """What is no payload is an error that names the channel."""
     with pytest.raises(PayloadError, match=r"The payload of \S+Made"):
