@@ -15,6 +15,7 @@ from contextvars import copy_context
 from types import TracebackType
 from typing import Any, ParamSpec, Protocol, TypeVar
 
+import psycopg
 from asgiref.sync import async_to_sync
 from django.db import (
     DatabaseError,
@@ -209,15 +210,27 @@ class _Nested:
             if exc_type is None and not failed:
                 give_back(self._wrapper)
         finally:
-            # The savepoint was not there.
-            conn = self._wrapper.connection
-            self.has_ended = self._wrapper.needs_rollback and conn is not None and not conn.closed
+            # The savepoint was not there, and not because the connection is lost.
+            self.has_ended = self._wrapper.needs_rollback and _answers(self._wrapper.connection)
         if failed:
             # As `deferred_savepoint` has it: Django would roll back and say nothing.
             raise NotCommitted(
                 "the listener's work was rolled back: a statement in it failed, or its rollback was"
                 " asked for, and the listener ended without an exception"
             )
+
+
+def _answers(connection: Any) -> bool:
+    """Return whether the server answers on *connection* of psycopg's, be it with an error."""
+    if connection is None or connection.closed:
+        return False
+    try:
+        connection.execute("SELECT 1")
+    except psycopg.OperationalError:
+        return False
+    except psycopg.Error:
+        return True
+    return True
 
 
 def _call_in_thread(

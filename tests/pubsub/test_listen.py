@@ -150,6 +150,9 @@ def test_djangos_own_backend() -> None:
         notify_many([jobs.StoredSync(24), jobs.PlainSync(25)])
         wait_for(lambda: effects() == [1, 3, 4, 7, *range(9, 14), *[20] * 4, *[21] * 4, 24, 25])
         wait_for(lambda: len(states()) == 6)
+        # That it was killed is not what its listener did.
+        notify_many([jobs.StoredSync(number, "killed-until 2") for number in range(30, 40)])
+        wait_for(lambda: effects()[-10:] == list(range(30, 40)))
         listen.process.send_signal(signal.SIGTERM)
         assert listen.code() == 0
 

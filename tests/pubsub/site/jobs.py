@@ -165,8 +165,28 @@ def act_sync(number: int, do: str, key: str) -> None:
                 cursor.execute(text)
         case ["block", _, seconds]:
             time.sleep(float(seconds))
+        case ["killed-until", _, attempts]:
+            if called.count(number) < int(attempts):
+                kill_connection()
+                raise ValueError(f"number {number}")
         case _:
             pass
+
+
+def kill_connection() -> None:
+    """Have the server end the connection that the listener is called with.
+
+    The server says that it does before it has: the connection is not closed then.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        (pid,) = cursor.fetchone()
+    other = connection.copy()
+    try:
+        with other.cursor() as cursor:
+            cursor.execute("SELECT pg_terminate_backend(%s)", [pid])
+    finally:
+        other.close()
 
 
 for channel in (Plain, Stored, Wide, Once, Brief, Patient, Ordered, Leased, Short, Polled):
