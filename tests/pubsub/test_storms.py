@@ -57,7 +57,7 @@ async def test_a_thousand_errors(caplog: pytest.LogCaptureFixture) -> None:
     async with working(jobs.Once) as worker:
         warm = await fail(300)
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        # The loop keeps up to 100 timers that were cancelled, each with some 7 objects of its context.
+        # The loop keeps up to 100 cancelled timers, each with some 7 objects of its context.
         assert await fail(1000) - warm < 900
         # Kilobytes; 1,000 tracebacks with what they hold would be several thousand.
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 8000
