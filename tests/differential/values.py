@@ -68,6 +68,15 @@ VALUES: dict[str, list[Any]] = {
     "DateTimeRangeField": [DateTimeTZRange(MOMENTS[1], MOMENTS[0]), DateTimeTZRange(None, None)],
 }
 
+
+class Odd:
+    """A value of no field's; Django calls the class, and some fields take the instance's text."""
+
+    def __repr__(self) -> str:
+        # Without an address, which differs between the two that are compared.
+        return "<Odd>"
+
+
 # What a field refuses, or the database does, or takes for something else.
 WRONG: list[Any] = [
     "wrong",
@@ -82,7 +91,7 @@ WRONG: list[Any] = [
     {"a": 1},
     b"\xff",
     date(2026, 1, 1),
-    object,
+    Odd,
     "2026-01-02",
     "2026-01-02 03:04:05+02:00",
     "12:00",

@@ -19,6 +19,7 @@ from tests.faults.files import open_files
 from tests.models import Author
 from tests.support.limits import PATIENCE
 from tests.support.server import Server
+from tests.support.work import until_running
 from tests.support.wrapper import check_all_back, on_loan, run, small_pool, until
 
 
@@ -33,21 +34,18 @@ async def test_many_statements_on_few_connections() -> None:
         assert await asyncio.gather(*map(work, range(100))) == [10 * n for n in range(100)]
 
 
-async def test_closed_while_somebody_waits() -> None:
+async def test_closed_while_somebody_waits(server: Server) -> None:
     """Whoever waits for a connection that another task closes gets an error, at once."""
-    started = asyncio.Event()
 
     async def sleep() -> None:
-        started.set()
         await bridged(lambda: connection.cursor().execute("SELECT pg_sleep(600)"))()
 
     async with asyncio.timeout(PATIENCE):
         with pytest.raises(OperationalError):
             async with transaction.atomic():
                 task = asyncio.create_task(sleep())
-                await started.wait()
-                await asyncio.sleep(0)
-                transaction.get_connection().state.lease.face.finish()
+                await until_running(server.all, "SELECT pg_sleep(600)%")
+                transaction.get_connection().state.lease.pooled.discard()
                 await task
 
 
