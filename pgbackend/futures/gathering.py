@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from asyncio import _get_running_loop
+from collections import Counter
 from collections.abc import AsyncGenerator, Generator, Iterator
 from contextlib import nullcontext
 from typing import Any
@@ -101,7 +102,7 @@ class Gathering:
 
     def _run_in_thread(self, timeout: float | None) -> None:
         """Run the futures that have not begun in this thread, and wait for the others."""
-        if own := self._claimed():
+        if own := merged(self._claimed(), self._failed, in_order=True):
             self.drive(own, ThreadDriver)
         for future in self.futures:
             if not future.cancelled():
@@ -141,28 +142,36 @@ class Gathering:
         Return also those that were begun as tasks.
         """
         together: list[Future[Any]] = []
-        apart: list[tuple[Future[Any], Call, str]] = []
+        apart: list[Future[Any]] = []
+        # Which pool the calls apart use.
+        pools: dict[Future[Any], str] = {}
         # For each alias, whether its calls are driven in this task.
         driven: dict[str | None, bool] = {}
         for future in self._claimed():
             call = future.call
             assert isinstance(call, Call)
-            aliases = call.aliases()
-            for alias in aliases - driven.keys():
-                driven[alias] = holds_connection(alias) and runs_bridged(alias)
+            try:
+                aliases = call.aliases()
+                for alias in aliases - driven.keys():
+                    driven[alias] = holds_connection(alias) and runs_bridged(alias)
+            except Exception as error:
+                # The error of a router, or of an unknown alias, is the call's.
+                self._failed.append(future)
+                future.set_exception(error)
+                continue
             if any(map(driven.__getitem__, aliases)):
                 together.append(future)
             else:
                 named = [alias for alias in aliases if alias is not None]
-                apart.append((future, call, min(named, default=DEFAULT_DB_ALIAS)))
-        self._begin_apart(apart)
-        return together, [future for future, *_ in apart]
+                apart.append(future)
+                pools[future] = min(named, default=DEFAULT_DB_ALIAS)
+        together = merged(together, self._failed, in_order=True)
+        apart = merged(apart, self._failed, in_order=False)
+        self._begin_apart(apart, pools)
+        return together, apart
 
     def _claimed(self) -> list[Future[Any]]:
-        """Return futures whose calls are to be run here, which end all local ones that are new.
-
-        Begin the others.
-        """
+        """Return the futures whose calls are to be run here; begin the others."""
         own: list[Future[Any]] = []
         for future in self.futures:
             if not isinstance(future.call, Call):
@@ -170,16 +179,22 @@ class Gathering:
             elif future.claim() is not None:
                 own.append(future)
         self._own += own
-        return merged(own, self._failed)
+        return own
 
-    def _begin_apart(self, calls: list[tuple[Future[Any], Call, str]]) -> None:
-        """Start a task for each of *calls*; no more run at a time than their pools can lend to."""
+    def _begin_apart(self, futures: list[Future[Any]], pools: dict[Future[Any], str]) -> None:
+        """Start a task for each of *futures*; no more run at a time than their pools can lend to.
+
+        *pools* has their aliases, but those of reads.
+        """
+        calls: list[tuple[Future[Any], Call, str]] = []
+        for future in futures:
+            call = future.call
+            assert isinstance(call, Call)
+            calls.append((future, call, pools[future] if future in pools else call.args[0].db))
         limits: dict[str, Any] = {}
-        for _, _, alias in calls:
-            if alias not in limits:
-                number = sum(each[2] == alias for each in calls)
-                size = pool_size(alias)
-                limits[alias] = nullcontext() if number <= size else asyncio.Semaphore(size)
+        for alias, number in Counter(alias for *_, alias in calls).items():
+            size = pool_size(alias)
+            limits[alias] = nullcontext() if number <= size else asyncio.Semaphore(size)
         for future, call, alias in calls:
             run_as_task(future, self._run_within_limit(future, call, limits[alias]))
 

@@ -3,27 +3,49 @@
 Django makes, compiles and reads a query for each ``get(pk=...)``. Several of them on one queryset
 are one query here, ``filter(pk__in=...)``, whose rows are given to the futures. That is done where
 the results cannot be told from those of Django: for querysets of one table and Django's own
-methods, integer keys, instances as rows, no locks; and where nobody looks at statements.
+methods, filters that fail for no row, integer keys, instances as rows, no locks; and where nobody
+looks at statements.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from django.db import connections
+from django.db import Error, connections
 from django.db.models import IntegerField, Manager, Model, QuerySet
+from django.db.models.expressions import Col
+from django.db.models.fields import related_lookups
+from django.db.models.lookups import Lookup, Regex
 from django.db.models.query import ModelIterable
 from django.db.models.sql import Query
+from django.db.models.sql.where import WhereNode
 
 from ..sql.instrumented import may_skip_cursors
+from ..sql.originals import is_djangos
 from ..sql.select_lists import selects_all_columns
 from ..wrapper.attributes import BackendWrapper
 from .calls import Call, future_of
+from .recording import CHAINED, ENDS
 from .result import Future
 
 # Futures by the keys of the rows that they are of.
 Wanted = dict[int, Future[Any]]
+
+# Methods of querysets that a read by key does not use: a subclass may have its own.
+_UNUSED = (CHAINED | ENDS) - {"all", "filter", "get", "order_by", "using"}
+
+# The attributes of querysets that it may use.
+_USED = frozenset(
+    name
+    for name in dir(QuerySet)
+    if (name[:2] != "__" and name not in _UNUSED and name.removeprefix("a") not in _UNUSED)
+    or name in ("__getattribute__", "__init__", "__iter__", "__len__")
+)
+
+# The modules of Django's lookups.
+_LOOKUPS = frozenset({Lookup.__module__, related_lookups.__name__})
 
 
 class Read(Call):
@@ -36,71 +58,142 @@ class Read(Call):
         return {self.args[0].db}
 
 
-def merged(futures: Iterable[Future[Any]], failed: list[Future[Any]]) -> list[Future[Any]]:
+def merged(
+    futures: Iterable[Future[Any]], failed: list[Future[Any]], *, in_order: bool
+) -> list[Future[Any]]:
     """Return what to run instead of *futures*, which it ends.
 
-    Those whose rows are missing are added to *failed*.
+    *in_order* says that the calls run in their order: a read does not go past any other call then,
+    which may change or lock its row. Those that fail are added to *failed*.
     """
-    found: list[Future[Any]] = []
-    # The reads of each queryset or manager, and those of keys that another one is of already.
-    reads: dict[int, tuple[Any, Wanted]] = {}
-    for future in futures:
-        call = future.call
-        key = _key_of(call) if isinstance(call, Call) else None
-        if key is None:
+    reads = [(future, *_subject_and_key(future)) for future in futures]
+    times = Counter(id(subject) for _, subject, _ in reads if subject is not None)
+    querysets = {
+        id(subject): _plain_queryset(subject) for _, subject, _ in reads if times[id(subject)] > 1
+    }
+    found: list[Future[Any] | tuple[Any, Wanted]] = []
+    # The keys of the reads of each subject that have yet to be sent.
+    runs: dict[int, Wanted] = {}
+    for future, subject, key in reads:
+        queryset = querysets.get(id(subject))
+        if queryset is None:
             found.append(future)
+            if in_order:
+                runs.clear()
             continue
-        subject = call.function.__self__  # type: ignore[union-attr]  # of a method
-        _, wanted = reads.setdefault(id(subject), (subject, {}))
+        wanted = runs.get(id(subject))
+        if wanted is None:
+            wanted = runs[id(subject)] = {}
+            found.append((queryset, wanted))
+        # Who asks for a row again gets an instance of its own, by another statement.
         if wanted.setdefault(key, future) is not future:
             found.append(future)
-    for subject, wanted in reads.values():
-        queryset = subject.all()
-        if len(wanted) > 1 and _is_plain(queryset) and _fit(queryset, wanted):
-            read = future_of(Read(_read, (queryset, wanted, failed), {}))
-            read.claim()
-            found.append(read)
-        else:
-            found += wanted.values()
-    return found
+    return [future for each in found for future in _futures_of(each, failed)]
 
 
-def _key_of(call: Call) -> int | None:
-    """Return the key of a ``get(pk=...)`` that may be a part of another statement, or None."""
-    method = call.function
-    if call.args or len(call.kwargs) != 1 or getattr(method, "__name__", "") != "get":
-        return None
+def _futures_of(
+    found: Future[Any] | tuple[Any, Wanted], failed: list[Future[Any]]
+) -> Iterable[Future[Any]]:
+    if isinstance(found, Future):
+        return (found,)
+    queryset, wanted = found
+    if len(wanted) == 1 or not _fit(queryset, wanted):
+        return wanted.values()
+    read = future_of(Read(_read, (queryset, wanted, failed), {}))
+    read.claim()
+    return (read,)
+
+
+def _subject_and_key(future: Future[Any]) -> tuple[Any, Any]:
+    """Return what a ``get(pk=...)`` by Django's method is of, and its integer key, or Nones."""
+    call = future.call
+    if not isinstance(call, Call) or call.args or len(call.kwargs) != 1:
+        return None, None
     key = call.kwargs.get("pk")
-    subject = getattr(method, "__self__", None)
-    is_djangos = (isinstance(subject, Manager) and type(subject).get is Manager.get) or (
-        isinstance(subject, QuerySet) and type(subject).get is QuerySet.get
+    subject = getattr(call.function, "__self__", None)
+    if (
+        type(key) is int
+        and getattr(call.function, "__name__", "") == "get"
+        and (
+            (isinstance(subject, Manager) and type(subject).get is Manager.get)
+            or (isinstance(subject, QuerySet) and type(subject).get is QuerySet.get)
+        )
+    ):
+        return subject, key
+    return None, None
+
+
+def _plain_queryset(subject: Any) -> Any:
+    """Return a queryset of the rows of *subject* that reads as Django's own does, or None.
+
+    It keeps the alias that the router names now, which may name another one each time.
+    """
+    methods = [vars(cls).get("get_queryset") for cls in type(subject).__mro__]
+    if not all(map(is_djangos, methods)):
+        # The application's method may ask the database: only a future's own call may run it.
+        return None
+    try:
+        queryset = subject.get_queryset() if isinstance(subject, Manager) else subject
+        alias = queryset.db
+    except Exception:
+        # The calls of the futures meet the error, too, and raise it.
+        return None
+    if alias not in connections.settings or not _nobody_looks(connections[alias]):
+        return None
+    return queryset.using(alias) if _is_plain(queryset) else None
+
+
+def _nobody_looks(wrapper: Any) -> bool:
+    """Return whether nobody looks at the statements of *wrapper*."""
+    return (
+        isinstance(wrapper, BackendWrapper)
+        and not wrapper.queries_logged
+        and not wrapper.execute_wrappers
+        and may_skip_cursors(wrapper)
     )
-    return key if is_djangos and type(key) is int else None
 
 
 def _is_plain(queryset: Any) -> bool:
     """Return whether rows of *queryset* are instances of one table, read as Django reads them."""
     query, model, cls = queryset.query, queryset.model, type(queryset)
     field = model._meta.pk
-    wrapper = connections[queryset.db]
+    own = {name for base in cls.__mro__[: cls.__mro__.index(QuerySet)] for name in vars(base)}
+    # Django 6.1: whether an instance knows those of the same query, and loads values for them, too.
+    fetch_mode = getattr(queryset, "_fetch_mode", None)
     return (
         type(query) is Query
+        and _USED.isdisjoint(own)
         and queryset._iterable_class is ModelIterable
         and not queryset._prefetch_related_lookups
+        and not getattr(fetch_mode, "track_peers", False)
         and selects_all_columns(query)
         and query.can_filter()
         and not (query.distinct or query.combinator or query.select_for_update)
         and query.group_by is None
-        and cls.filter is QuerySet.filter
-        and cls.__iter__ is QuerySet.__iter__
-        and cls.order_by is QuerySet.order_by
+        and _fails_for_no_row(query.where)
         and model.from_db.__func__ is Model.from_db.__func__
         and isinstance(field, IntegerField)
         and type(field).__module__ == "django.db.models.fields"
-        and isinstance(wrapper, BackendWrapper)
-        and not wrapper.queries_logged
-        and not wrapper.execute_wrappers
-        and may_skip_cursors(wrapper)
+    )
+
+
+def _fails_for_no_row(node: Any) -> bool:
+    """Return whether *node*, of a WHERE, only compares columns with values.
+
+    Anything else may raise an error for one row, which would be that of the others, too.
+    """
+    if type(node) is WhereNode:
+        return all(map(_fails_for_no_row, node.children))
+    return (
+        isinstance(node, Lookup)
+        and type(node).__module__ in _LOOKUPS
+        and not isinstance(node, Regex)
+        and type(node.lhs) is Col
+        and not node.bilateral_transforms
+        and not any(
+            hasattr(each, "resolve_expression")
+            for each in (node.rhs if isinstance(node.rhs, list | tuple | set) else (node.rhs,))
+        )
     )
 
 
@@ -113,24 +206,49 @@ def _fit(queryset: Any, wanted: Wanted) -> bool:
 
 def _read(queryset: Any, wanted: Wanted, failed: list[Future[Any]]) -> None:
     """Read the rows of *wanted*, and end its futures."""
-    model = queryset.model
     try:
-        rows = {row.pk: row for row in queryset.filter(pk__in=list(wanted)).order_by()}
-    except BaseException as error:
-        for future in wanted.values():
-            if isinstance(error, Exception):
-                failed.append(future)
-                future.set_exception(error)
+        rows = _rows(queryset, wanted)
+        for key, future in wanted.items():
+            if rows is None:
+                _run_alone(future, failed)
+            elif key in rows:
+                future.set_result(rows[key])
             else:
-                future.set_cancelled()
-        if isinstance(error, Exception):
-            return
-        raise
-    for key, future in wanted.items():
-        if key in rows:
-            future.set_result(rows[key])
-        else:
+                failed.append(future)
+                # In Django's words.
+                words = f"{queryset.model._meta.object_name} matching query does not exist."
+                future.set_exception(queryset.model.DoesNotExist(words))
+    except Error as error:
+        for future in wanted.values():
             failed.append(future)
-            # In Django's words.
-            words = f"{model._meta.object_name} matching query does not exist."
-            future.set_exception(model.DoesNotExist(words))
+            future.set_exception(error)
+    finally:
+        # What has not ended by now was interrupted.
+        for future in wanted.values():
+            future.set_cancelled()
+
+
+def _rows(queryset: Any, wanted: Wanted) -> dict[int, Any] | None:
+    """Return the rows by their keys; None if each has to be read alone, as Django would do."""
+    try:
+        found = list(queryset.filter(pk__in=list(wanted)).order_by())
+    except Error:
+        raise
+    except Exception:
+        # A value or an instance of one of the rows cannot be made.
+        return None
+    rows = {row.pk: row for row in found}
+    # Rows of one key come from tables that inherit from this one, or from further ones in FROM.
+    return rows if len(rows) == len(found) and rows.keys() <= wanted.keys() else None
+
+
+def _run_alone(future: Future[Any], failed: list[Future[Any]]) -> None:
+    call = future.call
+    if call is None:
+        # The future was cancelled meanwhile.
+        return
+    try:
+        future.set_result(call())
+    except Exception as error:
+        failed.append(future)
+        future.set_exception(error)

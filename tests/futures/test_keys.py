@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import django
 import pytest
-from django.db import DatabaseError, connection, transaction
-from django.db.models import QuerySet
-from django.test.utils import CaptureQueriesContext
+from django.db import DatabaseError, DataError, connection, transaction
+from django.db.models import F, Manager, QuerySet
+from django.db.models.signals import post_init
+from django.test.utils import CaptureQueriesContext, override_settings
+from django.utils.connection import ConnectionDoesNotExist
 
 from pgbackend import bridged
 from pgbackend.futures import as_completed, future, gather
@@ -80,6 +83,38 @@ class OwnQuerySet(QuerySet):
         return "own"
 
 
+class OwnAll(QuerySet):
+    def all(self) -> Any:
+        return self.none()
+
+
+class OwnRows(QuerySet):
+    def _fetch_all(self) -> None:
+        super()._fetch_all()
+        for author in self._result_cache:
+            author.name = "own"
+
+
+class Asking(Manager):
+    def get_queryset(self) -> Any:
+        """Return authors by what the database says, as managers of tenants do."""
+        try:
+            return super().get_queryset().filter(pk__lte=Author.objects.count())
+        except Exception:
+            return super().get_queryset().none()
+
+
+class Failing(Manager):
+    def get_queryset(self) -> Any:
+        raise LookupError("no tenant")
+
+
+def managed(manager: Manager) -> Manager:
+    """Return *manager* as one of authors."""
+    manager.model = Author
+    return manager
+
+
 @bridged
 def test_what_stays_alone() -> None:
     """Whatever may differ from Django's own read of a row is a statement of its own."""
@@ -117,6 +152,124 @@ def test_what_stays_alone() -> None:
     with CaptureQueriesContext(connection) as captured:
         gather(*calls(plain)).result()
     assert len(captured) == 2
+
+
+@pytest.mark.parametrize("inside", [False, True])
+async def test_own_methods(inside: bool) -> None:
+    """A manager's or queryset's own way to a row is taken, also if Django's get() calls it."""
+    pks = await authors(3)
+    assert pks == [1, 2, 3]
+    first = Author.objects.filter(pk__gte=0)
+
+    async def names(subject: Any) -> list[Any]:
+        found = await gather(
+            *[future(subject).get(pk=pk) for pk in pks], return_exceptions=True, savepoints=True
+        )
+        return [each if type(each) is str else getattr(each, "name", each) for each in found]
+
+    async def compare() -> None:
+        assert await names(managed(Manager.from_queryset(OwnQuerySet)())) == ["own"] * 3
+        assert await names(managed(Manager.from_queryset(OwnAll)())) == ["a0", "a1", "a2"]
+        assert await names(OwnAll(Author).filter(pk__gte=0)) == ["a0", "a1", "a2"]
+        assert await names(managed(Manager.from_queryset(OwnRows)())) == ["own"] * 3
+        assert await names(managed(Asking())) == ["a0", "a1", "a2"]
+        assert list(map(type, await names(managed(Failing())))) == [LookupError] * 3
+        # Several rows have the key.
+        twice = first.extra(tables=["tests_book"])
+        assert list(map(type, await names(twice))) == [Author.MultipleObjectsReturned] * 3
+        assert list(map(type, await names(first.using("nix")))) == [ConnectionDoesNotExist] * 3
+
+    await Book.objects.abulk_create([Book(title="a"), Book(title="b")])
+    if inside:
+        async with transaction.atomic():
+            await compare()
+    else:
+        await compare()
+
+
+@pytest.mark.parametrize("inside", [False, True])
+async def test_one_row_fails(inside: bool) -> None:
+    """A row that cannot be made or compared fails alone: the others are read."""
+    pks = await authors(3)
+
+    def refuse(instance: Author, **kwargs: Any) -> None:
+        if instance.pk == pks[1]:
+            raise LookupError("no key for this row")
+
+    async def kinds(queryset: Any) -> list[Any]:
+        found = await gather(
+            *[future(queryset).get(pk=pk) for pk in pks], return_exceptions=True, savepoints=True
+        )
+        return list(map(type, found))
+
+    async def compare() -> None:
+        post_init.connect(refuse, sender=Author)
+        try:
+            assert await kinds(Author.objects) == [Author, LookupError, Author]
+        finally:
+            post_init.disconnect(refuse, sender=Author)
+        dividing = Author.objects.filter(pk__gt=1 / (F("pk") - pks[1]))
+        assert await kinds(dividing) == [Author, DataError, Author]
+
+    if inside:
+        async with transaction.atomic():
+            await compare()
+    else:
+        await compare()
+
+
+@pytest.mark.parametrize("threaded", [False, True])
+async def test_order(threaded: bool) -> None:
+    """In a transaction a read does not go past a change of its row, in either direction."""
+    pks = await authors(4)
+
+    def work() -> list[Any]:
+        author = Author.objects.all()
+        with transaction.atomic():
+            found = gather(
+                future(author).get(pk=pks[0]),
+                future(author).get(pk=pks[1]),
+                future(author).update(name=F("pk")),
+                future(author).get(pk=pks[2]),
+                future(author).get(pk=pks[3]),
+            ).result()
+        return [getattr(each, "name", each) for each in found]
+
+    found = await (asyncio.to_thread(run_in_thread, work) if threaded else bridged(work)())
+    assert found == ["a0", "a1", 4, str(pks[2]), str(pks[3])]
+
+
+@pytest.mark.skipif(django.VERSION < (6, 1), reason="Django has no fetch modes before 6.1")
+async def test_peers() -> None:
+    """An instance loads relations for those of its own query alone, as fetch_mode() says."""
+    pks = await authors(2)
+    await Book.objects.abulk_create([Book(pk=pk, title="", author_id=pk) for pk in pks])
+
+    @bridged
+    def read() -> list[bool]:
+        from django.db.models import FETCH_PEERS
+
+        books = Book.objects.fetch_mode(FETCH_PEERS)
+        first, second = gather(*[future(books).get(pk=pk) for pk in pks]).result()
+        assert first.author.pk == pks[0]
+        return [Book.author.is_cached(each) for each in (first, second)]
+
+    assert await read() == [True, False]
+
+
+class Refusing:
+    def db_for_read(self, model: Any, **hints: Any) -> str:
+        raise LookupError("no tenant")
+
+
+async def test_router_fails() -> None:
+    """The error of a router is that of the reads, not one of gather()."""
+    with override_settings(DATABASE_ROUTERS=[Refusing()]):
+        for subject in (Author.objects, Author.objects.all()):
+            found = await gather(
+                *[future(subject).get(pk=pk) for pk in (1, 2)], return_exceptions=True
+            )
+            assert list(map(type, found)) == [LookupError] * 2
 
 
 async def test_aliases() -> None:
