@@ -342,7 +342,7 @@ def own_classes() -> set[type]:
         if module.name.startswith("pgbackend.pubsub.") and not apps.is_installed("pgtrigger"):
             # An environment without the extra "pubsub".
             continue
-        if module.name == "pgbackend.pubsub.tasks" and django.VERSION < (6, 0):
+        if module.name.startswith("pgbackend.pubsub.task") and django.VERSION < (6, 0):
             continue
         if module.name.endswith(".admin"):
             # It needs the application "admin", which the tests' settings have not.

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         trigger_listener,
     )
     from .models import Notification
+    from .periodic import PeriodicChannel
     from .sending import (
         anotify,
         anotify_many,
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
         send,
     )
     from .stream import Stream
+    from .waiting import adiscard, discard
 
 __all__ = [
     "BaseChannel",
@@ -57,14 +59,17 @@ __all__ = [
     "Notification",
     "NotificationsMissed",
     "PayloadError",
+    "PeriodicChannel",
     "PubsubError",
     "SlowConsumer",
     "Stream",
     "TriggerChannel",
+    "adiscard",
     "anotify",
     "anotify_many",
     "asend",
     "aset_notification_context",
+    "discard",
     "listener",
     "locate_channel",
     "notification_context",
@@ -94,14 +99,17 @@ _PLACES = {
     "Notification": "models",
     "NotificationsMissed": "errors",
     "PayloadError": "errors",
+    "PeriodicChannel": "periodic",
     "PubsubError": "errors",
     "SlowConsumer": "errors",
     "Stream": "stream",
     "TriggerChannel": "channels",
+    "adiscard": "waiting",
     "anotify": "sending",
     "anotify_many": "sending",
     "aset_notification_context": "context",
     "asend": "sending",
+    "discard": "waiting",
     "listener": "listeners",
     "locate_channel": "channels",
     "notification_context": "context",

@@ -24,6 +24,7 @@ from .encoding import storable
 from .handling import LEFT_OPEN, call_listeners, delay_after, error_text, is_failure
 from .marks import Marks
 from .running import Running, Savepoint
+from .waiting import handling
 
 # How long one transaction is meant to take, seconds: long enough that BEGIN and COMMIT cost little,
 # short enough for others to get rows, and for vacuum.
@@ -124,11 +125,12 @@ class Batch:
             self.claimed_at = monotonic()
             if self.rows:
                 savepoint = self.running.savepoint(self.alias)
-                if self.marks is None:
-                    self._handle(savepoint)
-                else:
-                    with self.marks.one() as place:
-                        self._handle(savepoint, partial(self.marks.set, place, self.alias))
+                with handling(self.alias, [row.id for row in self.rows]):
+                    if self.marks is None:
+                        self._handle(savepoint)
+                    else:
+                        with self.marks.one() as place:
+                            self._handle(savepoint, partial(self.marks.set, place, self.alias))
                 self._settle(savepoint.before_commit)
                 # A hook that fails must not keep those of other listeners from being called.
                 hooks = connections[self.alias].run_on_commit

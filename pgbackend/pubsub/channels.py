@@ -49,6 +49,9 @@ class Options:
     # The field (of a trigger: the model's) for each value of which notifications are handled one
     # at a time and in order.
     ordered_by: ClassVar[str | None] = None
+    # The field or fields for whose values one stored notification waits at a time: another one that
+    # is sent meanwhile is that one.
+    unique_by: ClassVar[str | tuple[str, ...] | None] = None
     # "poll": a stored notification sends no NOTIFY, which takes a lock of the whole server.
     wake: ClassVar[Literal["notify", "poll"]] = "notify"
 

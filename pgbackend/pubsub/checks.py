@@ -22,6 +22,7 @@ from .errors import PayloadError
 from .forms import form_of
 from .installed import NO_TABLE
 from .names import old_name
+from .periodic import PeriodicChannel, wrong_schedule
 from .registry import Listener
 
 # `manage.py check --tag pubsub` runs these alone, and so does `listen`.
@@ -246,6 +247,10 @@ def _wrong_options(channel: type[BaseChannel]) -> Iterator[str]:
         yield f"using is an alias of DATABASES or None, not {channel.using!r}."
     if channel.ordered_by is not None:
         yield from _wrong_order(channel)
+    if channel.unique_by is not None:
+        yield from _wrong_unique(channel)
+    if issubclass(channel, PeriodicChannel):
+        yield from wrong_schedule(channel)
     if not channel.lock_notifications:
         for option in _STORED:
             if getattr(channel, option) != getattr(BaseChannel, option):
@@ -264,6 +269,19 @@ def _wrong_order(channel: type[BaseChannel]) -> Iterator[str]:
                 )
     elif channel.ordered_by not in {field.name for field in fields(channel)}:
         yield f"ordered_by is none of the channel's fields: {channel.ordered_by!r}."
+
+
+def _wrong_unique(channel: type[BaseChannel]) -> Iterator[str]:
+    names = channel.unique_by
+    if issubclass(channel, TriggerChannel):
+        yield "unique_by is for channels that you send to: a table's rows are all sent."
+    elif not isinstance(names, str | tuple) or not names:
+        yield f"unique_by is a field, a tuple of fields or None, not {names!r}."
+    else:
+        known = {field.name for field in fields(channel)}
+        for name in (names,) if isinstance(names, str) else names:
+            if name not in known:
+                yield f"unique_by is none of the channel's fields: {name!r}."
 
 
 def _wrong_signature(listener: Listener) -> str | None:
@@ -297,6 +315,9 @@ _MOST_SECONDS = 1_000_000_000
 # The server's bigint.
 _MOST_NUMBER = 2**63 - 1
 
-_OPTIONS = ("using", "lease", "retries", "backoff", "timeout", "concurrency", "ordered_by", "wake")
-_ALL_OPTIONS = ("lock_notifications", "model", *_OPTIONS)
-_STORED = ("lease", "retries", "backoff", "ordered_by", "wake")
+_OPTIONS = (
+    *("using", "lease", "retries", "backoff", "timeout", "concurrency", "ordered_by", "unique_by"),
+    "wake",
+)
+_ALL_OPTIONS = ("lock_notifications", "model", "schedule", *_OPTIONS)
+_STORED = ("lease", "retries", "backoff", "ordered_by", "unique_by", "wake")

@@ -50,6 +50,8 @@ class Notification(models.Model):
     # The value of the channel's `ordered_by`: rows with the same one are handled one at a time. In
     # place of a long one, the database puts its hash.
     order_key = models.TextField(null=True, blank=True)
+    # The values of the channel's `unique_by`: of rows with the same one, one waits.
+    unique_key = models.TextField(null=True, blank=True)
     # What tracing needs to link the handler to the sender.
     headers = models.JSONField(null=True, blank=True)
 
@@ -94,6 +96,13 @@ class Notification(models.Model):
                 name="pgpubsub_notification_order",
             ),
             models.Index(
+                "channel",
+                "unique_key",
+                condition=models.Q(unique_key__isnull=False)
+                & (models.Q(state="ready") | models.Q(state="delayed")),
+                name="pgpubsub_notification_unique",
+            ),
+            models.Index(
                 "created_at",
                 condition=models.Q(state="plain"),
                 name="pgpubsub_notification_plain",
@@ -135,6 +144,8 @@ class TaskRecord(models.Model):
     return_value = models.JSONField(null=True, blank=True)
     errors = models.JSONField(default=list)
     worker_ids = models.JSONField(default=list)
+    # The id of the notification that it waits for.
+    notification = models.BigIntegerField(null=True, blank=True)
 
     class Meta:
         indexes: ClassVar[list[models.Index]] = [
@@ -158,3 +169,13 @@ class TaskRecord(models.Model):
         if backend is not None:
             finished = finished.filter(backend=backend)
         return int(finished.delete()[0])
+
+
+class PeriodicRecord(models.Model):
+    """Up to when the clock has sent to a `PeriodicChannel`."""
+
+    channel = models.CharField(max_length=63, primary_key=True)
+    due = models.DateTimeField()
+
+    def __str__(self) -> str:
+        return f"{self.channel} {self.due}"

@@ -13,6 +13,7 @@ from django.db import DatabaseError, InterfaceError, connections
 
 from ..pool.dedicated import backoff_delay
 from . import claiming
+from .periodic import PeriodicChannel, send_due
 from .running import Running
 
 logger = logging.getLogger("pgbackend.pubsub")
@@ -60,6 +61,8 @@ class Schedule:
         self.prune: list[Callable[[], object]] = []
         # The names under which rows of the worker's channels stand.
         self.names: list[str] = []
+        # The channels that the clock sends to.
+        self.periodic: list[type[PeriodicChannel]] = []
         self._ready = ready
         # When something is due, by `time.monotonic`.
         self._at = 0.0
@@ -110,6 +113,7 @@ class Schedule:
             self._ready(names)
 
     def _look(self) -> tuple[list[str], float]:
+        period = send_due(self.alias, self.periodic)
         with connections[self.alias].cursor() as cursor:
             claiming.promote(cursor)
             for expire in self.expire:
@@ -121,4 +125,4 @@ class Schedule:
             due = claiming.next_due(cursor, self.names)
         for prune in self.prune if is_due else ():
             prune()
-        return names, self.interval if due is None else due
+        return names, min(each for each in (self.interval, period, due) if each is not None)

@@ -12,7 +12,7 @@ import datetime
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from django.db import connections, router
+from django.db import connections, router, transaction
 
 from .. import bridged
 from ..extending import own_cursor
@@ -24,6 +24,7 @@ from .forms import form_of
 from .payload import encode
 from .settings import MAX_PLAIN
 from .tracing import outgoing
+from .waiting import find, unique_key
 from .wire import WAKE
 from .wire import Wire as Wire
 from .wire import parse as parse
@@ -31,8 +32,8 @@ from .wire import parse as parse
 STORE = """
 WITH stored AS (
     INSERT INTO pgpubsub_notification
-        (channel, payload, state, priority, run_after, order_key, headers)
-    VALUES (%s, %s::jsonb, %s, %s, %s, %s, %s::jsonb) RETURNING id
+        (channel, payload, state, priority, run_after, order_key, headers, unique_key)
+    VALUES (%s, %s::jsonb, %s, %s, %s, %s, %s::jsonb, %s) RETURNING id
 )
 SELECT id, {wake} FROM stored
 """
@@ -68,7 +69,8 @@ def send(
     """Send *notification*, an instance of a channel, and return the id of its row if it has one.
 
     *priority* and *run_after* are for stored channels: higher is earlier, and not before that time.
-    *using* is the alias of the database. Raise PayloadError for values that do not fit.
+    Of a channel with `unique_by` the row may be one that waits already, and stays as it is. *using*
+    is the alias of the database. Raise PayloadError for values that do not fit.
     """
     return _send(notification, using=using, priority=priority, run_after=run_after)[1]
 
@@ -82,7 +84,8 @@ def notify_many(
 ) -> int:
     """Send *notifications*, instances of one or several channels, and return their number.
 
-    Those of stored channels are inserted by one statement and sent as one NOTIFY for each channel.
+    Those of stored channels are inserted by one statement and sent as one NOTIFY for each channel;
+    those of channels with `unique_by` one by one.
     Nothing is sent if one of them does not fit.
     """
     by_alias: dict[str, list[tuple[Channel, str]]] = {}
@@ -159,18 +162,51 @@ def _send(
     by_row = not channel.lock_notifications and _goes_by_row(payload, alias)
     if by_row or channel.lock_notifications:
         check_json(alias, channel.name(), payload)
+    if channel.lock_notifications and channel.unique_by is not None:
+        return payload, _send_once(alias, notification, payload, priority, run_after)
     with own_cursor(alias) as cursor:
         if channel.lock_notifications:
-            state = "delayed" if run_after else "ready"
-            key = _order_key(notification)
-            parameters = [name, payload, state, priority, run_after, key, outgoing()]
+            parameters = _row(notification, payload, priority, run_after)
             _store(cursor, parameters, WAKE if channel.wake == "notify" else None)
         elif by_row:
-            _store(cursor, [name, payload, "plain", 0, None, None, None], "@")
+            _store(cursor, [name, payload, "plain", 0, None, None, None, None], "@")
         else:
             cursor.execute("SELECT pg_notify(%s, %s)", [name, payload])
             return payload, None
         return payload, cursor.fetchone()[0]
+
+
+def _row(
+    notification: Channel, payload: str, priority: int, run_after: datetime.datetime | None
+) -> list[Any]:
+    """Return the parameters of `STORE`, all but the key of `unique_by` as the last one."""
+    state = "delayed" if run_after else "ready"
+    name, key = type(notification).listen_name(), _order_key(notification)
+    return [name, payload, state, priority, run_after, key, outgoing(), None]
+
+
+def _send_once(
+    alias: str,
+    notification: Channel,
+    payload: str,
+    priority: int,
+    run_after: datetime.datetime | None,
+) -> int:
+    """Store a notification of a channel with `unique_by`, or find the one that waits already."""
+    channel = type(notification)
+    name = channel.listen_name()
+    sign = WAKE if channel.wake == "notify" else None
+    key = unique_key(notification, payload)
+    with transaction.atomic(using=alias, savepoint=False), own_cursor(alias) as cursor:
+        found = None if key is None else find(cursor, alias, name, key)
+        if found is None:
+            parameters = _row(notification, payload, priority, run_after)
+            _store(cursor, [*parameters[:-1], key], sign)
+            found = cursor.fetchone()[0]
+        elif sign is not None:
+            # A worker may have passed the row over while this transaction had locked it.
+            cursor.execute("SELECT pg_notify(%s, %s)", [name, f"{sign}{found}"])
+        return int(found)
 
 
 def _goes_by_row(payload: str, alias: str) -> bool:
@@ -190,13 +226,19 @@ def _send_many(
     priority: int,
     run_after: datetime.datetime | None,
 ) -> None:
-    from django.db import transaction
-
-    stored = [(each, payload) for each, payload in sent if each.lock_notifications]
+    stored: list[tuple[Channel, str]] = []
+    once: list[tuple[Channel, str]] = []
+    for each, payload in sent:
+        if each.lock_notifications:
+            (stored if each.unique_by is None else once).append((each, payload))
     wake = [type(each).listen_name() for each, _ in stored if each.wake == "notify"]
     # One NOTIFY for each stored channel, then the plain ones in their order.
     notified = [(name, WAKE) for name in dict.fromkeys(wake)]
+    # In one order, or two senders would wait for each other.
+    once.sort(key=lambda pair: (type(pair[0]).listen_name(), unique_key(*pair) or ""))
     with transaction.atomic(using=alias, savepoint=False), own_cursor(alias) as cursor:
+        for each, payload in once:
+            _send_once(alias, each, payload, priority, run_after)
         if stored:
             chosen = ["delayed" if run_after else "ready", priority, run_after, outgoing()]
             names = [type(each).listen_name() for each, _ in stored]
@@ -208,7 +250,7 @@ def _send_many(
                 continue
             name = type(each).listen_name()
             if _goes_by_row(payload, alias):
-                _store(cursor, [name, payload, "plain", 0, None, None, None], "@")
+                _store(cursor, [name, payload, "plain", 0, None, None, None, None], "@")
             else:
                 notified.append((name, payload))
         if notified:

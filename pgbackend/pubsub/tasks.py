@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import random
 import re
@@ -27,7 +28,6 @@ from django.core import checks
 from django.db import router, transaction
 from django.tasks import Task, TaskContext, TaskResult, TaskResultStatus, task_backends
 from django.tasks.backends.base import BaseTaskBackend
-from django.tasks.base import TaskError
 from django.tasks.exceptions import TaskResultDoesNotExist
 from django.tasks.signals import task_enqueued, task_finished, task_started
 from django.utils import timezone
@@ -39,11 +39,17 @@ from .channels import Channel
 from .encoding import check_json, storable
 from .errors import NotificationsMissed, SlowConsumer
 from .handling import error_text
-from .models import TaskRecord
+from .models import Notification, TaskRecord
 from .registry import register
 from .running import limited
 from .scalars import AnyForm
-from .sending import notify, send
+from .sending import database, notify, send
+from .task_records import RetriedTask as RetriedTask
+from .task_records import TaskCancelled as TaskCancelled
+from .task_records import key_of, result_of, task_of, task_or_stub
+from .waiting import discard
+
+logger = logging.getLogger("pgbackend.pubsub")
 
 # The options of TASKS that its channels take, as they are in `channels.Options`.
 _CHANNEL_OPTIONS = ("lease", "concurrency", "wake", "keep_results")
@@ -52,18 +58,6 @@ _OPTIONS = (*_CHANNEL_OPTIONS, "timeout")
 
 # The longest wait before another attempt, seconds.
 LONGEST_BACKOFF = 3600.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RetriedTask(Task):
-    """A task that is tried *max_attempts* times.
-
-    *backoff* is the number of seconds until the second attempt; each further one waits twice as
-    long, with jitter. Since Django 6.1 ``@task(max_attempts=5)`` sets them.
-    """
-
-    max_attempts: int = 1
-    backoff: float = 1.0
 
 
 @dataclass
@@ -79,6 +73,7 @@ class TaskChannel(Channel):
     lock_notifications = True
     # What fails here is not the task, but the connection or the server.
     retries = sys.maxsize
+    unique_by = "key"
     queue: ClassVar[str]
     backend: ClassVar[str]
     # Seconds after which results are deleted; None: never.
@@ -120,7 +115,10 @@ class TaskBackend(BaseTaskBackend):
         ]
 
     def enqueue(self, task: Task, args: Any, kwargs: Any) -> TaskResult:
-        """Store the task in the transaction that is open; it is run when that is committed."""
+        """Store the task in the transaction that is open; it is run when that is committed.
+
+        Of a unique task that waits already return the result.
+        """
         self.validate_task(task)
         record = TaskRecord(
             id=uuid4().hex,
@@ -138,10 +136,19 @@ class TaskBackend(BaseTaskBackend):
         )
         using = router.db_for_write(TaskRecord)
         check_json(using, task.module_path, json.dumps([record.args, record.kwargs]))
+        key = key_of(record) if getattr(task, "unique", False) else None
         with transaction.atomic(using=using, savepoint=False):
+            self._send(record, task.run_after, key)
+            if key is not None:
+                rows = Notification.objects.using(database(self._channel(record)))
+                row = rows.get(pk=record.notification)
+                record.id = row.payload["kwargs"]["result_id"]
+                waiting = TaskRecord.objects.using(using).filter(pk=record.id).first()
+                if waiting is not None:
+                    return result_of(waiting, task)
+                # It is that of this task, or somebody has deleted the record of one that waits.
             record.save(using=using, force_insert=True)
-            self._send(record, task.run_after)
-        result = _result(record, task)
+        result = result_of(record, task)
         task_enqueued.send(type(self), task_result=result)
         return result
 
@@ -155,7 +162,7 @@ class TaskBackend(BaseTaskBackend):
             record = TaskRecord.objects.get(pk=result_id)
         except TaskRecord.DoesNotExist as error:
             raise TaskResultDoesNotExist(result_id) from error
-        return _result(record, _task(record))
+        return result_of(record, task_of(record))
 
     async def aget_result(self, result_id: str) -> TaskResult:
         """Return the result as it is now. Raise TaskResultDoesNotExist."""
@@ -170,8 +177,8 @@ class TaskBackend(BaseTaskBackend):
         record.worker_ids = [*record.worker_ids, worker_id()]
         record.save()
         try:
-            task = _task(record)
-            result = _result(record, task)
+            task = task_of(record)
+            result = result_of(record, task)
             task_started.send(type(self), task_result=result)
             first = [TaskContext(task_result=result)] if task.takes_context else []
             seconds = self.options.get("timeout") if is_bridged() else None
@@ -200,7 +207,7 @@ class TaskBackend(BaseTaskBackend):
             },
         ]
         try:
-            task = _task(record)
+            task = task_of(record)
             attempts, backoff = task.max_attempts, task.backoff
         except (ImportError, ValueError, AttributeError):
             # The function is gone, or no task any longer.
@@ -211,19 +218,47 @@ class TaskBackend(BaseTaskBackend):
             self._finish(record)
             return
         record.status = TaskResultStatus.READY
-        record.save()
         seconds = min(backoff * 2 ** (tried - 1), LONGEST_BACKOFF) * random.uniform(0.75, 1.25)
         self._send(record, timezone.now() + timedelta(seconds=seconds))
+        record.save()
+        logger.warning(
+            "task %s of %s failed, attempt %d of %d: tried again in %.1f s",
+            record.id,
+            record.path,
+            tried,
+            attempts,
+            seconds,
+            exc_info=error,
+        )
+
+    def cancel(self, result: TaskResult) -> bool:
+        """Do what the function `cancel` does."""
+        using = router.db_for_write(TaskRecord)
+        with transaction.atomic(using=using):
+            waiting = TaskRecord.objects.using(using).select_for_update(skip_locked=True)
+            record = waiting.filter(pk=result.id, status=TaskResultStatus.READY).first()
+            if record is None or record.notification is None:
+                return False
+            if not discard(record.notification, using=database(self._channel(record))):
+                return False
+            name = f"{TaskCancelled.__module__}.{TaskCancelled.__qualname__}"
+            record.errors = [*record.errors, {"exception_class_path": name, "traceback": ""}]
+            record.status = TaskResultStatus.FAILED
+            self._finish(record)
+        return True
 
     def _finish(self, record: TaskRecord) -> None:
         record.finished_at = timezone.now()
         record.save()
         notify(TaskFinished, result_id=record.id)
-        task_finished.send(type(self), task_result=_result(record, _task_or_stub(record)))
+        task_finished.send(type(self), task_result=result_of(record, task_or_stub(record)))
 
-    def _send(self, record: TaskRecord, run_after: Any) -> None:
-        channel = self.channels.get(record.queue_name) or next(iter(self.channels.values()))
-        send(channel(result_id=record.id), priority=record.priority, run_after=run_after)
+    def _send(self, record: TaskRecord, run_after: Any, key: str | None = None) -> None:
+        notification = self._channel(record)(result_id=record.id, key=key)
+        record.notification = send(notification, priority=record.priority, run_after=run_after)
+
+    def _channel(self, record: TaskRecord) -> type[Any]:
+        return self.channels.get(record.queue_name) or next(iter(self.channels.values()))
 
 
 def worker_id() -> str:
@@ -262,6 +297,19 @@ async def await_result(result: TaskResult, seconds: float | None = None) -> Any:
                             break
 
 
+def cancel(result: TaskResult) -> bool:
+    """Take the task of *result* back if it waits, and refresh *result*; return whether it did.
+
+    It has failed then, with the error `TaskCancelled`. A task that a worker has is not stopped.
+    """
+    found: bool = task_backends[result.backend].cancel(result)
+    result.refresh()
+    return found
+
+
+acancel = bridged(cancel)
+
+
 def prune_results(older_than: timedelta, backend: str | None = None) -> int:
     """Delete results, those of one alias of TASKS or all; see `TaskRecord.prune`."""
     return TaskRecord.prune(older_than, backend)
@@ -276,7 +324,7 @@ def _make_channel(alias: str, queue: str, options: dict[str, Any]) -> type[Any]:
     chosen = {option: options[option] for option in _CHANNEL_OPTIONS if option in options}
     made = make_dataclass(
         name,
-        [("result_id", str)],
+        [("result_id", str), ("key", str | None, None)],
         bases=(TaskChannel,),
         namespace={"__module__": __name__, "queue": queue, "backend": alias, **chosen},
     )
@@ -290,7 +338,7 @@ def register_channel(channel: type[Any]) -> type[Any]:
     return channel
 
 
-def run_task(result_id: str) -> None:
+def run_task(result_id: str, key: str | None = None) -> None:
     """Run one task: the listener of the channels of queues."""
     record = TaskRecord.objects.select_for_update(of=("self",)).filter(pk=result_id)
     with transaction.atomic(using=record.db):
@@ -299,52 +347,3 @@ def run_task(result_id: str) -> None:
             # Its result was deleted, or the lease of whoever has finished it had ended before.
             return
     task_backends[found.backend].run(found)
-
-
-def _task(record: TaskRecord) -> Any:
-    """Return the task as it was enqueued. Raise ValueError if there is no such task any longer."""
-    found = import_string(record.path)
-    if not isinstance(found, Task):
-        raise ValueError(f"{record.path} is no task")
-    return found.using(
-        priority=record.priority,
-        queue_name=record.queue_name,
-        run_after=record.run_after,
-        backend=record.backend,
-    )
-
-
-def _task_or_stub(record: TaskRecord) -> Any:
-    try:
-        return _task(record)
-    except (ImportError, ValueError, AttributeError):
-        return RetriedTask(
-            func=_gone,
-            priority=record.priority,
-            backend=record.backend,
-            queue_name=record.queue_name,
-            run_after=record.run_after,
-        )
-
-
-def _gone() -> None:
-    """Stand for a task whose function is no longer there."""
-
-
-def _result(record: TaskRecord, task: Task) -> TaskResult:
-    result = TaskResult(
-        task=task,
-        id=record.id,
-        status=TaskResultStatus(record.status),
-        enqueued_at=record.enqueued_at,
-        started_at=record.started_at,
-        finished_at=record.finished_at,
-        last_attempted_at=record.last_attempted_at,
-        args=record.args,
-        kwargs=record.kwargs,
-        backend=record.backend,
-        errors=[TaskError(**each) for each in record.errors],
-        worker_ids=list(record.worker_ids),
-    )
-    object.__setattr__(result, "_return_value", record.return_value)
-    return result

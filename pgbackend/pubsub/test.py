@@ -20,6 +20,7 @@ from .channels import BaseChannel, by_stored_name, locate_channel, select
 from .models import Notification
 from .payload import decode
 from .sending import database
+from .waiting import handling
 
 # How often `deliver` looks for what listeners have sent; more is a listener that never ends.
 ROUNDS = 100
@@ -155,7 +156,7 @@ def _order(waiting: tuple[str, Any, Any]) -> tuple[str, int, int]:
 
 def _deliver(alias: str, row: Notification, channel: type[BaseChannel]) -> BaseChannel:
     notification = decode(channel, row.payload)
-    with transaction.atomic(using=alias):
+    with transaction.atomic(using=alias), handling(alias, [row.pk]):
         for listener in notification.listeners:
             copy_context().run(_call, listener.callback, notification.signature)
         row.delete()

@@ -20,6 +20,7 @@ from .hubs import hub_of, stop_unused
 from .leasing import LeaseConsumer
 from .marks import Marks
 from .part import Part, Progress
+from .periodic import PeriodicChannel
 from .plain import PlainConsumer
 from .running import running_for
 from .schedule import INTERVAL, Schedule
@@ -130,6 +131,8 @@ class Worker:
             schedule.expire.append(stored[-1].expire)
             schedule.names += channel.stored_names()
             schedule.prune.append(channel.prune)
+            if issubclass(channel, PeriodicChannel):
+                schedule.periodic.append(channel)
         plain = [PlainConsumer(part, each) for each in channels if not each.lock_notifications]
         # The streams of this loop have the same one.
         hub = (hub_of if listen else Hub)(alias, **self._hub_options)

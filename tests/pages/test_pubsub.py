@@ -48,6 +48,10 @@ FROM_CELERY = "docs/howto/pubsub-from-celery.md"
 BACKEND = example(FROM_CELERY, "TASKS = ")
 TASKS = example(FROM_CELERY, "def send_receipt")
 ENQUEUE = example(FROM_CELERY, "def order_placed")
+PERIODIC = example("docs/howto/pubsub-periodic.md", "class NightlyChannel")
+STOCK = example("docs/howto/pubsub-periodic.md", "class StockChannel")
+PERIODIC_TASK = example("docs/howto/pubsub-periodic.md", "def enqueue_add")
+UNIQUE = example("docs/reference/pubsub.md", "class ReindexChannel")
 WAITING = example("docs/howto/pubsub-monitoring.md", "def waiting")
 DSN = example("docs/howto/pubsub-pgbouncer.md", "PGPUBSUB_LISTEN_DSN")
 
@@ -100,9 +104,12 @@ def make(site: MySite) -> None:
         settings.append(BACKEND.text)
         TASKS.write(shop / "tasks.py")
         ENQUEUE.write(shop / "enqueueing.py")
+        PERIODIC_TASK.write(shop / "periodic_task.py")
     (package / "settings.py").write_text("\n".join(settings))
     MODELS.write(shop / "models.py", after=f"\n\n{TICKET.text}")
-    CHANNEL.write(shop / "channels.py", after=f"\n\n{OWN_CHANNEL.text}\n\n{ORDERED.text}")
+    more = f"{OWN_CHANNEL.text}\n\n{ORDERED.text}\n\n{UNIQUE.text}"
+    CHANNEL.write(shop / "channels.py", after=f"\n\n{more}")
+    PERIODIC.write(shop / "periodic.py", after=f"\n\n{STOCK.text}")
     LISTENER.write(shop / "listeners.py", after=f"\n\n{LONG.text}")
     CONFIG.write(shop / "apps.py")
     SENDING.write(shop / "sending.py")
@@ -173,6 +180,47 @@ print(result.status, result.task.run_after is not None)
         ("shop.tasks.add", "READY"),
         ("shop.tasks.send_receipt", "SUCCESSFUL"),
     ]
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("cronsim") is None,
+    reason="left out: cronsim, of the extra cron, is not installed",
+)
+def test_periodic(site: MySite) -> None:
+    """The clock's channels pass the checks, and their listeners are called, one for a task, too."""
+    module = "shop.periodic" if django.VERSION < (6, 0) else "shop.periodic_task"
+    script = f"""
+import datetime
+import django
+django.setup()
+import {module}
+from django.core.management import call_command
+from pgbackend.pubsub import notify
+due = datetime.datetime(2026, 1, 5, 4, 30, tzinfo=datetime.UTC)
+notify("shop.periodic.NightlyChannel", due=due)
+channels = ["shop.periodic.NightlyChannel", "shop.periodic.CleaningChannel"]
+call_command("listen", batch=True, channels=channels, loglevel="error")
+"""
+    assert site.run("-c", script) == "0 tickets at 04:30\n"
+    if django.VERSION >= (6, 0):
+        (count,) = site.all("SELECT count(*) FROM pgpubsub_taskrecord WHERE args = '[5, 2]'")
+        assert count == (1,)
+        site.all("DELETE FROM pgpubsub_taskrecord WHERE args = '[5, 2]'")
+        site.all("DELETE FROM pgpubsub_notification")
+    assert site.one("SELECT count(*) FROM pgpubsub_periodicrecord") == 2
+
+
+def test_unique(site: MySite) -> None:
+    """Of two with the same values one waits."""
+    script = """
+import django
+django.setup()
+from pgbackend.pubsub import send, Notification
+from shop.channels import ReindexChannel
+print(send(ReindexChannel(3)) == send(ReindexChannel(3)) != send(ReindexChannel(4)))
+Notification.objects.all().delete()
+"""
+    assert site.run("-c", script) == "True\n"
 
 
 def test_imports_of_django_pgpubsub(site: MySite) -> None:

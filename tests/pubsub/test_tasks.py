@@ -21,10 +21,19 @@ from django.utils import timezone
 from pgbackend.pubsub import Notification
 from pgbackend.pubsub.channels import locate_channel, registered
 from pgbackend.pubsub.models import TaskRecord
-from pgbackend.pubsub.tasks import TaskChannel, TaskFinished, await_result, prune_results
+from pgbackend.pubsub.tasks import (
+    TaskCancelled,
+    TaskChannel,
+    TaskFinished,
+    acancel,
+    await_result,
+    cancel,
+    prune_results,
+)
 from pgbackend.pubsub.test import adeliver, assert_notified, deliver
 from tests.support.limits import PATIENCE
 from tests.support.pubsub import working
+from tests.support.server import Server
 
 from .site import tasks
 from .site.models import Author
@@ -130,6 +139,73 @@ def test_backoff() -> None:
     assert row.run_after > timezone.now() - timedelta(seconds=1)
     result.refresh()
     assert (result.status, result.attempts) == (TaskResultStatus.READY, 1)
+
+
+@pytest.mark.skipif(django.VERSION < (6, 1), reason="@task takes options since Django 6.1")
+def test_log(caplog: pytest.LogCaptureFixture) -> None:
+    """An attempt that is not the last one is logged with its error."""
+    result = tasks.fail.enqueue("x")
+    deliver(TaskChannel)
+    (record,) = [each for each in caplog.records if each.name == "pgbackend.pubsub"]
+    assert f"task {result.id} of tests.pubsub.site.tasks.fail failed, attempt 1 of 3" in (
+        record.getMessage()
+    )
+    assert record.exc_info is not None
+
+
+@pytest.mark.skipif(django.VERSION < (6, 1), reason="@task takes options since Django 6.1")
+def test_unique() -> None:
+    """Of a unique task one waits with the same arguments, and its result is what callers get."""
+    result = tasks.index.enqueue("x", more=1)
+    assert tasks.index.enqueue("x", more=1).id == result.id
+    others = [tasks.index.enqueue("x"), tasks.index.enqueue("y", more=1), tasks.add.enqueue(1, 2)]
+    assert len({result.id, *(each.id for each in others)}) == TaskRecord.objects.count() == 4
+    run()
+    result.refresh()
+    assert result.return_value == "x"
+    again = tasks.index.enqueue("x", more=1)
+    assert again.id != result.id
+    # Somebody deletes its record, and so its result.
+    TaskRecord.objects.filter(pk=again.id).delete()
+    assert tasks.index.enqueue("x", more=1).id == again.id
+    run()
+    again.refresh()
+    assert again.return_value == "x"
+
+
+def test_cancel(server: Server) -> None:
+    """A task that waits is taken back; one that a worker has, or that has finished, is not."""
+    later = timezone.now() + timedelta(hours=1)
+    result = tasks.index.using(run_after=later).enqueue("x")
+    with assert_notified(TaskFinished, result_id=result.id):
+        assert cancel(result)
+    assert (result.status, result.attempts) == (TaskResultStatus.FAILED, 0)
+    assert [each.exception_class for each in result.errors] == [TaskCancelled]
+    assert result.finished_at is not None
+    assert not Notification.from_channel(queue()).exists()
+    assert not cancel(result)
+    # It does not wait any longer.
+    again = tasks.index.enqueue("x")
+    assert again.id != result.id
+    server.all("BEGIN")
+    try:
+        server.all("SELECT id FROM pgpubsub_notification FOR UPDATE")
+        assert not cancel(again)
+    finally:
+        server.all("ROLLBACK")
+    assert again.status == TaskResultStatus.READY
+    run()
+    assert not cancel(again)
+    assert again.return_value == "x"
+
+
+async def test_cancel_on_the_loop() -> None:
+    """Whoever awaits a result hears that its task was taken back."""
+    result = await tasks.add.aenqueue(1, 2)
+    waiting = asyncio.create_task(await_result(result, PATIENCE))
+    assert await acancel(await tasks.add.aget_result(result.id))
+    with pytest.raises(ValueError, match="Task failed"):
+        await waiting
 
 
 def test_task_that_is_gone() -> None:

@@ -10,8 +10,9 @@ from .models import Author
 
 if django.VERSION >= (6, 1):
     retried = task(backend="pubsub", max_attempts=3, backoff=0.01)
+    unique = task(backend="pubsub", unique=True)
 else:
-    retried = task(backend="pubsub")
+    retried = unique = task(backend="pubsub")
 
 
 @task(backend="pubsub")
@@ -34,6 +35,11 @@ def attempt_of(context: TaskContext, name: str) -> list[Any]:
 def fail(name: str) -> None:
     Author.objects.create(name=name)
     raise ZeroDivisionError("on purpose")
+
+
+@unique
+def index(name: str, more: int = 0) -> str:
+    return name
 
 
 @task(backend="leased")
