@@ -8,7 +8,6 @@ See `wire` for the text of a NOTIFY.
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ from .. import bridged
 from ..extending import own_cursor
 from .carried import BY_ROW, carried
 from .channels import BaseChannel, Channel, locate_channel, select
+from .due import NOW, Due, RunAfter, due
 from .encoding import check_json
 from .errors import PayloadError
 from .forms import form_of
@@ -33,7 +33,7 @@ STORE = """
 WITH stored AS (
     INSERT INTO pgpubsub_notification
         (channel, payload, state, priority, run_after, order_key, headers, unique_key)
-    VALUES (%s, %s::jsonb, %s, %s, %s, %s, %s::jsonb, %s) RETURNING id
+    VALUES (%s, %s::jsonb, %s, %s, {due}, %s, %s::jsonb, %s) RETURNING id
 )
 SELECT id, {wake} FROM stored
 """
@@ -43,11 +43,14 @@ WAKE_ONE = "pg_notify(%s, %s || id)"
 STORE_MANY = """
 INSERT INTO pgpubsub_notification
     (channel, payload, state, priority, run_after, order_key, headers)
-SELECT channel, payload::jsonb, %s, %s, %s, order_key, %s::jsonb
+SELECT channel, payload::jsonb, %s, %s, {due}, order_key, %s::jsonb
 FROM unnest(%s::text[], %s::text[], %s::text[]) AS sent (channel, payload, order_key)
 """
 NOTIFY_MANY = "SELECT count(pg_notify(channel, payload)) FROM unnest(%s::text[], %s::text[]) \
 AS sent (channel, payload)"
+
+# What the column of the priority takes.
+MOST_PRIORITY = 2**15 - 1
 
 
 def notify(channel: type[Channel] | str, /, **kwargs: Any) -> str:
@@ -64,13 +67,14 @@ def send(
     *,
     using: str | None = None,
     priority: int = 0,
-    run_after: datetime.datetime | None = None,
+    run_after: RunAfter = None,
 ) -> int | None:
     """Send *notification*, an instance of a channel, and return the id of its row if it has one.
 
-    *priority* and *run_after* are for stored channels: higher is earlier, and not before that time.
-    Of a channel with `unique_by` the row may be one that waits already, and stays as it is. *using*
-    is the alias of the database. Raise PayloadError for values that do not fit.
+    *priority* and *run_after* are for stored channels: higher is earlier, and not before that time,
+    or for that long, by the server's clock. Of a channel with `unique_by` the row may be one that
+    waits already, and stays as it is. *using* is the alias of the database. Raise PayloadError for
+    values that do not fit.
     """
     return _send(notification, using=using, priority=priority, run_after=run_after)[1]
 
@@ -80,7 +84,7 @@ def notify_many(
     *,
     using: str | None = None,
     priority: int = 0,
-    run_after: datetime.datetime | None = None,
+    run_after: RunAfter = None,
 ) -> int:
     """Send *notifications*, instances of one or several channels, and return their number.
 
@@ -89,6 +93,7 @@ def notify_many(
     Nothing is sent if one of them does not fit.
     """
     by_alias: dict[str, list[tuple[Channel, str]]] = {}
+    when = due("notify_many()", run_after)
     for each in notifications:
         payload = _payload(each, priority, run_after)
         by_alias.setdefault(using or database(type(each)), []).append((each, payload))
@@ -97,7 +102,7 @@ def notify_many(
             if each.lock_notifications or _goes_by_row(payload, alias):
                 check_json(alias, type(each).name(), payload)
     for alias, sent in by_alias.items():
-        _send_many(alias, sent, priority, run_after)
+        _send_many(alias, sent, priority, when)
     return sum(len(sent) for sent in by_alias.values())
 
 
@@ -137,13 +142,17 @@ def database(channel: type[BaseChannel]) -> str:
     return channel.using or router.db_for_write(Notification)
 
 
-def _payload(notification: Channel, priority: int, run_after: datetime.datetime | None) -> str:
+def _payload(notification: Channel, priority: int, run_after: RunAfter) -> str:
     if not isinstance(notification, BaseChannel):
         raise PayloadError(f"{notification!r} is no instance of a channel")
-    if not notification.lock_notifications and (priority or run_after):
+    if not notification.lock_notifications and (priority or run_after is not None):
         raise PayloadError(
             f"{type(notification).name()} is not stored, so it has no priority and no run_after:"
             " set lock_notifications = True"
+        )
+    if not -MOST_PRIORITY <= priority <= MOST_PRIORITY:
+        raise PayloadError(
+            f"{type(notification).name()}: priority is {priority!r}; the most is {MOST_PRIORITY}"
         )
     return encode(notification)
 
@@ -153,21 +162,22 @@ def _send(
     *,
     using: str | None = None,
     priority: int = 0,
-    run_after: datetime.datetime | None = None,
+    run_after: RunAfter = None,
 ) -> tuple[str, int | None]:
     payload = _payload(notification, priority, run_after)
     channel = type(notification)
+    when = due(channel.name(), run_after)
     name = channel.listen_name()
     alias = using or database(channel)
     by_row = not channel.lock_notifications and _goes_by_row(payload, alias)
     if by_row or channel.lock_notifications:
         check_json(alias, channel.name(), payload)
     if channel.lock_notifications and channel.unique_by is not None:
-        return payload, _send_once(alias, notification, payload, priority, run_after)
+        return payload, _send_once(alias, notification, payload, priority, when)
     with own_cursor(alias) as cursor:
         if channel.lock_notifications:
-            parameters = _row(notification, payload, priority, run_after)
-            _store(cursor, parameters, WAKE if channel.wake == "notify" else None)
+            parameters = _row(notification, payload, priority, when)
+            _store(cursor, parameters, WAKE if channel.wake == "notify" else None, when)
         elif by_row:
             _store(cursor, [name, payload, "plain", 0, None, None, None, None], "@")
         else:
@@ -176,22 +186,13 @@ def _send(
         return payload, cursor.fetchone()[0]
 
 
-def _row(
-    notification: Channel, payload: str, priority: int, run_after: datetime.datetime | None
-) -> list[Any]:
+def _row(notification: Channel, payload: str, priority: int, when: Due) -> list[Any]:
     """Return the parameters of `STORE`, all but the key of `unique_by` as the last one."""
-    state = "delayed" if run_after else "ready"
     name, key = type(notification).listen_name(), _order_key(notification)
-    return [name, payload, state, priority, run_after, key, outgoing(), None]
+    return [name, payload, when.state, priority, when.value, key, outgoing(), None]
 
 
-def _send_once(
-    alias: str,
-    notification: Channel,
-    payload: str,
-    priority: int,
-    run_after: datetime.datetime | None,
-) -> int:
+def _send_once(alias: str, notification: Channel, payload: str, priority: int, when: Due) -> int:
     """Store a notification of a channel with `unique_by`, or find the one that waits already."""
     channel = type(notification)
     name = channel.listen_name()
@@ -200,8 +201,8 @@ def _send_once(
     with transaction.atomic(using=alias, savepoint=False), own_cursor(alias) as cursor:
         found = None if key is None else find(cursor, alias, name, key)
         if found is None:
-            parameters = _row(notification, payload, priority, run_after)
-            _store(cursor, [*parameters[:-1], key], sign)
+            parameters = _row(notification, payload, priority, when)
+            _store(cursor, [*parameters[:-1], key], sign, when)
             found = cursor.fetchone()[0]
         elif sign is not None:
             # A worker may have passed the row over while this transaction had locked it.
@@ -213,19 +214,15 @@ def _goes_by_row(payload: str, alias: str) -> bool:
     return len(payload) > MAX_PLAIN or carried(alias, BY_ROW) == "on"
 
 
-def _store(cursor: Any, parameters: list[Any], sign: str | None) -> None:
+def _store(cursor: Any, parameters: list[Any], sign: str | None, when: Due = NOW) -> None:
     if sign is None:
-        cursor.execute(STORE.format(wake="NULL"), parameters)
+        cursor.execute(STORE.format(wake="NULL", due=when.sql), parameters)
     else:
-        cursor.execute(STORE.format(wake=WAKE_ONE), [*parameters, parameters[0], sign])
+        sql = STORE.format(wake=WAKE_ONE, due=when.sql)
+        cursor.execute(sql, [*parameters, parameters[0], sign])
 
 
-def _send_many(
-    alias: str,
-    sent: Sequence[tuple[Channel, str]],
-    priority: int,
-    run_after: datetime.datetime | None,
-) -> None:
+def _send_many(alias: str, sent: Sequence[tuple[Channel, str]], priority: int, when: Due) -> None:
     stored: list[tuple[Channel, str]] = []
     once: list[tuple[Channel, str]] = []
     for each, payload in sent:
@@ -238,13 +235,13 @@ def _send_many(
     once.sort(key=lambda pair: (type(pair[0]).listen_name(), unique_key(*pair) or ""))
     with transaction.atomic(using=alias, savepoint=False), own_cursor(alias) as cursor:
         for each, payload in once:
-            _send_once(alias, each, payload, priority, run_after)
+            _send_once(alias, each, payload, priority, when)
         if stored:
-            chosen = ["delayed" if run_after else "ready", priority, run_after, outgoing()]
+            chosen = [when.state, priority, when.value, outgoing()]
             names = [type(each).listen_name() for each, _ in stored]
             keys = [_order_key(each) for each, _ in stored]
             payloads = [payload for _, payload in stored]
-            cursor.execute(STORE_MANY, [*chosen, names, payloads, keys])
+            cursor.execute(STORE_MANY.format(due=when.sql), [*chosen, names, payloads, keys])
         for each, payload in sent:
             if each.lock_notifications:
                 continue

@@ -219,7 +219,8 @@ class TaskBackend(BaseTaskBackend):
             return
         record.status = TaskResultStatus.READY
         seconds = min(backoff * 2 ** (tried - 1), LONGEST_BACKOFF) * random.uniform(0.75, 1.25)
-        self._send(record, timezone.now() + timedelta(seconds=seconds))
+        # By the clock of the server: that of this process may be another.
+        self._send(record, timedelta(seconds=seconds))
         record.save()
         logger.warning(
             "task %s of %s failed, attempt %d of %d: tried again in %.1f s",

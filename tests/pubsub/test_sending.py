@@ -3,9 +3,11 @@
 import datetime
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
-from django.db import ProgrammingError, transaction
+from django.db import ProgrammingError, connection, transaction
+from django.test import override_settings
 from django.utils import timezone
 from django.utils.connection import ConnectionDoesNotExist
 
@@ -127,6 +129,70 @@ def test_priority_and_time() -> None:
     rows = Notification.objects.in_bulk([first, second])
     assert (rows[first].state, rows[first].priority) == ("ready", 5)
     assert (rows[second].state, rows[second].run_after) == ("delayed", later)
+
+
+def test_time_by_the_servers_clock() -> None:
+    """A time may be so long from now, by the clock of the server."""
+    first = send(Orders(1), run_after=datetime.timedelta(hours=1))
+    assert notify_many([Orders(2)], run_after=datetime.timedelta(0)) == 1
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT id = %s, state, extract(epoch FROM run_after - created_at) FROM"
+            " pgpubsub_notification ORDER BY id",
+            [first],
+        )
+        (hour, now) = cursor.fetchall()
+    assert (hour[:2], now[:2]) == ((True, "delayed"), (False, "delayed"))
+    assert (round(hour[2]), round(now[2])) == (3600, 0)
+
+
+def test_naive_time(ear: Ear) -> None:
+    """A time without a zone is one of Django's current zone, where zones are used or not."""
+    time = datetime.datetime(2030, 6, 1, 12)
+    zone = datetime.timezone(datetime.timedelta(hours=-6))
+    with (
+        override_settings(TIME_ZONE="America/Belize"),
+        pytest.warns(RuntimeWarning, match="received a naive datetime"),
+    ):
+        first = send(Orders(1), run_after=time)
+    with override_settings(TIME_ZONE="America/Belize", USE_TZ=False):
+        second = send(Orders(1), run_after=time)
+        third = send(Orders(1), run_after=time.replace(tzinfo=zone))
+        assert Notification.objects.get(pk=first).run_after == time
+    rows = Notification.objects.in_bulk([first, second, third]).values()
+    assert {each.run_after for each in rows} == {time.replace(tzinfo=zone)}
+
+
+EARLY, LATE = datetime.datetime.min, datetime.datetime.max
+
+
+@pytest.mark.parametrize(
+    "run_after",
+    [
+        # In UTC, in which they would be read, those are not in the years 1 to 9999.
+        LATE.replace(tzinfo=datetime.timezone(datetime.timedelta(hours=-1))),
+        EARLY.replace(tzinfo=datetime.timezone(datetime.timedelta(hours=1))),
+        datetime.timedelta.max,
+        datetime.timedelta.min,
+        "tomorrow",
+        5,
+    ],
+)
+def test_no_time(run_after: Any, ear: Ear) -> None:
+    """What is no time, or cannot be read again, is refused before anything is sent."""
+    for send_it in (
+        lambda: send(Orders(1), run_after=run_after),
+        lambda: notify_many([Orders(1), Reads(1)], run_after=run_after),
+    ):
+        with pytest.raises(PayloadError, match="run_after is"):
+            send_it()
+    for send_it in (
+        lambda: send(Orders(1), priority=2**15),
+        lambda: notify_many([Orders(1)], priority=-(2**15)),
+    ):
+        with pytest.raises(PayloadError, match="the most is 32767"):
+            send_it()
+    assert (ear.heard(), Notification.objects.count()) == ([], 0)
 
 
 def test_alias() -> None:
