@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from decimal import Decimal
 from typing import Any
 
 from django.apps import apps
+from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.db import DEFAULT_DB_ALIAS, models
+from django.utils import timezone
 
 from .errors import PayloadError
 
@@ -83,7 +86,14 @@ def _python(field: Any, value: Any) -> Any:
         return _range(field, value)
     if isinstance(field, models.FloatField):
         return float(value)
-    return field.to_python(value)
+    return _as_loaded(field.to_python(value))
+
+
+def _as_loaded(value: Any) -> Any:
+    """Return *value*; a time without its zone where the ORM loads such ones."""
+    if isinstance(value, datetime.datetime) and value.tzinfo is not None and not settings.USE_TZ:
+        return timezone.make_naive(value)
+    return value
 
 
 def _number(value: Any) -> float:
@@ -100,4 +110,7 @@ def _range(field: Any, value: str) -> Any:
 
     info = psycopg.adapters.types[field.db_type(connection)]
     loader = Transformer().get_loader(info.oid, psycopg.pq.Format.TEXT)
-    return loader.load(value.encode())
+    found = loader.load(value.encode())
+    if found.isempty:
+        return found
+    return type(found)(_as_loaded(found.lower), _as_loaded(found.upper), found.bounds)

@@ -31,7 +31,8 @@ BEGIN
 END $$
 """
 
-# The trigger looks into django_migrations only for rows that triggers of tables have written.
+# The trigger looks into django_migrations only for rows that triggers of tables have written, and
+# if it is there: rows may be restored with a search path that is empty.
 # A payload that is one JSON string is what the triggers of django-pgpubsub before 1.1 wrote.
 DB_VERSION = f"""
 CREATE OR REPLACE FUNCTION pgpubsub_notification_db_version() RETURNS trigger AS $$
@@ -39,7 +40,9 @@ BEGIN
     IF jsonb_typeof(NEW.payload) = 'string' AND NEW.payload #>> '{{}}' LIKE '{{%' THEN
         NEW.payload := (NEW.payload #>> '{{}}')::jsonb;
     END IF;
-    NEW.db_version := (SELECT max(id) FROM django_migrations WHERE app = NEW.payload ->> 'app');
+    IF to_regclass('django_migrations') IS NOT NULL THEN
+        NEW.db_version := (SELECT max(id) FROM django_migrations WHERE app = NEW.payload ->> 'app');
+    END IF;
     RETURN NEW;
 END;
 $$ LANGUAGE plpgsql;
@@ -116,6 +119,12 @@ def drop_table(apps: Any, schema_editor: Any) -> None:
     if schema_editor.connection.vendor == "postgresql":
         schema_editor.execute(f"DROP TABLE IF EXISTS {TABLE}")
         schema_editor.execute("DROP FUNCTION IF EXISTS pgpubsub_notification_db_version()")
+
+
+def make_functions(apps: Any, schema_editor: Any) -> None:
+    """Make the functions of the table's own triggers as they are now."""
+    if schema_editor.connection.vendor == "postgresql":
+        schema_editor.execute(DB_VERSION, params=None)
 
 
 def add_keys_and_states(apps: Any, schema_editor: Any) -> None:

@@ -5,6 +5,10 @@ before or after, so that only the listeners of that are called.
 
 A stored channel's trigger writes the payload into the row alone. Its NOTIFY is never too long, and
 the same for all rows of a transaction: the server sends it once.
+
+A trigger runs in the session of whoever writes to the table. So its function has settings of its
+own: the search path that finds the table of notifications, and those that change how columns are
+written as JSON.
 """
 
 from __future__ import annotations
@@ -18,6 +22,30 @@ from .channels import TriggerChannel
 from .names import PREFIX
 from .settings import MAX_PLAIN
 from .wire import WAKE
+
+# Settings of the function, which change the text of intervals, bytea, floats, and ranges of dates
+# and times.
+_FORMATS = """SET IntervalStyle = 'postgres' SET bytea_output = 'hex' SET extra_float_digits = 1
+                SET DateStyle = 'ISO, MDY' SET TimeZone = 'UTC'"""
+
+# The schema of the table of notifications, then those that the migration itself looks in: where
+# the application's migrations come first, that table is made later. Temporary tables come last.
+_SETTINGS = f"""DO $settings$
+            BEGIN
+                EXECUTE 'ALTER FUNCTION {{function}} SET search_path = '
+                || (
+                    SELECT string_agg(quote_ident(name), ', ' ORDER BY place)
+                    FROM (
+                        SELECT nspname, 0 FROM pg_class JOIN pg_namespace
+                            ON pg_namespace.oid = relnamespace
+                        WHERE pg_class.oid = to_regclass('pgpubsub_notification')
+                        UNION ALL
+                        SELECT * FROM unnest(current_schemas(false)) WITH ORDINALITY
+                    ) AS path (name, place)
+                ) || ', pg_temp';
+            END $settings$;
+            ALTER FUNCTION {{function}}
+                {_FORMATS}"""
 
 
 class Notify(pgtrigger.Trigger):
@@ -60,6 +88,14 @@ class Notify(pgtrigger.Trigger):
             END IF;
             RETURN NEW;
         """
+
+    def render_execute(self, model: Any) -> str:
+        """Return the call of the function, and after it the statements that give it its settings.
+
+        django-pgtrigger has no other place for them. Migrations so need nothing of this package.
+        """
+        function = super().render_execute(model)
+        return f"{function};\n            {_SETTINGS.format(function=function)}"
 
     def _plain(self, name: str) -> str:
         return f"""IF octet_length(payload::text) > {MAX_PLAIN}
