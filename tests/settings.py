@@ -26,18 +26,30 @@ DATABASES = {
     "default": database("pgbackend_tests", pool={"max_size": 8}),
     "other": database("pgbackend_tests_other"),
 }
-DATABASE_ROUTERS = ["tests.support.router.OtherRouter"]
+DATABASE_ROUTERS = ["pgbackend.rpc.RpcRouter", "tests.support.router.OtherRouter"]
 INSTALLED_APPS = [
     "django.contrib.auth",
     "django.contrib.contenttypes",
     "django.contrib.sessions",
     "tests",
+    "pgbackend.rpc.server",
+    "tests.rpc.site",
+    "pgbackend.rpc",
+    "tests.rpc.waiter",
 ]
+# Django 6.1 asks for django.contrib.postgres where models have arrays and ranges. It would
+# execute statements on each new connection, which tests count.
+SILENCED_SYSTEM_CHECKS = ["postgres.E005"]
+PGBACKEND_RPC = {
+    "KEYS": {
+        # Speaks for whom it names; the second one for one principal alone.
+        "k1": "the first secret of the tests, with 32 bytes or more",
+        "k2": "the other secret of the tests, with 32 bytes or more",
+    },
+    "PRINCIPALS": {"k2": ["ada"]},
+}
 if importlib.util.find_spec("pgtrigger") is not None:
     INSTALLED_APPS += ["pgtrigger", "pgbackend.pubsub", "tests.pubsub.site"]
-    # Django 6.1 asks for django.contrib.postgres where models have arrays and ranges. It would
-    # execute statements on each new connection, which tests count.
-    SILENCED_SYSTEM_CHECKS = ["postgres.E005"]
     # Django 6.0 and later.
     TASKS = {
         "default": {"BACKEND": "django.tasks.backends.immediate.ImmediateBackend"},

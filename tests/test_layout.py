@@ -53,6 +53,7 @@ SUBJECTS = {
     "instrumentation": "what looks at statements",
     "pages": "the examples of the pages",
     "pubsub": "by subject until it is whole",
+    "rpc": "by subject: what travels is tested from both its ends",
 }
 
 

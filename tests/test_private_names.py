@@ -15,6 +15,7 @@ import types
 from collections.abc import Callable, Iterator
 from contextlib import ContextDecorator
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 from weakref import WeakSet
@@ -334,6 +335,19 @@ def test_name_is_used(each: Private) -> None:
         assert each.name in ALL_NAMES[file], file
 
 
+NEED_REDIS = {
+    f"pgbackend.rpc.transports.{name}"
+    for name in (
+        "amqp_answers",
+        "celery",
+        "celery_service",
+        "celery_worker",
+        "redis_answers",
+        "results",
+    )
+}
+
+
 def own_classes() -> set[type]:
     """Return the package's classes, and a guarded one of psycopg's cursors."""
     cursor = guard.guard(EXAMPLES["ClientCursor"]())
@@ -343,6 +357,12 @@ def own_classes() -> set[type]:
             # An environment without the extra "pubsub".
             continue
         if module.name.startswith("pgbackend.pubsub.task") and django.VERSION < (6, 0):
+            continue
+        if module.name == "pgbackend.rpc.celery":
+            # It makes the application of a service, for which the settings have to name a broker.
+            continue
+        if module.name in NEED_REDIS and find_spec("redis") is None:
+            # An environment without the extra "rpc".
             continue
         if module.name.endswith(".admin"):
             # It needs the application "admin", which the tests' settings have not.

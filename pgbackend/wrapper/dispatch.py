@@ -187,7 +187,10 @@ def begins_here(alias: str) -> bool:
 def _all_enabled() -> bool:
     # Check the settings only: making every alias's wrapper for each task would cost more.
     for conf in connections.settings.values():
-        if not _is_ours(conf["ENGINE"]) or not conf["OPTIONS"].get("bridge", True):
+        if _is_ours(conf["ENGINE"]):
+            if not conf["OPTIONS"].get("bridge", True):
+                return False
+        elif not _waits_in_bridge(conf["ENGINE"]):
             return False
     return True
 
@@ -195,6 +198,12 @@ def _all_enabled() -> bool:
 @functools.cache
 def _is_ours(engine: str) -> bool:
     return issubclass(load_backend(engine).DatabaseWrapper, BackendWrapper)
+
+
+@functools.cache
+def _waits_in_bridge(engine: str) -> bool:
+    """Tell whether an engine without SQL waits in bridged code without blocking the loop."""
+    return getattr(load_backend(engine).DatabaseWrapper, "waits_in_bridge", False)
 
 
 def is_enabled(alias: str) -> bool:

@@ -1,0 +1,1 @@
+"""The client for PHP, one file."""

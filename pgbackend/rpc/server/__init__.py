@@ -1,0 +1,1 @@
+"""The service: what it exposes, and how a message is checked and run."""

@@ -1,0 +1,1 @@
+"""How messages and answers travel."""

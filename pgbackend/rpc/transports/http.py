@@ -1,0 +1,103 @@
+"""The transport over HTTP: a message is the body of a POST, its answer that of the response."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import httpx
+from django.core.exceptions import ImproperlyConfigured
+
+from ..protocol.errors import RemoteError, TooLarge, Unavailable
+from .threaded import ThreadedTransport
+
+CONTENT_TYPE = "application/vnd.pgbackend.rpc"
+
+# How many connections a process has to the service at most.
+CONNECTIONS = 20
+
+# How long connecting may take, seconds.
+CONNECT_TIMEOUT = 3.0
+
+# How long an answer may be, bytes.
+MAX_BYTES = 64 * 2**20
+
+
+class HttpTransport(ThreadedTransport):
+    """Sends messages to the view at *url*, on connections that are kept.
+
+    *headers* go with each request: what a proxy before the service asks for.
+    """
+
+    name = "rpc-http"
+
+    def __init__(self, url: str, *, headers: dict[str, str] | None = None) -> None:
+        super().__init__()
+        self.url = url
+        self.headers = {"Content-Type": CONTENT_TYPE, **(headers or {})}
+        self._client: httpx.AsyncClient | None = None
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> HttpTransport:
+        """Return the transport of an alias. Raise ImproperlyConfigured."""
+        url = settings.get("URL")
+        if not isinstance(url, str) or not url.startswith(("http://", "https://")):
+            raise ImproperlyConfigured(
+                f"the transport 'http' needs 'URL': the address of the service's view, not {url!r}"
+            )
+        return cls(url, headers=settings.get("HEADERS"))
+
+    @property
+    def client(self) -> httpx.AsyncClient:
+        """The client of the thread's loop, which is made at the first use."""
+        if self._client is None:
+            limits = httpx.Limits(
+                max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS
+            )
+            timeout = httpx.Timeout(None, connect=CONNECT_TIMEOUT)
+            self._client = httpx.AsyncClient(limits=limits, timeout=timeout, headers=self.headers)
+        return self._client
+
+    async def serve(self) -> None:
+        """Keep the connections until the task is cancelled."""
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            client, self._client = self._client, None
+            if client is not None:
+                await client.aclose()
+
+    def forked(self) -> None:
+        """Forget the connections of the process that this one was forked from."""
+        self._client = None
+
+    def hand_over(self, message_id: str, wire: str, urgent: bool, deadline: float) -> None:
+        """Have the thread send a message; *urgent* changes nothing, as nothing waits here."""
+        self.call(lambda: self.spawn(self._post(message_id, wire, deadline)))
+
+    async def _post(self, message_id: str, wire: str, deadline: float) -> None:
+        try:
+            async with asyncio.timeout(deadline - time.time()):
+                self.pending.answer(message_id, await self._answer(wire))
+        except TimeoutError:
+            # `pending` says so.
+            return
+        except RemoteError as error:
+            self.pending.fail(message_id, error)
+        except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
+            words = f"{self.url} cannot be reached: {error or type(error).__name__}"
+            self.pending.fail(message_id, Unavailable(words))
+
+    async def _answer(self, wire: str) -> str:
+        body = bytearray()
+        async with self.client.stream("POST", self.url, content=wire.encode()) as response:
+            async for some in response.aiter_bytes():
+                body += some
+                if len(body) > MAX_BYTES:
+                    raise TooLarge(f"the answer has more than {MAX_BYTES} bytes")
+        # The service answers refusals, too, by a text of this form; anything else is a proxy's.
+        if not body.startswith(b"v1."):
+            raise Unavailable(f"{self.url} answered {response.status_code} without an answer")
+        return body.decode()

@@ -1,0 +1,70 @@
+"""The service's side of the transport over PostgreSQL: the channel of messages, and its listener.
+
+Whoever listens to the project's channels answers messages: ``manage.py listen``, or the ASGI server
+with ``LifespanApplication(application, listen=True)``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from ...extending import own_cursor
+from ...pubsub.channels import Channel
+from ...pubsub.sending import STORE, WAKE_ONE, database
+from ...pubsub.settings import MAX_PLAIN
+from .postgres import ANSWERS
+from .serving import Handle, handle_of_service
+
+# What a client may name for its answers: nobody else's channel.
+_REPLY = re.compile(rf"{ANSWERS}[0-9a-f]{{16}}")
+_ID = re.compile(r"[0-9a-f-]{1,80}")
+
+
+@dataclass
+class RpcMessage(Channel):
+    """A message for the service, stored until it is answered.
+
+    It is leased, not claimed in a transaction: it is answered as those of other transports are, in
+    transactions of its own. What a worker that died had is there again when the lease ends.
+    """
+
+    lock_notifications = True
+    lease = 10.0
+    retries = 3
+    concurrency = 16
+
+    id: str
+    reply: str
+    wire: str
+
+
+def answer(handle: Handle | None, id: str, reply: str, wire: str) -> None:
+    """Answer one message by *handle*: the listener of the channel."""
+    if not (_REPLY.fullmatch(reply) and _ID.fullmatch(id)):
+        raise ValueError("a message names no channel of a client for its answer")
+    send_answer(reply, id, (handle or handle_of_service())(wire))
+
+
+def send_answer(reply: str, message_id: str, text: str) -> None:
+    """Notify the client, or store the answer for it where it is too long for that."""
+    short = f"{message_id} {text}"
+    with own_cursor(database(RpcMessage)) as cursor:
+        if len(short.encode()) <= MAX_PLAIN:
+            cursor.execute("SELECT pg_notify(%s, %s)", [reply, short])
+            return
+        payload = json.dumps({"id": message_id, "wire": text}, separators=(",", ":"))
+        parameters: list[Any] = [reply, payload, "plain", 0, None, None, None]
+        cursor.execute(STORE.format(wake=WAKE_ONE), [*parameters, reply, "@"])
+
+
+def serve(alias: str, handle: Handle | None = None) -> None:
+    """Have messages in the database of *alias* answered by whoever listens.
+
+    *handle* answers a message; None: the service of the project, by what it exposes.
+    """
+    RpcMessage.using = alias
+    RpcMessage.register(partial(answer, handle))

@@ -1,0 +1,21 @@
+"""The service in tests/rpc/site as the alias "rpc", by each transport."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.rpc import TRANSPORTS, alias
+
+
+@pytest.fixture(params=list(TRANSPORTS))
+def service(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The alias of the service, by one transport."""
+    with TRANSPORTS[request.param]() as conf, alias(**conf) as name:
+        yield name
+
+
+@pytest.fixture
+def nowhere() -> Iterator[str]:
+    """An alias whose service has no principal and no message: nothing is sent."""
+    with alias(TRANSPORT="local", TIMEOUT=1.0) as name:
+        yield name

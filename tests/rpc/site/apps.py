@@ -1,0 +1,8 @@
+"""The application's configuration."""
+
+from django.apps import AppConfig
+
+
+class SiteConfig(AppConfig):
+    name = "tests.rpc.site"
+    label = "rpc_site"

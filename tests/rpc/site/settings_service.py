@@ -1,0 +1,24 @@
+"""Settings of services that run beside a test: their backends are not the test's own."""
+
+import os
+from typing import Any
+
+from tests.settings import *  # noqa: F403
+from tests.settings import PGBACKEND_RPC as _RPC
+from tests.settings import database
+
+DATABASES = {
+    "default": {
+        **database("pgbackend_tests", pool={"max_size": 8}, application_name="pgbackend-rpc"),
+        "ENGINE": os.environ.get("RPC_ENGINE", "pgbackend"),
+    },
+    "other": database("pgbackend_tests_other"),
+}
+if DATABASES["default"]["ENGINE"] != "pgbackend":
+    DATABASES["default"]["OPTIONS"] = {"application_name": "pgbackend-rpc"}
+PGBACKEND_RPC: dict[str, Any] = {
+    **_RPC,
+    "BROKER_URL": os.environ.get("RPC_BROKER_URL"),
+    "RESULT_BACKEND": os.environ.get("RPC_RESULT_BACKEND"),
+    "CONCURRENCY": 10,
+}

@@ -1,0 +1,8 @@
+"""The application's configuration."""
+
+from django.apps import AppConfig
+
+
+class WaiterConfig(AppConfig):
+    name = "tests.rpc.waiter"
+    label = "rpc_waiter"

@@ -1,0 +1,222 @@
+"""Services of pgbackend.rpc that run beside a test, one for each transport, and ways to them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Self
+
+from pgbackend.rpc.protocol.errors import RemoteError
+from pgbackend.rpc.transports.base import Transport
+from tests.faults.fix_servers import free_port
+from tests.support.brokers import Broker, Rabbit, Redis
+from tests.support.limits import AT_ONCE, PATIENCE
+from tests.support.script import ROOT
+
+
+class Worker:
+    """A process of a service; it ends with the block, whatever it does."""
+
+    def __init__(self, command: list[str], **environ: str) -> None:
+        self.command = command
+        self.environ = environ
+
+    def __enter__(self) -> Self:
+        self.log = tempfile.TemporaryFile("w+")  # closed with the block
+        self.process = subprocess.Popen(
+            [sys.executable, *self.command],
+            cwd=ROOT,
+            env={
+                **os.environ,
+                "DJANGO_SETTINGS_MODULE": "tests.rpc.site.settings_service",
+                "PYTHONPATH": str(ROOT),
+                "PYTHONUNBUFFERED": "1",
+                **self.environ,
+            },
+            stdin=subprocess.DEVNULL,
+            stdout=self.log,
+            stderr=self.log,
+            start_new_session=True,
+        )
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        if error[0] is not None:
+            print(self.text())
+        self.log.close()
+
+    def text(self) -> str:
+        """Return what the process has written so far."""
+        self.log.seek(0)
+        return self.log.read()
+
+    def kill(self) -> None:
+        """End the process at once."""
+        self.process.kill()
+        self.process.wait()
+
+    def end(self) -> int:
+        """Ask the process to end, and return its exit code."""
+        self.process.terminate()
+        return self.process.wait(AT_ONCE)
+
+
+class Service:
+    """A service that answers by `site.plain`, reached by one transport."""
+
+    broker: Broker | None = None
+
+    def worker(self, **environ: str) -> Worker:
+        """Return a process of the service, which is started by `with`."""
+        raise NotImplementedError
+
+    def transport(self) -> Transport:
+        """Return a new way to the service."""
+        raise NotImplementedError
+
+    def wait(self) -> None:
+        """Wait until the service answers."""
+        with closing(self.transport()) as transport:
+            deadline = time.monotonic() + PATIENCE
+            while True:
+                try:
+                    ask(transport, "ping", 1.0)
+                    return
+                except RemoteError:
+                    if time.monotonic() > deadline:
+                        raise
+                    time.sleep(0.05)
+
+    @contextmanager
+    def running(self, **environ: str) -> Iterator[Worker]:
+        """Run a process of the service, which answers when the block begins."""
+        with self.worker(**environ) as worker:
+            try:
+                self.wait()
+            except RemoteError:
+                print(worker.text())
+                raise
+            yield worker
+
+
+class CeleryService(Service):
+    """Workers of Celery, with a Redis or a RabbitMQ."""
+
+    def __init__(self, broker: Broker) -> None:
+        self.broker = broker
+
+    def worker(self, *, pool: str = "", **environ: str) -> Worker:
+        """Return a worker of the default *pool*, or another one."""
+        assert self.broker is not None
+        options = ["-P", pool] if pool else []
+        return Worker(
+            [
+                *("-m", "celery", "-A", "tests.rpc.site.plain_celery", "worker"),
+                *("-Q", "rpc,rpc.high", "-n", f"{time.monotonic_ns()}@tests", *options),
+            ],
+            RPC_BROKER_URL=self.broker.url,
+            **environ,
+        )
+
+    def transport(self) -> Transport:
+        """Return a new way to the workers."""
+        from pgbackend.rpc.transports.celery import CeleryTransport
+
+        assert self.broker is not None
+        return CeleryTransport(self.broker.url)
+
+
+class PostgresService(Service):
+    """Processes that listen in the database of the tests."""
+
+    def worker(self, **environ: str) -> Worker:
+        """Return a process with the command `listen`."""
+        return Worker(["-m", "tests.rpc.site.plain_listen"], **environ)
+
+    def transport(self) -> Transport:
+        """Return a new way to those who listen."""
+        from pgbackend.rpc.transports.postgres import PostgresTransport
+
+        return PostgresTransport("default")
+
+
+class HttpService(Service):
+    """A process of uvicorn."""
+
+    def __init__(self) -> None:
+        self.port = free_port()
+
+    def worker(self, **environ: str) -> Worker:
+        """Return a process that serves a view."""
+        return Worker(
+            [
+                *("-m", "uvicorn", "tests.rpc.site.plain_http:application"),
+                *("--port", f"{self.port}", "--log-level", "warning"),
+            ],
+            **environ,
+        )
+
+    def transport(self) -> Transport:
+        """Return a new way to the view."""
+        from pgbackend.rpc.transports.http import HttpTransport
+
+        return HttpTransport(f"http://127.0.0.1:{self.port}/rpc/")
+
+
+# How to make each service; the brokers end with the block.
+@contextmanager
+def redis_service() -> Iterator[Service]:
+    with Redis() as broker:
+        yield CeleryService(broker)
+
+
+@contextmanager
+def rabbit_service() -> Iterator[Service]:
+    with Rabbit() as broker:
+        yield CeleryService(broker)
+
+
+@contextmanager
+def postgres_service() -> Iterator[Service]:
+    yield PostgresService()
+
+
+@contextmanager
+def http_service() -> Iterator[Service]:
+    yield HttpService()
+
+
+SERVICES: dict[str, Callable[[], Any]] = {
+    "redis": redis_service,
+    "rabbit": rabbit_service,
+    "postgres": postgres_service,
+    "http": http_service,
+}
+
+
+@contextmanager
+def closing(transport: Transport) -> Iterator[Transport]:
+    """Close *transport* at the end of the block."""
+    try:
+        yield transport
+    finally:
+        transport.close()
+
+
+def send(transport: Transport, wire: str, seconds: float = AT_ONCE, *, urgent: bool = False) -> Any:
+    """Send a message that may take so many *seconds*; return the future of its answer."""
+    return transport.send(wire, urgent=urgent, deadline=time.time() + seconds)
+
+
+def ask(transport: Transport, wire: str, seconds: float = AT_ONCE, *, urgent: bool = False) -> str:
+    """Send a message and return its answer. Raise RemoteError."""
+    answer: str = send(transport, wire, seconds, urgent=urgent).result(seconds + AT_ONCE)
+    return answer
