@@ -42,8 +42,8 @@ NUMBERS = st.one_of(
     st.integers(),
     st.integers(-(10**999), 10**999),
     st.floats(allow_nan=False),
-    st.decimals(allow_nan=False, places=4),
-    st.decimals(allow_nan=False).filter(lambda each: not each.is_finite() or _short(each)),
+    st.decimals(allow_nan=False, places=4).filter(lambda each: _short(each)),
+    st.decimals(allow_nan=False).filter(lambda each: _short(each)),
 )
 HASHABLE = st.one_of(
     st.none(),
@@ -57,7 +57,7 @@ HASHABLE = st.one_of(
     st.ip_addresses(),
     DATETIMES,
 )
-NAMES = st.from_regex(r"\A[a-z][a-z0-9_]{0,20}\Z")
+NAMES = st.text("abz059_", max_size=20).map("a{}".format)
 MODELS = st.tuples(NAMES, NAMES).map(".".join)
 DOCUMENTS = st.recursive(
     st.one_of(
@@ -73,8 +73,8 @@ DOCUMENTS = st.recursive(
 
 
 def _short(value: Decimal) -> bool:
-    exponent = value.as_tuple().exponent
-    return isinstance(exponent, int) and abs(exponent) <= 1000
+    _, digits, exponent = value.as_tuple()
+    return not isinstance(exponent, int) or (abs(exponent) <= 1000 and len(digits) <= 1000)
 
 
 def _tuples(each: st.SearchStrategy[Any]) -> st.SearchStrategy[tuple[Any, ...]]:
@@ -124,9 +124,9 @@ def _above(below: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     )
 
 
-VALUES: st.SearchStrategy[Any] = st.recursive(
-    st.one_of(HASHABLE, NUMBERS, st.booleans()), _above, max_leaves=8
-)
+LEAVES = st.one_of(HASHABLE, NUMBERS, st.booleans())
+# To a fixed depth: st.recursive draws anew and anew what has many children, which may take minutes.
+VALUES = st.one_of(LEAVES, _above(LEAVES), _above(st.one_of(LEAVES, _above(LEAVES))))
 
 TREES = st.builds(
     nodes.Tree,
@@ -144,7 +144,7 @@ TREES = st.builds(
 )
 
 many = pytest.mark.parametrize(
-    "examples", [40, pytest.param(1000, marks=pytest.mark.load)], ids=["short", "long"]
+    "examples", [15, pytest.param(500, marks=pytest.mark.load)], ids=["short", "long"]
 )
 
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,23 @@ from tests.rpc.vectors.reading import HERE, python_of, vectors, wire_of
 LIMITS = Limits()
 
 
-def named(found: list[dict[str, Any]]) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("vector", found, ids=[each["name"] for each in found])
+def each_of(found: list[dict[str, Any]]) -> Callable[[Callable[..., None]], Callable[[], None]]:
+    """Run a test for each of the vectors: one test, as each has a cost of its own here."""
+
+    def decorated(test: Callable[..., None]) -> Callable[[], None]:
+        def test_all() -> None:
+            assert found
+            for vector in found:
+                try:
+                    test(vector)
+                except Exception as error:
+                    error.add_note(f"the vector {vector['name']!r}")
+                    raise
+
+        test_all.__doc__ = test.__doc__
+        return test_all
+
+    return decorated
 
 
 def keys_of(name: str, key_id: str = "k1") -> Keys:
@@ -37,7 +53,7 @@ def same(one: Any, other: Any) -> bool:
     return bool(one == other) if isinstance(one, set) else repr(one) == repr(other)
 
 
-@named(vectors("values"))
+@each_of(vectors("values"))
 def test_values(vector: dict[str, Any]) -> None:
     """A value is written as its text says, and that text is read as the value."""
     value = python_of(vector)
@@ -45,7 +61,7 @@ def test_values(vector: dict[str, Any]) -> None:
     assert same(decode(loaded(vector["wire"].encode(), 100)), value)
 
 
-@named(vectors("json_documents"))
+@each_of(vectors("json_documents"))
 def test_documents(vector: dict[str, Any]) -> None:
     """A JSON document is sent as it is, and read as what it holds."""
     value = python_of(vector)
@@ -53,7 +69,7 @@ def test_documents(vector: dict[str, Any]) -> None:
     assert same(decode(loaded(vector["wire"].encode(), 100)), value)
 
 
-@named(vectors("trees"))
+@each_of(vectors("trees"))
 def test_trees(vector: dict[str, Any]) -> None:
     """A tree is written as its text says, and that text is read as the tree."""
     tree = python_of(vector)
@@ -61,7 +77,7 @@ def test_trees(vector: dict[str, Any]) -> None:
     assert decode_tree(loaded(vector["wire"].encode(), 100)) == tree
 
 
-@named(vectors("bad_values"))
+@each_of(vectors("bad_values"))
 def test_bad_values(vector: dict[str, Any]) -> None:
     """What no value is written as is refused with its code."""
     with pytest.raises(RemoteError) as caught:
@@ -69,7 +85,7 @@ def test_bad_values(vector: dict[str, Any]) -> None:
     assert caught.value.code == vector["code"]
 
 
-@named(vectors("bad_trees"))
+@each_of(vectors("bad_trees"))
 def test_bad_trees(vector: dict[str, Any]) -> None:
     """What is no tree is refused with its code."""
     with pytest.raises(RemoteError) as caught:
@@ -77,7 +93,7 @@ def test_bad_trees(vector: dict[str, Any]) -> None:
     assert caught.value.code == vector["code"]
 
 
-@named(vectors("messages")["vectors"])
+@each_of(vectors("messages")["vectors"])
 def test_messages(vector: dict[str, Any]) -> None:
     """A message is opened, and sealed again is the same text but for its space."""
     keys = keys_of("messages", vector["wire"].split(".")[1])
@@ -93,7 +109,7 @@ def test_messages(vector: dict[str, Any]) -> None:
     )
 
 
-@named(vectors("bad_messages")["vectors"])
+@each_of(vectors("bad_messages")["vectors"])
 def test_bad_messages(vector: dict[str, Any]) -> None:
     """A message that is wrong is refused with its code, and the id is told where it was read."""
     with pytest.raises(RemoteError) as caught:
@@ -107,7 +123,7 @@ def test_bad_messages(vector: dict[str, Any]) -> None:
         assert (error.key_id, error.message_id) == ("k1", vectors("messages")["id"])
 
 
-@named(vectors("answers")["vectors"])
+@each_of(vectors("answers")["vectors"])
 def test_answers(vector: dict[str, Any]) -> None:
     """An answer is opened, its errors by code; sealed again it is the same text."""
     keys = keys_of("answers")
@@ -122,7 +138,7 @@ def test_answers(vector: dict[str, Any]) -> None:
     assert seal_answer(answer, keys, None if key_id == "-" else key_id) == vector["wire"]
 
 
-@named(vectors("bad_answers")["vectors"])
+@each_of(vectors("bad_answers")["vectors"])
 def test_bad_answers(vector: dict[str, Any]) -> None:
     """An answer that is wrong is refused with its code."""
     with pytest.raises(RemoteError) as caught:
