@@ -13,6 +13,8 @@ setting                        default      meaning
                                             named in the log; None: never. 0.1 where DEBUG is on
 ``PGBACKEND_CLIENT_TIMEOUT``   30           seconds that a client may read nothing of its response
                                             while that has a connection on loan; None: for ever
+``PGBACKEND_RPC``              {}           what a service of pgbackend.rpc is told: see
+                                            pgbackend.rpc.server.settings
 =============================  ===========  ======================================================
 """
 
@@ -46,6 +48,15 @@ def client_timeout() -> float | None:
     """Return ``PGBACKEND_CLIENT_TIMEOUT``, in seconds."""
     name = "PGBACKEND_CLIENT_TIMEOUT"
     return _seconds(name, _read(name, 30.0))
+
+
+def rpc() -> dict[str, Any]:
+    """Return ``PGBACKEND_RPC``, whose entries pgbackend.rpc reads and checks."""
+    # A miss is not kept, as _read would: a request does not read it, and a dictionary can change.
+    entries = getattr(settings, "PGBACKEND_RPC", {})
+    if not isinstance(entries, dict):
+        raise ImproperlyConfigured(f"PGBACKEND_RPC is a dictionary, not {entries!r}")
+    return entries
 
 
 def _seconds(name: str, seconds: Any) -> float | None:
@@ -84,4 +95,5 @@ SETTINGS: dict[str, Callable[[], Any]] = {
     "PGBACKEND_SYNC_ON_LOOP": sync_on_loop,
     "PGBACKEND_BLOCKING_TIME": blocking_time,
     "PGBACKEND_CLIENT_TIMEOUT": client_timeout,
+    "PGBACKEND_RPC": rpc,
 }

@@ -119,11 +119,8 @@ def test_links(page: Path) -> None:
 
 @each_page
 def test_settings_that_are_named(page: Path) -> None:
-    """A page names no setting that the backend, or a service of RPC, does not read."""
-    from pgbackend.rpc.server import settings
-
-    read = {*conf.SETTINGS, settings.NAME}
-    assert set(_SETTING.findall(page.read_text())) <= read
+    """A page names no setting that the backend does not read."""
+    assert set(_SETTING.findall(page.read_text())) <= conf.SETTINGS.keys()
 
 
 def test_readme_is_short() -> None:

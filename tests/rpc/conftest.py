@@ -3,8 +3,18 @@
 from collections.abc import Iterator
 
 import pytest
+from django.conf import settings
+from django.test import override_settings
 
 from tests.support.rpc import TRANSPORTS, alias
+
+
+@pytest.fixture(scope="package", autouse=True)
+def router() -> Iterator[None]:
+    """The router of a project that has models of a service."""
+    routers = ["pgbackend.rpc.RpcRouter", *settings.DATABASE_ROUTERS]
+    with override_settings(DATABASE_ROUTERS=routers):
+        yield
 
 
 @pytest.fixture(params=list(TRANSPORTS))

@@ -22,12 +22,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
 from django.db import DEFAULT_DB_ALIAS
 from django.utils.module_loading import import_string
 
+from ... import conf
 from ..protocol.keys import Keys
 from ..protocol.limits import Limits
 
@@ -64,10 +64,7 @@ def service() -> Service:
 
 def read(name: str, default: Any = None) -> Any:
     """Return an entry of ``PGBACKEND_RPC``; raise ImproperlyConfigured if that is no dictionary."""
-    found = getattr(settings, NAME, {})
-    if not isinstance(found, dict):
-        raise ImproperlyConfigured(f"{NAME} is a dictionary, not {found!r}")
-    return found.get(name, default)
+    return conf.rpc().get(name, default)
 
 
 def _read() -> Service:
@@ -76,7 +73,7 @@ def _read() -> Service:
     if not isinstance(tracebacks, bool):
         raise ImproperlyConfigured(f'{NAME}["TRACEBACKS"] is True or False, not {tracebacks!r}')
     try:
-        keys = Keys.from_settings(getattr(settings, NAME, {}))
+        keys = Keys.from_settings(conf.rpc())
         limits = Limits(**read("LIMITS", {}))
     except (TypeError, ValueError) as error:
         raise ImproperlyConfigured(f"{NAME}: {error}") from error
