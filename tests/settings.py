@@ -39,7 +39,7 @@ INSTALLED_APPS = [
 ]
 # Django 6.1 asks for django.contrib.postgres where models have arrays and ranges. It would
 # execute statements on each new connection, which tests count. The alias of tests.rpc.waiter, and
-# its router, are there in tests/rpc alone: a router is asked for each query, which tests count, too.
+# its router, are those of tests/rpc: a router is asked for each query, which tests count, too.
 SILENCED_SYSTEM_CHECKS = ["postgres.E005", "pgbackend.rpc.E002"]
 PGBACKEND_RPC = {
     "KEYS": {
