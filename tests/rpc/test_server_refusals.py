@@ -394,6 +394,42 @@ def test_wrong_exposures(options: dict[str, Any]) -> None:
         registry.register(known, anew=True)
 
 
+def test_names_of_columns() -> None:
+    """Options may name a field as a message may: "pk", or by its column."""
+    known = registry.exposure_of(models.Dish)
+    expose_options: dict[str, Any] = {
+        "lookups": {"*": ["exact"], "station_id": ["in"], "pk": ["gt"]},
+        "ordering": ["pk", "station_id"],
+        "paths": ["station", "station__name"],
+    }
+    unregister(models.Dish)
+    try:
+        expose(models.Dish, readable=["name", "station"], **expose_options)
+        for name in ("pk", "id", "station", "station_id"):
+            assert code(tree("Dish", op("order_by", name))) is None, name
+        for path in ("pk__gt", "id__gt"):
+            assert code(tree("Dish", where(**{path: 1}))) is None, path
+        for path in ("station__in", "station_id__in"):
+            assert code(tree("Dish", where(**{path: [1]}))) is None, path
+        assert code(tree("Dish", op("order_by", "name"))) == "OrderingNotAllowed"
+        assert code(tree("Dish", where(name__in=["x"]))) == "LookupNotAllowed"
+    finally:
+        registry.register(known, anew=True)
+
+
+def test_describe_what_is_read_on_the_way() -> None:
+    """A model that is read over relations alone is described, as far as it may be read."""
+    known = registry.exposure_of(models.Label)
+    unregister(models.Label)
+    try:
+        expose(models.Label, readable=["word"], operations=[])
+        found = ask(tree("", end=op("describe"))).get("models")["rpc_site.Label"]
+        assert (found["x-operations"], list(found["properties"])) == ([], ["id", "word"])
+        assert code(tree("Label")) == "OperationNotAllowed"
+    finally:
+        registry.register(known, anew=True)
+
+
 def test_describe() -> None:
     """describe says what a principal may do, and nothing of what it may not."""
     found = ask(tree("", end=op("describe"))).get("models")

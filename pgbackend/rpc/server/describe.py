@@ -55,11 +55,13 @@ def _schema(session: Session, exposure: Exposure) -> dict[str, Any] | None:
     """Return the schema of one model; None where the principal may do nothing with it."""
     operations = [each for each in OPERATIONS if _may(session, exposure, each)]
     methods = sorted(each for each in exposure.methods if _permits(session, exposure, each))
-    if not operations and not methods:
+    # What cannot be read by itself may be read on the way from another model.
+    reads = "read" in operations or (exposure.readable and _permits(session, exposure, "read"))
+    if not (operations or methods or reads):
         return None
     opts = exposure.model._meta
     properties = {}
-    if "read" in operations:
+    if reads:
         properties = {each.attname: _field(exposure, each) for each in exposure.columns}
     for name in exposure.writable:
         field = relation(exposure.model, name)

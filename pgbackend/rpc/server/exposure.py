@@ -86,13 +86,46 @@ class Exposure:
         return frozenset(found)
 
     def lookups_of(self, path: str) -> frozenset[str]:
-        return self.lookups.get(path, self.lookups.get("*", frozenset()))
+        return self._lookups.get(path, self.lookups.get("*", frozenset()))
 
     def transforms_of(self, path: str) -> frozenset[str]:
-        return self.transforms.get(path, self.transforms.get("*", frozenset()))
+        return self._transforms.get(path, self.transforms.get("*", frozenset()))
 
     def may_order_by(self, path: str) -> bool:
-        return self.ordering if isinstance(self.ordering, bool) else path in self.ordering
+        return self.ordering if isinstance(self.ordering, bool) else path in self._ordering
+
+    def takes_any_key(self, path: str) -> bool:
+        """Return whether *path* is a JSON field of which a condition may name any key."""
+        return path in self._json_keys
+
+    # The options by path, as paths of messages are looked up: by the names of fields, though an
+    # option may say "pk" or "station_id".
+
+    @cached_property
+    def _lookups(self) -> Names:
+        return {self._named(path): names for path, names in self.lookups.items()}
+
+    @cached_property
+    def _transforms(self) -> Names:
+        return {self._named(path): names for path, names in self.transforms.items()}
+
+    @cached_property
+    def _ordering(self) -> frozenset[str]:
+        assert not isinstance(self.ordering, bool)
+        return frozenset(map(self._named, self.ordering))
+
+    @cached_property
+    def _json_keys(self) -> frozenset[str]:
+        return frozenset(map(self._named, self.json_keys))
+
+    def _named(self, path: str) -> str:
+        model: Any = self.model
+        names = []
+        for part in path.split("__"):
+            step = None if model is None else relation(model, part)
+            names.append(part if step is None else step.name)
+            model = step.related_model if step is not None and step.is_relation else None
+        return "__".join(names)
 
     def check_operation(self, principal: Any, operation: str) -> None:
         """Raise OperationNotAllowed or PermissionDenied unless *principal* may do it."""

@@ -164,7 +164,7 @@ def _lookup_of(
     # What was annotated is no path of its own: what holds for all of them holds for it.
     key = "*" if field is None else name
     lookups, allowed = exposure.lookups_of(key), exposure.transforms_of(key)
-    any_key = name in exposure.json_keys and isinstance(field, JSONField)
+    any_key = exposure.takes_any_key(name) and isinstance(field, JSONField)
     found, transforms = "exact", rest
     if lookup and rest and rest[-1] in lookups:
         found, transforms = rest[-1], rest[:-1]
