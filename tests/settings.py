@@ -48,6 +48,8 @@ PGBACKEND_RPC = {
         "k2": "the other secret of the tests, with 32 bytes or more",
     },
     "PRINCIPALS": {"k2": ["ada"]},
+    # By tests/rpc/site/settings_service.py alone: those of pubsub count what is listened to.
+    "LISTEN": None,
 }
 if importlib.util.find_spec("pgtrigger") is not None:
     INSTALLED_APPS += ["pgtrigger", "pgbackend.pubsub", "tests.pubsub.site"]

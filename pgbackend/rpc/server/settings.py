@@ -10,6 +10,9 @@ name              default       meaning
                                 which `expose`'s functions are called with; None: the name
 ``LIMITS``        {}            `protocol.limits.Limits`, by name
 ``DATABASE``      "default"     the alias with the server's own tables
+``LISTEN``        ``DATABASE``  the alias with messages of the transport "postgres", which those who
+                                listen to the project's channels answer; None: nobody does, as
+                                where ``pgbackend.pubsub`` is not installed
 ``TRACEBACKS``    False         errors have the traceback in their details: for development
 ================  ============  ==================================================================
 
@@ -22,6 +25,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from django.apps import apps
 from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
 from django.db import DEFAULT_DB_ALIAS
@@ -65,6 +69,19 @@ def service() -> Service:
 def read(name: str, default: Any = None) -> Any:
     """Return an entry of ``PGBACKEND_RPC``; raise ImproperlyConfigured if that is no dictionary."""
     return conf.rpc().get(name, default)
+
+
+def listens() -> str | None:
+    """Return the alias whose stored messages this project answers; raise ImproperlyConfigured."""
+    if apps.is_installed("pgbackend.pubsub"):
+        alias: str | None = read("LISTEN", read("DATABASE", DEFAULT_DB_ALIAS))
+        return alias
+    if (alias := read("LISTEN")) is not None:
+        raise ImproperlyConfigured(
+            f'{NAME}["LISTEN"] is {alias!r}, but "pgbackend.pubsub" is not installed: it has'
+            " the table of the messages"
+        )
+    return None
 
 
 def _read() -> Service:
