@@ -1,4 +1,7 @@
 # make run     the example project on http://127.0.0.1:8000/ (PORT=8001 moves it)
+# make run-waiter  beside it: a waiter's terminal without a database, on http://127.0.0.1:8002/;
+#              BROKER_URL=redis://localhost/ for both, and `make run-worker` as a third, has their
+#              messages go through Celery
 # make test    the tests, each matrix on one loop, in WORKERS=2 processes; DJANGO=5.2, 6.0 or 6.1 and
 #              PYTHON= choose others than the usual ones
 # make test-load   what `make test` leaves out: sweeps, fuzzes and matrices on the other loops
@@ -41,13 +44,21 @@ NAME =
 PARALLEL = 2
 WORKERS = 2
 
-.PHONY: help run test test-load test-all soak django-suite django-suite-diff drf-suite pubsub-suite app-suite bench bench-full bench-pubsub docs ways clean
+.PHONY: help run run-waiter run-worker test test-load test-all soak django-suite django-suite-diff drf-suite pubsub-suite app-suite bench bench-full bench-pubsub docs ways clean
 
 help:
 	@sed -n '/^#/!q; s/^# //p' Makefile
 
 run: $(VENV)/installed-demo
 	@$(VENV)/bin/python -m proj.serve
+
+run-waiter: $(VENV)/installed-demo
+	@$(VENV)/bin/python -m proj.waiter.serve
+
+run-worker: $(VENV)/installed-demo
+	@[ -n "$(BROKER_URL)" ] || { echo "Name the broker: make run-worker BROKER_URL=redis://localhost/" >&2; exit 1; }
+	@BROKER_URL="$(BROKER_URL)" DJANGO_SETTINGS_MODULE=proj.settings \
+		$(VENV)/bin/python -m celery -A pgbackend.rpc.celery worker -Q rpc,rpc.high --loglevel=INFO
 
 test: $(VENV)/installed-dev
 	@echo "All tests but those of make test-load: about 8 minutes on two cores, most of it waiting."

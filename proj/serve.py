@@ -8,13 +8,13 @@ from typing import NoReturn
 
 import django
 import uvicorn
-from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import call_command
 from django.db import NotSupportedError, OperationalError, connection
 from django.db.migrations.exceptions import MigrationSchemaMissing
 
 from proj import postgres
+from proj.environment import STATE_DIR
 
 HOST = "127.0.0.1"
 
@@ -39,19 +39,8 @@ class Server(uvicorn.Server):
 
 
 def main() -> None:
-    port = os.environ.get("PORT", "8000")
-    try:
-        # Bound before all else: a second start ends here, and touches nothing of the first.
-        listener = socket.create_server((HOST, int(port)))
-    except (OSError, OverflowError, ValueError) as error:
-        reason = os.strerror(error.errno) if isinstance(error, OSError) else error
-        sys.exit(
-            f"Port {port} of {HOST} cannot be used ({reason}): stop what listens there, or "
-            "choose another, as in: make run PORT=8001"
-        )
-    # uvicorn sends itself the signal again when it has ended: without this the process would
-    # be gone before it has stopped PostgreSQL.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    listener = listen(os.environ.get("PORT", "8000"), "make run PORT=8001")
+    stop_on_sigterm()
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "proj.settings")
     # An address where nobody answers is told after ten seconds, not after two minutes.
     os.environ.setdefault("PGCONNECT_TIMEOUT", "10")
@@ -61,13 +50,37 @@ def main() -> None:
             prepare_database()
             serve(listener)
         finally:
-            postgres.stop(settings.STATE_DIR)
+            postgres.stop(STATE_DIR)
     except (postgres.ServerError, ImproperlyConfigured) as error:
         sys.exit(str(error))
     except PermissionError as error:
         sys.exit(f"{error.filename} belongs to another user: run as that user, or make clean.")
     except KeyboardInterrupt:
         sys.exit()
+
+
+def listen(port: str, another: str) -> socket.socket:
+    """Return the listening socket of *port*; or say why not, and that *another* command may help.
+
+    It comes before all else: a second start ends here, and touches nothing of the first.
+    """
+    try:
+        return socket.create_server((HOST, int(port)))
+    except (OSError, OverflowError, ValueError) as error:
+        reason = os.strerror(error.errno) if isinstance(error, OSError) else error
+        sys.exit(
+            f"Port {port} of {HOST} cannot be used ({reason}): stop what listens there, or "
+            f"choose another, as in: {another}"
+        )
+
+
+def stop_on_sigterm() -> None:
+    """Have SIGTERM end the process as Ctrl-C does.
+
+    uvicorn sends itself the signal again when it has ended: without this the process would be gone
+    before it has stopped PostgreSQL.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
 
 
 def prepare_database() -> None:

@@ -31,6 +31,7 @@ pytest_plugins = (
     "tests.support.fix_told",
     "tests.support.fix_stock",
     "tests.support.fix_uvicorn",
+    "tests.support.fix_waiter",
     "tests.support.left_early",
     "tests.faults.fix_reports",
     "tests.faults.fix_servers",

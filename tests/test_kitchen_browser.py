@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from tests.support.fix_chromium import Chromium
-from tests.support.fix_uvicorn import Site
+from tests.support.fix_uvicorn import Process, Site
 from tests.support.limits import PATIENCE
 
 pytestmark = pytest.mark.process
@@ -105,3 +105,42 @@ def test_buttons_of_the_board(site: Site, chromium: Chromium) -> None:
         board.run(f"document.querySelector('.{button}').click()")
         board.wait_for(f"!!document.querySelector('[data-status={status}] [data-order=\"1\"]')")
         customer.wait_for(f"document.querySelector('.receipt').dataset.status == '{status}'")
+
+
+def test_order_of_the_waiter(site: Site, terminal: Process, chromium: Chromium) -> None:
+    """An order of the waiter's terminal appears on the board; its terminal hears of the kitchen."""
+    dish = site.add_dish("Tomato soup", 20)
+    board = chromium.open(f"{site.url}/board/")
+    board.wait_for("document.querySelector('.connection').dataset.state == 'live'")
+    waiter = chromium.open(f"{terminal.url}/")
+    waiter.run(
+        "document.querySelector('[name=customer]').value = 'Table 4';"
+        f"document.querySelector('[name=dish-{dish}]').value = 2;"
+        "document.querySelector('main button').click()"
+    )
+    waiter.wait_for("document.querySelector('[data-status=placed] #order-1')?.matches(':target')")
+    board.wait_for("document.querySelector('[data-status=placed] [data-order=\"1\"]')?.innerText")
+    shown = board.run("document.querySelector('[data-order=\"1\"]').innerText")
+    assert "Table 4" in shown
+    assert "Tomato soup" in shown
+    board.run("document.querySelector('.cook').click()")
+    # The terminal looks by itself.
+    waiter.wait_for("!!document.querySelector('[data-status=cooking] #order-1')")
+    waiter.run("document.querySelector('[data-status=cooking] .finish').click()")
+    board.wait_for("!!document.querySelector('[data-status=ready] [data-order=\"1\"]')")
+
+
+def test_waiter_on_a_phone(site: Site, terminal: Process, chromium: Chromium) -> None:
+    """No page of the terminal is wider than a phone, and its buttons are large enough."""
+    dish = site.add_dish("Hummus and flatbread with a long name", 20)
+    order = {"customer": "x" * 80, "lines": [{"dish": dish, "quantity": 1}]}
+    httpx.post(f"{site.url}/api/orders/", json=order).raise_for_status()
+    for path in ("/", "/orders/"):
+        window = chromium.open(f"{terminal.url}{path}", width=360, height=640)
+        assert window.run("document.documentElement.scrollWidth") <= 360
+        heights = window.run(
+            "[...document.querySelectorAll('main button, main input:not([type=hidden])')]"
+            ".filter((each) => each.offsetParent).map((each) => each.offsetHeight)"
+        )
+        assert heights, path
+        assert min(heights) >= 36, (path, heights)

@@ -85,11 +85,20 @@ class Chromium:
         self._socket = socket
         self._numbers = itertools.count(1)
 
-    def open(self, url: str) -> Window:
-        """Open a window with a page."""
+    def open(self, url: str, *, width: int = 0, height: int = 0) -> Window:
+        """Open a window with a page; of a phone's size, in CSS pixels, if one is given."""
         target = self.call("Target.createTarget", url="about:blank", newWindow=True)["targetId"]
         attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
         window = Window(self, attached["sessionId"])
+        if width:
+            self.call(
+                "Emulation.setDeviceMetricsOverride",
+                attached["sessionId"],
+                width=width,
+                height=height,
+                deviceScaleFactor=1,
+                mobile=True,
+            )
         window.go(url)
         return window
 

@@ -111,8 +111,9 @@ class Site:
             **os.environ,
             "DATABASE_URL": f"{self.dsn}?{query}",
             "DJANGO_SETTINGS_MODULE": "proj.settings",
-            # The project would write one down in its folder otherwise.
+            # The project would write them down in its folder otherwise.
             "SECRET_KEY": "tests",
+            "RPC_KEY": "the key of the waiter's terminal in the tests",
             "PORT": "0",
             "PYTHONUNBUFFERED": "1",
         }
@@ -144,15 +145,15 @@ class Site:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    def start(self, *command: str) -> Process:
+    def start(self, *command: str, **environ: str) -> Process:
         """Start a process of the site's."""
-        process = Process(list(command), self.environ)
+        process = Process(list(command), {**self.environ, **environ})
         self.processes.append(process)
         return process
 
-    def serve(self, *command: str) -> Process:
+    def serve(self, *command: str, **environ: str) -> Process:
         """Start a process that serves the site, and wait until it does."""
-        process = self.start(*command)
+        process = self.start(*command, **environ)
         process.wait_until_served()
         return process
 
