@@ -7,6 +7,7 @@ import logging
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 from django.db import connections, transaction
 from greenlet import GreenletExit
@@ -32,12 +33,26 @@ LEFT_OPEN = "a listener has left a block of atomic() open"
 _ENDS = (KeyboardInterrupt, GeneratorExit, GreenletExit)
 
 
+# How often the notification was handled before whose listener runs; each attempt may have been cut
+# off by the end of its worker.
+earlier_attempts: ContextVar[int] = ContextVar("earlier_attempts", default=0)
+
+
+@contextmanager
+def _counted(attempts: int) -> Iterator[None]:
+    token = earlier_attempts.set(attempts)
+    try:
+        yield
+    finally:
+        earlier_attempts.reset(token)
+
+
 def call_listeners(running: Running, channel: type[BaseChannel], row: Claimed) -> None:
     """Call the listeners of a stored notification, in the order of their registration.
 
     Raise what the first of them raises, and PayloadError for a payload that does not fit.
     """
-    with handling(channel.name(), row.headers, row.attempts):
+    with _counted(row.attempts), handling(channel.name(), row.headers, row.attempts):
         _call_listeners(running, channel, row.payload)
 
 

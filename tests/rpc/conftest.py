@@ -1,6 +1,7 @@
 """The service in tests/rpc/site as the alias "rpc", by each transport."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from django.conf import settings
@@ -17,10 +18,23 @@ def router() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(params=list(TRANSPORTS))
-def service(request: pytest.FixtureRequest) -> Iterator[str]:
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(name, marks=() if name == "local" else (pytest.mark.load, pytest.mark.process))
+        for name in TRANSPORTS
+    ],
+)
+def served(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
+    """The settings of an alias whose service runs, by one transport."""
+    with TRANSPORTS[request.param]() as conf:
+        yield conf
+
+
+@pytest.fixture
+def service(served: dict[str, Any]) -> Iterator[str]:
     """The alias of the service, by one transport."""
-    with TRANSPORTS[request.param]() as conf, alias(**conf) as name:
+    with alias(**served) as name:
         yield name
 
 

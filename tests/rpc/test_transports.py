@@ -18,7 +18,14 @@ from tests.support.rpc_services import SERVICES, Service, ask, closing, send
 pytestmark = pytest.mark.process
 
 
-@pytest.fixture(scope="module", params=list(SERVICES))
+# A RabbitMQ takes seconds to start.
+LATER = {"rabbit": pytest.mark.load}
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=LATER.get(name, ())) for name in SERVICES],
+)
 def service(request: pytest.FixtureRequest) -> Iterator[Service]:
     """A service by each transport."""
     with SERVICES[request.param]() as service:
@@ -81,10 +88,10 @@ async def test_many_at_once(transport: Transport) -> None:
     """One process of a service waits for many messages at once."""
     await send(transport, "ping")
     began = time.monotonic()
-    await send(transport, "sleep:1")
+    await send(transport, "sleep:0.5")
     one = time.monotonic() - began
     began = time.monotonic()
-    await asyncio.gather(*(send(transport, "sleep:1") for _ in range(8)))
+    await asyncio.gather(*(send(transport, "sleep:0.5") for _ in range(8)))
     assert time.monotonic() - began < 3 * one
 
 
@@ -100,8 +107,8 @@ def test_deadline(transport: Transport) -> None:
     """A message that takes longer than its deadline ends then, and nothing waits."""
     began = time.monotonic()
     with pytest.raises(DeadlinePassed):
-        ask(transport, "sleep:3", 0.3)
-    assert time.monotonic() - began < 3
+        ask(transport, "sleep:1", 0.3)
+    assert time.monotonic() - began < 1
     with pytest.raises(DeadlinePassed):
         ask(transport, "a", -1.0)
     assert ask(transport, "v1.a") == "v1.a"
@@ -110,7 +117,7 @@ def test_deadline(transport: Transport) -> None:
 
 def test_cancel(transport: Transport) -> None:
     """A future that is cancelled waits no longer."""
-    future = send(transport, "sleep:1")
+    future = send(transport, "sleep:0.5")
     assert future.cancel()
     assert ask(transport, "v1.a") == "v1.a"
     assert not transport.pending  # type: ignore[attr-defined]
@@ -120,7 +127,7 @@ def test_close(answering: Service) -> None:
     """What waits at the close ends as unavailable; the transport can be used again."""
     transport = answering.transport()
     assert ask(transport, "v1.a") == "v1.a"
-    future = send(transport, "sleep:1")
+    future = send(transport, "sleep:0.5")
     transport.close()
     with pytest.raises(Unavailable):
         future.result(AT_ONCE)
@@ -152,7 +159,7 @@ def test_a_service_that_fails(transport: Transport) -> None:
     `handle` answers each failure itself: it is a defect of the service.
     """
     with pytest.raises(RemoteError):
-        ask(transport, "raise", 2.0)
+        ask(transport, "raise", 0.5)
     assert ask(transport, "v1.a") == "v1.a"
 
 
@@ -166,8 +173,8 @@ async def test_urgent_first(transport: Transport, answering: Service) -> None:
         await send(transport, wire, PATIENCE, urgent=urgent)
         order.append(wire)
 
-    tasks = [asyncio.create_task(note("sleep:0.5")) for _ in range(60)]
-    await asyncio.sleep(0.3)
+    tasks = [asyncio.create_task(note("sleep:0.1")) for _ in range(60)]
+    await asyncio.sleep(0.1)
     tasks.append(asyncio.create_task(note("v1.urgent", urgent=True)))
     await asyncio.gather(*tasks)
     assert order.index("v1.urgent") < 45

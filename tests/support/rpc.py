@@ -2,11 +2,14 @@
 
 import contextlib
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
+from django.conf import settings
 from django.db import connections
 
 from pgbackend.rpc.service import forget
+from tests.support.rpc_services import SERVICES
 
 
 @contextlib.contextmanager
@@ -15,8 +18,16 @@ def local() -> Iterator[dict[str, Any]]:
     yield {"TRANSPORT": "local"}
 
 
+@contextlib.contextmanager
+def beside(name: str) -> Iterator[dict[str, Any]]:
+    """The service in a process of its own, by a transport of `rpc_services.SERVICES`."""
+    with SERVICES[name](real=True) as service, service.running():
+        keys = settings.PGBACKEND_RPC["KEYS"]
+        yield {**service.settings(), "KEYS": keys, "KEY": "k1"}
+
+
 # By name, what returns the settings of an alias while its service runs.
-TRANSPORTS = {"local": local}
+TRANSPORTS = {"local": local, **{name: partial(beside, name) for name in SERVICES}}
 
 
 @contextlib.contextmanager

@@ -70,9 +70,19 @@ class Worker:
 
 
 class Service:
-    """A service that answers by `site.plain`, reached by one transport."""
+    """A service that is reached by one transport.
+
+    It answers by `site.plain`; with *real* by what `site.rpc` exposes.
+    """
 
     broker: Broker | None = None
+
+    def __init__(self, *, real: bool = False) -> None:
+        self.real = real
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings of an alias for it."""
+        raise NotImplementedError
 
     def worker(self, **environ: str) -> Worker:
         """Return a process of the service, which is started by `with`."""
@@ -110,8 +120,19 @@ class Service:
 class CeleryService(Service):
     """Workers of Celery, with a Redis or a RabbitMQ."""
 
-    def __init__(self, broker: Broker) -> None:
+    def __init__(self, broker: Broker, *, real: bool = False) -> None:
+        super().__init__(real=real)
         self.broker = broker
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings of an alias for it."""
+        assert self.broker is not None
+        return {"BROKER_URL": self.broker.url}
+
+    @property
+    def module(self) -> str:
+        """The module of the application."""
+        return "pgbackend.rpc.celery" if self.real else "tests.rpc.site.plain_celery"
 
     def worker(self, *, pool: str = "", **environ: str) -> Worker:
         """Return a worker of the default *pool*, or another one."""
@@ -119,7 +140,7 @@ class CeleryService(Service):
         options = ["-P", pool] if pool else []
         return Worker(
             [
-                *("-m", "celery", "-A", "tests.rpc.site.plain_celery", "worker"),
+                *("-m", "celery", "-A", self.module, "worker"),
                 *("-Q", "rpc,rpc.high", "-n", f"{time.monotonic_ns()}@tests", *options),
             ],
             RPC_BROKER_URL=self.broker.url,
@@ -139,7 +160,13 @@ class PostgresService(Service):
 
     def worker(self, **environ: str) -> Worker:
         """Return a process with the command `listen`."""
+        if self.real:
+            return Worker(["-m", "django", "listen", "--concurrency", "10"], **environ)
         return Worker(["-m", "tests.rpc.site.plain_listen"], **environ)
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings of an alias for it."""
+        return {"TRANSPORT": "postgres", "DATABASE": "default"}
 
     def transport(self) -> Transport:
         """Return a new way to those who listen."""
@@ -151,14 +178,22 @@ class PostgresService(Service):
 class HttpService(Service):
     """A process of uvicorn."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, real: bool = False) -> None:
+        super().__init__(real=real)
         self.port = free_port()
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings of an alias for it."""
+        return {"TRANSPORT": "http", "URL": f"http://127.0.0.1:{self.port}/rpc/"}
 
     def worker(self, **environ: str) -> Worker:
         """Return a process that serves a view."""
         return Worker(
             [
-                *("-m", "uvicorn", "tests.rpc.site.plain_http:application"),
+                *("-m", "uvicorn"),
+                "tests.rpc.site.asgi:application"
+                if self.real
+                else "tests.rpc.site.plain_http:application",
                 *("--port", f"{self.port}", "--log-level", "warning"),
             ],
             **environ,
@@ -173,25 +208,25 @@ class HttpService(Service):
 
 # How to make each service; the brokers end with the block.
 @contextmanager
-def redis_service() -> Iterator[Service]:
+def redis_service(*, real: bool = False) -> Iterator[Service]:
     with Redis() as broker:
-        yield CeleryService(broker)
+        yield CeleryService(broker, real=real)
 
 
 @contextmanager
-def rabbit_service() -> Iterator[Service]:
+def rabbit_service(*, real: bool = False) -> Iterator[Service]:
     with Rabbit() as broker:
-        yield CeleryService(broker)
+        yield CeleryService(broker, real=real)
 
 
 @contextmanager
-def postgres_service() -> Iterator[Service]:
-    yield PostgresService()
+def postgres_service(*, real: bool = False) -> Iterator[Service]:
+    yield PostgresService(real=real)
 
 
 @contextmanager
-def http_service() -> Iterator[Service]:
-    yield HttpService()
+def http_service(*, real: bool = False) -> Iterator[Service]:
+    yield HttpService(real=real)
 
 
 SERVICES: dict[str, Callable[[], Any]] = {

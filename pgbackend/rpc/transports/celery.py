@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from celery import Celery
 from django.core.exceptions import ImproperlyConfigured
 from kombu import Connection, Queue
+from kombu.exceptions import OperationalError
 from kombu.pools import ProducerPool
 
 from ..protocol.errors import Unavailable
@@ -38,8 +39,8 @@ PUBLISHERS = 4
 # How long connecting to the broker may take, seconds.
 CONNECT_TIMEOUT = 3.0
 
-# A broker that is restarted is asked again, twice within a second.
-_RETRY = {"max_retries": 2, "interval_start": 0.0, "interval_step": 0.3, "interval_max": 0.3}
+# Seconds before each further attempt to publish.
+_DELAYS = (0.0, 0.3)
 
 
 def queues(default: str, priority: str) -> list[Queue]:
@@ -144,11 +145,10 @@ class CeleryTransport(ThreadedTransport):
             if not self.answers().ready(left):
                 raise ConnectionError(f"{self.pending.trouble}")
             with producers.acquire(block=True, timeout=left) as producer:
-                self.app.send_task(
-                    TASK,
-                    (wire,),
+                self._send_task(
+                    producer,
+                    args=(wire,),
                     task_id=message_id,
-                    producer=producer,
                     queue=self.priority_queue if urgent else self.queue,
                     # Of a Redis, where 0 comes first whatever the order of the queues; a RabbitMQ
                     # gives both queues their turns.
@@ -160,13 +160,30 @@ class CeleryTransport(ThreadedTransport):
                     argsrepr="(...)",
                     kwargsrepr="{}",
                     add_to_parent=False,
-                    retry_policy=_RETRY,
                 )
         except Exception as error:
             # Nobody looks at what comes of this call.
             logger.warning("a message cannot be published: %s", error)
             words = f"the broker cannot be reached: {error}"
             self.call(self.pending.fail, message_id, Unavailable(words))
+
+    def _send_task(self, producer: Any, **options: Any) -> None:
+        """Publish by *producer*; once more where the broker was restarted since the last time.
+
+        Nobody can say whether the broker has a message whose publishing failed. So the further ones
+        say that they may not be the first.
+        """
+        headers: dict[str, Any] = {}
+        for delay in (*_DELAYS, None):
+            try:
+                self.app.send_task(TASK, producer=producer, retry=False, headers=headers, **options)
+                return
+            except OperationalError:
+                if delay is None:
+                    raise
+                time.sleep(delay)
+                producer.revive(producer.connection)
+                headers = {"redelivered": True}
 
     def forked(self) -> None:
         """Forget the connections of the process that this one was forked from."""

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
 import django
 from celery import Celery
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 
-from .celery import DEFAULT_QUEUE, PRIORITY_QUEUE, TASK, is_redis, queues
-from .celery_worker import ListenStep, ServeStep
+from ... import conf
+from .celery import CONNECT_TIMEOUT, DEFAULT_QUEUE, PRIORITY_QUEUE, TASK, is_redis, queues
+from .celery_worker import LEASE, ListenStep, ServeStep
 from .results import CeleryResults, RedisResults
 from .serving import CONCURRENCY, Handle, Serving, handle_of_service
 
 # How long a result that nobody fetches is kept, seconds.
 KEEP = 120
 
-# After how many seconds the Redis gives what a worker has not acknowledged to another one. What is
-# still being answered then may be answered twice; its writes are done once.
-VISIBILITY = 30.0
+# How long a broker may be silent where it is to answer, seconds.
+SOCKET_TIMEOUT = 10.0
 
-# How often the Redis is asked for those, seconds.
+# How often the Redis is asked for what nobody acknowledged within `LEASE`, seconds.
 _RESTORE = 2.0
 
 
@@ -37,7 +36,7 @@ def make_app(handle: Handle | None = None) -> Celery:
             "Set DJANGO_SETTINGS_MODULE to the settings of the service, whose models are exposed"
         )
     django.setup()
-    chosen: dict[str, Any] = getattr(settings, "PGBACKEND_RPC", {})
+    chosen = conf.rpc()
     broker = chosen.get("BROKER_URL")
     if not broker:
         raise ImproperlyConfigured(
@@ -65,8 +64,13 @@ def make_app(handle: Handle | None = None) -> Celery:
         broker_connection_max_retries=None,
     )
     if is_redis(broker):
+        app.conf.broker_transport = "pgbackend.rpc.transports.redis_broker:Transport"
         app.conf.broker_transport_options = {
-            "visibility_timeout": VISIBILITY,
+            # No wait of kombu's own is longer than a second.
+            "socket_timeout": SOCKET_TIMEOUT,
+            "socket_connect_timeout": CONNECT_TIMEOUT,
+            "socket_keepalive": True,
+            "visibility_timeout": LEASE,
             "unacked_restore_interval": _RESTORE,
             "unacked_restore_throttle": 1,
         }
@@ -75,7 +79,7 @@ def make_app(handle: Handle | None = None) -> Celery:
 
     def answer(wire: str) -> str:
         """Answer one message in the calling thread, where Celery itself runs the task."""
-        return (handle or handle_of_service())(wire)
+        return (handle or handle_of_service())(wire, redelivered=False)
 
     app.task(name=TASK, Strategy="pgbackend.rpc.transports.celery_worker:strategy")(answer)
     # The parts of a worker find it here.

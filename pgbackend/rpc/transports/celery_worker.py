@@ -12,6 +12,7 @@ import os
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from time import time
 from typing import Any
 
 from celery import bootsteps
@@ -20,6 +21,11 @@ from .results import CeleryResults, RedisResults
 from .serving import GRACEFUL_TIMEOUT, Serving
 
 logger = logging.getLogger("pgbackend.rpc")
+
+
+# After how many seconds a Redis gives what a worker has not acknowledged to another one. A worker
+# that lives prolongs that in time; a RabbitMQ knows when a connection has ended.
+LEASE = 10.0
 
 
 class Handled:
@@ -32,6 +38,7 @@ class Handled:
         # What acknowledges each message that is being answered, by the ids of the tasks: a broker
         # that was away may deliver one again meanwhile.
         self._open: dict[str, list[Callable[[], object]]] = {}
+        self._messages: dict[str, Any] = {}
         # What is to be called in the thread of the consumer, whose connection no other may use.
         self._calls: deque[Callable[[], object]] = deque()
         self._reader, self._writer = os.pipe()
@@ -48,13 +55,14 @@ class Handled:
         if not isinstance(wire, str):
             raise TypeError("a message is one text")
         self._open[task_id] = [ack]
+        self._messages[task_id] = message
         reply_to = message.properties.get("reply_to") or ""
         correlation_id = message.properties.get("correlation_id") or task_id
 
         async def done(answer: str | None) -> None:
             if answer is None:
                 # Not acknowledged: the broker gives it to another worker.
-                self._soon(lambda: self._open.pop(task_id))
+                self._soon(lambda: self._forget(task_id))
                 return
             try:
                 await self._results.store(task_id, answer, reply_to, correlation_id)
@@ -62,11 +70,26 @@ class Handled:
                 logger.exception("the answer of message %s is lost", task_id)
             self._soon(lambda: self._acknowledge(task_id))
 
-        self.serving.submit(wire, urgent, done)
+        # By the broker, or by a client that does not know whether it was published.
+        again = any(
+            each.get("redelivered") for each in (message.headers, message.delivery_info or {})
+        )
+        self.serving.submit(wire, done, urgent=urgent, redelivered=again)
 
     def _acknowledge(self, task_id: str) -> None:
-        for ack in self._open.pop(task_id, ()):
+        for ack in self._forget(task_id):
             ack()
+
+    def _forget(self, task_id: str) -> list[Callable[[], object]]:
+        self._messages.pop(task_id, None)
+        return self._open.pop(task_id, [])
+
+    def prolong(self, channel: Any) -> None:
+        """Have the Redis of *channel* keep what is open for this worker."""
+        tags = [each.delivery_tag for each in self._messages.values() if each.channel is channel]
+        if tags:
+            with channel.conn_or_acquire() as client:
+                client.zadd(channel.unacked_index_key, dict.fromkeys(tags, time()), xx=True)
 
     def _soon(self, call: Callable[[], object]) -> None:
         self._calls.append(call)
@@ -119,10 +142,22 @@ class ListenStep(bootsteps.StartStopStep):
     """The part of a consumer that is made anew for each connection."""
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
+    timer: Any = None
 
     def start(self, consumer: Any) -> None:
-        """Have acknowledgements called by the consumer's loop."""
-        consumer.controller.rpc.listen(consumer)
+        """Have acknowledgements called by the consumer's loop, and messages kept."""
+        handled = consumer.controller.rpc
+        handled.listen(consumer)
+        if consumer.hub is None or consumer.connection.transport.driver_type != "redis":
+            return
+        channel = consumer.task_consumer.channel
+        self.timer = consumer.hub.call_repeatedly(LEASE / 3, handled.prolong, channel)
+
+    def stop(self, consumer: Any) -> None:
+        """End what `start` has begun."""
+        timer, self.timer = self.timer, None
+        if timer is not None:
+            timer.cancel()
 
 
 def strategy(task: Any, app: Any, consumer: Any) -> Callable[..., None]:

@@ -124,7 +124,9 @@ class PostgresTransport(ThreadedTransport):
         try:
             await self._store()
         finally:
-            watching.cancel()
+            # The end of the thread cancels all tasks: a second time would keep it from closing.
+            if not watching.cancelling():
+                watching.cancel()
             await asyncio.wait([watching])
 
     async def _prepare(self, connection: DedicatedConnection) -> None:
@@ -150,9 +152,8 @@ class PostgresTransport(ThreadedTransport):
                 try:
                     await self._store_some(some)
                 except psycopg.OperationalError:
-                    # The connection is lost. Whether they were stored nobody can say: a message
-                    # that comes twice is answered twice, its writes are done once.
-                    self._sent.extendleft(reversed(some))
+                    # The connection is lost. Whether they were stored nobody can say: if they were,
+                    # their answers come when it is back, and else they end at their deadlines.
                     break
 
     async def _store_some(self, some: list[_Sent]) -> None:

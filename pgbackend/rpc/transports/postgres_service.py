@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from ...extending import own_cursor
 from ...pubsub.channels import Channel
+from ...pubsub.handling import earlier_attempts
 from ...pubsub.sending import STORE, WAKE_ONE, database
 from ...pubsub.settings import MAX_PLAIN
 from .postgres import ANSWERS
@@ -42,11 +42,17 @@ class RpcMessage(Channel):
     wire: str
 
 
-def answer(handle: Handle | None, id: str, reply: str, wire: str) -> None:
-    """Answer one message by *handle*: the listener of the channel."""
+# What answers the messages; None: the service of the project.
+_handle: Handle | None = None
+
+
+def answer(id: str, reply: str, wire: str) -> None:
+    """Answer one message: the listener of the channel."""
     if not (_REPLY.fullmatch(reply) and _ID.fullmatch(id)):
         raise ValueError("a message names no channel of a client for its answer")
-    send_answer(reply, id, (handle or handle_of_service())(wire))
+    # A worker may have begun to answer it, and died.
+    redelivered = earlier_attempts.get() > 0
+    send_answer(reply, id, (_handle or handle_of_service())(wire, redelivered=redelivered))
 
 
 def send_answer(reply: str, message_id: str, text: str) -> None:
@@ -64,7 +70,11 @@ def send_answer(reply: str, message_id: str, text: str) -> None:
 def serve(alias: str, handle: Handle | None = None) -> None:
     """Have messages in the database of *alias* answered by whoever listens.
 
-    *handle* answers a message; None: the service of the project, by what it exposes.
+    *handle* answers a message; None: the service of the project, by what it exposes. Another call
+    takes the place of the one before.
     """
+    global _handle
+    _handle = handle
     RpcMessage.using = alias
-    RpcMessage.register(partial(answer, handle))
+    if not RpcMessage.registered_listeners():
+        RpcMessage.register(answer)

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context
 from importlib import import_module
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from django.db import close_old_connections, connections
 
@@ -20,8 +20,12 @@ from ...wrapper.dispatch import bridged
 
 logger = logging.getLogger("pgbackend.rpc")
 
-# Takes the text of a message, returns that of its answer, and raises nothing.
-Handle = Callable[[str], str]
+
+class Handle(Protocol):
+    """Takes the text of a message, returns that of its answer, and raises nothing."""
+
+    def __call__(self, wire: str, *, redelivered: bool) -> str: ...
+
 
 # How many messages a process answers at once.
 CONCURRENCY = 20
@@ -47,6 +51,7 @@ class _Job(NamedTuple):
     rank: int
     number: int
     wire: str
+    redelivered: bool
     done: Done
 
 
@@ -86,12 +91,15 @@ class Serving:
         self._thread.start()
         ready.wait()
 
-    def submit(self, wire: str, urgent: bool, done: Done) -> None:
-        """Answer *wire* as soon as it has its turn, and await *done*; from any thread."""
+    def submit(self, wire: str, done: Done, *, urgent: bool, redelivered: bool) -> None:
+        """Answer *wire* as soon as it has its turn, and await *done*; from any thread.
+
+        *redelivered*: the broker may have given it to a worker before.
+        """
         assert self._loop is not None
         with self._changed:
             self._open += 1
-        job = _Job(0 if urgent else 1, next(self._numbers), wire, done)
+        job = _Job(0 if urgent else 1, next(self._numbers), wire, redelivered, done)
         self._loop.call_soon_threadsafe(self._queue.put_nowait, job)
 
     def stop(self, seconds: float = GRACEFUL_TIMEOUT) -> bool:
@@ -132,7 +140,7 @@ class Serving:
             job = await self._queue.get()
             answer = None
             # A task of its own: what the work leaves in its context or its task ends with it.
-            work = asyncio.get_running_loop().create_task(self._answer(job.wire), context=Context())
+            work = asyncio.get_running_loop().create_task(self._answer(job), context=Context())
             try:
                 answer = await work
             except asyncio.CancelledError:
@@ -146,11 +154,11 @@ class Serving:
             finally:
                 await self._finish(job, answer)
 
-    async def _answer(self, wire: str) -> str:
+    async def _answer(self, job: _Job) -> str:
         if self._threads is None:
-            return await bridged(self._handle)(wire)
+            return await bridged(self._handle)(job.wire, redelivered=job.redelivered)
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, _in_thread, self._handle, wire)
+        return await loop.run_in_executor(self._threads, _in_thread, self._handle, job)
 
     async def _finish(self, job: _Job, answer: str | None) -> None:
         try:
@@ -168,10 +176,10 @@ def _is_bridged() -> bool:
     return any(isinstance(each, BackendWrapper) and each.bridge_enabled for each in wrappers)
 
 
-def _in_thread(handle: Handle, wire: str) -> str:
+def _in_thread(handle: Handle, job: _Job) -> str:
     # As Django does at the begin and the end of a request.
     close_old_connections()
     try:
-        return handle(wire)
+        return handle(job.wire, redelivered=job.redelivered)
     finally:
         close_old_connections()

@@ -6,6 +6,7 @@ message          answer
 ``sleep:0.5``    after so many seconds, in the database
 ``large:1000``   so many characters
 ``pid``          the process id
+``again``        whether it was redelivered
 ``log:x``        the message itself; a row with it is written, which commits before the answer
 ``raise``        none: an exception
 (any other)      the message itself
@@ -17,7 +18,7 @@ import os
 from django.db import connection
 
 
-def handle(wire: str) -> str:
+def handle(wire: str, *, redelivered: bool) -> str:
     """Answer one message."""
     word, _, rest = wire.partition(":")
     with connection.cursor() as cursor:
@@ -28,6 +29,8 @@ def handle(wire: str) -> str:
                 return "ü" * int(rest)
             case "pid":
                 return f"{os.getpid()}"
+            case "again":
+                return f"{redelivered}"
             case "log":
                 cursor.execute("INSERT INTO rpc_site_label (word) VALUES (%s)", [rest])
             case "raise":

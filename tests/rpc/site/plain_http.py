@@ -20,7 +20,11 @@ async def respond(scope: Any, receive: Any, send: Any) -> None:
         event = await receive()
         body, more = body + event.get("body", b""), event.get("more_body", False)
     text = body.decode()
-    found = "no answer" if text == "proxy" else "v1." + await answer(text.removeprefix("v1."))
+    found = (
+        "no answer"
+        if text == "proxy"
+        else "v1." + await answer(text.removeprefix("v1."), redelivered=False)
+    )
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": found.encode()})
 

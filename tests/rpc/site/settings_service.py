@@ -12,13 +12,17 @@ DATABASES = {
         **database("pgbackend_tests", pool={"max_size": 8}, application_name="pgbackend-rpc"),
         "ENGINE": os.environ.get("RPC_ENGINE", "pgbackend"),
     },
-    "other": database("pgbackend_tests_other"),
+    "other": database("pgbackend_tests_other", application_name="pgbackend-rpc"),
 }
 if DATABASES["default"]["ENGINE"] != "pgbackend":
     DATABASES["default"]["OPTIONS"] = {"application_name": "pgbackend-rpc"}
+ROOT_URLCONF = "tests.rpc.site.urls"
+ALLOWED_HOSTS = ["127.0.0.1"]
 PGBACKEND_RPC: dict[str, Any] = {
     **_RPC,
     "BROKER_URL": os.environ.get("RPC_BROKER_URL"),
     "RESULT_BACKEND": os.environ.get("RPC_RESULT_BACKEND"),
     "CONCURRENCY": 10,
 }
+# By default it answers what is stored for it.
+del PGBACKEND_RPC["LISTEN"]

@@ -1,0 +1,100 @@
+"""Bad days of each transport: nobody answers, the broker goes away, a worker dies."""
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from pgbackend.rpc.protocol.errors import DeadlinePassed, RemoteError, Unavailable
+from tests.support.limits import AT_ONCE, PATIENCE
+from tests.support.rpc_services import SERVICES, Service, ask, closing, send
+from tests.support.server import Server
+
+pytestmark = pytest.mark.process
+
+LATER = {"rabbit": pytest.mark.load}
+
+
+@pytest.fixture(params=[pytest.param(each, marks=LATER.get(each, ())) for each in SERVICES])
+def service(request: pytest.FixtureRequest) -> Iterator[Service]:
+    """A service of which nothing runs."""
+    with SERVICES[request.param]() as service:
+        yield service
+
+
+def test_nobody_answers(service: Service) -> None:
+    """Without a process of the service a message ends by its deadline."""
+    with closing(service.transport()) as transport:
+        began = time.monotonic()
+        with pytest.raises((DeadlinePassed, Unavailable)):
+            ask(transport, "v1.nobody", 0.5)
+        assert time.monotonic() - began < AT_ONCE
+
+
+@pytest.mark.load
+@pytest.mark.parametrize("name", ["redis", "rabbit"])
+def test_the_broker_goes_away(name: str) -> None:
+    """What is sent meanwhile is unavailable; when the broker is back, all goes on by itself."""
+    with SERVICES[name]() as service, service.running(), closing(service.transport()) as transport:
+        assert ask(transport, "v1.a") == "v1.a"
+        service.broker.stop()
+        with pytest.raises((Unavailable, DeadlinePassed)):
+            ask(transport, "v1.b", 5.0)
+        service.broker.start()
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                assert ask(transport, "v1.c", 3.0) == "v1.c"
+                break
+            except RemoteError:
+                assert time.monotonic() < deadline
+
+
+@pytest.mark.load
+@pytest.mark.parametrize("name", ["redis", "rabbit", "postgres"])
+def test_a_worker_dies(name: str, server: Server) -> None:
+    """A message whose worker was killed is answered by another one, which knows of it."""
+    with SERVICES[name]() as service, closing(service.transport()) as transport:
+        with service.running() as first:
+            if name == "postgres":
+                server.all("TRUNCATE pgpubsub_notification")
+            lost = [send(transport, f"sleep:{seconds}", PATIENCE) for seconds in (3, 3.5)]
+            # The worker has both: it answers others beside them.
+            assert ask(transport, "again") == "False"
+            first.kill()
+        with service.running():
+            assert [each.result(PATIENCE) for each in lost] == ["sleep:3", "sleep:3.5"]
+            assert not transport.pending
+
+
+def test_answers_nobody_fetches() -> None:
+    """A result in the Redis that nobody waits for ends by itself; one that was read at once."""
+    with SERVICES["redis"]() as service, service.running():
+        client = service.broker.client()
+        with closing(service.transport()) as transport:
+            ask(transport, "v1.read")
+            future = send(transport, "sleep:0.3")
+            future.cancel()
+            transport.close()
+            deadline = time.monotonic() + PATIENCE
+            while not (keys := client.keys("celery-task-meta-*")):
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            assert all(0 < client.ttl(key) <= 120 for key in keys)
+        client.close()
+
+
+def test_long_answers_nobody_fetches(server: Server) -> None:
+    """A row with an answer that nobody fetches is one of those that are pruned."""
+    with SERVICES["postgres"]() as service, service.running():
+        transport = service.transport()
+        future = send(transport, "large:9000")
+        deadline = time.monotonic() + PATIENCE
+        # The connection that would fetch it is gone.
+        transport.close()
+        with pytest.raises(RemoteError):
+            future.result(AT_ONCE)
+        states = "SELECT state FROM pgpubsub_notification"
+        while (found := server.all(states)) not in ([], [("plain",)]):
+            assert time.monotonic() < deadline, found
+            time.sleep(0.05)
