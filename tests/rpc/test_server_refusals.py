@@ -20,6 +20,7 @@ from pgbackend.rpc.protocol.keys import Keys
 from pgbackend.rpc.protocol.messages import Message, message_of, milliseconds, seal_message
 from pgbackend.rpc.server import registry, replay
 from pgbackend.rpc.server.batches import Batch
+from pgbackend.rpc.server.checks import check_exposures, check_setting
 from pgbackend.rpc.server.expose import expose
 from pgbackend.rpc.server.models import SeenNonce
 from pgbackend.rpc.server.registry import exposures, unregister
@@ -428,6 +429,30 @@ def test_describe_what_is_read_on_the_way() -> None:
         assert code(tree("Label")) == "OperationNotAllowed"
     finally:
         registry.register(known, anew=True)
+
+
+def test_checks() -> None:
+    """`manage.py check` names each exposure that is wrong, and a wrong setting."""
+    assert check_exposures() == check_setting() == []
+    known = [registry.exposure_of(model) for model in (models.Dish, models.Order)]
+    for each in known:
+        unregister(each.model)
+    try:
+        expose(models.Dish, readable=["nothing"])
+        expose(models.Order, paths=["dish__recipe"])
+        found = check_exposures()
+        assert [each.id for each in found] == ["pgbackend.rpc.E011"] * len(found)
+        assert any("rpc_site.Dish" in each.msg and "nothing" in each.msg for each in found)
+        assert any("rpc_site.Order" in each.msg and "recipe" in each.msg for each in found)
+    finally:
+        for each in known:
+            registry.register(each, anew=True)
+    with override_settings(PGBACKEND_RPC={**PGBACKEND_RPC, "PRINCIPAL": "no.such.function"}):
+        (wrong,) = check_setting()
+        assert wrong.id == "pgbackend.rpc.E012"
+    with override_settings(PGBACKEND_RPC={"KEYS": {"k": "short"}}):
+        (wrong,) = check_setting()
+        assert "32" in wrong.msg
 
 
 def test_describe() -> None:

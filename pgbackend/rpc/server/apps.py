@@ -21,6 +21,10 @@ class RpcServerConfig(AppConfig):
         ``LISTEN`` of the setting.
         """
         autodiscover_modules("rpc")
+        # Not above: they import what needs the applications' models.
+        from . import checks
+
+        checks.register()
         if (alias := settings.listens()) is not None:
             # Not above: it needs pgbackend.pubsub, which other transports do not.
             from ..transports import postgres_service

@@ -28,6 +28,17 @@ def unregister(model: type[models.Model]) -> None:
     _exposures.pop(model, None)
 
 
+def problems() -> list[str]:
+    """Return what is wrong in the exposures, one text for each that is not right."""
+    found = []
+    for each in _exposures.values():
+        try:
+            check_exposure(each, _exposures)
+        except ImproperlyConfigured as error:
+            found.append(str(error))
+    return found
+
+
 def exposures() -> tuple[Exposure, ...]:
     """Return all exposures, checked; raise ImproperlyConfigured."""
     global _are_checked
