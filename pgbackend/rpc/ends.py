@@ -6,11 +6,12 @@ import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from django.db import NotSupportedError, connections
+from django.db import NotSupportedError
 
 from . import arguments, recording, rows, saving
 from .protocol import nodes
 from .results import RpcFuture
+from .router import service_alias
 
 
 def end(build: Callable[..., RpcFuture[Any]]) -> Any:
@@ -62,7 +63,7 @@ class Ends:
         return future
 
     def _future_of(self: Any, tree: nodes.Tree, convert: Callable[[Any], Any]) -> RpcFuture[Any]:
-        made: RpcFuture[Any] = connections[self.db].future(
+        made: RpcFuture[Any] = service_alias(self.db, self.model).future(
             tree, convert=convert, model=self.model, urgent=self._urgent, within=self._within
         )
         return made

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from django.db import connections, models, router
+from django.db import models, router
 from django.db.models import F
 from django.db.models.fields.related import RelatedField, lazy_related_operation
 from django.db.models.fields.related_descriptors import ManyToManyDescriptor
@@ -13,6 +13,7 @@ from django.utils.functional import cached_property
 
 from . import recording
 from .protocol import nodes
+from .router import service_alias
 
 
 def name_by_service(field: Any, remote_name: str) -> None:
@@ -121,7 +122,9 @@ def _manager_class(base: Any) -> Any:
             name = self.prefetch_cache_name
             made = nodes.Op(end, (recording.recorded(self.instance.pk), name, *keys), options)
             tree = nodes.Tree(model.Rpc.label, (), made)
-            connections[using].future(tree, convert=lambda found: found, model=model).result()
+            service_alias(using, model).future(
+                tree, convert=lambda found: found, model=model
+            ).result()
 
         def _signal(self, action: str, keys: Any) -> None:
             m2m_changed.send(

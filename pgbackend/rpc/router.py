@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from django.apps import apps
+from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 
 from .options import options_of
@@ -19,6 +20,18 @@ def database_of(model: Any) -> str | None:
     # The cache's table has a model that has no such attribute.
     owner = getattr(model._meta, "auto_created", False)
     return None if owner in (False, True) else database_of(owner)
+
+
+def service_alias(alias: str, model: Any) -> Any:
+    """Return the connection of *alias*; raise ImproperlyConfigured if that is none of a service."""
+    connection = connections[alias]
+    if connection.vendor != "rpc":
+        raise ImproperlyConfigured(
+            f"{model._meta.label} is a model of a service, and was about to be looked for in the"
+            f" database {alias!r}: put 'pgbackend.rpc.RpcRouter' first into DATABASE_ROUTERS, or"
+            f" name the service by using({database_of(model)!r})"
+        )
+    return connection
 
 
 class RpcRouter:

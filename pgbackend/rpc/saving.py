@@ -7,13 +7,14 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from django.core.exceptions import FieldDoesNotExist
-from django.db import connections, models
+from django.db import models
 from django.db.models.expressions import DatabaseDefault
 from django.db.models.utils import resolve_callables
 
 from . import recording, rows
 from .protocol import nodes
 from .results import RpcFuture
+from .router import service_alias
 
 
 def new(queryset: Any, kwargs: Mapping[str, Any]) -> Any:
@@ -99,7 +100,7 @@ def write(
         options = {"update_fields": names, "force_update": bool(force_update)}
         end = nodes.Op("save", (recording.recorded(instance.pk), sent), options)
     tree = nodes.Tree(instance.Rpc.label, (), end, instance.Rpc.fields)
-    made: RpcFuture[Any] = connections[using].future(
+    made: RpcFuture[Any] = service_alias(using, type(instance)).future(
         tree, convert=lambda found: found, model=type(instance)
     )
     return made

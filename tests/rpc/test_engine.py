@@ -12,6 +12,7 @@ from django.core.management import call_command
 from django.db import NotSupportedError, connections, models, router, transaction
 from django.db.migrations.loader import MigrationLoader
 from django.db.migrations.state import ProjectState
+from django.test import override_settings
 from django.test.utils import get_unique_databases_and_mirrors, isolate_apps
 
 from pgbackend.rpc import RpcModel
@@ -224,3 +225,17 @@ def test_empty_querysets(nowhere: str) -> None:
     assert list(none | Dish.objects.none()) == []
     assert Order.objects.bulk_create([]) == []
     assert ClientModel.objects.bulk_update([], ["some_field"]) == 0
+
+
+def test_without_the_router() -> None:
+    """Where nothing routes a model to its service, the error says what to put where."""
+    with override_settings(DATABASE_ROUTERS=[]):
+        attempts: list[Callable[[], Any]] = [
+            lambda: list(Dish.objects.all()),
+            Dish.objects.count,
+            Dish(name="Soup").save,
+            lambda: Dish(pk=1).labels.add(1),
+        ]
+        for attempt in attempts:
+            with pytest.raises(ImproperlyConfigured, match=r"RpcRouter.*using\('rpc'\)"):
+                attempt()
