@@ -64,9 +64,9 @@ def add(add_alias: AddAlias, server: Server, settings: dict[str, Any]) -> str:
 
 def checked(alias: str) -> list[CheckMessage]:
     """Return what the system checks find, with the database *alias*."""
-    # The channels' tests have fields of django.contrib.postgres, which is not installed here:
-    # Django 6.1 finds that an error.
-    configs = [each for each in apps.get_app_configs() if each.name != "tests.pubsub.site"]
+    # The tests' applications have fields of django.contrib.postgres, which is not installed here,
+    # and the alias of a service, which is that of their own tests.
+    configs = [each for each in apps.get_app_configs() if not each.name.startswith("tests.")]
     return run_checks(app_configs=configs, databases=[alias])
 
 

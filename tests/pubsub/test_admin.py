@@ -47,7 +47,7 @@ from tests.pubsub.site.channels import Orders
 
 setup_test_environment()
 urlpatterns = [path("admin/", admin.site.urls)]
-call_command("check")
+call_command("check", "admin", "pgpubsub")
 call_command("migrate", run_syncdb=True, verbosity=0)
 User.objects.create_superuser("root", password="secret")
 client = Client()
