@@ -6,6 +6,7 @@ whether an alias runs on the loop. A package that uses Django's cursors needs no
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from django.db import connections
@@ -13,8 +14,9 @@ from django.db import connections
 from .session.clean import CleanSQL
 from .sql.direct import DirectCursor, cursor_for
 from .wrapper.attributes import BackendWrapper
+from .wrapper.dispatch import runs_bridged
 
-__all__ = ["is_own", "own_cursor", "runs_on_loop", "takes_several"]
+__all__ = ["is_own", "own_cursor", "runs_elsewhere", "runs_on_loop", "takes_several"]
 
 # The statements of such a package leave the session as it was, as those of the ORM do.
 _OWN = CleanSQL()
@@ -29,6 +31,18 @@ def runs_on_loop(alias: str) -> bool:
     """Return whether statements of *alias* run on the event loop where a call is bridged."""
     wrapper = connections[alias]
     return isinstance(wrapper, BackendWrapper) and bool(wrapper.bridge_enabled)
+
+
+def runs_elsewhere(alias: str) -> bool:
+    """Return whether this is a coroutine whose statements on *alias* run in a thread.
+
+    ``connections[alias]`` is not their connection then.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return not runs_bridged(alias)
 
 
 def own_cursor(alias: str) -> Any:

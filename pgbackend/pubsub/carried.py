@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any
-from weakref import WeakKeyDictionary, finalize
+from weakref import WeakKeyDictionary, finalize, ref
 
 from django.db import connections, transaction
 
@@ -24,9 +24,10 @@ BY_ROW = "pgpubsub.by_row"
 
 SET = "set_config(%s, %s, true)"
 
-# The values by alias and setting, with what holds their `Setter`. An empty value was taken back, in
-# a transaction that may have it still.
-_values: ContextVar[dict[str, tuple[dict[str, str], Hold]] | None] = ContextVar(
+# The values by alias and setting, with what holds their `Setter` on each connection that they were
+# set on: threads have copies of a context. An empty value was taken back, in a transaction that may
+# have it still.
+_values: ContextVar[dict[str, tuple[dict[str, str], tuple[Hold, ...]]] | None] = ContextVar(
     "pgpubsub_values", default=None
 )
 
@@ -51,27 +52,29 @@ def carry(alias: str, setting: str, value: str) -> None:
     connection = connections[alias]
     values = dict(_values.get() or {})
     # Other dictionaries: tasks that were started before have these.
-    of_alias, hold = values.pop(alias, ({}, None))
+    of_alias, holds = values.pop(alias, ({}, ()))
     of_alias = {**of_alias}
     if value or (setting in of_alias and connection.in_atomic_block):
         of_alias[setting] = value
     else:
         of_alias.pop(setting, None)
     if of_alias:
-        values[alias] = of_alias, hold or Hold(connection)
+        if not any(each.is_on(connection) for each in holds):
+            holds = (*holds, Hold(connection))
+        values[alias] = of_alias, holds
     _values.set(values)
 
 
 def forget(setting: str) -> None:
     """Forget *setting* on all aliases, where no transaction is open."""
-    for alias, (of_alias, hold) in (_values.get() or {}).items():
+    for alias, (of_alias, holds) in (_values.get() or {}).items():
         rest = {name: value for name, value in of_alias.items() if name != setting}
         others = {name: each for name, each in (_values.get() or {}).items() if name != alias}
-        _values.set({**others, alias: (rest, hold)} if rest else others)
+        _values.set({**others, alias: (rest, holds)} if rest else others)
 
 
 def _of(alias: str) -> dict[str, str]:
-    return (_values.get() or {}).get(alias, ({}, None))[0]
+    return (_values.get() or {}).get(alias, ({}, ()))[0]
 
 
 class Hold:
@@ -86,7 +89,12 @@ class Hold:
         wrappers = connection.execute_wrappers
         # Not the last: Django's execute_wrapper() removes that at the end of its block.
         wrappers.insert(0, setter)
+        self._connection = ref(connection)
         finalize(self, _remove, wrappers, setter).atexit = False
+
+    def is_on(self, connection: Any) -> bool:
+        """Return whether the function is on *connection*."""
+        return self._connection() is connection
 
 
 def _remove(wrappers: Any, setter: Setter) -> None:

@@ -184,7 +184,7 @@ def check_triggers(databases: Any = None, **kwargs: Any) -> list[checks.CheckMes
         if not has_table:
             found.append(
                 checks.Warning(
-                    NO_TABLE.format(alias), hint="Run migrate.", obj=None, id="pgpubsub.W005"
+                    NO_TABLE.format(alias), hint="`migrate` makes it.", obj=None, id="pgpubsub.W005"
                 )
             )
             continue

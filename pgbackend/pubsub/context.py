@@ -11,11 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from django.core.exceptions import SynchronousOnlyOperation
 from django.core.serializers.json import DjangoJSONEncoder
 from django.db import DEFAULT_DB_ALIAS, InternalError, connections
 from psycopg.errors import InFailedSqlTransaction
 
 from .. import bridged
+from ..extending import runs_elsewhere
 from . import settings
 from .carried import CONTEXT, SET, carried, carry, forget
 from .errors import PayloadError
@@ -27,10 +29,11 @@ def set_notification_context(context: dict[str, Any], using: str | None = None) 
     It holds for the request or task that sets it, on the alias *using*, until another is set; an
     empty one ends it. With ``PGPUBSUB_TX_BOUND_NOTIFICATION_CONTEXT`` it holds for the transaction
     alone: then raise RuntimeError where none is open. In a transaction that can only be rolled back
-    nothing is done.
+    nothing is done. Raise SynchronousOnlyOperation in a coroutine whose statements run in a thread.
     """
     alias = using or DEFAULT_DB_ALIAS
     text = _json(context)
+    _check_place(alias)
     if not settings.tx_bound_context():
         carry(alias, CONTEXT, text)
         return
@@ -58,9 +61,11 @@ def notification_context(context: dict[str, Any], using: str | None = None) -> I
     """Put *context* into the payloads of triggers while the block runs.
 
     It is as it was before when the block ends. Asynchronous code uses ``with``, too: nothing is
-    sent to the server here.
+    sent to the server here. Raise SynchronousOnlyOperation in a coroutine whose statements run in
+    a thread.
     """
     alias = using or DEFAULT_DB_ALIAS
+    _check_place(alias)
     before = carried(alias, CONTEXT)
     carry(alias, CONTEXT, _json(context))
     try:
@@ -72,6 +77,15 @@ def notification_context(context: dict[str, Any], using: str | None = None) -> I
 def clear_context(**kwargs: Any) -> None:
     """Forget the context: a receiver of request_started. WSGI servers use threads again."""
     forget(CONTEXT)
+
+
+def _check_place(alias: str) -> None:
+    # The triggers would see nothing of a context that is set on the connection of another thread.
+    if runs_elsewhere(alias):
+        raise SynchronousOnlyOperation(
+            f"The statements of this coroutine on {alias!r} run in a thread, so its context has to"
+            " be set there: await aset_notification_context(context), and with {} at the end"
+        )
 
 
 def _json(context: dict[str, Any]) -> str:

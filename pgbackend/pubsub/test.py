@@ -53,7 +53,11 @@ class captured_notifications:  # used as a function
         self.captured = Captured()
 
     def __enter__(self) -> Captured:
-        self._begin()
+        with connections[self.using].cursor() as cursor:
+            cursor.execute("SELECT COALESCE(max(id), 0) FROM pgpubsub_notification")
+            self._last = int(cursor.fetchone()[0])
+        self._before = carried(self.using, BY_ROW)
+        carry(self.using, BY_ROW, "on")
         return self.captured
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
@@ -61,27 +65,11 @@ class captured_notifications:  # used as a function
         self._end(error)
 
     async def __aenter__(self) -> Captured:
-        # What is carried is a variable of this task's; the statements may run in a thread.
-        await bridged(self._look)()
-        self._hold()
+        await bridged(self.__enter__)()
         return self.captured
 
     async def __aexit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        carry(self.using, BY_ROW, self._before)
-        await bridged(self._end)(error)
-
-    def _begin(self) -> None:
-        self._look()
-        self._hold()
-
-    def _look(self) -> None:
-        with connections[self.using].cursor() as cursor:
-            cursor.execute("SELECT COALESCE(max(id), 0) FROM pgpubsub_notification")
-            self._last = int(cursor.fetchone()[0])
-
-    def _hold(self) -> None:
-        self._before = carried(self.using, BY_ROW)
-        carry(self.using, BY_ROW, "on")
+        await bridged(self.__exit__)(kind, error, traceback)
 
     def _end(self, error: BaseException | None) -> None:
         if isinstance(error, DatabaseError):

@@ -7,6 +7,8 @@ from contextvars import copy_context
 from typing import Any
 
 import pytest
+from asgiref.sync import async_to_sync
+from django.core.exceptions import SynchronousOnlyOperation
 from django.core.signals import request_started
 from django.db import IntegrityError, connection, transaction
 from django.http import HttpRequest, JsonResponse
@@ -269,6 +271,48 @@ def test_djangos_own_backend(add_alias: Callable[..., str]) -> None:
             Author.objects.using(alias).create(name="atomic")
     Author.objects.using(alias).create(name="out")
     assert contexts() == {"autocommit": {"n": 1}, "atomic": {"n": 1}, "out": {}}
+
+
+@pytest.mark.parametrize("engine", ["pgbackend", "django.db.backends.postgresql"])
+def test_coroutines_of_threads(add_alias: Callable[..., str], engine: str) -> None:
+    """Where the statements of a coroutine run in a thread, the context is set there, or refused."""
+    alias = add_alias(ENGINE=engine)
+
+    async def view() -> None:
+        with pytest.raises(SynchronousOnlyOperation, match="await aset_notification_context"):
+            set_notification_context({"n": 1}, using=alias)
+        with (
+            pytest.raises(SynchronousOnlyOperation, match="await aset_notification_context"),
+            notification_context({"n": 1}, using=alias),
+        ):
+            pass
+        await aset_notification_context({"n": 2}, using=alias)
+        await Author.objects.using(alias).acreate(name="in")
+        await aset_notification_context({}, using=alias)
+        await Author.objects.using(alias).acreate(name="out")
+
+    async_to_sync(view)()
+    assert contexts() == {"in": {"n": 2}, "out": {}}
+
+
+def test_copied_to_other_threads() -> None:
+    """A context that was set before in another thread is set in a thread, and on a loop, too."""
+
+    def write(name: str) -> None:
+        set_notification_context({"name": name})
+        Author.objects.create(name=name)
+        connection.close()
+
+    async def awrite(name: str) -> None:
+        set_notification_context({"name": name})
+        await Author.objects.acreate(name=name)
+
+    write("here")
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(copy_context().run, write, "thread").result()
+    asyncio.run(awrite("loop"))
+    set_notification_context({})
+    assert contexts() == {name: {"name": name} for name in ("here", "thread", "loop")}
 
 
 def test_short_way_again(run: Any) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
+from asgiref.sync import async_to_sync
 from django.db import connection, transaction
 from django.test import TestCase, TransactionTestCase
 from django.utils import timezone
@@ -206,3 +207,14 @@ def test_without_listeners() -> None:
     with connection.cursor() as cursor:
         cursor.execute("SELECT current_setting('pgpubsub.by_row', true)")
         assert cursor.fetchone()[0] in ("", None)
+
+
+def test_in_a_thread(stock: str) -> None:
+    """Where the statements of a coroutine run in a thread, what triggers send is captured, too."""
+
+    async def test() -> None:
+        async with captured_notifications(using=stock) as captured:
+            await Author.objects.using(stock).acreate(name="Ann")
+        assert {type(each) for each in captured} == {AuthorPlain, AuthorStored}
+
+    async_to_sync(test)()
