@@ -5,7 +5,7 @@ The names in ``__all__`` are public. Each is imported on first use: `Future` nee
 - `result`, `outcome`: `Future`, the result of local or remote work; how it ends.
 - `recording`: `future` and `delayed`, for querysets and functions that use the ORM.
 - `calls`: where such a call runs.
-- `gathering`: `gather` and `as_completed`.
+- `gathering`, `completing`: `gather` and `as_completed`.
 - `driving`, `savepoints`: several calls in one transaction, whose statements go together.
 """
 
@@ -15,7 +15,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .gathering import as_completed, gather
+    from .completing import as_completed
+    from .gathering import gather
     from .recording import delayed, future
     from .result import Future, NotAwaitedError
 
@@ -25,7 +26,7 @@ __all__ = ["Future", "NotAwaitedError", "as_completed", "delayed", "future", "ga
 _PLACES = {
     "Future": "result",
     "NotAwaitedError": "result",
-    "as_completed": "gathering",
+    "as_completed": "completing",
     "delayed": "recording",
     "future": "recording",
     "gather": "gathering",

@@ -10,6 +10,7 @@ import asyncio
 from asyncio import _get_running_loop
 from collections.abc import Callable
 from contextlib import suppress
+from contextvars import copy_context
 from functools import partial
 from types import CoroutineType
 from typing import Any
@@ -83,7 +84,8 @@ def start(future: Future[Any]) -> None:
     assert isinstance(call, Call)
     loop = _get_running_loop()
     if loop is None:
-        run_here(future, call)
+        # In a copy of the context, as a task would.
+        run_here(future, partial(copy_context().run, call))
     else:
         run_as_task(future, call.run())
 

@@ -43,16 +43,22 @@ _ENDED = object()
 class Driven:
     """One of the calls that are driven together."""
 
-    __slots__ = ("exception", "handed", "result", "steps", "transaction")
+    __slots__ = ("cancelled", "exception", "handed", "result", "steps", "transaction")
 
     def __init__(self, steps: Any) -> None:
         self.result: Any = None
         self.exception: BaseException | None = None
+        # Whether a CancelledError is due in the call, instead of what it waits for.
+        self.cancelled = False
         # The call in its greenlet, with the methods of a generator; None when it has ended.
         self.steps = steps
         # The statement that the call waits for, and the transaction that it belongs to.
         self.handed: Any = None
         self.transaction: Transaction | None = None
+
+    def cancel(self) -> None:
+        """Let the call end by a CancelledError where it next goes on."""
+        self.cancelled = True
 
     def step(self, value: Any = None, error: BaseException | None = None) -> Any:
         """Let the call go on with *value* or *error*; return what it waits for, or _ENDED."""
@@ -155,6 +161,8 @@ class Driver:
     def _go_on(self, call: Driven, value: Any = None, error: BaseException | None = None) -> None:
         """Let *call* go on until it is suspended, or has ended."""
         call.handed = None
+        if call.cancelled:
+            call.cancelled, error = False, asyncio.CancelledError()
         if self._savepoints is None:
             self._go_on_alone(call, value, error)
         else:
@@ -202,13 +210,15 @@ class Driver:
     def _send(self) -> None:
         """Send the statements of the suspended calls, and let the calls go on."""
         by_face: dict[Any, list[Driven]] = {}
+        # Nothing is sent for those that were cancelled.
+        outcomes: list[tuple[Driven, Any]] = []
         for call in self._suspended:
-            by_face.setdefault(call.handed.lease.face, []).append(call)
-        outcomes = [
-            (call, outcome)
-            for face, calls in by_face.items()
-            for call, outcome in zip(calls, self._outcomes(face, calls), strict=True)
-        ]
+            if call.cancelled:
+                outcomes.append((call, None))
+            else:
+                by_face.setdefault(call.handed.lease.face, []).append(call)
+        for face, calls in by_face.items():
+            outcomes += zip(calls, self._outcomes(face, calls), strict=True)
         # Those that have yet to go on come after those that are suspended again.
         self._suspended, waiting = [], deque(outcomes)
         try:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from asyncio import _get_running_loop
 from collections import Counter
-from collections.abc import AsyncGenerator, Generator, Iterator
+from collections.abc import Generator
 from contextlib import nullcontext
 from typing import Any
 
@@ -102,11 +102,21 @@ class Gathering:
 
     def _run_in_thread(self, timeout: float | None) -> None:
         """Run the futures that have not begun in this thread, and wait for the others."""
-        if own := merged(self._claimed(), self._failed, in_order=True):
-            self.drive(own, ThreadDriver)
+        try:
+            if own := merged(self.claimed(), self._failed, in_order=True):
+                self.drive(own, ThreadDriver)
+        finally:
+            self.leave()
         for future in self.futures:
             if not future.cancelled():
                 future.exception(timeout)
+
+    def parts_in_thread(self) -> list[list[Future[Any]]]:
+        """Return the futures that have not begun, in the parts that this thread is to run."""
+        own = self.claimed()
+        if any(wrapper.in_atomic_block for wrapper in connections.all(initialized_only=True)):
+            return [merged(own, self._failed, in_order=True)]
+        return [[future] for future in own]
 
     async def _run_within(self, seconds: float | None) -> None:
         async with asyncio.timeout(seconds):
@@ -147,7 +157,7 @@ class Gathering:
         pools: dict[Future[Any], str] = {}
         # For each alias, whether its calls are driven in this task.
         driven: dict[str | None, bool] = {}
-        for future in self._claimed():
+        for future in self.claimed():
             call = future.call
             assert isinstance(call, Call)
             try:
@@ -170,7 +180,7 @@ class Gathering:
         self._begin_apart(apart, pools)
         return together, apart
 
-    def _claimed(self) -> list[Future[Any]]:
+    def claimed(self) -> list[Future[Any]]:
         """Return the futures whose calls are to be run here; begin the others."""
         own: list[Future[Any]] = []
         for future in self.futures:
@@ -208,6 +218,8 @@ class Gathering:
 
     def drive(self, futures: list[Future[Any]], kind: type[Driver] = Driver) -> None:
         """Run *futures* in this task, and send their statements together."""
+        # What was cancelled meanwhile has no call.
+        calls = [(future, call) for future in futures if (call := future.call) is not None]
         future_of: dict[Driven, Future[Any]] = {}
 
         def end(call: Driven) -> None:
@@ -220,9 +232,10 @@ class Gathering:
                 self._failed.append(future)
                 future.set_exception(call.exception)
 
-        calls = [future.call for future in futures if future.call is not None]
-        driver = kind(calls, end, savepoints=self._savepoints)
-        future_of.update(zip(driver.calls, futures, strict=True))
+        driver = kind([call for _, call in calls], end, savepoints=self._savepoints)
+        for driven, (future, _) in zip(driver.calls, calls, strict=True):
+            future_of[driven] = future
+            future.stopped_by(driven.cancel)
         try:
             driver.run()
         finally:
@@ -261,49 +274,3 @@ def pool_size(alias: str) -> int:
         size: int = wrapper.async_pool.max_size
         return size
     return 1
-
-
-class as_completed:
-    """Iterate over futures in the order in which they end, by ``async for`` or ``for``.
-
-    The *subjects* and *savepoints* are those of `gather`; what is yielded are futures that have
-    ended. Where the running task is in a transaction, all run before the first one is yielded.
-    What has not ended is cancelled when the iteration is left.
-    """
-
-    def __init__(self, *subjects: Any, savepoints: bool = False) -> None:
-        self._gathering = Gathering(
-            [future_for(each) for each in subjects], return_exceptions=True, savepoints=savepoints
-        )
-
-    async def __aiter__(self) -> AsyncGenerator[Future[Any], None]:
-        """Yield the futures as they end."""
-        ended: asyncio.Queue[Future[Any]] = asyncio.Queue()
-        for future in self._gathering.futures:
-            future.add_done_callback(ended.put_nowait)
-        together, apart = self._gathering.begin()
-        try:
-            if together:
-                await run_bridged(self._gathering.drive, together)
-            for _ in self._gathering.futures:
-                yield await ended.get()
-        finally:
-            for future in apart:
-                future.cancel()
-            self._gathering.leave()
-
-    def __iter__(self) -> Iterator[Future[Any]]:
-        """Yield the futures as they end, in bridged code or in a plain thread."""
-        if is_bridged():
-            iterator = aiter(self)
-            try:
-                while (future := await_bridged(anext(iterator, None))) is not None:
-                    yield future
-            finally:
-                await_bridged(iterator.aclose())
-        elif _get_running_loop() is not None:
-            raise not_awaited_error()
-        else:
-            # What waits for each result ends the iteration when it likes.
-            for future in self._gathering.futures:
-                yield future.start()

@@ -48,15 +48,15 @@ class Savepoints:
             face = state.lease and state.lease.face
             if face is not None and not face.closed:
                 face.savepoint_due = (SAVE,)
-                before.append((wrapper, face, state.needs_rollback, [*state.run_on_commit]))
+                before.append((wrapper, face, state.needs_rollback, len(state.run_on_commit)))
         try:
             yield
         finally:
-            for wrapper, face, needed_rollback, hooks in before:
-                self._after(call, wrapper, face, needed_rollback, hooks)
+            for wrapper, face, needed_rollback, hook_count in before:
+                self._after(call, wrapper, face, needed_rollback, hook_count)
 
     def _after(
-        self, call: Any, wrapper: Any, face: Any, needed_rollback: bool, hooks: list[Any]
+        self, call: Any, wrapper: Any, face: Any, needed_rollback: bool, hook_count: int
     ) -> None:
         sent, face.savepoint_due = not face.savepoint_due, ()
         if not can_wait():
@@ -66,20 +66,17 @@ class Savepoints:
         if face.closed or state.lease is None or state.lease.face is not face:
             return
         failed = call.exception is not None
-        own = self._hooks.setdefault(id(call), [])
-        own += [each for each in state.run_on_commit if not _holds(hooks, each)]
-        if failed:
-            state.run_on_commit = [each for each in state.run_on_commit if not _holds(own, each)]
+        # Hooks are added at the end; a block that is rolled back drops its own alone.
+        if new := state.run_on_commit[hook_count:]:
+            self._hooks.setdefault(id(call), []).extend(new)
+        if failed and (own := set(map(id, self._hooks.pop(id(call), ())))):
+            state.run_on_commit = [each for each in state.run_on_commit if id(each) not in own]
         undone = sent and (failed or face.is_broken)
         if sent:
             _send(wrapper, face, UNDO if undone else (RELEASE,))
         marked = state.needs_rollback and not needed_rollback and not state.rollback_asked
         if marked and (failed or undone) and not face.is_broken:
             wrapper.set_rollback(False)
-
-
-def _holds(hooks: list[Any], hook: Any) -> bool:
-    return any(each is hook for each in hooks)
 
 
 def _send(wrapper: Any, face: Any, commands: tuple[bytes, ...]) -> None:

@@ -34,6 +34,9 @@ _IDLE = TransactionStatus.IDLE
 
 _NAME = b"pgbackend_gathered"
 
+# How many statements are sent again, at least, when the one before them has failed.
+_AGAIN = 16
+
 # The savepoint of one statement, or of what a call sends by other means.
 SAVE = b"SAVEPOINT " + _NAME
 RELEASE = b"RELEASE SAVEPOINT " + _NAME
@@ -67,7 +70,8 @@ def exchange(
 
     The result of a failed query is its error; that of a query that was not run is None. With
     *savepoints* each query has one: the effect of a failed query is undone, and those behind it
-    are sent again. Raise psycopg's error if BEGIN or a savepoint fails.
+    are sent again, no more of them than a few times those that were run last, so that all together
+    are sent a few times at most. Raise psycopg's error if BEGIN or a savepoint fails.
     """
     pgconn = face.pgconn
     if face.savepoint_due:
@@ -78,11 +82,11 @@ def exchange(
         before = (face._get_tx_start_command(),)
     # Whether a cancellation stops these queries: then nothing is sent again.
     was_stopped, face.was_stopped = face.was_stopped, False
-    start = 0
+    start, end = 0, len(queries)
     try:
         while True:
             commands: list[tuple[bytes, int | None]] = [(command, None) for command in before]
-            for index in range(start, len(queries)):
+            for index in range(start, end):
                 if savepoints:
                     commands += (SAVE, None), (queries[index], index), (RELEASE, None)
                 else:
@@ -92,14 +96,19 @@ def exchange(
                 if place is not None:
                     found[place] = result
             last = results[-1]
-            if last.status != _FATAL:
+            run, before = end, ()
+            if last.status == _FATAL:
+                failed = commands[len(results) - 1][1]
+                if failed is None:
+                    raise psycopg.errors.error_from_result(last, encoding=pgconn._encoding)
+                if not savepoints or pgconn.status != ConnStatus.OK:
+                    return found
+                run, before = failed + 1, UNDO
+            elif end == len(queries):
                 return found
-            failed = commands[len(results) - 1][1]
-            if failed is None:
-                raise psycopg.errors.error_from_result(last, encoding=pgconn._encoding)
-            if not savepoints or face.was_stopped or pgconn.status != ConnStatus.OK:
+            if face.was_stopped:
                 return found
-            before, start = UNDO, failed + 1
+            start, end = run, min(len(queries), run + max(_AGAIN, 4 * (run - start)))
     finally:
         face.was_stopped |= was_stopped
 

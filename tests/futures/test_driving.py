@@ -571,3 +571,27 @@ async def test_many(server: Server) -> None:
     async with transaction.atomic():
         found = await gather(*[Book.objects.filter(pk__gt=n % 7) for n in range(300)])
     assert [len(each) for each in found] == [100 - n % 7 for n in range(300)]
+
+
+@pytest.mark.parametrize("savepoints", [False, True])
+async def test_one_future_is_cancelled(savepoints: bool) -> None:
+    """In a transaction, nothing more is sent for a future that was cancelled; the others go on."""
+    sent = future(Author.objects).create(name="handed over")
+    later = future(Author.objects).create(name="not begun")
+
+    def cancel() -> tuple[bool, bool]:
+        return sent.cancel(), later.cancel()
+
+    async with transaction.atomic():
+        found = await gather(
+            sent,
+            future(cancel)(),
+            later,
+            future(Author.objects).create(name="other"),
+            return_exceptions=True,
+            savepoints=savepoints,
+        )
+        assert found[1] == (True, True)
+        assert [type(each) for each in found[::2]] == [asyncio.CancelledError] * 2
+        assert [sent.cancelled(), later.cancelled()] == [True, True]
+    assert [author.name async for author in Author.objects.all()] == ["other"]

@@ -1,4 +1,4 @@
-"""gather() and as_completed(): side by side outside a transaction, and in plain threads."""
+"""gather(): side by side outside a transaction, and in plain threads."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from asgiref.sync import async_to_sync, sync_to_async
 from django.db import IntegrityError, OperationalError, connection, connections, transaction
 
 from pgbackend import bridged
-from pgbackend.futures import Future, NotAwaitedError, as_completed, future, gather
+from pgbackend.futures import Future, NotAwaitedError, future, gather
 from pgbackend.transaction import pinned
 from tests.models import Author, Book, Elsewhere
 from tests.support.fix_loops import Main
@@ -224,9 +224,6 @@ def test_in_a_plain_thread(inside: bool) -> None:
             assert found[1:] == [1, pid(), pid()]
             with pytest.raises(Author.DoesNotExist):
                 gather(future(Author.objects).get(name="nobody")).result()
-            assert [each.result() for each in as_completed(future(call)(), future(call)())] == [
-                pid()
-            ] * 2
 
         if inside:
             with transaction.atomic():
@@ -308,36 +305,6 @@ async def test_twice() -> None:
     async with transaction.atomic():
         two = future(call)()
         assert await gather(two, two) == [2, 2]
-
-
-def test_as_completed(run_main: Main) -> None:
-    """Futures are yielded as they end; leaving the iteration cancels the rest."""
-
-    async def main() -> None:
-        slow, quick = future(sleep)(0.2), future(sleep)(0)
-        found = [each async for each in as_completed(slow, quick)]
-        assert found == [quick, slow]
-        never = future(sleep)(60)
-        async for each in as_completed(never, future(sleep)(0)):
-            assert each is not never
-            break
-        await until(never.cancelled)
-        await until(lambda: not on_loan(connection))
-        async with transaction.atomic():
-            await Author.objects.acreate(name="uncommitted")
-            counts = [each.result() async for each in as_completed(future(Author.objects).count())]
-            assert counts == [1]
-
-        @bridged
-        def plain() -> None:
-            slow, quick = future(sleep)(0.2), future(sleep)(0)
-            assert list(as_completed(slow, quick)) == [quick, slow]
-
-        await plain()
-        with pytest.raises(NotAwaitedError):
-            list(as_completed(quick))
-
-    run_main(main())
 
 
 async def test_single_future(server: Server) -> None:

@@ -256,3 +256,46 @@ async def test_outside_a_transaction() -> None:
         savepoints=True,
     )
     assert sorted(type(each).__name__ for each in found) == ["Author", "Author", "IntegrityError"]
+
+
+async def test_many_failures(server: Server) -> None:
+    """Many failures are not many messages with all the other statements in each."""
+    await authors(1)
+    async with counted(server) as proxy:
+
+        async def failing(number: int) -> int:
+            before = proxy.size
+            async with transaction.atomic():
+                found = await gather(
+                    *[future(Author.objects).create(name="a0") for _ in range(number)],
+                    future(Author.objects).create(name=f"b{number}"),
+                    return_exceptions=True,
+                    savepoints=True,
+                )
+            assert {*map(type, found[:-1])} == {IntegrityError}
+            return proxy.size - before
+
+        few = await failing(30)
+        assert await failing(120) < 5 * few
+        assert await names() == ["a0", "b30", "b120"]
+
+
+@pytest.mark.load
+async def test_many_hooks() -> None:
+    """Many hooks of `on_commit` cost no more than the calls that register them."""
+    told: list[int] = []
+
+    def work(number: int) -> None:
+        Author.objects.count()
+        transaction.on_commit(lambda: told.append(number))
+        Author.objects.count()
+        if number % 2:
+            raise Failed
+
+    async with asyncio.timeout(20), transaction.atomic():
+        await gather(
+            *[future(work)(number) for number in range(1_000)],
+            return_exceptions=True,
+            savepoints=True,
+        )
+    assert told == [*range(0, 1_000, 2)]

@@ -150,11 +150,17 @@ def test_contexts_and_threads() -> None:
     def work() -> int:
         TRACE.set("outside")
         gather(*[future(call)(name) for name in "ab"]).result()
+        future(call)("c").result()
         assert TRACE.get() == "outside"
         return threading.get_ident()
 
     own = in_transaction(work)
-    assert seen == [("outside", own)] * 2 + [("a", own), ("b", own)]
+    assert seen == [
+        *[("outside", own)] * 2,
+        *[(name, own) for name in "ab"],
+        ("outside", own),
+        ("c", own),
+    ]
 
 
 def test_exit() -> None:

@@ -68,6 +68,8 @@ class Proxy:
         self.links: list[Link] = []
         # How many pieces the clients have sent; small messages are a piece each.
         self.messages = 0
+        # How many bytes they have sent.
+        self.size = 0
         self._thawed = asyncio.Event()
         self._thawed.set()
         self._rules: list[tuple[Trigger, Callable[[Link], None]]] = []
@@ -173,6 +175,7 @@ class Proxy:
     async def _up(self, reader: asyncio.StreamReader, link: Link) -> None:
         while data := await reader.read(65536):
             self.messages += 1
+            self.size += len(data)
             for rule in self._rules.copy():
                 if rule[0] in data:
                     self._rules.remove(rule)
