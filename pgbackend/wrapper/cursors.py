@@ -19,6 +19,7 @@ import psycopg
 import psycopg.sql
 from django.db.backends import utils
 from django.db.backends.postgresql import base as postgresql
+from psycopg.pq import ExecStatus, TransactionStatus
 
 from ..bridge.current import can_wait, is_bridged
 from ..session.clean import CleanSQL
@@ -252,7 +253,7 @@ class LeaseHolder(utils.CursorWrapper):
         """Start a COPY, as psycopg's ``Cursor.copy``."""
         self._check_lease()
         self._check_row_settings(statement)
-        return getattr(super(), "copy", self.cursor.copy)(statement, *args, **kwargs)
+        return _ended(getattr(super(), "copy", self.cursor.copy)(statement, *args, **kwargs))
 
     def stream(self, query: Any, *args: Any, **kwargs: Any) -> Any:
         """Iterate over rows as they come, as psycopg's ``Cursor.stream``."""
@@ -301,6 +302,28 @@ class LeaseHolder(utils.CursorWrapper):
         for params in param_list:
             self._note_settings(sql, params)
         return result
+
+
+class LeftEarly(Exception):
+    """The reason for which a COPY TO is stopped that its reader has left."""
+
+
+@contextmanager
+def _ended(copying: Any) -> Iterator[Any]:
+    """Run the block of a COPY; stop what the server still sends at its end.
+
+    psycopg stops a COPY TO only if the block raises. Otherwise the connection could be used for
+    nothing else, not even for a rollback. A transaction is then one that cannot be committed.
+    """
+    with copying as copy:
+        yield copy
+        result = copy.cursor.pgresult
+        if (
+            copy.connection.pgconn.transaction_status == TransactionStatus.ACTIVE
+            and result is not None
+            and result.status == ExecStatus.COPY_OUT
+        ):
+            copy.finish(LeftEarly())
 
 
 def _text(cursor: Any, query: Any, params: Any = None) -> str:

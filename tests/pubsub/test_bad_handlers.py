@@ -155,6 +155,14 @@ def swallow(text: str) -> Callable[[], None]:
     return run
 
 
+def leave_copy() -> None:
+    with (
+        connection.cursor() as cursor,
+        cursor.copy("COPY (SELECT generate_series(1, 2000000000)) TO STDOUT") as copy,
+    ):
+        assert next(iter(copy))
+
+
 def half_block() -> None:
     transaction.atomic().__enter__()
 
@@ -178,6 +186,7 @@ ways = [
     surrogate,
     rollback,
     rollback_and_begin,
+    leave_copy,
     half_block,
     generate,
     commit_by_driver,

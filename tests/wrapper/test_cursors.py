@@ -14,6 +14,7 @@ from django.db import (
     DataError,
     IntegrityError,
     InterfaceError,
+    InternalError,
     NotSupportedError,
     OperationalError,
     ProgrammingError,
@@ -127,6 +128,48 @@ async def test_copy(authors: list[str]) -> None:
 
     await run_bridged(statements)
     assert await Author.objects.acount() == 12
+
+
+ENDLESS = "COPY (SELECT generate_series(1, 2000000000)) TO STDOUT"
+
+
+def leave_copy() -> None:
+    """Read the first row of a COPY that has far more."""
+    with connection.cursor() as cursor:
+        with cursor.copy(ENDLESS) as copy:
+            assert next(iter(copy))
+        assert not cursor.closed
+        if not connection.in_atomic_block:
+            cursor.execute("SELECT 1")
+            assert cursor.fetchone() == (1,)
+
+
+def leave_copy_in_blocks(blocks: int) -> None:
+    with transaction.atomic():
+        Author.objects.create(name=f"undone {blocks}")
+        if blocks > 1:
+            leave_copy_in_blocks(blocks - 1)
+        else:
+            leave_copy()
+
+
+async def test_copy_left_early(server: Server) -> None:
+    """A COPY TO that is left early is stopped; a transaction that it was in cannot be committed."""
+    await run_bridged(leave_copy)
+    for blocks in (1, 2, 3):
+        with pytest.raises(InternalError):
+            await run_bridged(leave_copy_in_blocks, blocks)
+    assert server.one("SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'COPY %'") == 0
+    assert await Author.objects.acount() == 0
+
+
+def test_copy_left_early_in_a_thread() -> None:
+    """So it is on a connection of a thread."""
+    leave_copy()
+    for blocks in (1, 2):
+        with pytest.raises(InternalError):
+            leave_copy_in_blocks(blocks)
+    assert Author.objects.count() == 0
 
 
 async def test_chunked_cursor(server: Server) -> None:
