@@ -73,6 +73,8 @@ def make_app(handle: Handle | None = None) -> Celery:
             "visibility_timeout": LEASE,
             "unacked_restore_interval": _RESTORE,
             "unacked_restore_throttle": 1,
+            # Of the lock of whoever gives messages back, which may be killed meanwhile.
+            "unacked_mutex_expire": 10,
         }
     app.steps["worker"].add(ServeStep)
     app.steps["consumer"].add(ListenStep)

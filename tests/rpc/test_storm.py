@@ -1,0 +1,68 @@
+"""Workers are killed while clients write."""
+
+import asyncio
+from collections import Counter
+from contextlib import ExitStack
+
+import pytest
+from django.conf import settings
+
+from pgbackend.rpc.protocol.errors import DeadlinePassed
+from tests.rpc.site.models import ServerModel
+from tests.rpc.waiter import models as waiter
+from tests.support.limits import PATIENCE
+from tests.support.rpc import alias
+from tests.support.rpc_services import SERVICES
+from tests.support.server import Server
+
+WRITES, KILLS, CLIENTS = 500, 20, 40
+
+# Seconds: longer than two leases and the starts of workers; what a Redis has lost is waited for.
+TIMEOUTS = {"redis": 25.0, "postgres": 60.0}
+
+
+@pytest.mark.load
+@pytest.mark.process
+@pytest.mark.parametrize("name", list(TIMEOUTS))
+async def test_storm_of_kills(name: str, server: Server) -> None:
+    """Each write is done once and acknowledged, or ends with a coded error by its deadline."""
+    done: set[str] = set()
+    doubtful: set[str] = set()
+    conf = {"KEYS": settings.PGBACKEND_RPC["KEYS"], "KEY": "k1", "TIMEOUT": TIMEOUTS[name]}
+    with SERVICES[name](real=True) as service, ExitStack() as stack:
+        workers = [
+            await asyncio.to_thread(stack.enter_context, service.running()) for _ in range(2)
+        ]
+        numbers = iter(range(WRITES))
+        with alias(**service.settings(), **conf):
+
+            async def write() -> None:
+                for number in numbers:
+                    try:
+                        await waiter.ClientModel.objects.acreate(some_field=f"{number}")
+                        done.add(f"{number}")
+                    except DeadlinePassed:
+                        # kombu takes a message from the Redis before it notes that it has it.
+                        doubtful.add(f"{number}")
+
+            writing = [asyncio.create_task(write()) for _ in range(CLIENTS)]
+            for kill in range(KILLS):
+                async with asyncio.timeout(PATIENCE):
+                    while len(done) + len(doubtful) < 20 * (kill + 1):
+                        await asyncio.sleep(0.005)
+                await asyncio.to_thread(workers[kill % 2].kill)
+                workers[kill % 2] = stack.enter_context(service.worker())
+            await asyncio.gather(*writing)
+        if name == "redis":
+            with service.broker.client() as client:
+                assert not client.exists("rpc", "rpc.high", "unacked", "unacked_index")
+        else:
+            assert server.all("SELECT count(*) FROM pgpubsub_notification") == [(0,)]
+            assert not doubtful
+    found = Counter(
+        [each async for each in ServerModel.objects.values_list("some_field", flat=True)]
+    )
+    assert len(done) + len(doubtful) == WRITES
+    assert max(found.values()) == 1
+    assert done <= found.keys()
+    assert len(doubtful) <= 2 * KILLS
