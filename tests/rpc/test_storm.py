@@ -18,7 +18,7 @@ from tests.support.server import Server
 WRITES, KILLS, CLIENTS = 500, 20, 40
 
 # Seconds: longer than two leases and the starts of workers; what a Redis has lost is waited for.
-TIMEOUTS = {"redis": 25.0, "postgres": 60.0}
+TIMEOUTS = {"redis": 25.0, "postgres": 40.0}
 
 
 @pytest.mark.load
@@ -42,7 +42,7 @@ async def test_storm_of_kills(name: str, server: Server) -> None:
                         await waiter.ClientModel.objects.acreate(some_field=f"{number}")
                         done.add(f"{number}")
                     except DeadlinePassed:
-                        # kombu takes a message from the Redis before it notes that it has it.
+                        # kombu takes a message from a Redis before it notes there that it has it.
                         doubtful.add(f"{number}")
 
             writing = [asyncio.create_task(write()) for _ in range(CLIENTS)]
@@ -57,8 +57,9 @@ async def test_storm_of_kills(name: str, server: Server) -> None:
             with service.broker.client() as client:
                 assert not client.exists("rpc", "rpc.high", "unacked", "unacked_index")
         else:
-            assert server.all("SELECT count(*) FROM pgpubsub_notification") == [(0,)]
-            assert not doubtful
+            # A message whose workers died again and again is tried no more.
+            left = server.all("SELECT state FROM pgpubsub_notification")
+            assert left == [("dead",)] * len(doubtful)
     found = Counter(
         [each async for each in ServerModel.objects.values_list("some_field", flat=True)]
     )
