@@ -1,6 +1,7 @@
 """The context of notifications: it reaches the triggers of whoever set it, and nobody else."""
 
 import asyncio
+import gc
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
@@ -313,6 +314,9 @@ def test_copied_to_other_threads() -> None:
     asyncio.run(awrite("loop"))
     set_notification_context({})
     assert contexts() == {name: {"name": name} for name in ("here", "thread", "loop")}
+    # The copies of the context: with them its function goes from this thread's connection.
+    gc.collect()
+    assert list(connection.execute_wrappers) == []
 
 
 def test_short_way_again(run: Any) -> None:
