@@ -130,6 +130,7 @@ def test_order_of_the_waiter(site: Site, terminal: Process, chromium: Chromium) 
     board.wait_for("!!document.querySelector('[data-status=ready] [data-order=\"1\"]')")
 
 
+@pytest.mark.load
 def test_waiter_on_a_phone(site: Site, terminal: Process, chromium: Chromium) -> None:
     """No page of the terminal is wider than a phone, and its buttons are large enough."""
     dish = site.add_dish("Hummus and flatbread with a long name", 20)

@@ -41,6 +41,14 @@ def nothing(*_args: Any, **_options: Any) -> None:
     """Do nothing: a service has no tables here, and no connection to look after."""
 
 
+def unguarded(name: str) -> Any:
+    """Return a method of Django's wrapper without its guard against event loops.
+
+    Blocks of `atomic` call these, in bridged code, too, and nothing here waits for a database.
+    """
+    return getattr(BaseDatabaseWrapper, name).__wrapped__
+
+
 class DatabaseFeatures(BaseDatabaseFeatures):
     """A service has neither transactions nor tables here; each message is a transaction there."""
 
@@ -211,6 +219,14 @@ class DatabaseWrapper(BaseDatabaseWrapper):
     def cursor(self) -> RpcCursor:
         """Return what sends several calls as one message."""
         return RpcCursor(self)
+
+    commit = unguarded("commit")
+    rollback = unguarded("rollback")
+    close = unguarded("close")
+    savepoint = unguarded("savepoint")
+    savepoint_commit = unguarded("savepoint_commit")
+    savepoint_rollback = unguarded("savepoint_rollback")
+    clean_savepoints = unguarded("clean_savepoints")
 
     chunked_cursor = cursor
     create_cursor = no_sql

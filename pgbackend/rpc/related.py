@@ -13,6 +13,7 @@ from django.utils.functional import cached_property
 
 from . import recording
 from .protocol import nodes
+from .queryset import RpcQuerySet
 from .router import service_alias
 
 
@@ -35,6 +36,7 @@ def replace_managers(model: Any) -> None:
     """Give the many-to-many fields of *model* managers that send messages, from both sides."""
     for field in model._meta.local_many_to_many:
         setattr(model, field.name, RpcManyToManyDescriptor(field.remote_field, reverse=False))
+        _hide_rows(field.remote_field.through)
         lazy_related_operation(_replace_reverse, model, field.remote_field.model, field=field)
 
 
@@ -42,6 +44,25 @@ def _replace_reverse(_model: Any, other: Any, field: Any) -> None:
     name = field.remote_field.get_accessor_name()
     if name is not None and not field.remote_field.hidden:
         setattr(other, name, RpcManyToManyDescriptor(field.remote_field, reverse=True))
+
+
+def _hide_rows(through: Any) -> None:
+    """Let Django find no row of a model that it has made for the rows between two others.
+
+    They are the service's own, which deletes them itself. Whoever collects what is deleted with an
+    instance, as the admin does, asks the base manager.
+    """
+    if not getattr(through, "_meta", None) or not through._meta.auto_created:
+        return
+    manager = _NoRows()
+    manager.model = through
+    manager.auto_created = True
+    through._meta.base_manager = manager
+
+
+class _NoRows(models.Manager.from_queryset(RpcQuerySet)):  # type: ignore[misc]
+    def get_queryset(self) -> Any:
+        return super().get_queryset().none()
 
 
 class RpcManyToManyDescriptor(ManyToManyDescriptor):

@@ -15,6 +15,7 @@ from django.db.migrations.state import ProjectState
 from django.test import override_settings
 from django.test.utils import get_unique_databases_and_mirrors, isolate_apps
 
+from pgbackend import bridged
 from pgbackend.rpc import RpcModel
 from pgbackend.rpc.autodetector import RpcAutodetector
 from tests.models import Author
@@ -239,3 +240,23 @@ def test_without_the_router() -> None:
         for attempt in attempts:
             with pytest.raises(ImproperlyConfigured, match=r"RpcRouter.*using\('rpc'\)"):
                 attempt()
+
+
+async def test_atomic_on_the_loop(nowhere: str) -> None:
+    """Blocks of `atomic` can be entered and left in coroutines and in bridged code."""
+
+    def nested() -> None:
+        with transaction.atomic(using=nowhere), transaction.atomic(using=nowhere):
+            transaction.on_commit(lambda: done.append("bridged"), using=nowhere)
+        with pytest.raises(KeyError), transaction.atomic(using=nowhere):
+            raise KeyError
+
+    done: list[str] = []
+    await bridged(nested)()
+    async with transaction.atomic(using=nowhere):
+        transaction.on_commit(lambda: done.append("awaited"), using=nowhere)
+    with pytest.raises(KeyError):
+        async with transaction.atomic(using=nowhere):
+            raise KeyError
+    assert done == ["bridged", "awaited"]
+    connections[nowhere].close()

@@ -84,6 +84,7 @@ class Order(RpcModel):
 
     class Rpc:
         app_label = "rpc_site"
+        readonly = ("placed",)
 
 
 class ClientModel(RpcModel):
