@@ -205,7 +205,8 @@ def drive(
     result = bridge.switch(function, args, kwargs)
     while result is not _ENDED:
         if bridge.dead:
-            return result  # type: ignore[no-any-return]  # greenlet.switch() is untyped
+            # GreenletExit, which the function has raised: greenlet would return it.
+            raise result
         try:
             value = yield result
         except GeneratorExit:

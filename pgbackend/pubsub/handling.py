@@ -28,10 +28,6 @@ LONGEST_BACKOFF = 3600.0
 
 LEFT_OPEN = "a listener has left a block of atomic() open"
 
-# What ends the worker if a listener raises it; so does CancelledError where somebody cancelled the
-# worker's own task.
-_ENDS = (KeyboardInterrupt, GeneratorExit, GreenletExit)
-
 
 # How often the notification was handled before whose listener runs; each attempt may have been cut
 # off by the end of its worker.
@@ -119,10 +115,15 @@ def no_open_blocks() -> Iterator[None]:
 
 
 def is_failure(running: Running, error: BaseException) -> bool:
-    """Return whether *error* is the listener's own, and not the end of the worker."""
+    """Return whether *error* is the listener's own, and not the end of the worker.
+
+    The worker ends by a KeyboardInterrupt, or if its own task is cancelled or closed.
+    """
     if isinstance(error, asyncio.CancelledError):
         return not running.is_cancelled()
-    return not isinstance(error, _ENDS)
+    if isinstance(error, GeneratorExit | GreenletExit):
+        return not running.is_closed()
+    return not isinstance(error, KeyboardInterrupt)
 
 
 def delay_after(channel: type[BaseChannel], attempts: int) -> float:

@@ -25,7 +25,8 @@ from django.db import (
     transaction,
 )
 
-from ..bridge import await_bridged, run_bridged
+from ..bridge import await_bridged, is_bridged, run_bridged
+from ..bridge.current import can_wait
 from ..errors import NotCommitted
 from ..extending import runs_on_loop
 from ..transaction import CLOSE, HOLD_OPEN, deferred_savepoint
@@ -69,6 +70,8 @@ class Running(Protocol):
 
     def is_cancelled(self) -> bool: ...
 
+    def is_closed(self) -> bool: ...
+
     def close(self) -> None: ...
 
 
@@ -101,6 +104,10 @@ class OnLoop:
         """Return whether the running task is being cancelled."""
         task = asyncio.current_task()
         return task is not None and task.cancelling() > 0
+
+    def is_closed(self) -> bool:
+        """Return whether the coroutine of the running call was closed: nothing can be awaited."""
+        return is_bridged() and not can_wait()
 
     def close(self) -> None:
         """Do nothing: the pools end with their loop."""
@@ -174,6 +181,10 @@ class InThreads:
 
     def is_cancelled(self) -> bool:
         """Return False: a thread is not cancelled."""
+        return False
+
+    def is_closed(self) -> bool:
+        """Return False: nor is it closed."""
         return False
 
     def close(self) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import uvloop
-from greenlet import getcurrent, greenlet
+from greenlet import GreenletExit, getcurrent, greenlet
 
 from pgbackend import bridged
 from pgbackend.bridge.current import BridgeError, is_bridged
@@ -554,6 +554,18 @@ def test_loops_in_two_threads() -> None:
 
 
 # Calls that are never finished
+
+
+async def test_function_that_raises_greenlet_exit() -> None:
+    """GreenletExit is raised, as any other exception; greenlet itself would return it."""
+
+    def leave() -> None:
+        raise GreenletExit
+
+    for _ in range(3):
+        with pytest.raises(GreenletExit):
+            await run_bridged(leave)
+    assert await run_bridged(is_bridged)
 
 
 async def test_closed_coroutine_unwinds_the_function() -> None:

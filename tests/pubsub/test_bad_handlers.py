@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from django.db import connection, transaction
 from django.utils import timezone
+from greenlet import GreenletExit
 
 from pgbackend.pubsub import Channel, Notification, anotify, anotify_many, asend, listener
 from tests.support.pubsub import effects, until, working
@@ -78,6 +79,14 @@ class Stop(BaseException):
 
 def stop() -> None:
     raise Stop
+
+
+def leave() -> None:
+    raise GreenletExit
+
+
+async def close_itself() -> None:
+    raise GeneratorExit
 
 
 def group() -> None:
@@ -179,6 +188,8 @@ INSERT = f"INSERT INTO {Effect._meta.db_table} (number, note, pid) VALUES (77, '
 
 ways = [
     stop,
+    leave,
+    close_itself,
     group,
     cancel_itself,
     close_connection,
