@@ -9,12 +9,11 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from typing import Any
 
 from ...extending import own_cursor
 from ...pubsub.channels import Channel
 from ...pubsub.handling import earlier_attempts
-from ...pubsub.sending import STORE, WAKE_ONE, database
+from ...pubsub.sending import database
 from ...pubsub.settings import MAX_PLAIN
 from .postgres import ANSWERS
 from .serving import Handle, handle_of_service
@@ -22,6 +21,15 @@ from .serving import Handle, handle_of_service
 # What a client may name for its answers: nobody else's channel.
 _REPLY = re.compile(rf"{ANSWERS}[0-9a-f]{{16}}")
 _ID = re.compile(r"[0-9a-f-]{1,80}")
+
+# A long answer: the client fetches the row that the notification names.
+_STORE = """
+WITH stored AS (
+    INSERT INTO pgpubsub_notification (channel, payload, state, priority)
+    VALUES (%s, %s::jsonb, 'plain', 0) RETURNING id
+)
+SELECT pg_notify(%s, '@' || id) FROM stored
+"""
 
 
 @dataclass
@@ -63,8 +71,7 @@ def send_answer(reply: str, message_id: str, text: str) -> None:
             cursor.execute("SELECT pg_notify(%s, %s)", [reply, short])
             return
         payload = json.dumps({"id": message_id, "wire": text}, separators=(",", ":"))
-        parameters: list[Any] = [reply, payload, "plain", 0, None, None, None]
-        cursor.execute(STORE.format(wake=WAKE_ONE), [*parameters, reply, "@"])
+        cursor.execute(_STORE, [reply, payload, reply])
 
 
 def serve(alias: str, handle: Handle | None = None) -> None:
