@@ -31,6 +31,7 @@ from pgbackend.rpc.protocol.values import decode
 from pgbackend.rpc.server.running import handle
 from pgbackend.rpc.server.settings import service
 from pgbackend.rpc.transports.local import LocalTransport
+from tests.faults.fix_servers import leave_out
 from tests.pages.examples import ROOT, Example, blocks_of, example
 from tests.rpc.echo import SECRETS, serving
 from tests.rpc.site.models import Dish, Order, Station, Waiter
@@ -182,7 +183,7 @@ def test_php(tmp_path: Path) -> None:
     """The page's PHP runs, one block after the other."""
     php = shutil.which("php")
     if php is None:
-        pytest.skip("left out: there is no php; tests/faults/servers.sh installs it")
+        leave_out("there is no PHP")
     blocks = [each.text for each in blocks_of(ROOT / "docs/howto/rpc-php.md", "php")]
     with serving() as server:
         file = ROOT / "pgbackend" / "rpc" / "php" / "pgbackend_rpc.php"

@@ -237,6 +237,8 @@ def test_batches(client: Client) -> None:
         return_exceptions=True,
     ).result()
     assert [type(each) for each in found] == [NotRun, DoesNotExist, NotRun]
+    with pytest.raises(DoesNotExist):
+        client.gather(dishes.count(), dishes.get(name="none"), atomic=True).result()
     assert not Dish.objects.filter(name="milk").exists()
     client.gather(dishes.create(name="milk", station=grill), dry=True).result()
     assert not Dish.objects.filter(name="milk").exists()

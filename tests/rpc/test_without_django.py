@@ -11,6 +11,7 @@ from pathlib import Path
 import greenlet
 import pytest
 
+from tests.faults.fix_servers import leave_out
 from tests.rpc.echo import serving
 from tests.rpc.vectors.reading import HERE
 
@@ -48,7 +49,7 @@ def php() -> str:
     """Return the PHP interpreter; without one the test is left out."""
     found = shutil.which("php")
     if found is None:
-        pytest.skip("left out: there is no php; tests/faults/servers.sh installs it")
+        leave_out("there is no PHP")
     return found
 
 

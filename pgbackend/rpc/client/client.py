@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from ...futures.result import Future
 from ..protocol import nodes
 from ..protocol.answers import open_answer
-from ..protocol.errors import Malformed
+from ..protocol.errors import Malformed, NotRun
 from ..protocol.keys import Keys
 from ..protocol.limits import Limits
 from ..protocol.messages import message_of, seal_message
@@ -94,7 +94,9 @@ class Client:
             found = [_outcome(call) for call in calls]
             errors = [each for each in found if isinstance(each, BaseException)]
             if errors and not return_exceptions:
-                gathered.set_exception(errors[0])
+                # Of an atomic message the others were not run because of one.
+                causes = [each for each in errors if not isinstance(each, NotRun)]
+                gathered.set_exception((causes or errors)[0])
             else:
                 gathered.set_result(found)
 

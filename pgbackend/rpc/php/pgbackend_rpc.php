@@ -640,11 +640,14 @@ final class Client
         if (count($results) !== count($requests)) {
             throw new RemoteError('Malformed', 'not as many results as requests');
         }
+        $errors = array_filter($results, fn ($result) => $result instanceof RemoteError);
+        // Of requests that go together the others were not run because of one, which says why.
+        $causes = array_filter($errors, fn ($error) => $error->errorCode !== 'NotRun');
+        foreach ($causes ?: $errors as $error) {
+            throw $error;
+        }
         $found = [];
         foreach ($results as $at => $result) {
-            if ($result instanceof RemoteError) {
-                throw $result;
-            }
             $found[] = $requests[$at]->result($result);
         }
         return $found;
