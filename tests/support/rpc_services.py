@@ -142,6 +142,8 @@ class CeleryService(Service):
             [
                 *("-m", "celery", "-A", self.module, "worker"),
                 *("-Q", "rpc,rpc.high", "-n", f"{time.monotonic_ns()}@tests", *options),
+                # It would wait a second for others of its kind.
+                *("--without-mingle", "--without-gossip"),
             ],
             RPC_BROKER_URL=self.broker.url,
             **environ,

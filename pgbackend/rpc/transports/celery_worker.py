@@ -16,6 +16,7 @@ from time import time
 from typing import Any
 
 from celery import bootsteps
+from django.core.exceptions import ImproperlyConfigured
 
 from .results import CeleryResults, RedisResults
 from .serving import GRACEFUL_TIMEOUT, Serving
@@ -99,8 +100,12 @@ class Handled:
 
     def listen(self, consumer: Any) -> None:
         """Have the loop of *consumer* call what is waiting for its thread."""
-        if consumer.hub is not None:
-            consumer.hub.add_reader(self._reader, self.run_calls)
+        if consumer.hub is None:
+            raise ImproperlyConfigured(
+                "pgbackend.rpc needs a worker with an event loop: take the pool solo, prefork or"
+                " threads"
+            )
+        consumer.hub.add_reader(self._reader, self.run_calls)
 
     def run_calls(self) -> None:
         """Acknowledge what is answered; called in the thread of the consumer."""
@@ -148,7 +153,7 @@ class ListenStep(bootsteps.StartStopStep):
         """Have acknowledgements called by the consumer's loop, and messages kept."""
         handled = consumer.controller.rpc
         handled.listen(consumer)
-        if consumer.hub is None or consumer.connection.transport.driver_type != "redis":
+        if consumer.connection.transport.driver_type != "redis":
             return
         channel = consumer.task_consumer.channel
         self.timer = consumer.hub.call_repeatedly(LEASE / 3, handled.prolong, channel)
