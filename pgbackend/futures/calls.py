@@ -59,14 +59,15 @@ class Call:
             return {subject.db}
         return {*aliases.of(self.function, self.args, self.kwargs)} or {None}
 
-    async def run(self) -> Any:
-        """Run the call where Django's a-methods run."""
+    async def run(self, function: Callable[[], Any] | None = None) -> Any:
+        """Run the call, or a *function* around it, where Django's a-methods run."""
+        function = function or self
         if all_begin_here():
-            return await drive(self, (), {})
+            return await drive(function, (), {})
         if all_run_bridged():
-            return await run_bridged(self)
+            return await run_bridged(function)
         with aliases.remembering():
-            return await run_for_aliases(self.aliases(), self)
+            return await run_for_aliases(self.aliases(), function)
 
 
 async def _awaited(coroutine: Any) -> Any:

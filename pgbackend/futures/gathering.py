@@ -30,7 +30,7 @@ from .driving import Driven, Driver
 from .keys import merged
 from .recording import Recorder, rows
 from .result import Future, not_awaited_error
-from .threads import ThreadDriver
+from .threads import ThreadDriver, saved
 
 
 def gather(*subjects: Any, return_exceptions: bool = False, savepoints: bool = False) -> Gathering:
@@ -211,7 +211,8 @@ class Gathering:
     async def _run_within_limit(self, future: Future[Any], call: Call, limit: Any) -> Any:
         async with limit:
             try:
-                return await call.run()
+                # The transaction may be that of a thread which waits for this loop.
+                return await call.run(saved(call) if self._savepoints else call)
             except Exception:
                 self._failed.append(future)
                 raise

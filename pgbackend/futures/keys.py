@@ -100,6 +100,8 @@ def _futures_of(
     if len(wanted) == 1 or not _fit(queryset, wanted):
         return wanted.values()
     read = future_of(Read(_read, (queryset, wanted, failed), {}))
+    # Its futures report the error, not the read itself.
+    read.add_done_callback(Future.outcome)
     read.claim()
     return (read,)
 
@@ -222,6 +224,8 @@ def _read(queryset: Any, wanted: Wanted, failed: list[Future[Any]]) -> None:
         for future in wanted.values():
             failed.append(future)
             future.set_exception(error)
+        # What undoes a failed call is told, too.
+        raise
     finally:
         # What has not ended by now was interrupted.
         for future in wanted.values():

@@ -16,7 +16,6 @@ from greenlet import GreenletExit, getcurrent
 
 from ..sql.in_threads import ThreadCall, ThreadFace
 from ..tasks.state import ConnectionState
-from ..wrapper.attributes import BackendWrapper
 from .driving import Driven, Driver
 
 
@@ -32,7 +31,7 @@ class ThreadDriver(Driver):
     ) -> None:
         self._faces: dict[Any, ThreadFace] = {}
         # With savepoints each call has a block of its own, and is sent alone.
-        own = map(_saved, functions) if savepoints else functions
+        own = map(saved, functions) if savepoints else functions
         super().__init__(own, on_end, savepoints=False)
 
     def _steps(self, function: Callable[[], Any]) -> Any:
@@ -77,13 +76,16 @@ class _Steps:
             self._call.throw(GreenletExit)
 
 
-def _saved(function: Callable[[], Any]) -> Callable[[], Any]:
-    """Return *function* in a block of its own in each transaction of the thread."""
+def saved(function: Callable[[], Any]) -> Callable[[], Any]:
+    """Return *function* in a block of its own in each transaction of where it is called.
+
+    That includes transactions of databases on other backends.
+    """
 
     def run() -> Any:
         with ExitStack() as blocks:
             for wrapper in connections.all(initialized_only=True):
-                if isinstance(wrapper, BackendWrapper) and wrapper.in_atomic_block:
+                if wrapper.in_atomic_block:
                     blocks.enter_context(transaction.atomic(using=wrapper.alias))
             return function()
 

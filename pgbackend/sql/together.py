@@ -74,6 +74,9 @@ def exchange(
     are sent a few times at most. Raise psycopg's error if BEGIN or a savepoint fails.
     """
     pgconn = face.pgconn
+    if pgconn.status != ConnStatus.OK:
+        # As psycopg's cursors say; libpq would only say that there is no pipeline mode.
+        raise psycopg.OperationalError("the connection is lost")
     if face.savepoint_due:
         yield from face.begin_and_save()
     found: list[PGresult | None] = [None] * len(queries)

@@ -454,6 +454,20 @@ async def test_backend_ends(server: Server) -> None:
     assert await Author.objects.acount() == 1
 
 
+async def test_backend_has_ended() -> None:
+    """If one call loses the connection, the others say so."""
+    async with transaction.atomic():
+        found = await gather(
+            Author.objects.all(),
+            future(_execute)("SELECT pg_terminate_backend(pg_backend_pid())"),
+            Book.objects.all(),
+            return_exceptions=True,
+        )
+        assert [type(each) for each in found] == [OperationalError, OperationalError, NotRun]
+        assert str(found[0]) == "the connection is lost"
+        transaction.set_rollback(True)
+
+
 async def test_autocommit_off() -> None:
     """A task with autocommit off gathers in its transaction."""
     await aset_autocommit(False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from typing import Any
 
 import django
@@ -280,21 +281,29 @@ async def test_aliases() -> None:
     assert found == there
 
 
-async def test_failed_statement() -> None:
-    """If the statement fails, so does each read."""
+@pytest.mark.parametrize("threaded", [False, True])
+async def test_failed_statement(threaded: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """If the statement fails, so does each read, and the transaction goes on."""
     pks = await authors(2)
-    async with transaction.atomic():
-        await bridged(_rename)()
-        found = await gather(
-            *[future(Author.objects).get(pk=pk) for pk in pks],
-            future(Book.objects).count(),
-            return_exceptions=True,
-            savepoints=True,
-        )
-        assert isinstance(found[0], DatabaseError)
-        assert found[1] is found[0]
-        assert found[2] == 0
-        transaction.set_rollback(True)
+
+    def work() -> list[Any]:
+        with transaction.atomic():
+            _rename()
+            found = gather(
+                *[future(Author.objects).get(pk=pk) for pk in pks],
+                future(Book.objects).count(),
+                return_exceptions=True,
+                savepoints=True,
+            ).result()
+            transaction.set_rollback(True)
+        return found
+
+    found = await (asyncio.to_thread(run_in_thread, work) if threaded else bridged(work)())
+    assert isinstance(found[0], DatabaseError)
+    assert found[1] is found[0]
+    assert found[2] == 0
+    gc.collect()
+    assert not caplog.records
 
 
 def _rename() -> None:

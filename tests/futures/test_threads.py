@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from asgiref.sync import async_to_sync
 from django.db import (
     DEFAULT_DB_ALIAS,
     IntegrityError,
@@ -211,3 +212,37 @@ def test_lost_connection(server: Server) -> None:
         assert Author.objects.count() == 0
 
     run_in_thread(work)
+
+
+def test_savepoints_of_a_waiting_thread() -> None:
+    """A coroutine for which a thread waits has savepoints in the thread's transaction, too."""
+
+    async def create() -> list[Any]:
+        return await gather(
+            *[future(Author.objects).create(name=name) for name in ("a", "a", "b")],
+            future(Author.objects).count(),
+            return_exceptions=True,
+            savepoints=True,
+        )
+
+    found = in_transaction(lambda: async_to_sync(create)())
+    assert [getattr(each, "name", type(each)) for each in found[:3]] == ["a", IntegrityError, "b"]
+    assert found[3] == 2
+
+
+def test_savepoints_of_another_backend(stock: str) -> None:
+    """A transaction on Django's own backend goes on, too, where a gathered call fails."""
+
+    def work() -> list[Any]:
+        with transaction.atomic(using=stock):
+            found = gather(
+                *[future(Author.objects.using(stock)).create(name="a") for _ in range(2)],
+                future(Author.objects.using(stock)).count(),
+                return_exceptions=True,
+                savepoints=True,
+            ).result()
+            transaction.set_rollback(True, using=stock)
+        return found
+
+    found = run_in_thread(work)
+    assert [type(each) for each in found] == [Author, IntegrityError, int]
