@@ -127,14 +127,17 @@ class Storm:
         return outcome
 
 
-def kills(count: int, processes: int, kills: int) -> Outcome:
-    """Kill worker processes at random while they handle *count* notifications."""
+def kills(count: int, processes: int, kills: int, *options: str) -> Outcome:
+    """Kill worker processes at random while they handle *count* notifications.
+
+    *options* are further ones of `listen`.
+    """
     from tests.support.pubsub import Listen, wait_for
 
     storm = Storm("kills", count)
     thread = storm.sending()
     channel = "tests.pubsub.site.jobs.Wide"
-    with Listen("--channels", channel, "--processes", f"{processes}") as listen:
+    with Listen("--channels", channel, "--processes", f"{processes}", *options) as listen:
         wait_for(lambda: len(listen.children()) == processes)
         for _ in range(kills):
             time.sleep(random.uniform(0.05, 0.4))

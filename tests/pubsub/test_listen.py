@@ -24,6 +24,8 @@ pytestmark = pytest.mark.process
 STORED = ("--channels", "tests.pubsub.site.jobs.Stored")
 PATIENT = ("--channels", "tests.pubsub.site.jobs.Patient")
 LEASED = ("--channels", "tests.pubsub.site.jobs.Leased")
+# Children that are forked from their parent are there at once. A test below is about both ways.
+FORKED = ("--worker-start-method", "fork", "--processes")
 
 
 def effects() -> list[int]:
@@ -70,7 +72,7 @@ def test_sigterm(loop: str, tmp_path: Path, server: Server) -> None:
 
 def test_log() -> None:
     """The log says in words what is listened to, and what was done."""
-    with Listen(*STORED) as listen:
+    with Listen(*STORED, settings="tests.settings") as listen:
         wait_for(lambda: "listening to tests.pubsub.site.jobs.Stored" in listen.text())
         notify_many([jobs.Stored(1), jobs.Stored(2)])
         wait_for(lambda: effects() == [1, 2])
@@ -122,7 +124,7 @@ def test_batch() -> None:
     with Listen(*STORED, "--max-notifications", "5") as listen:
         assert listen.code() == 0
     assert len(effects()) == 5
-    with Listen(*STORED, "--batch", "--recover", "--processes", "2") as listen:
+    with Listen(*STORED, "--batch", "--recover", *FORKED, "2") as listen:
         assert listen.code() == 0
     assert effects() == list(range(20))
 
@@ -171,7 +173,7 @@ def test_children_end_with_their_parent(method: str) -> None:
 def test_children_are_started_anew() -> None:
     """A child that was killed is replaced; what it handled is handled by another one."""
     notify_many([jobs.Stored(number, "sleep 0.05") for number in range(40)])
-    with Listen(*STORED, "--processes", "2", "--graceful-timeout", "5") as listen:
+    with Listen(*STORED, *FORKED, "2", "--graceful-timeout", "5") as listen:
         wait_for(effects)
         first = listen.children()
         os.kill(first[0], signal.SIGKILL)
@@ -198,7 +200,7 @@ def test_rows_of_two_databases() -> None:
 def test_deadly_row() -> None:
     """A row whose handler ends its process waits, and the others are handled."""
     notify_many([jobs.Stored(n, "die" if n == 3 else "") for n in range(10)])
-    with Listen(*STORED, "--processes", "1") as listen:
+    with Listen(*STORED, *FORKED, "1") as listen:
         wait_for(lambda: effects() == [0, 1, 2, *range(4, 10)])
         listen.process.send_signal(signal.SIGTERM)
         listen.code()
@@ -209,7 +211,7 @@ def test_deadly_row() -> None:
 def test_deadly_row_dies() -> None:
     """Such a row is made dead when it has ended so many processes."""
     notify_many([jobs.Stored(3, "die")])
-    with Listen(*STORED, "--processes", "1") as listen:
+    with Listen(*STORED, *FORKED, "1") as listen:
         while [state for state, _ in states()] != ["dead"]:
             assert listen.process.poll() is None
             time.sleep(0.1)
@@ -220,7 +222,7 @@ def test_deadly_row_dies() -> None:
 def test_no_restart() -> None:
     """With `--no-restart-on-failure` the end of the last child is the end of the parent."""
     notify_many([jobs.Stored(1, "die")])
-    with Listen(*STORED, "--processes", "1", "--no-restart-on-failure") as listen:
+    with Listen(*STORED, *FORKED, "1", "--no-restart-on-failure") as listen:
         assert listen.code() == 1
     assert states() == [("delayed", 0)]
 

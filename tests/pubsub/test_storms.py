@@ -18,7 +18,7 @@ from tests.support.script import ROOT
 @pytest.mark.process
 def test_kills() -> None:
     """Processes that are killed while they handle notifications lose none, and repeat none."""
-    outcome = kills(200, 2, 4)
+    outcome = kills(200, 2, 4, "--worker-start-method", "fork")
     assert outcome.is_good, str(outcome)
     assert len(outcome.handled) == 200
 

@@ -1,6 +1,7 @@
 """Workers of pubsub that run beside a test, and waits for what they do."""
 
 import asyncio
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 from pgbackend.pubsub.channels import BaseChannel
 from pgbackend.pubsub.worker import Worker
 from tests.pubsub.site.models import Effect
+from tests.support import listening
 from tests.support.limits import AT_ONCE
 from tests.support.script import ROOT
 
@@ -58,15 +60,51 @@ async def effects() -> list[int]:
     ]
 
 
-class Listen:
-    """A process with ``manage.py listen``, which ends with the block whatever it does."""
+_forking = multiprocessing.get_context("forkserver")
+_forking.set_forkserver_preload(["tests.support.listening"])
 
-    def __init__(self, *arguments: str, settings: str = "tests.settings") -> None:
+
+class _Forked:
+    """A process of the fork server, with the part of `subprocess.Popen` that tests use."""
+
+    def __init__(self, arguments: tuple[str, ...], log: str) -> None:
+        self._process = _forking.Process(target=listening.listen, args=(arguments, log))
+        self._process.start()
+        assert self._process.pid is not None
+        self.pid = self._process.pid
+        self.kill = self._process.kill
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def wait(self, seconds: float | None = None) -> int:
+        self._process.join(seconds)
+        if self._process.exitcode is None:
+            raise TimeoutError(f"listen, process {self.pid}, has not ended within {seconds} s")
+        return self._process.exitcode
+
+
+class Listen:
+    """A process with ``manage.py listen``, which ends with the block whatever it does.
+
+    It is forked from one that has set Django up, unless *settings* are named: those are for a new
+    Python.
+    """
+
+    process: Any
+
+    def __init__(self, *arguments: str, settings: str | None = None) -> None:
         self.arguments = arguments
         self.settings = settings
 
     def __enter__(self) -> "Listen":
-        self.log = tempfile.TemporaryFile("w+")  # closed with the block
+        self.log = tempfile.NamedTemporaryFile("r+")  # closed with the block
+        if self.settings is None:
+            self.process = _Forked(self.arguments, self.log.name)
+            return self
         self.process = subprocess.Popen(
             [sys.executable, "-m", "django", "listen", *self.arguments],
             env={**os.environ, "DJANGO_SETTINGS_MODULE": self.settings, "PYTHONPATH": str(ROOT)},
