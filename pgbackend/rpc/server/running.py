@@ -7,6 +7,12 @@ from __future__ import annotations
 
 import time
 
+from asgiref.sync import sync_to_async
+from django.db import close_old_connections
+
+from ...bridge.current import is_bridged
+from ...bridge.greenlets import await_bridged
+from ...wrapper.dispatch import all_run_bridged
 from ..protocol.answers import Answer, refusal, seal_answer
 from ..protocol.errors import RemoteError, ServerError
 from ..protocol.messages import Message, milliseconds, open_message
@@ -23,12 +29,30 @@ __all__ = ["handle"]
 def handle(wire: str | bytes, *, redelivered: bool = False) -> str:
     """Return the answer to the message *wire*, a sealed text as well.
 
-    Synchronous: on an event loop call it by ``bridged(handle)``; elsewhere in a thread. It raises
-    nothing but what ends a task or a process: every failure is an answer. *redelivered* says that
+    Synchronous: on an event loop call it by ``bridged(handle)``; elsewhere in a thread. Where a
+    database of the project is of another engine, it goes to a thread itself. It raises nothing but
+    what ends a task or a process: every failure is an answer. *redelivered* says that
     the transport's broker may have delivered the message before, to a worker that died: then a
     nonce that was seen is no replay, writes that were done give their stored answer, and reads run
     again.
     """
+    if is_bridged() and not all_run_bridged():
+        # The models may be in a database that cannot be waited for on the loop.
+        in_thread = sync_to_async(_in_thread, thread_sensitive=False)
+        return await_bridged(in_thread(wire, redelivered))
+    return _handled(wire, redelivered)
+
+
+def _in_thread(wire: str | bytes, redelivered: bool) -> str:
+    # As Django does at the begin and the end of a request.
+    close_old_connections()
+    try:
+        return _handled(wire, redelivered)
+    finally:
+        close_old_connections()
+
+
+def _handled(wire: str | bytes, redelivered: bool) -> str:
     record = Record()
     here = service()
     key_id: str | None = None
