@@ -139,6 +139,8 @@ class Ends:
                 return self._known(False)
         except AttributeError:
             raise TypeError("'obj' must be a model instance.") from None
+        if self.query.is_sliced and self._result_cache is None:
+            raise TypeError("Cannot filter a query once a slice has been taken.")
         if obj.pk is None:
             raise ValueError("QuerySet.contains() cannot be used on unsaved objects.")
         if self._result_cache is not None:
@@ -156,16 +158,8 @@ class Ends:
                 kwargs[each.default_alias] = each
             except (AttributeError, TypeError):
                 raise TypeError("Complex aggregates require an alias") from None
-        # Django's own aliases have two underscores, as paths have: no name of a message has them.
-        names = {alias.replace("__", "_"): alias for alias in kwargs}
-        if len(names) < len(kwargs):
-            names = {alias: alias for alias in kwargs}
-        sent = {name: recording.expression(kwargs[alias]) for name, alias in names.items()}
-
-        def convert(found: dict[str, Any]) -> dict[str, Any]:
-            return {names[name]: rows.plain(value) for name, value in found.items()}
-
-        return self._end("aggregate", **sent)(convert)
+        sent = {alias: recording.expression(each) for alias, each in kwargs.items()}
+        return self._end("aggregate", **sent)()
 
     def _in_bulk(
         self: Any, id_list: Iterable[Any] | None = None, *, field_name: str = "pk"

@@ -12,8 +12,8 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
-from django.core.exceptions import MultipleObjectsReturned, ObjectDoesNotExist
-from django.db import DatabaseError, connections, models
+from django.core.exceptions import FieldError, MultipleObjectsReturned, ObjectDoesNotExist
+from django.db import DatabaseError, ProgrammingError, connections, models
 from django.db.models import (
     Avg,
     Case,
@@ -34,7 +34,7 @@ from django.db.models.signals import post_delete, post_save, pre_delete, pre_sav
 from django.test.utils import CaptureQueriesContext
 
 from pgbackend.rpc import RpcQuerySet
-from pgbackend.rpc.protocol.errors import FieldNotAllowed
+from pgbackend.rpc.protocol.errors import BadValue, FieldNotAllowed
 from tests.rpc.site import models as site
 from tests.rpc.waiter import models as client
 
@@ -109,6 +109,9 @@ def run(call: Callable[[Any], Any], where: Any) -> Any:
     except Exception as error:
         if isinstance(error, ObjectDoesNotExist | MultipleObjectsReturned):
             return type(error).__name__
+        if isinstance(error, FieldError | ProgrammingError):
+            # Of the service's texts none is sent that names its columns.
+            return FieldError
         return type(error), str(error)
 
 
@@ -329,6 +332,264 @@ READS: dict[str, Callable[[Any], Any]] = {
     "pickled query": lambda m: again(m.Dish.objects.filter(listed=True)),
     "copied": lambda m: copy.deepcopy(m.Dish.objects.filter(listed=True)),
     "repr": lambda m: repr(m.Dish.objects.order_by("name")[:2]).partition("[")[2],
+    # Django's default aliases have two underscores, as paths have.
+    "annotate default alias": lambda m: [
+        (each, each.dishes__count)
+        for each in m.Station.objects.annotate(Count("dishes")).order_by("name")
+    ],
+    "filter by a default alias": lambda m: m.Station.objects.annotate(Count("dishes")).filter(
+        dishes__count__gt=2
+    ),
+    "order by a default alias": lambda m: m.Dish.objects.annotate(Count("labels")).order_by(
+        "-labels__count", "pk"
+    ),
+    "default alias of a path": lambda m: (
+        m.Dish.objects.annotate(Count("orders"))
+        .filter(orders__count=2)
+        .values_list("name", "orders__count")
+    ),
+    "default alias grouped": lambda m: (
+        m.Dish.objects.values("listed").annotate(Sum("price")).order_by("price__sum")
+    ),
+    "default alias in an expression": lambda m: (
+        m.Dish.objects.annotate(Count("labels"))
+        .annotate(more=F("labels__count") + 1)
+        .values_list("more", "labels__count")
+    ),
+    "default alias aggregated": lambda m: m.Dish.objects.annotate(Count("labels")).aggregate(
+        Sum("labels__count"), Max("price")
+    ),
+    "alias with two underscores": lambda m: m.Dish.objects.annotate(a__b=F("price")).filter(
+        a__b__gt=10
+    ),
+    "aggregates that differ in underscores": lambda m: m.Dish.objects.aggregate(
+        Sum("price"), price_sum=Count("pk")
+    ),
+    "annotation like a field": lambda m: m.Dish.objects.annotate(name=F("price")),
+    "key of a key": lambda m: m.Dish.objects.filter(station__id=1).filter(station__pk=1),
+    "key of a key in": lambda m: m.Dish.objects.exclude(station__pk__in=[1]),
+    "key of a key in values": lambda m: m.Dish.objects.values(
+        "station", "station_id", "station__id", "station__pk"
+    ),
+    "key of a key in values_list": lambda m: m.Dish.objects.values_list("station__pk", flat=True),
+    "key of a key in order_by": lambda m: m.Dish.objects.order_by("-station__id", "station__pk"),
+    "key of a key deep": lambda m: m.Order.objects.filter(dish__station__pk=1).values(
+        "dish__station__id", "dish__pk"
+    ),
+    "key of a key in f": lambda m: m.Dish.objects.filter(pk__gt=F("station__id")),
+    "key of many": lambda m: m.Dish.objects.filter(labels__id=1).filter(labels__pk__gt=0),
+    "key of many in values": lambda m: m.Dish.objects.values("labels__pk", "labels__id").order_by(
+        "pk", "labels__pk"
+    ),
+    "key of many backwards": lambda m: m.Station.objects.filter(dishes__pk=2, dishes__id=2),
+    "key of many counted": lambda m: m.Dish.objects.annotate(n=Count("labels__pk")).values("n"),
+    "null key of a key": lambda m: m.Dish.objects.filter(
+        station__id=None, station__pk__isnull=True
+    ),
+    "defer then only": lambda m: m.Dish.objects.defer("name").only("name"),
+    "defer then only another": lambda m: m.Dish.objects.defer("name", "data").only("name", "price"),
+    "defer, only, defer": lambda m: m.Dish.objects.defer("name").only("name").defer("price"),
+    "defer, only, only": lambda m: m.Dish.objects.defer("name").only("name").only("price"),
+    "only, defer all": lambda m: m.Dish.objects.only("name").defer("name"),
+    "only, defer more": lambda m: m.Dish.objects.only("name").defer("name", "price"),
+    "only the key": lambda m: m.Dish.objects.only("pk"),
+    "only of related": lambda m: [
+        (each, each.station)
+        for each in m.Dish.objects.select_related("station").only("name", "station__name")
+    ],
+    "only of related alone": lambda m: [
+        (each, each.station)
+        for each in m.Dish.objects.select_related("station").only("station__name")
+    ],
+    "only without the related": lambda m: m.Dish.objects.select_related("station").only("name"),
+    "defer of related": lambda m: [
+        (each, each.station)
+        for each in m.Dish.objects.select_related("station").defer("station__name", "data")
+    ],
+    "defer the related": lambda m: m.Dish.objects.select_related("station").defer("station"),
+    "only of attname": lambda m: m.Dish.objects.only("station_id", "name"),
+    # What is below an aggregate, a count and an exists.
+    "distinct aggregate": lambda m: (
+        m.Dish.objects.filter(labels__word__in=["hot", "new"])
+        .distinct()
+        .aggregate(n=Count("pk"), total=Sum("price"))
+    ),
+    "distinct aggregate of many": lambda m: m.Dish.objects.distinct().aggregate(n=Count("labels")),
+    "distinct annotated aggregate": lambda m: (
+        m.Dish.objects.annotate(w=F("labels__word"))
+        .distinct()
+        .aggregate(n=Count("w"), total=Sum("price"))
+    ),
+    "distinct values aggregate": lambda m: (
+        m.Dish.objects.values("listed").distinct().aggregate(n=Count("listed"))
+    ),
+    "distinct values aggregate of another": lambda m: (
+        m.Dish.objects.values("listed").distinct().aggregate(n=Sum("price"))
+    ),
+    "distinct count": lambda m: (
+        m.Dish.objects.filter(labels__word__in=["hot", "new"]).distinct().count()
+    ),
+    "distinct values count": lambda m: m.Dish.objects.values("station").distinct().count(),
+    "distinct values_list count": lambda m: (
+        m.Dish.objects.values_list("station", "listed").distinct().count()
+    ),
+    "distinct fields count": lambda m: (
+        m.Dish.objects.order_by("station").distinct("station").count()
+    ),
+    "distinct fields exists": lambda m: m.Dish.objects.distinct("station").exists(),
+    "distinct only count": lambda m: m.Dish.objects.only("listed").distinct().count(),
+    "distinct then values": lambda m: m.Dish.objects.distinct().values("listed").order_by("listed"),
+    "distinct then values count": lambda m: m.Dish.objects.distinct().values("listed").count(),
+    "distinct then annotate": lambda m: (
+        m.Dish.objects.distinct()
+        .annotate(w=F("labels__word"))
+        .values_list("listed", "w")
+        .order_by("listed", "w")
+    ),
+    "distinct sliced aggregate": lambda m: m.Dish.objects.distinct()[:3].aggregate(Sum("price")),
+    "sliced aggregate": lambda m: m.Dish.objects.order_by("-price")[:3].aggregate(Sum("price")),
+    "sliced values aggregate": lambda m: (
+        m.Dish.objects.order_by("-price").values("listed")[:3].aggregate(n=Count("listed"))
+    ),
+    "grouped aggregate": lambda m: (
+        m.Dish.objects.values("listed").annotate(n=Count("pk")).aggregate(Sum("n"), Max("n"))
+    ),
+    "grouped count": lambda m: m.Dish.objects.values("listed").annotate(n=Count("pk")).count(),
+    "annotated count": lambda m: m.Dish.objects.annotate(n=Count("labels")).count(),
+    "annotated aggregate": lambda m: m.Dish.objects.annotate(n=Count("labels")).aggregate(
+        Sum("n"), mean=Avg("price")
+    ),
+    "union count": lambda m: m.Dish.objects.filter(listed=True).union(m.Dish.objects.all()).count(),
+    "union exists": lambda m: (
+        m.Dish.objects.filter(pk=1).union(m.Dish.objects.filter(pk=2)).exists()
+    ),
+    "union all count": lambda m: m.Dish.objects.all().union(m.Dish.objects.all(), all=True).count(),
+    "union of values count": lambda m: (
+        m.Dish.objects.values("listed").union(m.Dish.objects.values("listed")).count()
+    ),
+    "union aggregate": lambda m: (
+        m.Dish.objects.all().union(m.Dish.objects.all()).aggregate(Sum("price"))
+    ),
+    "union first": lambda m: m.Dish.objects.filter(pk=1).union(m.Dish.objects.filter(pk=2)).first(),
+    "union get": lambda m: m.Dish.objects.filter(pk=1).union(m.Dish.objects.filter(pk=1)).get(),
+    "union sliced": lambda m: (
+        m.Dish.objects.all().union(m.Dish.objects.filter(pk=2)).order_by("-name")[1:3]
+    ),
+    "union of only": lambda m: m.Dish.objects.only("name").union(m.Dish.objects.only("name")),
+    "union of annotated": lambda m: [
+        (each, each.a)
+        for each in m.Dish.objects.annotate(a=Value(1))
+        .filter(pk=1)
+        .union(m.Dish.objects.annotate(a=Value(2)).filter(pk=1))
+        .order_by("a")
+    ],
+    "union of annotated values": lambda m: (
+        m.Dish.objects.annotate(a=Value(1))
+        .values_list("name", "a")
+        .union(m.Dish.objects.annotate(a=Value(2)).values_list("name", "a"))
+        .order_by("name", "a")
+    ),
+    "union then values": lambda m: (
+        m.Dish.objects.filter(pk=1).union(m.Dish.objects.filter(pk=2)).order_by("pk").values("name")
+    ),
+    "union contains": lambda m: m.Dish.objects.all()[:2].contains(m.Dish.objects.get(name="pie")),
+    "reversed union": lambda m: (
+        m.Dish.objects.all().union(m.Dish.objects.all()).order_by("pk").reverse()
+    ),
+    "last of a union": lambda m: m.Dish.objects.all().union(m.Dish.objects.all()).last(),
+    "latest of a union": lambda m: m.Dish.objects.all().union(m.Dish.objects.all()).latest("price"),
+    "intersection count": lambda m: (
+        m.Dish.objects.all().intersection(m.Dish.objects.filter(listed=True)).count()
+    ),
+    "difference of values": lambda m: (
+        m.Dish.objects.order_by()
+        .values_list("listed")
+        .difference(m.Dish.objects.order_by().filter(listed=True).values_list("listed"))
+    ),
+    "union of a union": lambda m: (
+        m.Dish.objects.filter(pk=1)
+        .union(m.Dish.objects.filter(pk=2))
+        .union(m.Dish.objects.filter(pk=3))
+        .order_by("pk")
+    ),
+    "combined with distinct": lambda m: (
+        m.Dish.objects.filter(labels__word="hot").distinct()
+        | m.Dish.objects.filter(labels__word="new").distinct()
+    ),
+    "values then order": lambda m: m.Dish.objects.values("listed").distinct().order_by("price"),
+    "values twice": lambda m: m.Dish.objects.values("name").values("price"),
+    "values then annotate then values": lambda m: (
+        m.Dish.objects.values("station__name")
+        .annotate(n=Count("pk"))
+        .values_list("n", "station__name")
+        .order_by("n")
+    ),
+    "annotate then values grouped": lambda m: (
+        m.Dish.objects.annotate(up=Upper("station__name"))
+        .values("up")
+        .annotate(n=Count("pk"), m=Max("price"))
+        .order_by("n", "m")
+    ),
+    "filter grouped": lambda m: (
+        m.Dish.objects.values("listed").annotate(n=Count("pk")).filter(n__gt=1)
+    ),
+    "exists grouped": lambda m: (
+        m.Dish.objects.values("listed").annotate(n=Count("pk")).filter(n__gt=99).exists()
+    ),
+    "first of values": lambda m: m.Dish.objects.order_by("-price").values("name").first(),
+    "last of values_list": lambda m: m.Dish.objects.values_list("name", flat=True).last(),
+    "first of grouped by order": lambda m: (
+        m.Dish.objects.values("listed").annotate(n=Count("pk")).order_by("n").first()
+    ),
+    "last of a distinct": lambda m: (
+        m.Dish.objects.distinct("listed").order_by("listed", "pk").last()
+    ),
+    "in_bulk of distinct": lambda m: m.Dish.objects.distinct().in_bulk([1]),
+    "slice of none": lambda m: m.Dish.objects.all()[3:3],
+    "slice past the end": lambda m: m.Dish.objects.all()[5:99],
+    "slice count past the end": lambda m: m.Dish.objects.all()[5:99].count(),
+    "slice exists": lambda m: m.Dish.objects.all()[99:].exists(),
+    "slice first": lambda m: m.Dish.objects.all()[2:4].first(),
+    "slice get": lambda m: m.Dish.objects.all()[2:3].get(),
+    "reverse unordered": lambda m: m.Station.objects.reverse().order_by("name"),
+    "ordering by a relation": lambda m: m.Order.objects.order_by("dish", "-pk"),
+    "random order of many": lambda m: m.Dish.objects.order_by("labels__word", "pk"),
+    "dates of nothing": lambda m: m.Dish.objects.filter(pk=-1).dates("created", "day"),
+    "dates count": lambda m: m.Dish.objects.dates("created", "year").count(),
+    "subquery of an aggregate": lambda m: m.Dish.objects.annotate(
+        n=Subquery(
+            m.Order.objects.filter(dish=OuterRef("pk"))
+            .order_by()
+            .values("dish")
+            .annotate(s=Sum("count"))
+            .values("s")
+        )
+    ).values_list("name", "n"),
+    "exclude annotated": lambda m: m.Dish.objects.annotate(n=Count("labels")).exclude(n=0),
+    "filter twice to many": lambda m: (
+        m.Dish.objects.filter(labels__word="hot").filter(labels__word="new").distinct()
+    ),
+    "aggregate of a distinct expression": lambda m: m.Dish.objects.aggregate(
+        n=Count("station", distinct=True), s=Sum(F("price") * 2)
+    ),
+    "aggregate of case": lambda m: m.Dish.objects.aggregate(
+        n=Sum(Case(When(listed=True, then=Value(1)), default=Value(0)))
+    ),
+    "aggregate without names": lambda m: m.Dish.objects.aggregate(),
+    "aggregate of an aggregate": lambda m: m.Dish.objects.aggregate(n=Sum(Count("pk"))),
+    "annotate a taken alias": lambda m: m.Dish.objects.annotate(a=Value(1), b=F("a") + 1).values(
+        "b"
+    ),
+    "annotate again": lambda m: (
+        m.Dish.objects.annotate(a=Value(1)).annotate(a=Value(2)).values_list("a", flat=True)
+    ),
+    "alias then annotate": lambda m: (
+        m.Dish.objects.alias(a=Count("labels")).annotate(b=F("a")).values("b")
+    ),
+    "alias then values": lambda m: m.Dish.objects.alias(a=Value(1)).values("a"),
+    "order by hidden alias": lambda m: (
+        m.Dish.objects.alias(a=Lower("name")).order_by("a").distinct()
+    ),
     "next by date": lambda m: m.Dish.objects.order_by("created")[0].name,
 }
 
@@ -356,6 +617,16 @@ def test_reads() -> None:
         if ours != theirs:
             wrong[name] = ours, theirs
     assert wrong == {}
+
+
+def test_first_of_groups_without_an_order() -> None:
+    """An order by the key, which `first` adds, would make other groups: an error, as in Django."""
+    groups = client.Dish.objects.order_by().values("listed").annotate(n=Count("pk"))
+    for called in (groups.first, groups.last):
+        with pytest.raises(BadValue):
+            called()
+    by_key = client.Dish.objects.order_by().values("pk").annotate(n=Count("labels"))
+    assert by_key.first() == {"pk": 1, "n": 0}
 
 
 def test_nothing_is_sent_before() -> None:

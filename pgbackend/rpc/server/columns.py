@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from django.db.models import JSONField
 
 from ..protocol import nodes
-from ..protocol.errors import BadValue, FieldNotAllowed
+from ..protocol.errors import BadValue, FieldNotAllowed, OperationNotAllowed
 from .expressions import expression, reference
 from .paths import check_alias, resolve
 from .scope import Annotation, Column, Scope
@@ -57,6 +57,8 @@ def _as_columns(scope: Scope, kind: str, args: Any, kwargs: Mapping[str, Any]) -
             *(scope.selected or [each.label for each in scope.columns]),
         ]
         args = list(dict.fromkeys(args))
+    if scope.is_combined and (kwargs or not args or scope.kind != "model"):
+        raise OperationNotAllowed("after a union values takes names of fields")
     expressions: dict[str, Any] = {}
     named = [*((None, each) for each in args), *kwargs.items()]
     for alias, node in named:
@@ -75,8 +77,11 @@ def _as_columns(scope: Scope, kind: str, args: Any, kwargs: Mapping[str, Any]) -
         label = alias or f"{getattr(node, 'name', type(node).__name__).lower()}{len(columns) + 1}"
         scope.annotations[label] = Annotation(name, scope.named)
         columns.append(Column(label, name))
+    if scope.is_combined and expressions:
+        raise OperationNotAllowed("after a union values takes names of fields")
     # As keywords of values() they would come after the other columns, whatever their places.
-    scope.queryset = scope.queryset.annotate(**expressions)
+    if expressions:
+        scope.queryset = scope.queryset.annotate(**expressions)
     scope.queryset = scope.queryset.values(*(each.key for each in columns))
     for each in columns:
         if each.key in expressions:
@@ -86,6 +91,9 @@ def _as_columns(scope: Scope, kind: str, args: Any, kwargs: Mapping[str, Any]) -
 
 def _path_column(scope: Scope, text: str, expressions: dict[str, Any]) -> Column:
     path = resolve(scope, text)
+    if scope.is_combined and (path.entered or path.transforms):
+        # Each queryset of the union would need the same joins.
+        raise OperationNotAllowed("after a union values takes names of fields")
     if path.field is None and not path.transforms:
         return column_of(scope, text, path.name)
     found = reference(scope, text)

@@ -54,9 +54,8 @@ class _Conditions:
     def q(self, node: nodes.Q) -> DjangoQ:
         outside, self.over_filtered = self.over_filtered, False
         named, self.scope.names_outer = self.scope.names_outer, False
-        built = DjangoQ(
-            *(self._child(each) for each in node.children), _connector=_CONNECTORS[node.connector]
-        )
+        children = [self._child(each, node.connector) for each in node.children]
+        built = DjangoQ(*children, _connector=_CONNECTORS[node.connector])
         if node.negated:
             if self.over_filtered and not self.inside:
                 built = self._as_subquery(built)
@@ -65,14 +64,22 @@ class _Conditions:
         self.scope.names_outer |= named
         return built
 
-    def _child(self, child: Any) -> DjangoQ:
+    def _child(self, child: Any, connector: str) -> Any:
+        """Return a child as Q has it: a path and a value, another Q, or an expression.
+
+        A path in a Q of its own would not be the same: Django chooses joins by the nesting.
+        """
         if isinstance(child, nodes.Q):
             return self.q(child)
-        if isinstance(child, tuple):
-            return self._leaf(*child)
-        return DjangoQ(expression(self.scope, child))
+        if not isinstance(child, tuple):
+            return expression(self.scope, child)
+        found = self._leaf(*child)
+        if connector == "xor" and isinstance(found, DjangoQ):
+            # Inside "xor" a Q makes inner joins, which lose the rows that have no related one.
+            return Case(When(found, then=Value(True)), default=Value(False))
+        return found
 
-    def _leaf(self, text: str, raw: Any) -> DjangoQ:
+    def _leaf(self, text: str, raw: Any) -> DjangoQ | tuple[str, Any]:
         path = resolve(self.scope, text, lookup=True)
         content = value(self.scope, raw, path.field)
         _check_operand(path.lookup, content)
@@ -86,7 +93,8 @@ class _Conditions:
             # A row that may not be seen is as none.
             return ~DjangoQ((f"{name}__isnull", False), *placed.guards)
         # Never a keyword: they might be arguments of Q's own.
-        return DjangoQ((f"{name}__{lookup}", content), *placed.guards)
+        leaf = (f"{name}__{lookup}", content)
+        return DjangoQ(leaf, *placed.guards) if placed.guards else leaf
 
     def _as_subquery(self, built: DjangoQ) -> DjangoQ:
         """Return *built* as a condition on the rows' keys.
@@ -126,7 +134,7 @@ def value(scope: Scope, raw: Any, field: Any = None) -> Any:
     if isinstance(raw, nodes.Object):
         return _key_of(scope, raw, field)
     if isinstance(raw, nodes.Delayed):
-        return inner(scope, raw.tree).queryset
+        return _rows_of(inner(scope, raw.tree), field)
     if isinstance(raw, nodes.Node):
         return expression(scope, raw)
     if isinstance(raw, nodes.Range):
@@ -153,6 +161,30 @@ def _key_of(scope: Scope, named: nodes.Object, field: Any) -> Any:
     if named.model.lower() not in labels:
         raise BadValue(f"a row of {model._meta.label} is expected, not of {named.model}")
     return value(scope, named.pk)
+
+
+def _rows_of(found: Scope, field: Any) -> Any:
+    """Return the queryset of *found* as a value beside *field*: of whole rows, what refers to them.
+
+    Raise BadValue for rows of another model, as Django does. Left to itself, it would select all
+    columns for lookups that are no `in`.
+    """
+    if found.kind != "model":
+        return found.queryset
+    column = "pk"
+    if field is not None and field.is_relation:
+        opts, wanted = found.exposure.model._meta, field.related_model._meta
+        if not (
+            opts.concrete_model is wanted.concrete_model
+            or wanted.concrete_model in opts.all_parents
+            or opts.concrete_model in wanted.all_parents
+        ):
+            raise BadValue(f"rows of {wanted.label} are expected, not of {opts.label}")
+        if not field.target_field.primary_key:
+            column = field.target_field.name
+    if found.is_combined:
+        return found.queryset
+    return found.queryset.values(column)
 
 
 def _range(scope: Scope, raw: nodes.Range, field: Any) -> Any:

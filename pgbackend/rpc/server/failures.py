@@ -60,6 +60,9 @@ def _coded(error: Exception, of_values: bool, quoted: bool) -> errors.RemoteErro
         return errors.FieldError("the queryset cannot be built so")
     if isinstance(error, exceptions.EmptyResultSet | exceptions.FullResultSet):
         return errors.FieldError("the queryset cannot be built so")
+    if isinstance(error, NotImplementedError) and of_values:
+        # Django's word for combinations of its methods that have no SQL.
+        return errors.FieldError("the queryset cannot be built so")
     if isinstance(error, RecursionError):
         return errors.TooDeep("the message is too deep")
     if isinstance(error, ValueError | TypeError | OverflowError | ArithmeticError) and of_values:

@@ -26,7 +26,10 @@ DEEPEST = 8
 
 # What may follow a union.
 _AFTER_COMBINED = frozenset(
-    {"all", "none", "order_by", "reverse", "slice", "union", "intersection", "difference"}
+    {
+        *("all", "none", "order_by", "reverse", "slice", "union", "intersection", "difference"),
+        *("values", "values_list"),
+    }
 )
 
 
@@ -83,7 +86,11 @@ def _filter(scope: Scope, op: nodes.Op) -> None:
 
 
 def _exclude(scope: Scope, op: nodes.Op) -> None:
-    negated = nodes.Q("and", (conditions_of(op),), True)
+    asked = conditions_of(op)
+    if asked.connector == "and" and not asked.negated:
+        negated = nodes.Q("and", asked.children, True)
+    else:
+        negated = nodes.Q("and", (asked,), True)
     built = condition(scope, negated)
     scope.queryset = scope.queryset.filter(built)
 
@@ -93,12 +100,15 @@ def conditions_of(op: nodes.Op) -> nodes.Q:
     for each in op.args:
         if not isinstance(each, nodes.Node):
             raise BadValue(f"{op.name} takes conditions")
+    if len(op.args) == 1 and isinstance(op.args[0], nodes.Q) and not op.kwargs:
+        return op.args[0]
     return nodes.Q("and", (*op.args, *op.kwargs.items()))
 
 
 def _annotate(scope: Scope, op: nodes.Op) -> None:
     for alias, node in _named(op):
         annotation = add_annotation(scope, alias, node)
+        _unselect(scope, alias)
         if scope.kind == "model":
             scope.selected.append(alias)
         else:
@@ -108,6 +118,13 @@ def _annotate(scope: Scope, op: nodes.Op) -> None:
 def _alias(scope: Scope, op: nodes.Op) -> None:
     for alias, node in _named(op):
         add_annotation(scope, alias, node, select=False)
+        _unselect(scope, alias)
+
+
+def _unselect(scope: Scope, alias: str) -> None:
+    """Forget the annotation that had the name before."""
+    scope.selected = [each for each in scope.selected if each != alias]
+    scope.columns = [each for each in scope.columns if each.label != alias]
 
 
 def _named(op: nodes.Op) -> list[tuple[str, Any]]:
@@ -121,7 +138,7 @@ def add_annotation(scope: Scope, alias: str, node: Any, *, select: bool = True) 
     check_alias(scope, alias)
     scope.named = frozenset()
     built = expression(scope, node)
-    name = scope.own_name()
+    name = scope.annotation_name(alias)
     if select:
         scope.queryset = scope.queryset.annotate(**{name: built})
     else:
@@ -150,7 +167,15 @@ def _distinct(scope: Scope, op: nodes.Op) -> None:
         if not hasattr(found, "name"):
             raise OrderingNotAllowed(f"distinct takes no {each!r} here")
         names.append(found.name)
+    _without_hidden(scope)
     scope.queryset = scope.queryset.distinct(*names)
+
+
+def _without_hidden(scope: Scope) -> None:
+    """Keep what is not exposed out of the statement, where its rows are compared as a whole."""
+    if scope.kind == "model" and not scope.is_combined:
+        columns = (each.attname for each in scope.exposure.columns)
+        scope.queryset = scope.queryset.only(*columns)
 
 
 def _slice(scope: Scope, op: nodes.Op) -> None:
@@ -164,19 +189,23 @@ def _slice(scope: Scope, op: nodes.Op) -> None:
 
 
 def _only(scope: Scope, op: nodes.Op) -> None:
-    scope.only = frozenset(_field_names(scope, op))
-    scope.deferred = frozenset()
+    names = frozenset(_field_names(scope, op))
+    # Django's own rules: what was deferred stays so, once.
+    scope.loading = names - scope.loading if scope.defers else names
+    scope.defers = False
 
 
 def _defer(scope: Scope, op: nodes.Op) -> None:
     if op.args == (None,):
-        scope.only, scope.deferred = None, frozenset()
+        scope.loading, scope.defers = frozenset(), True
         return
     names = frozenset(_field_names(scope, op))
-    if scope.only is None:
-        scope.deferred |= names
+    if scope.defers:
+        scope.loading |= names
+    elif left := scope.loading - names:
+        scope.loading = left
     else:
-        scope.only -= names
+        scope.loading, scope.defers = names - scope.loading, True
 
 
 def _field_names(scope: Scope, op: nodes.Op) -> list[str]:
@@ -220,6 +249,8 @@ def _combined(scope: Scope, op: nodes.Op) -> None:
             raise OperationNotAllowed(f"{op.name} is of one model, or of values on both sides")
         if scope.kind != "model" and len(scope.columns) != len(other.columns):
             raise BadValue(f"{op.name} takes as many columns on both sides")
+    for each in (scope, *others):
+        _without_hidden(each)
     options = {"all": all_rows} if op.name == "union" else {}
     combine = getattr(scope.queryset, op.name)
     scope.queryset = combine(*(other.queryset for other in others), **options)

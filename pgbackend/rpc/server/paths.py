@@ -23,7 +23,7 @@ from .scope import Scope
 
 # Names that messages give to annotations and columns. Django would make them aliases in SQL; here
 # they only stand in answers, and the queryset has names of our own for them.
-_ALIAS = re.compile(r"[A-Za-z](?:_?[A-Za-z0-9]+)*", re.ASCII)
+_ALIAS = re.compile(r"[A-Za-z](?:_{0,2}[A-Za-z0-9]+)*", re.ASCII)
 LONGEST_ALIAS = 63
 
 # What may be asked of a relation itself. A lookup of another name might be a field behind it.
@@ -69,11 +69,26 @@ class Placed:
 
 
 def check_alias(scope: Scope, alias: str) -> str:
-    """Return *alias* if a message may name an annotation so; raise BadValue."""
-    if len(alias) > LONGEST_ALIAS or not _ALIAS.fullmatch(alias):
-        raise BadValue("a name is up to 63 ASCII letters, digits and single underscores")
-    if alias in scope.exposure.allowed or alias in scope.exposure.prefixes:
+    """Return *alias* if a message may name an annotation so; raise BadValue.
+
+    Django's default aliases, "orders__count", may be those of paths: afterwards the annotation is
+    meant. After values() only the columns that these name are in the way.
+    """
+    check_name(alias)
+    if scope.kind != "model":
+        if alias not in scope.annotations and any(alias == each.label for each in scope.columns):
+            raise BadValue(f"the name {alias!r} is that of a column")
+    elif "__" not in alias and (
+        alias in scope.exposure.allowed or alias in scope.exposure.prefixes
+    ):
         raise BadValue(f"the name {alias!r} is that of a field")
+    return alias
+
+
+def check_name(alias: str) -> str:
+    """Return *alias* if a message may name a value of the answer so; raise BadValue."""
+    if len(alias) > LONGEST_ALIAS or not _ALIAS.fullmatch(alias):
+        raise BadValue("a name is up to 63 ASCII letters, digits and one or two underscores")
     return alias
 
 
@@ -84,9 +99,11 @@ def resolve(scope: Scope, text: str, *, lookup: bool = False, order: bool = Fals
     """
     parts = text.split("__")
     entered: tuple[Entered, ...] = ()
-    if parts[0] in scope.annotations:
-        annotation = scope.annotations[parts[0]]
-        name, field, rest = annotation.name, None, parts[1:]
+    # As Django does: the shortest alias that the path begins with.
+    starts = ("__".join(parts[:end]) for end in range(1, len(parts) + 1))
+    if alias := next((each for each in starts if each in scope.annotations), None):
+        annotation = scope.annotations[alias]
+        name, field, rest = annotation.name, None, parts[alias.count("__") + 1 :]
         ordered = annotation.paths
     else:
         name, field, rest, entered = _walk(scope.exposure, parts, text)
@@ -120,7 +137,8 @@ def _walk(
         if step is None:
             break
         if steps and _is_own_column(steps[-1][1], step):
-            # "station__id" is the column "station_id", which is the field "station".
+            # "station__id" is the column "station_id", which is the field "station"; and
+            # "labels__pk" is what "labels" is compared by.
             used += 1
             model = None
             continue
@@ -151,9 +169,9 @@ def _has_column(field: Any) -> bool:
 
 
 def _is_own_column(key: Any, step: Any) -> bool:
-    return bool(
-        key.is_relation and _has_column(key) and key.target_field is step and step.primary_key
-    )
+    """Return whether *step*, of the model that *key* leads to, is the value of *key* itself."""
+    is_key = getattr(step, "primary_key", False)
+    return bool(is_key and key.is_relation and key.target_field is step)
 
 
 def _lookup_of(

@@ -10,9 +10,9 @@ from django.db.models import Q as DjangoQ
 from ..protocol import nodes
 from ..protocol.errors import BadValue, DoesNotExist, MultipleObjectsReturned, OperationNotAllowed
 from .expressions import expression, ordering, value
-from .paths import check_alias, resolve
+from .paths import check_name, resolve
 from .rows import fetch
-from .scope import Scope
+from .scope import Annotation, Scope
 
 # Options of explain() and what they may be: Django puts their names into the statement.
 _EXPLAIN: Mapping[str, tuple[Any, ...]] = {
@@ -39,8 +39,10 @@ def _get(scope: Scope, end: nodes.Op) -> Any:
 
 
 def _one(scope: Scope) -> nodes.Rows:
-    if not scope.queryset.query.is_sliced:
-        if not scope.queryset.query.combinator:
+    query = scope.queryset.query
+    if not query.is_sliced:
+        # With distinct(*paths) the order says which rows are left.
+        if not query.combinator and not query.distinct_fields:
             scope.queryset = scope.queryset.order_by()
         scope.queryset = scope.queryset[:2]
     found = fetch(scope)
@@ -54,19 +56,31 @@ def _one(scope: Scope) -> nodes.Rows:
 
 def _first(scope: Scope, end: nodes.Op) -> Any:
     _arguments(end, 0)
-    if not scope.queryset.ordered and not scope.queryset.query.is_sliced:
-        scope.queryset = scope.queryset.order_by("pk")
+    if not scope.queryset.ordered:
+        _order_by_key(scope, "pk")
     scope.queryset = scope.queryset[:1]
     return _or_none(scope)
+
+
+def _order_by_key(scope: Scope, path: str) -> None:
+    """Order rows that have no order; raise BadValue where that would change what they are."""
+    query = scope.queryset.query
+    if isinstance(query.group_by, tuple):
+        own = scope.exposure.model._meta.pk
+        if not any(each.output_field is own for each in query.group_by):
+            raise BadValue("grouped rows have a first and a last one by an order alone")
+    scope.queryset = scope.queryset.order_by(path)
 
 
 def _last(scope: Scope, end: nodes.Op) -> Any:
     _arguments(end, 0)
     if scope.queryset.query.is_sliced:
         raise BadValue("last is not possible after a slice")
-    scope.queryset = (
-        scope.queryset.reverse() if scope.queryset.ordered else scope.queryset.order_by("-pk")
-    )[:1]
+    if scope.queryset.ordered:
+        scope.queryset = scope.queryset.reverse()
+    else:
+        _order_by_key(scope, "-pk")
+    scope.queryset = scope.queryset[:1]
     return _or_none(scope)
 
 
@@ -115,11 +129,10 @@ def _contains(scope: Scope, end: nodes.Op) -> bool:
     (raw,) = _arguments(end, 1)
     if scope.kind != "model":
         raise BadValue("contains is not possible after values")
-    key = value(scope, raw, scope.exposure.model._meta.pk)
     query = scope.queryset.query
     if query.is_sliced or query.combinator:
-        keys = scope.queryset.values_list("pk", flat=True)
-        return key in list(keys[: scope.session.max_rows(scope.exposure)])
+        raise BadValue("contains is not possible after a slice or a union")
+    key = value(scope, raw, scope.exposure.model._meta.pk)
     return bool(scope.queryset.filter(DjangoQ(("pk", key))).exists())
 
 
@@ -129,9 +142,13 @@ def _aggregate(scope: Scope, end: nodes.Op) -> dict[str, Any]:
     built: dict[str, Any] = {}
     labels: dict[str, str] = {}
     for alias, node in end.kwargs.items():
+        check_name(alias)
+        scope.named = frozenset()
         name = scope.own_name()
-        labels[name] = check_alias(scope, alias)
         built[name] = expression(scope, node)
+        labels[name] = alias
+        # Those that follow may name it.
+        scope.annotations[alias] = Annotation(name, scope.named)
     found = scope.queryset.aggregate(**built)
     return {labels[name]: each for name, each in found.items()}
 

@@ -12,7 +12,7 @@ from typing import Any
 from django.db.models import Case, JSONField, Value, When
 from django.db.models import Q as DjangoQ
 
-from ..protocol.errors import FieldNotAllowed
+from ..protocol.errors import FieldError, FieldNotAllowed
 from ..protocol.nodes import Json, Prefetched, Rows, Shape
 from .columns import is_json_annotation
 from .exposure import Exposure, relation
@@ -117,7 +117,10 @@ class _Models:
         for each in self.scope.related:
             name = each.removeprefix(before)
             if each.startswith(before) and "__" not in name:
-                below = exposure_of(relation(exposure.model, name).related_model)
+                field = relation(exposure.model, name)
+                below = exposure_of(field.related_model)
+                if field.concrete and field not in _chosen(self.scope, [field], before):
+                    raise FieldError(f"{each!r} cannot be both deferred and selected")
                 part.related[name] = self._part(
                     below, each, _related_fields(self.scope, below, each)
                 )
@@ -180,15 +183,18 @@ def _related_fields(scope: Scope, exposure: Exposure, path: str) -> list[Any]:
 
 
 def _chosen(scope: Scope, columns: list[Any], before: str) -> list[Any]:
-    """Return those of *columns* that only() and defer() leave."""
-    if scope.only is not None:
-        named = {each for each in scope.only if each.startswith(before)}
-        own = {each.removeprefix(before) for each in named if "__" not in each.removeprefix(before)}
-        if own or not before:
-            columns = [each for each in columns if each.primary_key or each.name in own]
-    return [
-        each for each in columns if each.primary_key or before + each.name not in scope.deferred
-    ]
+    """Return those of *columns* that only() and defer() leave, as Django understands them.
+
+    A path into a related row loads the relation's own column, too; where only() names nothing of
+    a row, all of it is loaded.
+    """
+    named = {each.removeprefix(before) for each in scope.loading if each.startswith(before)}
+    entered = {each.partition("__")[0] for each in named if "__" in each}
+    if scope.defers:
+        deferred = named - entered
+        return [each for each in columns if each.primary_key or each.name not in deferred]
+    own = named | entered
+    return [each for each in columns if not own or each.primary_key or each.name in own]
 
 
 class _Fetching:

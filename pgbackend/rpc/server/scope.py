@@ -61,9 +61,10 @@ class Scope:
     # "model", or as values() and values_list() have it; then *columns* are those asked for.
     kind: str = "model"
     columns: list[Column] = field(default_factory=list)
-    # The paths of only() and defer(), and the fields that the answer shall have.
-    only: frozenset[str] | None = None
-    deferred: frozenset[str] = frozenset()
+    # The paths of defer() or, where it does not *defer*, of only(): Django's `deferred_loading`.
+    loading: frozenset[str] = frozenset()
+    defers: bool = True
+    # The fields that the answer shall have.
     fields: tuple[str, ...] | None = None
     # The relations of select_related().
     related: list[str] = field(default_factory=list)
@@ -84,6 +85,13 @@ class Scope:
             self.queryset = self.queryset.alias(**{name: make()})
             self._filtered[placed] = name
         return self._filtered[placed]
+
+    def annotation_name(self, alias: str) -> str:
+        """Return the queryset's name for the annotation *alias*: the same in all that are combined.
+
+        Django names the columns of a union as its first queryset does, in each of them.
+        """
+        return self.session.own_names.setdefault(alias, self.own_name())
 
     def own_name(self) -> str:
         """Return a name for the queryset that no message can name."""

@@ -30,6 +30,8 @@ class Session:
     rows: int = 0
     # Numbers for names of our own in queries.
     numbers: count[int] = field(default_factory=lambda: count(1))
+    # The names of annotations in querysets, by those that the message has.
+    own_names: dict[str, str] = field(default_factory=dict)
     _restricted: dict[tuple[type[models.Model], str], bool] = field(default_factory=dict)
     _permitted: set[type[models.Model]] = field(default_factory=set)
 
