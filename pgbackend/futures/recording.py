@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, ParamSpec, TypeVar, overload
 
@@ -136,6 +136,10 @@ class Recorder:
                 return _future(queryset.__getitem__, index)
             return Recorder(queryset[index])
         return _future(queryset.__getitem__, index)
+
+    def __iter__(self) -> Iterator[Any]:
+        # Python would ask for one row after another, without end: each is a future.
+        raise TypeError("a future queryset has no rows to iterate over: await its submit()")
 
     def __and__(self, other: Any) -> Recorder:
         return Recorder(self._subject & _subject_of(other))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from contextvars import copy_context
+from functools import partial
 from typing import Any
 
 from django.db import connections, transaction
@@ -48,7 +49,7 @@ class _Steps:
     """A call in a greenlet of the thread, with the methods of a generator."""
 
     def __init__(self, function: Callable[[], Any], faces: dict[Any, ThreadFace]) -> None:
-        self._call = ThreadCall(function)
+        self._call = ThreadCall(partial(_without_stop_iteration, function))
         self._call.faces = faces
         self._call.gr_context = copy_context()
 
@@ -74,6 +75,14 @@ class _Steps:
             # What it sends meanwhile it sends itself.
             self._call.gathered = False
             self._call.throw(GreenletExit)
+
+
+def _without_stop_iteration(function: Callable[[], Any]) -> Any:
+    """Call *function*; raise RuntimeError for its StopIteration, as coroutines do (PEP 479)."""
+    try:
+        return function()
+    except StopIteration as error:
+        raise RuntimeError("a gathered call raised StopIteration") from error
 
 
 def saved(function: Callable[[], Any]) -> Callable[[], Any]:

@@ -188,3 +188,14 @@ async def test_delayed() -> None:
 def test_delayed_in_a_thread() -> None:
     """A plain thread computes, too."""
     assert run_in_thread(lambda: delayed(Author.objects.values("pk")).compute()) == []
+
+
+def test_not_iterable() -> None:
+    """What asks for rows is told to await them: a loop over futures of rows would never end."""
+    for ask in (
+        list,
+        lambda recorder: Author() in recorder,
+        lambda recorder: Author.objects.filter(pk__in=recorder),
+    ):
+        with pytest.raises(TypeError, match=r"iterable|submit"):
+            ask(future(Author.objects))

@@ -246,3 +246,18 @@ def test_savepoints_of_another_backend(stock: str) -> None:
 
     found = run_in_thread(work)
     assert [type(each) for each in found] == [Author, IntegrityError, int]
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_stop_iteration(inside: bool) -> None:
+    """StopIteration in a call is an error, as in coroutines, not the end of the call."""
+
+    def stop() -> Any:
+        return next(iter(Author.objects.none()))
+
+    def work() -> Any:
+        return gather(future(stop)(), return_exceptions=True).result()
+
+    (found,) = in_transaction(work) if inside else run_in_thread(work)
+    assert isinstance(found, RuntimeError)
+    assert isinstance(found.__cause__, StopIteration)
