@@ -25,6 +25,8 @@
 # make bench-full  the other kinds of work, sweeps and plots; see tests/benchmarks/README.md
 # make bench-pubsub   pgbackend.pubsub against django-pgpubsub, procrastinate, pgqueuer and
 #                  django-tasks-db; see tests/benchmarks_pubsub/README.md
+# make bench-rpc   pgbackend.rpc against plain Celery on the same Redis; see
+#                  tests/benchmarks_rpc/README.md
 # make docs        the pages, from docs/ to .docs/; a warning is an error
 # make clean   remove what the others made, the demo's data included
 
@@ -44,7 +46,7 @@ NAME =
 PARALLEL = 2
 WORKERS = 2
 
-.PHONY: help run run-waiter run-worker test test-load test-all soak django-suite django-suite-diff drf-suite pubsub-suite app-suite bench bench-full bench-pubsub docs ways clean
+.PHONY: help run run-waiter run-worker test test-load test-all soak django-suite django-suite-diff drf-suite pubsub-suite app-suite bench bench-full bench-pubsub bench-rpc docs ways clean
 
 help:
 	@sed -n '/^#/!q; s/^# //p' Makefile
@@ -108,6 +110,9 @@ bench bench-full:
 bench-pubsub:
 	@$(MAKE) --no-print-directory DJANGO=6.1 VENV=.venv-bench-pubsub .venv-bench-pubsub/installed-bench-pubsub
 	@.venv-bench-pubsub/bin/python -m tests.benchmarks_pubsub $(ARGS)
+
+bench-rpc: $(VENV)/installed-dev
+	@$(VENV)/bin/python -m tests.benchmarks_rpc $(ARGS)
 
 # In an environment of its own: it needs neither a server nor what the tests need.
 docs:
