@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from typing import Any
 
@@ -22,9 +23,14 @@ def test_as_completed(run_main: Main) -> None:
     """Futures are yielded as they end; leaving the iteration cancels the rest."""
 
     async def main() -> None:
-        slow, quick = future(sleep)(0.2), future(sleep)(0)
-        found = [each async for each in as_completed(slow, quick)]
+        gate = asyncio.Event()
+        slow, quick = future(gate.wait)(), future(sleep)(0)
+        found: list[Future[Any]] = []
+        async for each in as_completed(slow, quick):
+            found.append(each)
+            gate.set()
         assert found == [quick, slow]
+        gate.clear()
         never = future(sleep)(60)
         async for each in as_completed(never, future(sleep)(0)):
             assert each is not never
@@ -38,8 +44,12 @@ def test_as_completed(run_main: Main) -> None:
 
         @bridged
         def plain() -> None:
-            slow, quick = future(sleep)(0.2), future(sleep)(0)
-            assert list(as_completed(slow, quick)) == [quick, slow]
+            slow, quick = future(gate.wait)(), future(sleep)(0)
+            found: list[Future[Any]] = []
+            for each in as_completed(slow, quick):
+                found.append(each)
+                gate.set()
+            assert found == [quick, slow]
 
         await plain()
         with pytest.raises(NotAwaitedError):

@@ -18,7 +18,7 @@ from tests.models import Author, Book
 from tests.support.futures import authors
 
 # How many querysets `make test` compares, and how many `make test-load`.
-FEW, MANY = 100, 2_000
+FEW, MANY = 40, 2_000
 
 _CONDITIONS: list[Callable[[random.Random], Q]] = [
     lambda rand: Q(price__gt=rand.randrange(40)),
