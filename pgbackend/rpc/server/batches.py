@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from django.db import DatabaseError, InterfaceError, connections, router, transaction
+from django.db import DatabaseError, InterfaceError, router, transaction
 
+from ...extending import own_cursor
 from ..protocol.answers import Outcome
 from ..protocol.errors import BadValue, DeadlinePassed, NotRun, OperationNotAllowed, RemoteError
 from ..protocol.messages import Message
@@ -26,6 +27,9 @@ from .sending import sendable
 from .session import Session
 from .settings import Service
 from .writes import write
+
+# Until the end of the transaction.
+_TIMEOUT = "SELECT set_config('statement_timeout', %s, true)"
 
 
 class _RolledBack(Exception):
@@ -168,8 +172,9 @@ class Batch:
         """A transaction whose statements may take as long as the limits and the deadline say."""
         left = self._seconds_left()
         with transaction.atomic(alias):
-            with connections[alias].cursor() as cursor:
-                cursor.execute(f"SET LOCAL statement_timeout = {max(1, int(left * 1000))}")
+            with own_cursor(alias) as cursor:
+                # One message with the BEGIN.
+                cursor.execute(_TIMEOUT, [f"{max(1, int(left * 1000))}"])
             yield
 
     def _seconds_left(self) -> float:

@@ -8,9 +8,9 @@ import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from django.db import connections
 from django.db.models import Q
 
+from ...extending import own_cursor
 from ..protocol.errors import BadValue, Replayed
 from ..protocol.messages import Message
 from ..protocol.nodes import Tree
@@ -43,7 +43,7 @@ def check_nonce(message: Message, service: Service, *, redelivered: bool) -> Non
     """
     # Until then its deadline refuses it, wherever within the skew the client's clock is.
     until = message.deadline / 1000 + service.limits.max_skew
-    with connections[service.database].cursor() as cursor:
+    with own_cursor(service.database) as cursor:
         cursor.execute(
             _NONCE,
             [f"{message.key_id}:{message.nonce}", datetime.fromtimestamp(until, UTC)],
@@ -82,7 +82,7 @@ class Stored:
         Where another transaction has the place, wait for its end. Raise BadValue if the key came
         with another tree.
         """
-        with connections[self._alias].cursor() as cursor:
+        with own_cursor(self._alias) as cursor:
             cursor.execute(_CLAIM, [self._scope, self._tree, datetime.now(UTC)])
             if cursor.rowcount == 1:
                 return None
