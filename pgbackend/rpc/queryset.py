@@ -76,6 +76,12 @@ class RpcQuerySet(Ends, models.QuerySet):
 
     # Python's methods
 
+    def __repr__(self) -> str:
+        # A page of errors shows many querysets: a service that is silent is not waited for long.
+        shown = self if self._within is not None else self.within(2.0)
+        shown._result_cache = self._result_cache
+        return models.QuerySet.__repr__(shown)
+
     def __aiter__(self) -> AsyncIterator[Any]:
         async def rows() -> AsyncIterator[Any]:
             if self._result_cache is None:

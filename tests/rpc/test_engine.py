@@ -2,6 +2,7 @@
 nothing, migrations leave the models out, and `atomic` says what it cannot do."""
 
 import io
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,7 @@ from django.test import override_settings
 from django.test.utils import get_unique_databases_and_mirrors, isolate_apps
 
 from pgbackend import bridged
-from pgbackend.rpc import RpcModel
+from pgbackend.rpc import RemoteError, RpcModel
 from pgbackend.rpc.autodetector import RpcAutodetector
 from tests.models import Author
 from tests.rpc.waiter.models import ClientModel, Dish, Order, Station, Tag, Waiter
@@ -260,3 +261,17 @@ async def test_atomic_on_the_loop(nowhere: str) -> None:
             raise KeyError
     assert done == ["bridged", "awaited"]
     connections[nowhere].close()
+
+
+@pytest.mark.load
+def test_repr_does_not_wait_long() -> None:
+    """A page of errors shows querysets: a service that does not answer is not waited for."""
+    key = {"key": "a secret of the tests, 32 bytes or more"}
+    with alias(TRANSPORT="postgres", DATABASE="default", KEYS=key):
+        began = time.monotonic()
+        with pytest.raises(RemoteError, match="DeadlinePassed"):
+            repr(Dish.objects.all())
+        # TIMEOUT of the alias is a minute.
+        assert time.monotonic() - began < 30
+        with connections["default"].cursor() as cursor:
+            cursor.execute("DELETE FROM pgpubsub_notification")
