@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from .conditions import Condition
 from .encoding import undo_escapes
 
 TABLE = "pgpubsub_notification"
@@ -19,13 +20,16 @@ TABLE = "pgpubsub_notification"
 # What a failed attempt leaves of its error, characters.
 _ERROR_LENGTH = 4000
 
-# The table is named with its schema, once a statement: a listener may change the search path, or
-# make a temporary table of the same name.
 _COLUMNS = f"""
     id, payload::text, attempts, order_key, headers::text, priority, pg_current_xact_id()::text,
-    (SELECT quote_ident(nspname) || '.' || quote_ident(relname) FROM pg_catalog.pg_class AS class
-        JOIN pg_catalog.pg_namespace AS schema ON schema.oid = class.relnamespace
-        WHERE class.oid = '{TABLE}'::regclass)
+    '{TABLE}'::regclass::oid::bigint
+"""
+
+# What settles rows names the table with its schema: a listener may change the search path, or make
+# a temporary table of the same name. To ask for it in each claim would double the claim's time.
+_NAME = """
+SELECT quote_ident(nspname) || '.' || quote_ident(relname) FROM pg_catalog.pg_class AS class
+JOIN pg_catalog.pg_namespace AS schema ON schema.oid = class.relnamespace WHERE class.oid = %s
 """
 
 # Of a database without an encoding, where a payload may be no text.
@@ -99,9 +103,13 @@ UPDATE {TABLE} SET lease_until = clock_timestamp() + make_interval(secs => %s)
 WHERE id = ANY(%s) AND state = 'leased' AND worker = %s RETURNING id
 """
 
-_REMOVE = "DELETE FROM {table} WHERE id = ANY(%s) AND pg_current_xact_id()::text = %s"
+# The name is compared with the table that the rows are of: somebody may have renamed its schema.
+_REMOVE = """
+DELETE FROM {table} WHERE id = ANY(%s) AND pg_current_xact_id()::text = %s
+    AND %s::regclass::oid::bigint = %s
+"""
 
-_TRANSACTION = "SELECT pg_current_xact_id()::text"
+_WHERE = "SELECT pg_current_xact_id()::text, to_regclass(%s)::oid::bigint"
 
 _REMOVE_LEASED = f"DELETE FROM {TABLE} WHERE id = %s AND state = 'leased' AND worker = %s"
 
@@ -112,7 +120,7 @@ UPDATE {table} SET attempts = attempts + %(more)s, last_error = %(error)s, worke
     state = CASE WHEN attempts + %(more)s > %(retries)s THEN 'dead' ELSE 'delayed' END,
     run_after = CASE WHEN attempts + %(more)s > %(retries)s THEN NULL
         ELSE clock_timestamp() + make_interval(secs => %(delay)s) END
-WHERE id = %(id)s AND state IN ('ready', 'leased')
+WHERE id = %(id)s AND state IN ('ready', 'leased') AND %(name)s::regclass::oid::bigint = %(oid)s
     AND worker IS NOT DISTINCT FROM %(worker)s RETURNING state
 """
 
@@ -175,30 +183,23 @@ class Claimed(NamedTuple):
     priority: int
     # The number of the transaction that has locked the row.
     transaction: str
-    # The table, with its schema.
+    # The table: its number, and its name with the schema.
+    oid: int
     table: str
-
-
-class Condition(NamedTuple):
-    """A further condition on the rows to claim: SQL that begins with AND, and its parameters.
-
-    *escaped* says that their payloads may be no text, in a database without an encoding.
-    """
-
-    sql: str = ""
-    params: tuple[Any, ...] = ()
-    escaped: bool = False
-
-    def together(self, other: Condition) -> Condition:
-        """Return the condition that both hold."""
-        params = (*self.params, *other.params)
-        return Condition(f"{self.sql} {other.sql}".strip(), params, self.escaped)
 
 
 def _claimed(cursor: Any, sql: str, condition: Condition, params: Sequence[Any]) -> list[Claimed]:
     columns = _ESCAPED_COLUMNS if condition.escaped else _COLUMNS
     cursor.execute(sql.format(columns=columns, where=condition.sql), params)
-    found = [Claimed._make(row) for row in cursor.fetchall()]
+    rows = cursor.fetchall()
+    if not rows:
+        return []
+    oid = rows[0][-1]
+    if (table := condition.names.get(oid)) is None:
+        cursor.execute(_NAME, [oid])
+        (table,) = cursor.fetchone()
+        condition.names[oid] = table
+    found = [Claimed._make((*row, table)) for row in rows]
     if condition.escaped:
         return [row._replace(payload=undo_escapes(row.payload)) for row in found]
     return found
@@ -260,14 +261,14 @@ def remove(cursor: Any, rows: Sequence[Claimed], last: str = "") -> bool:
     *last* begins with a semicolon: what to send in the same message. Return False, and delete none,
     if that transaction is not the one that is open.
     """
-    transaction, table = rows[0].transaction, rows[0].table
-    cursor.execute(_REMOVE.format(table=table) + last, [[row.id for row in rows], transaction])
+    first = rows[0]
+    parameters = [[row.id for row in rows], first.transaction, first.table, first.oid]
+    cursor.execute(_REMOVE.format(table=_escaped(first.table)) + last, parameters)
     if cursor.rowcount == len(rows):
         return True
     # A listener may have deleted its own row.
-    cursor.execute(_TRANSACTION, [])
-    (now,) = cursor.fetchone()
-    return bool(now == transaction)
+    cursor.execute(_WHERE, [first.table])
+    return tuple(cursor.fetchone()) == (first.transaction, first.oid)
 
 
 def remove_leased(cursor: Any, row_id: int, worker: str) -> bool:
@@ -291,9 +292,11 @@ def fail(
     leased row, with a *worker*, counted the attempt when it began.
     """
     cursor.execute(
-        _FAIL.format(table=row.table),
+        _FAIL.format(table=_escaped(row.table)),
         {
             "id": row.id,
+            "name": row.table,
+            "oid": row.oid,
             "error": error.replace("\0", "")[-_ERROR_LENGTH:],
             "retries": retries,
             "delay": delay,
@@ -303,6 +306,11 @@ def fail(
     )
     found = cursor.fetchone()
     return None if found is None else found[0]
+
+
+def _escaped(table: str) -> str:
+    """Return a name as a statement with parameters has it."""
+    return table.replace("%", "%%")
 
 
 def give_back(cursor: Any, ids: Sequence[int], worker: str) -> None:

@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 from .channels import BaseChannel, TriggerChannel
-from .claiming import TABLE, Condition
 from .filters import listener_filter
+from .schema import TABLE
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """A further condition on the rows to claim: SQL that begins with AND, and its parameters.
+
+    *escaped* says that their payloads may be no text, in a database without an encoding. *names*
+    keeps what tables of the alias are called by their numbers, from one claim to the next.
+    """
+
+    sql: str = ""
+    params: tuple[Any, ...] = ()
+    escaped: bool = False
+    names: dict[int, str] = field(default_factory=dict)
+
+    def together(self, other: Condition) -> Condition:
+        """Return the condition that both hold."""
+        params = (*self.params, *other.params)
+        sql = f"{self.sql} {other.sql}".strip()
+        return Condition(sql, params, self.escaped, self.names)
 
 
 def condition_of(alias: str) -> Condition:

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from asyncio import Future
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from time import monotonic
 from typing import Any
 
@@ -18,8 +19,8 @@ from ..pool.dedicated import backoff_delay
 from . import batches, claiming
 from .batches import MOST, Batch, BatchLost, BatchSize, Failure, TransactionEnded
 from .channels import BaseChannel
-from .claiming import Claimed, Condition
-from .conditions import heard_here
+from .claiming import Claimed
+from .conditions import Condition, heard_here
 from .encoding import codec_of
 from .part import Part
 from .positions import Position
@@ -183,7 +184,7 @@ class StoredConsumer(ABC):
         """Lock the next rows, in the transaction of *cursor*."""
         if self._encoding is None:
             self._encoding = codec_of(self.alias) or "utf-8"
-            self.condition = self.condition._replace(escaped=self._encoding == "ascii")
+            self.condition = replace(self.condition, escaped=self._encoding == "ascii")
         rows = self._claim_rows(cursor, name, limit)
         if len(rows) >= limit and self._loop is not None:
             # Further rows are for the other tasks, already now. This may run in a thread.
@@ -294,6 +295,7 @@ class TransactionalConsumer(StoredConsumer):
             await batches.run_apart(self.running, batch.run)
         except Exception as error:
             self._positions[name].forget()
+            self.condition.names.clear()
             if not await self._look_into(batch, error):
                 raise
         count = len(batch.handled) + len(batch.failures)

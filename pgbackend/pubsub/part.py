@@ -7,7 +7,7 @@ from asyncio import Event
 from collections import Counter
 from dataclasses import dataclass
 
-from .claiming import Condition
+from .conditions import Condition
 from .marks import Marks
 from .running import Running
 from .schedule import Schedule

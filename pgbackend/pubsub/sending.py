@@ -29,15 +29,12 @@ from .wire import WAKE
 from .wire import Wire as Wire
 from .wire import parse as parse
 
-STORE = """
-WITH stored AS (
-    INSERT INTO pgpubsub_notification
-        (channel, payload, state, priority, run_after, order_key, headers, unique_key)
-    VALUES (%s, %s::jsonb, %s, %s, {due}, %s, %s::jsonb, %s) RETURNING id
-)
-SELECT id, {wake} FROM stored
-"""
 # pg_notify() returns void, which is not null.
+STORE = """
+INSERT INTO pgpubsub_notification
+    (channel, payload, state, priority, run_after, order_key, headers, unique_key)
+VALUES (%s, %s::jsonb, %s, %s, {due}, %s, %s::jsonb, %s) RETURNING id, {wake}
+"""
 WAKE_ONE = "pg_notify(%s, %s || id)"
 
 STORE_MANY = """

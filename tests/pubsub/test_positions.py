@@ -7,8 +7,8 @@ from django.db import connection, transaction
 
 from pgbackend import bridged
 from pgbackend.extending import own_cursor
-from pgbackend.pubsub import Notification, anotify_many, asend, claiming, positions
-from pgbackend.pubsub.claiming import Condition
+from pgbackend.pubsub import Notification, anotify_many, asend, claiming, positions, send
+from pgbackend.pubsub.conditions import Condition
 from pgbackend.pubsub.positions import Position
 from pgbackend.pubsub.worker import Worker
 from tests.pubsub.site import jobs
@@ -150,3 +150,35 @@ async def test_dead_rows() -> None:
 
 async def remove_all() -> None:
     await Notification.objects.all().adelete()
+
+
+async def test_schema_renamed() -> None:
+    """A worker whose table is called otherwise by now learns that by one transaction that fails."""
+    async with working(jobs.Stored) as worker:
+        await asend(jobs.Stored(1))
+        await until(nothing_is_left)
+        names = worker.parts[0].stored[0].condition.names
+        (oid,) = names
+        names[oid] = "renamed.pgpubsub_notification"
+        await asend(jobs.Stored(2))
+        await until(nothing_is_left)
+    assert await effects() == [1, 2]
+
+
+@bridged
+def test_another_table() -> None:
+    """Rows of a table are not removed from another one that has its name by now."""
+    send(jobs.Stored(1))
+    name, condition = jobs.Stored.listen_name(), Condition()
+    with transaction.atomic(), connection.cursor() as cursor:
+        (row,) = claiming.claim(cursor, name, 1, condition)
+        assert condition.names == {row.oid: "public.pgpubsub_notification"}
+        cursor.execute("CREATE SCHEMA another")
+        cursor.execute("CREATE TABLE another.pgpubsub_notification AS TABLE pgpubsub_notification")
+        stale = row._replace(table="another.pgpubsub_notification")
+        assert not claiming.remove(cursor, [stale])
+        assert claiming.fail(cursor, stale, "", retries=0, delay=0.0) is None
+        cursor.execute("SELECT count(*) FROM another.pgpubsub_notification")
+        assert cursor.fetchone() == (1,)
+        assert claiming.remove(cursor, [row])
+        cursor.execute("DROP SCHEMA another CASCADE")
