@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from django.db import Error, connections
+from django.db.backends.postgresql.base import Cursor
 from django.db.models import IntegerField, Manager, Model, QuerySet
 from django.db.models.expressions import Col
 from django.db.models.fields import related_lookups
@@ -22,6 +23,9 @@ from django.db.models.query import ModelIterable
 from django.db.models.sql import Query
 from django.db.models.sql.where import WhereNode
 
+from ..bridge.current import is_bridged
+from ..session.clean import CleanSQL
+from ..sql.direct import lease_or_cursor
 from ..sql.instrumented import may_skip_cursors
 from ..sql.originals import is_djangos
 from ..sql.select_lists import selects_all_columns
@@ -234,16 +238,32 @@ def _read(queryset: Any, wanted: Wanted, failed: list[Future[Any]]) -> None:
 
 def _rows(queryset: Any, wanted: Wanted) -> dict[int, Any] | None:
     """Return the rows by their keys; None if each has to be read alone, as Django would do."""
+    lease, cursor = lease_or_cursor(connections[queryset.db], CleanSQL())
     try:
+        if cursor is not None and _is_looked_at(cursor):
+            return None
         found = list(queryset.filter(pk__in=list(wanted)).order_by())
     except Error:
         raise
     except Exception:
         # A value or an instance of one of the rows cannot be made.
         return None
+    finally:
+        if lease is not None:
+            lease.release()
+        else:
+            cursor.close()
     rows = {row.pk: row for row in found}
     # Rows of one key come from tables that inherit from this one, or from further ones in FROM.
     return rows if len(rows) == len(found) and rows.keys() <= wanted.keys() else None
+
+
+def _is_looked_at(cursor: Any) -> bool:
+    """Return whether somebody looks at the statements of the connection that *cursor* is of.
+
+    In the bridge others than Django's own cursors are the reason why there is a cursor at all.
+    """
+    return is_bridged() or cursor.connection.cursor_factory is not Cursor
 
 
 def _run_alone(future: Future[Any], failed: list[Future[Any]]) -> None:

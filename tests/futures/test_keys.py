@@ -8,7 +8,16 @@ from typing import Any
 
 import django
 import pytest
-from django.db import DatabaseError, DataError, connection, transaction
+from django.db import (
+    DEFAULT_DB_ALIAS,
+    DatabaseError,
+    DataError,
+    connection,
+    connections,
+    transaction,
+)
+from django.db.backends.postgresql.base import Cursor
+from django.db.backends.signals import connection_created
 from django.db.models import F, Manager, QuerySet
 from django.db.models.signals import post_init
 from django.test.utils import CaptureQueriesContext, override_settings
@@ -22,6 +31,7 @@ from tests.support.futures import authors, counted
 from tests.support.server import Server
 from tests.support.table_lock import TableLock
 from tests.support.threads import run_in_thread
+from tests.support.wrapper import make_wrapper, use_wrapper
 
 
 @pytest.mark.parametrize("inside", [False, True])
@@ -77,6 +87,61 @@ async def test_same_key_twice() -> None:
     )
     assert first == second != third
     assert first is not second
+
+
+# The statements that cursors of `Watched` have run.
+_watched: list[str] = []
+
+
+class Watched(Cursor):
+    """A cursor as instrumentations of psycopg put in place of Django's."""
+
+    def execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:
+        _watched.append(str(query))
+        return super().execute(query, *args, **kwargs)
+
+
+@pytest.mark.parametrize("place", ["outside", "inside", "thread"])
+async def test_watched(place: str) -> None:
+    """Who looks at the statements of a connection sees one for each read."""
+    pks = await authors(2)
+
+    def read() -> None:
+        gather(*[future(Author.objects).get(pk=pk) for pk in pks]).result()
+
+    def work() -> None:
+        connections[DEFAULT_DB_ALIAS] = make_wrapper(options={"cursor_factory": Watched})
+        Author.objects.count()
+        _watched.clear()
+        if place == "inside":
+            with transaction.atomic():
+                read()
+        else:
+            read()
+
+    await (asyncio.to_thread(run_in_thread, work) if place == "thread" else bridged(work)())
+    assert len([each for each in _watched if "tests_author" in each]) == 2
+
+
+async def test_watched_by_receivers() -> None:
+    """So does a function that a receiver of `connection_created` has put there."""
+    pks = await authors(2)
+    seen: list[str] = []
+
+    def look(execute: Any, sql: str, *args: Any) -> Any:
+        seen.append(sql)
+        return execute(sql, *args)
+
+    def watch(connection: Any, **kwargs: Any) -> None:
+        connection.execute_wrappers.append(look)
+
+    connection_created.connect(watch)
+    try:
+        use_wrapper(options={"pool": {"max_size": 1}})
+        await gather(*[future(Author.objects).get(pk=pk) for pk in pks])
+        assert len([each for each in seen if "tests_author" in each]) == 2
+    finally:
+        connection_created.disconnect(watch)
 
 
 class OwnQuerySet(QuerySet):
