@@ -85,30 +85,32 @@ class NotificationAdmin(admin.ModelAdmin):
     @admin.action(description="Discard: forget what no worker has", permissions=["change"])
     def discard(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
         """Delete rows that no worker has: neither leased, nor locked by a transaction."""
-        with transaction.atomic(using=queryset.db):
-            rows = list(
-                queryset.exclude(state=State.LEASED)
-                .select_for_update(skip_locked=True)
-                .only("pk", "channel")
-            )
-            found = Notification.objects.using(queryset.db).filter(pk__in=[row.pk for row in rows])
+        free = queryset.exclude(state=State.LEASED).select_for_update(skip_locked=True)
+        # The alias of writes: what the page shows may be read from a replica.
+        using = free.db
+        with transaction.atomic(using=using):
+            rows = list(free.only("pk", "channel"))
+            found = Notification.objects.using(using).filter(pk__in=[row.pk for row in rows])
             if rows:
                 self.log_deletions(request, rows)
             count, _ = found.delete()
-        self._say(request, count, "was discarded", "were discarded", queryset.count())
+        left = queryset.using(using).count()
+        self._say(request, count, "was discarded", "were discarded", left)
 
     def _make_ready(self, request: HttpRequest, rows: QuerySet[Any], **changes: Any) -> None:
-        with transaction.atomic(using=rows.db):
-            found = list(rows.select_for_update(skip_locked=True))
+        free = rows.select_for_update(skip_locked=True)
+        using = free.db
+        with transaction.atomic(using=using):
+            found = list(free)
             count = (
-                Notification.objects.using(rows.db)
+                Notification.objects.using(using)
                 .filter(pk__in=[row.pk for row in found])
                 .update(state=State.READY, run_after=None, **changes)
             )
             channels = {by_stored_name(row.channel) for row in found}
             listening = [each for each in registered() if each in channels]
             if listening:
-                process_stored_notifications(listening, using=rows.db)
+                process_stored_notifications(listening, using=using)
         self._say(request, count, "is ready", "are ready", 0)
 
     def _say(self, request: HttpRequest, count: int, one: str, many: str, left: int) -> None:

@@ -159,7 +159,9 @@ class TaskBackend(BaseTaskBackend):
     def get_result(self, result_id: str) -> TaskResult:
         """Return the result as it is now. Raise TaskResultDoesNotExist."""
         try:
-            record = TaskRecord.objects.get(pk=result_id)
+            # Not from a replica, which may not have it yet: nobody is told a second time.
+            using = router.db_for_write(TaskRecord)
+            record = TaskRecord.objects.using(using).get(pk=result_id)
         except TaskRecord.DoesNotExist as error:
             raise TaskResultDoesNotExist(result_id) from error
         return result_of(record, task_of(record))

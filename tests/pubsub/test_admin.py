@@ -6,7 +6,21 @@ from tests.support.script import run_script
 from tests.support.server import Server
 
 SETUP = """
-conf["DATABASES"] = {"default": {**conf["DATABASES"]["default"], "NAME": "pgbackend_tests_admin"}}
+database = {**conf["DATABASES"]["default"], "NAME": "pgbackend_tests_admin"}
+conf["DATABASES"] = {"default": database, "replica": {**database}}
+
+class Replica:
+    # Reads go to another alias; what is written is there at once, as seldom on a real replica.
+
+    def db_for_read(self, model, **hints):
+        return "replica"
+
+    def db_for_write(self, model, **hints):
+        return "default"
+
+    def allow_relation(self, *objects, **hints):
+        return True
+
 conf["INSTALLED_APPS"] = [
     *conf["INSTALLED_APPS"],
     *["django.contrib.admin", "django.contrib.messages", "django.contrib.postgres"],
@@ -29,7 +43,7 @@ conf |= {
     }],
     "ROOT_URLCONF": __name__,
     "ALLOWED_HOSTS": ["*"],
-    "DATABASE_ROUTERS": [],
+    "DATABASE_ROUTERS": [Replica()],
 }
 settings.configure(**conf)
 import django

@@ -326,6 +326,23 @@ def test_what_jsonb_refuses(text: str) -> None:
     assert not Notification.from_channel(queue()).exists()
 
 
+class Replica:
+    """Reads go to a database where nothing of this is."""
+
+    def db_for_read(self, model: Any, **hints: Any) -> str:
+        return "other"
+
+
+async def test_replica() -> None:
+    """Results are read where they are written: a replica may be behind."""
+    with override_settings(DATABASE_ROUTERS=[Replica()]):
+        result = await tasks.add.aenqueue(1, 2)
+        async with working(TaskChannel), asyncio.timeout(PATIENCE):
+            assert await await_result(result) == 3
+        assert task_backends["pubsub"].supports_get_result
+        assert (await task_backends["pubsub"].aget_result(result.id)).return_value == 3
+
+
 async def test_timeout() -> None:
     """A task that takes longer than its backend's time-out has failed, and its work is undone."""
     late, quick = await tasks.brief.aenqueue(60), await tasks.brief.aenqueue(0)
