@@ -22,7 +22,7 @@ from ..protocol.errors import (
     TransformNotAllowed,
 )
 from .functions import AGGREGATE_CLASSES, FUNCTION_CLASSES, OPERATORS
-from .paths import place, resolve
+from .paths import Path, Placed, place, resolve
 from .scope import Scope
 
 _CONNECTORS = {"and": DjangoQ.AND, "or": DjangoQ.OR, "xor": DjangoQ.XOR}
@@ -48,21 +48,15 @@ class _Conditions:
     def __init__(self, scope: Scope, inside: bool) -> None:
         self.scope = scope
         self.inside = inside
-        # Whether a path over filtered rows to many was named since the last negation.
-        self.over_filtered = False
+        # Negations around what is being made.
+        self.negations = 0
 
     def q(self, node: nodes.Q) -> DjangoQ:
-        outside, self.over_filtered = self.over_filtered, False
-        named, self.scope.names_outer = self.scope.names_outer, False
+        self.negations += node.negated
         children = [self._child(each, node.connector) for each in node.children]
         built = DjangoQ(*children, _connector=_CONNECTORS[node.connector])
-        if node.negated:
-            if self.over_filtered and not self.inside:
-                built = self._as_subquery(built)
-            built = ~built
-        self.over_filtered |= outside
-        self.scope.names_outer |= named
-        return built
+        self.negations -= node.negated
+        return ~built if node.negated else built
 
     def _child(self, child: Any, connector: str) -> Any:
         """Return a child as Q has it: a path and a value, another Q, or an expression.
@@ -81,10 +75,17 @@ class _Conditions:
 
     def _leaf(self, text: str, raw: Any) -> DjangoQ | tuple[str, Any]:
         path = resolve(self.scope, text, lookup=True)
+        named, self.scope.names_outer = self.scope.names_outer, False
         content = value(self.scope, raw, path.field)
         _check_operand(path.lookup, content)
         placed = place(self.scope, path, condition=not self.inside)
-        self.over_filtered |= placed.is_filtered
+        found = self._placed(path, placed, content)
+        if placed.is_filtered and self.negations and not self.inside:
+            found = self._as_subquery(found)
+        self.scope.names_outer |= named
+        return found
+
+    def _placed(self, path: Path, placed: Placed, content: Any) -> DjangoQ | tuple[str, Any]:
         lookup = path.lookup
         if placed.guards and lookup == "exact" and content is None and not path.is_json:
             lookup, content = "isnull", True
@@ -96,18 +97,18 @@ class _Conditions:
         leaf = (f"{name}__{lookup}", content)
         return DjangoQ(leaf, *placed.guards) if placed.guards else leaf
 
-    def _as_subquery(self, built: DjangoQ) -> DjangoQ:
-        """Return *built* as a condition on the rows' keys.
+    def _as_subquery(self, leaf: DjangoQ | tuple[str, Any]) -> DjangoQ:
+        """Return *leaf* as a condition on the rows' keys.
 
-        Negated, Django would make a subquery of each part, so that one related row fulfils the
-        condition, and another one, the guard.
+        Django makes a subquery of each condition on rows to many in what is negated, too, but not
+        of one on rows that are joined under a condition.
         """
         scope = self.scope
         query = scope.queryset.query
         if query.group_by is not None or query.is_sliced or scope.names_outer:
             raise OperationNotAllowed("this negation is not possible over such rows here")
-        self.over_filtered = False
-        return DjangoQ(("pk__in", scope.queryset.order_by().filter(built).values("pk")))
+        rows = scope.queryset.order_by().filter(DjangoQ(leaf))
+        return DjangoQ(("pk__in", rows.values("pk")))
 
 
 def _check_operand(lookup: str, content: Any) -> None:

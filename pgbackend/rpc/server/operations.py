@@ -262,6 +262,9 @@ def _merged(scope: Scope, op: nodes.Op) -> None:
     other = _other(scope, node)
     if other.exposure is not scope.exposure or scope.kind != other.kind or other.is_combined:
         raise BadValue(f"{op.name} is of two querysets of one model")
+    if scope.joined or other.joined:
+        # Django merges joins without their conditions: rows would come more or less often.
+        raise OperationNotAllowed(f"{op.name} is not possible over rows of which some are hidden")
     queryset: Any = scope.queryset
     if op.name == "and":
         scope.queryset = queryset & other.queryset

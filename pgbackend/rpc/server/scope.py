@@ -76,15 +76,15 @@ class Scope:
     # Whether an expression inside named the scope around.
     names_outer: bool = False
     # The relations that are joined under a condition, by the paths to them.
-    _filtered: dict[str, str] = field(default_factory=dict)
+    joined: dict[str, str] = field(default_factory=dict)
 
     def filtered(self, placed: str, make: Callable[[], models.FilteredRelation]) -> str:
         """Return the name of the relation at *placed*, joined as *make* says, once."""
-        if placed not in self._filtered:
+        if placed not in self.joined:
             name = self.own_name()
             self.queryset = self.queryset.alias(**{name: make()})
-            self._filtered[placed] = name
-        return self._filtered[placed]
+            self.joined[placed] = name
+        return self.joined[placed]
 
     def annotation_name(self, alias: str) -> str:
         """Return the queryset's name for the annotation *alias*: the same in all that are combined.
