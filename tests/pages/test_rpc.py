@@ -99,7 +99,13 @@ def shop(
     site = MySite(server, "rpc_shop", tmp_path_factory.mktemp("shop"))
     package, folder = site.folder / "mysite", site.folder / "shop"
     try:
-        run(site, ["startproject", "mysite", str(site.folder)], settings="")
+        (site.folder / "second").mkdir()
+        run(
+            site,
+            ["startproject", "mysite", str(site.folder)],
+            ["startproject", "till", str(site.folder / "second")],
+            settings="",
+        )
         (folder / "migrations").mkdir(parents=True)
         for each in (folder, folder / "migrations"):
             (each / "__init__.py").touch()
@@ -128,8 +134,6 @@ def run(site: MySite, *commands: list[str], settings: str = "mysite.settings") -
 
 def make_till(site: MySite) -> str:
     """Make the second project in the same folder; return its settings' module."""
-    (site.folder / "second").mkdir()
-    run(site, ["startproject", "till", str(site.folder / "second")], settings="")
     shutil.move(site.folder / "second" / "till", site.folder / "till")
     package, counter = site.folder / "till", site.folder / "counter"
     counter.mkdir()

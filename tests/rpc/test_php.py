@@ -18,7 +18,8 @@ from tests.support.limits import PATIENCE
 from tests.support.rpc_services import SERVICES
 from tests.support.script import ROOT
 
-pytestmark = pytest.mark.process
+# tests/rpc/test_without_django.py has the short form.
+pytestmark = [pytest.mark.process, pytest.mark.load]
 
 
 @pytest.fixture
