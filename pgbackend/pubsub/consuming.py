@@ -9,6 +9,7 @@ from asyncio import Future
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -17,7 +18,7 @@ from django.db import connections
 from ..extending import own_cursor
 from ..pool.dedicated import backoff_delay
 from . import batches, claiming
-from .batches import MOST, Batch, BatchLost, BatchSize, Failure, TransactionEnded
+from .batches import MOST, Batch, BatchLost, BatchSize, Contexts, Failure, TransactionEnded
 from .channels import BaseChannel
 from .claiming import Claimed
 from .conditions import Condition, heard_here
@@ -195,15 +196,12 @@ class StoredConsumer(ABC):
         if self.channel.ordered_by is None:
             return self._claim_by_position(cursor, name, limit)
         keys = min(_KEYS, limit)
+        claim = partial(claiming.claim_in_order, cursor, name, limit, self.condition, keys=keys)
         after = self._last_key
-        rows, self._last_key = claiming.claim_in_order(
-            cursor, name, limit, self.condition, after, keys
-        )
+        rows, self._last_key = claim(after=after)
         if not rows and after is not None:
             # From the first key on again.
-            rows, self._last_key = claiming.claim_in_order(
-                cursor, name, limit, self.condition, None, keys
-            )
+            rows, self._last_key = claim(after=None)
         return rows or claiming.claim(cursor, name, limit, self.without_key)
 
     def _claim_by_position(self, cursor: Any, name: str, limit: int) -> Sequence[Claimed]:
@@ -270,10 +268,15 @@ class TransactionalConsumer(StoredConsumer):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.size = BatchSize(MOST)
+        self._contexts = Contexts(self.alias)
         # How many rows to handle one in each transaction, after a batch was lost.
         self._careful = 0
         # How often the connection was lost while a row was handled alone.
         self._suspects: Counter[int] = Counter()
+
+    async def _wait(self) -> None:
+        self._contexts.prepare()
+        await super()._wait()
 
     @property
     def limit(self) -> int:
@@ -292,7 +295,7 @@ class TransactionalConsumer(StoredConsumer):
             self.progress.marks,
         )
         try:
-            await batches.run_apart(self.running, batch.run)
+            await batches.run_apart(self.running, batch.run, self._contexts.take())
         except Exception as error:
             self._positions[name].forget()
             self.condition.names.clear()

@@ -4,19 +4,37 @@ import asyncio
 import datetime
 import logging
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from django.db import connection, transaction
+from django.db import connection, connections, transaction
 from django.utils import timezone
 
 from pgbackend import bridged
-from pgbackend.pubsub import Notification, anotify, anotify_many, asend
+from pgbackend.pubsub import Channel, Notification, anotify, anotify_many, asend, listener
 from pgbackend.pubsub.worker import Worker
 from tests.pubsub.site import jobs
 from tests.support.fix_loops import Main
 from tests.support.pubsub import effects, until, working
 from tests.support.server import Server
+
+# The wrappers that a listener found, and the functions around their statements.
+wrappers: list[tuple[Any, int]] = []
+
+
+@dataclass
+class Wrapped(Channel):
+    """Its listener leaves a function around the statements of its connection."""
+
+    lock_notifications = True
+
+
+@listener(Wrapped)
+async def leave_function() -> None:
+    wrapper = connections["default"]
+    wrappers.append((wrapper, len(wrapper.execute_wrappers)))
+    wrapper.execute_wrappers.append(lambda execute, *args: execute(*args))
 
 
 async def rows(**conditions: Any) -> list[Any]:
@@ -45,6 +63,18 @@ def test_handled_once(run_main: Main) -> None:
         assert sorted(jobs.called) == list(range(110))
 
     run_main(main())
+
+
+async def test_wrappers() -> None:
+    """Each transaction has a wrapper of its own, though one is made before it is needed."""
+    wrappers.clear()
+    async with working(Wrapped):
+        for count in range(1, 4):
+            await asend(Wrapped())
+            await until(lambda count=count: len(wrappers) == count)
+            await until(nothing_is_left)
+    assert len({id(wrapper) for wrapper, _ in wrappers}) == 3
+    assert [count for _, count in wrappers] == [0, 0, 0]
 
 
 async def test_one_transaction(server: Server) -> None:
