@@ -19,12 +19,24 @@ def hub_of(alias: str = DEFAULT_DB_ALIAS, **options: float) -> Hub:
 
     The hub ends with its loop: `asyncio.run` cancels its tasks.
     """
-    hubs = _hubs.setdefault(asyncio.get_running_loop(), {})
+    loop = asyncio.get_running_loop()
+    if loop not in _hubs:
+        _forget_closed_loops()
+    hubs = _hubs.setdefault(loop, {})
     hub = hubs.get(alias)
     if hub is None:
         hub = hubs[alias] = Hub(alias, **options)
     hub.start()
     return hub
+
+
+def _forget_closed_loops() -> None:
+    """Forget loops that ended while something was heard there: a hub keeps its loop alive."""
+    # The list is made in one step, whatever other threads do.
+    for reference in _hubs.keyrefs():
+        loop = reference()
+        if loop is not None and loop.is_closed():
+            _hubs.pop(loop, None)
 
 
 async def stop_unused(hub: Hub) -> None:

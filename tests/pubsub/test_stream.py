@@ -2,6 +2,8 @@
 
 import asyncio
 import datetime
+import gc
+import weakref
 
 import pytest
 from django.db import transaction
@@ -102,6 +104,20 @@ async def test_stream_that_is_dropped() -> None:
         assert await reading == 7
         # Two names for each channel: one is django-pgpubsub's.
         await until(lambda: len(hub._told) == 2)
+
+
+def test_streams_of_ended_loops() -> None:
+    """Streams that are open when their loops end keep no loop but the last one."""
+    loops: list[weakref.ref[asyncio.AbstractEventLoop]] = []
+
+    async def leave_open() -> None:
+        loops.append(weakref.ref(asyncio.get_running_loop()))
+        await Reads.stream().__aenter__()
+
+    for _ in range(4):
+        asyncio.run(leave_open())
+    gc.collect()
+    assert [each() for each in loops[:-1]] == [None] * 3
 
 
 def test_stored_channel() -> None:
