@@ -36,11 +36,13 @@ _SETTINGS = f"""DO $settings$
                 || (
                     SELECT string_agg(quote_ident(name), ', ' ORDER BY place)
                     FROM (
-                        SELECT nspname, 0 FROM pg_class JOIN pg_namespace
-                            ON pg_namespace.oid = relnamespace
-                        WHERE pg_class.oid = to_regclass('pgpubsub_notification')
-                        UNION ALL
-                        SELECT * FROM unnest(current_schemas(false)) WITH ORDINALITY
+                        SELECT name, min(place) FROM (
+                            SELECT nspname, 0 FROM pg_class JOIN pg_namespace
+                                ON pg_namespace.oid = relnamespace
+                            WHERE pg_class.oid = to_regclass('pgpubsub_notification')
+                            UNION ALL
+                            SELECT * FROM unnest(current_schemas(false)) WITH ORDINALITY
+                        ) AS found (name, place) GROUP BY name
                     ) AS path (name, place)
                 ) || ', pg_temp';
             END $settings$;

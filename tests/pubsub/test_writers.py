@@ -119,6 +119,13 @@ def test_long_rows(setting: str, writer: Any, server: Server) -> None:
     assert path == setting.partition(" = ")[2].replace("''", '""')
 
 
+def test_path() -> None:
+    """The path is that of the migration, with the table's schema first, and each once."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT DISTINCT proconfig[1] FROM pg_proc WHERE proname ~ '^pgtrigger_pg'")
+        assert cursor.fetchall() == [("search_path=public, pg_temp",)]
+
+
 def test_trigger_before_the_table(tenant: None) -> None:
     """A trigger of migrations that ran before those of the table finds it, as it did."""
     (trigger,) = [
