@@ -73,7 +73,7 @@ def _as_columns(scope: Scope, kind: str, args: Any, kwargs: Mapping[str, Any]) -
             raise BadValue("values takes paths and expressions")
         scope.named = frozenset()
         name = scope.own_name()
-        expressions[name] = expression(scope, node)
+        expressions[name] = expression(scope, node, guarded=True)
         label = alias or f"{getattr(node, 'name', type(node).__name__).lower()}{len(columns) + 1}"
         scope.annotations[label] = Annotation(name, scope.named)
         columns.append(Column(label, name))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import date, datetime
+from functools import partial
 from typing import Any
 
 from django.conf import settings
@@ -22,7 +23,7 @@ from ..protocol.errors import (
     TransformNotAllowed,
 )
 from .functions import AGGREGATE_CLASSES, FUNCTION_CLASSES, OPERATORS
-from .paths import Path, Placed, place, resolve
+from .paths import Path, Placed, guard, place, resolve
 from .scope import Scope
 
 _CONNECTORS = {"and": DjangoQ.AND, "or": DjangoQ.OR, "xor": DjangoQ.XOR}
@@ -205,39 +206,40 @@ def _range(scope: Scope, raw: nodes.Range, field: Any) -> Any:
 # Expressions
 
 
-def expression(scope: Scope, node: Any, *, order: bool = False) -> Any:
+def expression(scope: Scope, node: Any, *, order: bool = False, guarded: bool = False) -> Any:
     """Return the expression that *node* stands for; what is no node is a value.
 
-    With *order* the paths in it have to be allowed for ordering. Raise a RemoteError.
+    With *order* the paths in it have to be allowed for ordering. *guarded*: its value goes into
+    what may fail, see `reference`. Raise a RemoteError.
     """
+    part = partial(expression, scope, order=order, guarded=guarded)
     if isinstance(node, nodes.F):
-        return reference(scope, node.path, order=order)
+        return reference(scope, node.path, order=order, guarded=guarded)
     if isinstance(node, nodes.Operation):
-        return CombinedExpression(
-            expression(scope, node.left, order=order),
-            OPERATORS[node.operator],
-            expression(scope, node.right, order=order),
+        left, right = (
+            expression(scope, each, order=order, guarded=True) for each in (node.left, node.right)
         )
+        return CombinedExpression(left, OPERATORS[node.operator], right)
     if isinstance(node, nodes.Aggregate):
         return _aggregate(scope, node, order)
     if isinstance(node, nodes.Function):
         if node.name not in scope.exposure.functions:
             raise TransformNotAllowed(f"the function {node.name} is not exposed")
-        arguments = [expression(scope, each, order=order) for each in node.arguments]
+        arguments = [expression(scope, each, order=order, guarded=True) for each in node.arguments]
         return FUNCTION_CLASSES[node.name](*arguments)
     if isinstance(node, nodes.Case):
         cases = [
             When(
                 condition(scope, each.condition, inside=True),
-                then=expression(scope, each.then, order=order),
+                then=part(each.then),
             )
             for each in node.cases
         ]
-        return Case(*cases, default=expression(scope, node.default, order=order))
+        return Case(*cases, default=part(node.default))
     if isinstance(node, nodes.Q):
         return condition(scope, node, inside=True)
     if isinstance(node, nodes.OuterRef):
-        return _outer(scope, node.path)
+        return _outer(scope, node.path, guarded)
     if isinstance(node, nodes.Exists):
         return Exists(inner(scope, node.tree).queryset)
     if isinstance(node, nodes.Subquery | nodes.Delayed):
@@ -248,14 +250,24 @@ def expression(scope: Scope, node: Any, *, order: bool = False) -> Any:
     return content if hasattr(content, "resolve_expression") else Value(content)
 
 
-def reference(scope: Scope, text: str, *, order: bool = False) -> Any:
-    """Return the expression for the value of the path *text*; NULL where it may not be seen."""
+def reference(scope: Scope, text: str, *, order: bool = False, guarded: bool = False) -> Any:
+    """Return the expression for the value of the path *text*; NULL where it may not be seen.
+
+    PostgreSQL may evaluate a condition before the one that leaves the row out. What may fail for
+    one value and not for another, a division, would tell of hidden rows by its error: *guarded*,
+    their values are NULL.
+    """
     path = resolve(scope, text, order=order)
     placed = place(scope, path, condition=False)
     name = F("__".join([placed.name, *path.transforms]))
-    if not placed.guards:
+    guards = placed.guards
+    if guarded:
+        guards = (*guards, *placed.joins)
+        if scope.session.is_restricted(scope.exposure, scope.alias):
+            guards = (guard(scope, scope.exposure, ""), *guards)
+    if not guards:
         return name
-    return Case(When(DjangoQ(*placed.guards), then=name), default=Value(None))
+    return Case(When(DjangoQ(*guards), then=name), default=Value(None))
 
 
 def ordering(scope: Scope, node: Any) -> OrderBy:
@@ -292,12 +304,13 @@ def _aggregate(scope: Scope, node: nodes.Aggregate, order: bool) -> Any:
     return kind(*(expression(scope, each, order=order) for each in node.arguments), **options)
 
 
-def _outer(scope: Scope, text: str) -> OuterRef:
+def _outer(scope: Scope, text: str, guarded: bool) -> OuterRef:
     if scope.outer is None:
         raise BadValue("there is no queryset around this one")
     path = resolve(scope.outer, text)
     placed = place(scope.outer, path, condition=False)
-    if placed.guards:
+    is_restricted = placed.joins or scope.session.is_restricted(scope.outer.exposure, scope.alias)
+    if placed.guards or (guarded and is_restricted):
         raise FieldNotAllowed(f"{text!r} cannot be named in a subquery")
     scope.names_outer = True
     return OuterRef("__".join([placed.name, *path.transforms]))

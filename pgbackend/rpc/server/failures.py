@@ -51,9 +51,9 @@ def _coded(error: Exception, of_values: bool, quoted: bool) -> errors.RemoteErro
     if isinstance(error, exceptions.PermissionDenied):
         return errors.PermissionDenied("the service does not permit it")
     if isinstance(error, ProtectedError):
-        return errors.ProtectedError(_of_rows("protect", error.protected_objects))
+        return errors.ProtectedError("rows refer to it, and protect it")
     if isinstance(error, RestrictedError):
-        return errors.RestrictedError(_of_rows("restrict", error.restricted_objects))
+        return errors.RestrictedError("rows refer to it, and restrict it")
     if isinstance(error, utils.DatabaseError | utils.InterfaceError):
         return _of_database(error)
     if isinstance(error, exceptions.FieldError):
@@ -75,10 +75,6 @@ def _messages(error: exceptions.ValidationError) -> dict[str, list[str]]:
     if hasattr(error, "error_dict"):
         return {name: [str(each) for each in texts] for name, texts in error.message_dict.items()}
     return {exceptions.NON_FIELD_ERRORS: [str(each) for each in error.messages]}
-
-
-def _of_rows(verb: str, rows: Any) -> str:
-    return f"{len(list(rows))} or more rows refer to it, and {verb} it"
 
 
 def _of_database(error: Exception) -> errors.RemoteError:

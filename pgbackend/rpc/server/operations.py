@@ -137,7 +137,8 @@ def add_annotation(scope: Scope, alias: str, node: Any, *, select: bool = True) 
     """Annotate the queryset with what *node* stands for, under a name of our own."""
     check_alias(scope, alias)
     scope.named = frozenset()
-    built = expression(scope, node)
+    # It may be named in what fails.
+    built = expression(scope, node, guarded=True)
     name = scope.annotation_name(alias)
     if select:
         scope.queryset = scope.queryset.annotate(**{name: built})

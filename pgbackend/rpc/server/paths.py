@@ -64,8 +64,12 @@ class Placed:
 
     name: str
     guards: tuple[DjangoQ, ...] = ()
-    # Whether it goes over rows that are joined under a condition.
-    is_filtered: bool = False
+    # What holds already, where it goes over rows that are joined under a condition.
+    joins: tuple[DjangoQ, ...] = ()
+
+    @property
+    def is_filtered(self) -> bool:
+        return bool(self.joins)
 
 
 def check_alias(scope: Scope, alias: str) -> str:
@@ -218,7 +222,7 @@ def place(scope: Scope, path: Path, *, condition: bool) -> Placed:
     # The path so far as messages name it, and as the queryset does.
     named, placed = "", ""
     guards: list[DjangoQ] = []
-    is_filtered = False
+    joins: list[DjangoQ] = []
     for each in path.entered:
         step = each.prefix.removeprefix(f"{named}__") if named else each.prefix
         named = each.prefix
@@ -230,16 +234,17 @@ def place(scope: Scope, path: Path, *, condition: bool) -> Placed:
             continue
         if each.many:
             placed = scope.filtered(placed, partial(_filtered_relation, scope, each, placed))
-            is_filtered = True
+            joins.append(guard(scope, each.exposure, f"{placed}__"))
         else:
-            guards.append(_guard(scope, each, placed))
+            guards.append(guard(scope, each.exposure, f"{placed}__"))
     rest = path.name[len(named) :]
-    return Placed(placed + rest, tuple(guards), is_filtered)
+    return Placed(placed + rest, tuple(guards), tuple(joins))
 
 
-def _guard(scope: Scope, entered: Entered, placed: str) -> DjangoQ:
-    visible = entered.exposure.visible(scope.session.principal, scope.alias)
-    return DjangoQ((f"{placed}__pk__in", visible.order_by().values("pk")))
+def guard(scope: Scope, exposure: Exposure, before: str) -> DjangoQ:
+    """Return the condition that the row, to which the path *before* leads, may be seen."""
+    visible = exposure.visible(scope.session.principal, scope.alias)
+    return DjangoQ((f"{before}pk__in", visible.order_by().values("pk")))
 
 
 def _filtered_relation(scope: Scope, entered: Entered, placed: str) -> FilteredRelation:
