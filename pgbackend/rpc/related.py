@@ -54,10 +54,9 @@ def _hide_rows(through: Any) -> None:
     """
     if not getattr(through, "_meta", None) or not through._meta.auto_created:
         return
-    manager = _NoRows()
-    manager.model = through
-    manager.auto_created = True
-    through._meta.base_manager = manager
+    # By its name: Django forgets the base manager itself whenever a model is made.
+    through.add_to_class("no_rows", _NoRows())
+    through._meta.base_manager_name = "no_rows"
 
 
 class _NoRows(models.Manager.from_queryset(RpcQuerySet)):  # type: ignore[misc]

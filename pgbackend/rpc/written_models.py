@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -48,23 +49,31 @@ def module_of(exposed: Mapping[str, Described], database: str) -> str:
         "from django.db import models\n\n"
         "from pgbackend.rpc import RpcModel\n"
     ]
-    parts += [_class(each, exposed, database) for each in _in_order(exposed)]
+    names = _class_names(exposed)
+    parts += [_class(exposed[label], names, database) for label in sorted(exposed)]
     return "\n\n".join(parts)
 
 
-def _in_order(exposed: Mapping[str, Described]) -> Iterable[Described]:
-    return [exposed[label] for label in sorted(exposed)]
+def _class_names(labels: Iterable[str]) -> dict[str, str]:
+    """Return the classes' names by label; the application's is before one that several have."""
+    count = Counter(label.split(".")[1] for label in labels)
+    names = {}
+    for label in labels:
+        app_label, name = label.split(".")
+        before = app_label.title().replace("_", "") if count[name] > 1 else ""
+        names[label] = before + name
+    return names
 
 
-def _class(each: Described, exposed: Mapping[str, Described], database: str) -> str:
+def _class(each: Described, names: Mapping[str, str], database: str) -> str:
     app_label, name = each.label.split(".")
-    lines = [f"class {name}(RpcModel):"]
+    lines = [f"class {names[each.label]}(RpcModel):"]
     left_out: list[str] = []
     readonly: list[str] = []
     for attname, schema in each.properties.items():
         if schema.get("writeOnly"):
             continue
-        line = _field(attname, schema, each, exposed)
+        line = _field(attname, schema, each, names)
         if line is None:
             left_out.append(attname)
             continue
@@ -72,25 +81,27 @@ def _class(each: Described, exposed: Mapping[str, Described], database: str) -> 
             lines.append(f"    {line}")
         if schema.get("readOnly") and not schema.get("x-options", {}).get("primary_key"):
             readonly.append(attname)
-    lines += [f"    {line}" for line in _many(each, exposed)]
-    lines += [f"    # {name} has no field here: declare it yourself." for name in left_out]
+    lines += [f"    {line}" for line in _many(each, names)]
+    lines += [f"    # {attname} has no field here: declare it yourself." for attname in left_out]
     lines += ["", "    class Rpc:", f'        app_label = "{app_label}"']
+    if names[each.label] != name:
+        lines.append(f'        name = "{name}"')
     if database != "rpc":
         lines.append(f'        database = "{database}"')
     if readonly and each.writable:
-        words = ", ".join(f'"{name}"' for name in readonly)
+        words = ", ".join(f'"{attname}"' for attname in readonly)
         lines.append(f"        readonly = ({words},)")
     return "\n".join(lines) + "\n"
 
 
 def _field(
-    attname: str, schema: Mapping[str, Any], each: Described, exposed: Mapping[str, Described]
+    attname: str, schema: Mapping[str, Any], each: Described, names: Mapping[str, str]
 ) -> str | None:
     """Return the line of one field; an empty one for Django's own key, None where there is none."""
     kind = schema.get("x-field", "")
     options = dict(schema.get("x-options", {}))
     if kind in _RELATIONS:
-        return _relation(attname, kind, options, each, exposed)
+        return _relation(attname, kind, options, each, names)
     if kind not in _PLAIN:
         return None
     if options.get("primary_key") and attname == "id" and kind == "BigAutoField":
@@ -108,26 +119,26 @@ def _relation(
     kind: str,
     options: Mapping[str, Any],
     each: Described,
-    exposed: Mapping[str, Described],
+    names: Mapping[str, str],
 ) -> str:
     to = str(options.get("to"))
     name = attname.rpartition("_")[0]
     null = ", null=True, blank=True" if options.get("null") else ""
-    if to not in exposed:
+    if to not in names:
         # The other model is not exposed: the value of its key is all there is.
         return f"{attname} = models.BigIntegerField({null.removeprefix(', ')})"
     back = _back(each.relations.get(name, {}))
-    target = to.split(".")[1] if to != each.label else "self"
+    target = names[to] if to != each.label else "self"
     return f'{name} = models.{kind}("{target}", models.DO_NOTHING{back}{null})'
 
 
-def _many(each: Described, exposed: Mapping[str, Described]) -> list[str]:
+def _many(each: Described, names: Mapping[str, str]) -> list[str]:
     lines = []
     for name, relation in each.relations.items():
-        if relation.get("kind") != "ManyToManyField" or relation.get("to") not in exposed:
+        if relation.get("kind") != "ManyToManyField" or relation.get("to") not in names:
             continue
         same = relation["to"] == each.label
-        target = "self" if same else relation["to"].split(".")[1]
+        target = "self" if same else names[relation["to"]]
         extra = ", symmetrical=False" if same else ""
         back = _back(relation)
         lines.append(f'{name} = models.ManyToManyField("{target}"{extra}{back}, blank=True)')

@@ -215,7 +215,8 @@ def test_delete(client: Client) -> None:
 
 
 def test_delete_several(client: Client) -> None:
-    """The action of the list deletes those that are chosen."""
+    """The action of the list deletes those that are chosen, also where models were made since."""
+    apps.clear_cache()
     chosen = [*served.Dish.objects.filter(name__in=["tea", "cake"]).values_list("pk", flat=True)]
     data = {"action": "delete_selected", "_selected_action": chosen}
     assert b"Are you sure" in client.post(DISHES, data).content

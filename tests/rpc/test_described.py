@@ -14,7 +14,9 @@ from django.test.utils import CaptureQueriesContext, isolate_apps
 
 from pgbackend.rpc import RpcModel
 from pgbackend.rpc.checks import _compare, check_services
-from pgbackend.rpc.described import described
+from pgbackend.rpc.described import described, read
+from pgbackend.rpc.server.registry import exposures
+from pgbackend.rpc.written_models import module_of
 from tests.rpc.site import models as site
 from tests.support.rpc import alias
 
@@ -76,11 +78,34 @@ def test_a_service_that_does_not_answer() -> None:
             call_command("rpc_models", database=name)
 
 
+def test_models_of_one_name() -> None:
+    """Models of one name get that of their application before it, and refer to each other so."""
+    number = {"x-field": "IntegerField", "x-options": {}}
+    key = {"x-field": "ForeignKey", "x-options": {"to": "bar_2.Dish"}}
+    schemas = {
+        "kitchen.Dish": {"properties": {"number": number}},
+        "bar_2.Dish": {"properties": {"number": number}},
+        "bar_2.Order": {"properties": {"dish_id": key}},
+    }
+    exposed = {label: read(label, schema) for label, schema in schemas.items()}
+    module = types.ModuleType("tests.rpc.waiter.written")
+    with isolate_apps("tests.rpc.waiter"):
+        exec(module_of(exposed, "rpc"), vars(module))
+        assert module.Order._meta.get_field("dish").related_model is module.Bar2Dish
+    kitchen, bar, order = module.KitchenDish.Rpc, module.Bar2Dish.Rpc, module.Order.Rpc
+    assert (kitchen.app_label, kitchen.name) == ("kitchen", "Dish")
+    assert (bar.app_label, bar.name) == ("bar_2", "Dish")
+    assert (order.app_label, order.name) == ("bar_2", "Order")
+
+
 def test_written_models(service: str, tmp_path: Path) -> None:
     """The models that are written can be imported and used; --check tells whether they changed."""
     file = tmp_path / "models.py"
-    call_command("rpc_models", output=str(file))
-    call_command("rpc_models", check=str(file))
+    # Other tests expose models of the example project in this process.
+    labels = [each.model._meta.label for each in exposures()]
+    own = [label for label in labels if label.startswith("rpc_site.")]
+    call_command("rpc_models", output=str(file), model=own)
+    call_command("rpc_models", check=str(file), model=own)
     text = file.read_text()
     assert 'related_name="dishes"' in text
     station = site.Station.objects.create(name="grill")
@@ -99,7 +124,7 @@ def test_written_models(service: str, tmp_path: Path) -> None:
         del sys.modules[module.__name__]
     file.write_text(text.replace('related_name="dishes"', 'related_name="meals"', 1))
     with pytest.raises(CommandError, match=r"-.*meals") as raised:
-        call_command("rpc_models", check=str(file))
+        call_command("rpc_models", check=str(file), model=own)
     assert raised.value.returncode == 1
     out = io.StringIO()
     call_command("rpc_models", model=["rpc_site.Station"], stdout=out)
