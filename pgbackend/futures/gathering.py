@@ -105,8 +105,9 @@ class Gathering:
         try:
             if own := merged(self.claimed(), self._failed, in_order=True):
                 self.drive(own, ThreadDriver)
-        finally:
-            self.leave()
+        except BaseException:
+            self._leave_interrupted()
+            raise
         for future in self.futures:
             if not future.cancelled():
                 future.exception(timeout)
@@ -137,7 +138,7 @@ class Gathering:
                 future.cancel()
             if apart and not isinstance(error, GeneratorExit):
                 await shielded(_all_ended(apart))
-            self.leave()
+            self._leave_interrupted()
             raise
 
     def leave(self) -> None:
@@ -145,6 +146,12 @@ class Gathering:
         for future in self._own:
             future.cancel()
             future.set_cancelled()
+
+    def _leave_interrupted(self) -> None:
+        """Cancel what has not ended; nobody is left to ask for the exceptions of the others."""
+        self.leave()
+        for future in self._own:
+            future.outcome()
 
     def begin(self) -> tuple[list[Future[Any]], list[Future[Any]]]:
         """Begin all futures but the first ones returned, which are to be driven in this task.

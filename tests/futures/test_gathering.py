@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from typing import Any
 
@@ -149,6 +150,33 @@ def test_cancelled(run_main: Main, server: Server) -> None:
         await gather(*[future(Book.objects).count() for _ in range(3)])
 
     run_main(main())
+
+
+@pytest.mark.parametrize("inside", [False, True])
+async def test_failures_before_a_cancellation(server: Server, inside: bool) -> None:
+    """A cancelled gather() does not report what failed before, as asyncio's does not."""
+    reported: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, told: reported.append(told))
+    failed = asyncio.Event()
+
+    def fail() -> None:
+        failed.set()
+        raise Failed
+
+    async def work() -> None:
+        if inside:
+            async with transaction.atomic():
+                await gather(future(fail)(), Book.objects.all(), future(Book.objects).count())
+        else:
+            await gather(future(fail)(), Book.objects.all())
+
+    with TableLock(server, "tests_book") as lock:
+        task = asyncio.create_task(work())
+        await failed.wait()
+        await lock.cancelled(task)
+    del task
+    gc.collect()
+    assert reported == []
 
 
 async def test_one_future_is_cancelled(server: Server) -> None:
