@@ -65,36 +65,3 @@ def test_a_worker_dies(name: str, server: Server) -> None:
         with service.running():
             assert [each.result(PATIENCE) for each in lost] == ["sleep:3", "sleep:3.5"]
             assert not transport.pending
-
-
-def test_answers_nobody_fetches() -> None:
-    """A result in the Redis that nobody waits for ends by itself; one that was read at once."""
-    with SERVICES["redis"]() as service, service.running():
-        client = service.broker.client()
-        with closing(service.transport()) as transport:
-            ask(transport, "v1.read")
-            future = send(transport, "sleep:0.3")
-            future.cancel()
-            transport.close()
-            deadline = time.monotonic() + PATIENCE
-            while not (keys := client.keys("celery-task-meta-*")):
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
-            assert all(0 < client.ttl(key) <= 120 for key in keys)
-        client.close()
-
-
-def test_long_answers_nobody_fetches(server: Server) -> None:
-    """A row with an answer that nobody fetches is one of those that are pruned."""
-    with SERVICES["postgres"]() as service, service.running():
-        transport = service.transport()
-        future = send(transport, "large:9000")
-        deadline = time.monotonic() + PATIENCE
-        # The connection that would fetch it is gone.
-        transport.close()
-        with pytest.raises(RemoteError):
-            future.result(AT_ONCE)
-        states = "SELECT state FROM pgpubsub_notification"
-        while (found := server.all(states)) not in ([], [("plain",)]):
-            assert time.monotonic() < deadline, found
-            time.sleep(0.05)
