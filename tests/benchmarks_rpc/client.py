@@ -27,9 +27,12 @@ class Client:
 
     def __init__(self, **options: Any) -> None:
         self._random = random.Random(1)
+        # How many keys were asked for.
+        self.reads = 0
 
     def keys(self, count: int) -> list[int]:
         """Return so many primary keys."""
+        self.reads += count
         return [self._random.randint(1, ROWS) for _ in range(count)]
 
     def measure(self, kind: str, size: int, warm_up: float, seconds: float) -> Iterator[float]:
@@ -70,8 +73,11 @@ def main() -> None:
     say({"kinds": [each for each in spec["kinds"] if hasattr(client, each)]})
     for line in sys.stdin:
         words = json.loads(line)
-        took = list(client.measure(**words))
-        say(figures(words["size"], took))
+        client.reads, began = 0, time.process_time()
+        found = figures(words["size"], list(client.measure(**words)))
+        # The warm-up included.
+        found |= {"reads": client.reads, "cpu_client": time.process_time() - began}
+        say(found)
     client.close()
 
 

@@ -33,14 +33,16 @@ def _table(summary: Summary, work: str) -> str:
     lines = [
         f"### {work}",
         "",
-        "| peer | p50 ms | p90 ms | p99 ms | reads/s | above Celery's own, ms | times as fast |",
-        "|---" + "|--:" * 6 + "|",
+        "| peer | p50 ms | p90 ms | p99 ms | reads/s | CPU of service, ms | of client |"
+        " above Celery's own, ms | times as fast |",
+        "|---" + "|--:" * 8 + "|",
     ]
     columns = [("p50", 2, 1e3), ("p90", 2, 1e3), ("p99", 2, 1e3), ("rps", 0, 1.0)]
+    columns += [("cpu_service", 2, 1e3), ("cpu_client", 2, 1e3)]
     columns += [("above", 2, 1e3), ("speedup", 1, 1.0)]
     for peer in summary.peers:
         if (why := summary.missing.get((work, peer))) is not None:
-            lines.append(f"| {peer} | {why} |" + " |" * 5)
+            lines.append(f"| {peer} | {why} |" + " |" * 7)
         elif summary.median(work, peer) is not None:
             cells = [
                 number(summary.median(work, peer, name), digits, factor)

@@ -63,8 +63,8 @@ class Run:
             conn.execute("ANALYZE")
 
     @contextlib.contextmanager
-    def _service(self, peer: Peer) -> Iterator[dict[str, Any]]:
-        """Run the service of *peer*; yield what its clients have as settings."""
+    def _service(self, peer: Peer) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Run the service of *peer*; yield its process id and the settings of its clients."""
         options = dict(peer.options)
         command = list(peer.service)
         if options.get("TRANSPORT") == "http":
@@ -86,7 +86,7 @@ class Run:
                 stderr=log,
             )
             try:
-                yield options
+                yield process.pid, options
             finally:
                 process.terminate()
                 try:
@@ -114,23 +114,25 @@ class Run:
     def measure(self, peers: list[Peer], works: list[Work]) -> None:
         """Give each peer its turn in each work, round by round; all services stand by."""
         with contextlib.ExitStack() as stack:
-            clients: dict[str, tuple[Process, list[str]]] = {}
+            clients: dict[str, tuple[Process, list[str], int]] = {}
             for peer in peers:
-                options = stack.enter_context(self._service(peer))
+                pid, options = stack.enter_context(self._service(peer))
                 client = self._client(peer, options)
                 stack.callback(client.close)
-                clients[peer.name] = client, client.answer()["kinds"]
-            for client, _ in clients.values():
+                clients[peer.name] = client, client.answer()["kinds"], pid
+            for client, *_ in clients.values():
                 # The first answer comes when the service has started.
                 client.tell({"kind": "thread", "size": 1, "warm_up": 0.0, "seconds": 0.01})
                 client.answer(START)
             for work in works:
-                able = [name for name, (_, kinds) in clients.items() if work.kind in kinds]
+                able = [name for name, (_, kinds, _) in clients.items() if work.kind in kinds]
                 for number in range(1, self.options.rounds + 1):
                     for name in shuffled(able, number):
-                        self._turn(clients[name][0], name, work, number)
+                        client, _, pid = clients[name]
+                        self._turn(client, pid, name, work, number)
 
-    def _turn(self, client: Process, name: str, work: Work, number: int) -> None:
+    def _turn(self, client: Process, pid: int, name: str, work: Work, number: int) -> None:
+        before = cpu(pid)
         client.tell(
             {
                 "kind": work.kind,
@@ -141,12 +143,31 @@ class Run:
         )
         try:
             figures: dict[str, Any] = client.answer()
+            reads = figures.pop("reads")
+            figures["cpu_client"] /= reads
+            figures["cpu_service"] = (cpu(pid) - before) / reads
         except WorkerFailed as error:
             figures = {"failed": f"{error}"}
         self.results.append(
             {"kind": "rpc", "peer": name, "work": work.name, "round": number, **figures}
         )
         words = figures.get("failed") or "  ".join(
-            f"{each}={figures[each]:.5g}" for each in ("p50", "p99", "rps")
+            f"{each}={figures[each]:.5g}"
+            for each in ("p50", "p99", "rps", "cpu_service", "cpu_client")
         )
         print(f"{number}  {work.name:36} {name:20} {words}", flush=True)
+
+
+def cpu(pid: int) -> float:
+    """Return the CPU time of a process and of those that it has started, seconds; 0 elsewhere.
+
+    https://man7.org/linux/man-pages/man5/proc_pid_stat.5.html
+    """
+    ticks = 0
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            # After the name, which may have spaces: state, parent, ...
+            fields = path.read_text().rpartition(") ")[2].split()
+            if path.parent.name == f"{pid}" or fields[1] == f"{pid}":
+                ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from pgbackend.rpc.protocol.errors import DeadlinePassed, RemoteError, Unavailable
+from pgbackend.rpc.transports.base import Transport
 from tests.support.limits import AT_ONCE, PATIENCE
 from tests.support.rpc_services import SERVICES, Service, ask, closing, send
 from tests.support.server import Server
@@ -41,13 +42,7 @@ def test_the_broker_goes_away(name: str) -> None:
         with pytest.raises((Unavailable, DeadlinePassed)):
             ask(transport, "v1.b", 5.0)
         service.broker.start()
-        deadline = time.monotonic() + PATIENCE
-        while True:
-            try:
-                assert ask(transport, "v1.c", 3.0) == "v1.c"
-                break
-            except RemoteError:
-                assert time.monotonic() < deadline
+        ask_until_answered(transport, "v1.c")
 
 
 @pytest.mark.load
@@ -65,3 +60,49 @@ def test_a_worker_dies(name: str, server: Server) -> None:
         with service.running():
             assert [each.result(PATIENCE) for each in lost] == ["sleep:3", "sleep:3.5"]
             assert not transport.pending
+
+
+def ask_until_answered(transport: Transport, wire: str) -> None:
+    """Ask again until an answer comes, as clients do after an outage."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            assert ask(transport, wire, 3.0) == wire
+            return
+        except RemoteError:
+            assert time.monotonic() < deadline
+
+
+@pytest.mark.load
+def test_connections_are_lost(server: Server) -> None:
+    """Client and service of the postgres transport connect again, by themselves."""
+    with (
+        SERVICES["postgres"]() as service,
+        service.running(),
+        closing(service.transport()) as transport,
+    ):
+        assert ask(transport, "v1.a") == "v1.a"
+        for _ in range(3):
+            server.all(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+            ask_until_answered(transport, "v1.b")
+        assert not transport.pending
+
+
+@pytest.mark.load
+def test_a_view_goes_away() -> None:
+    """A message that a view had when its process ended is unavailable; the next process answers."""
+    with SERVICES["http"]() as service, closing(service.transport()) as transport:
+        with service.running() as first:
+            assert ask(transport, "v1.a") == "v1.a"
+            lost = send(transport, "sleep:3")
+            assert ask(transport, "v1.b") == "v1.b"
+            first.kill()
+            with pytest.raises(Unavailable):
+                lost.result(AT_ONCE)
+        with pytest.raises(Unavailable):
+            ask(transport, "v1.c")
+        with service.running():
+            assert ask(transport, "v1.d") == "v1.d"

@@ -87,21 +87,29 @@ class AmqpAnswers:
         with Connection(
             self.broker, connect_timeout=CONNECT_TIMEOUT, heartbeat=HEARTBEAT
         ) as connection:
-            connection.ensure_connection(max_retries=1, interval_start=0)
-            with Consumer(
-                connection.default_channel,
-                queues=[self._queue],
-                callbacks=[self._received],
-                accept=["json"],
-                no_ack=True,
-            ):
-                self._call(self._note, None)
-                self._declared.set()
-                while not self._stopped.is_set():
-                    with suppress(TimeoutError):
-                        connection.drain_events(timeout=_WAIT)
-                    if connection.supports_heartbeats:
-                        connection.heartbeat_check()
+            try:
+                self._consume(connection)
+            except Exception:
+                # A polite end needs the broker, and leaves the socket open without it.
+                connection.collect()
+                raise
+
+    def _consume(self, connection: Any) -> None:
+        connection.ensure_connection(max_retries=1, interval_start=0)
+        with Consumer(
+            connection.default_channel,
+            queues=[self._queue],
+            callbacks=[self._received],
+            accept=["json"],
+            no_ack=True,
+        ):
+            self._call(self._note, None)
+            self._declared.set()
+            while not self._stopped.is_set():
+                with suppress(TimeoutError):
+                    connection.drain_events(timeout=_WAIT)
+                if connection.supports_heartbeats:
+                    connection.heartbeat_check()
 
     def _received(self, body: Any, message: Any) -> None:
         if isinstance(body, dict):

@@ -182,6 +182,8 @@ class CeleryTransport(ThreadedTransport):
                 if delay is None:
                     raise
                 time.sleep(delay)
+                # What is left of the old connection is closed, as kombu's own attempts do it.
+                producer.connection.collect()
                 producer.revive(producer.connection)
                 headers = {"redelivered": True}
 
