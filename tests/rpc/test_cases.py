@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 from django.core.exceptions import FieldError, MultipleObjectsReturned, ObjectDoesNotExist
-from django.db import DatabaseError, ProgrammingError, connections, models
+from django.db import DatabaseError, ProgrammingError, connections, models, transaction
 from django.db.models import (
     Avg,
     Case,
@@ -208,6 +208,17 @@ READS: dict[str, Callable[[Any], Any]] = {
     "select_related": lambda m: [
         (each, each.station) for each in m.Dish.objects.select_related("station")
     ],
+    "select_related cleared": lambda m: [
+        (each, "station" in each._state.fields_cache)
+        for each in m.Dish.objects.select_related("station").select_related(None)
+    ],
+    "prefetch cleared": lambda m: [
+        (each, hasattr(each, "_prefetched_objects_cache"))
+        for each in m.Dish.objects.prefetch_related("labels").prefetch_related(None)
+    ],
+    "using": lambda m: m.Dish.objects.using(m.Dish.objects.db).filter(pk=1),
+    "as_manager": lambda m: m.Dish._default_manager.get_queryset().filter(pk=1),
+    "locked": lambda m: locked(m.Dish.objects.select_for_update().filter(pk__lt=3)),
     "select_related deep": lambda m: [
         (each.dish, each.dish.station, each.waiter)
         for each in m.Order.objects.select_related("dish__station", "waiter")
@@ -592,6 +603,12 @@ READS: dict[str, Callable[[Any], Any]] = {
     ),
     "next by date": lambda m: m.Dish.objects.order_by("created")[0].name,
 }
+
+
+def locked(queryset: Any) -> list[Any]:
+    """Return rows that are locked while they are read."""
+    with transaction.atomic():
+        return list(queryset)
 
 
 def refreshed(dish: Any) -> Any:

@@ -278,3 +278,58 @@ async def test_awaited(client: Client) -> None:
     found = await client.gather(*(dishes.get(name=name) for name in ("soup", "fish")))
     assert names(found) == ["soup", "fish"]
     assert isinstance(await dishes.first(), Row)
+
+
+# Those that give values, with the service's own querysets in Django's words.
+VALUES: dict[str, Callable[[Any, Any], Any]] = {
+    "distinct": lambda d, m: d.order_by("listed").values("listed").distinct(),
+    "distinct on": lambda d, m: (
+        d.order_by("listed", "-pk").distinct("listed").values_list("pk", flat=True)
+    ),
+    "datetimes": lambda d, m: d.datetimes("created", "day"),
+    "default alias": lambda d, m: (
+        d.annotate(m.Count("orders"))
+        .filter(orders__count__gt=1)
+        .values_list("name", "orders__count")
+    ),
+    "grouped": lambda d, m: d.values("listed").annotate(m.Sum("price")).order_by("price__sum"),
+    "key of a key": lambda d, m: d.filter(station__id__gt=0).values_list(
+        "station__pk", "labels__id"
+    ),
+    "union": lambda d, m: (
+        d.values_list("name").union(d.values_list("station__name")).order_by("name")
+    ),
+    "intersection": lambda d, m: d.values_list("name").intersection(
+        d.filter(listed=True).values_list("name")
+    ),
+    "difference": lambda d, m: d.values_list("name").difference(
+        d.filter(listed=True).values_list("name")
+    ),
+    "xor": lambda d, m: d.filter(m.Q(listed=True) ^ m.Q(orders__count__lte=2)).values_list("name"),
+    "f": lambda d, m: d.filter(price__gt=m.F("pk") * 2).values_list("name"),
+}
+
+
+@pytest.mark.parametrize("case", VALUES)
+def test_values(client: Client, case: str) -> None:
+    """Values are those of the service's own queryset, whatever their order."""
+    from pgbackend.rpc import client as plain
+
+    ours = VALUES[case](client.model("rpc_site.Dish"), plain).result()
+    theirs = list(VALUES[case](Dish.objects.all(), models))
+    assert sorted(map(repr, ours)) == sorted(map(repr, theirs))
+
+
+def test_traps(client: Client) -> None:
+    """django_rpc_backend's wrong answers: in_bulk of all, a blank first, steps, wrong keys."""
+    dishes, stations = client.model("rpc_site.Dish"), client.model("rpc_site.Station")
+    fish, grill = Dish.objects.get(name="fish"), Station.objects.get(name="grill")
+    assert list(dishes.in_bulk([fish.pk]).result()) == [fish.pk]
+    assert dishes.filter(pk=-1).first().result() is None
+    with pytest.raises(TypeError):
+        dishes.all()[::2]
+    assert names(dishes.filter(station=grill.pk)) == ["soup"]
+    fetched = stations.prefetch_related("dishes").get(name="grill").result()
+    assert names(fetched.dishes) == ["soup"]
+    assert dishes.get(name="fish").result().station_id == fish.station_id
+    assert dishes.filter(labels__word="hot").count().result() == 2
