@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 from django.core.exceptions import FieldError, MultipleObjectsReturned, ObjectDoesNotExist
-from django.db import DatabaseError, ProgrammingError, connections, models, transaction
+from django.db import DatabaseError, connections, models, transaction
 from django.db.models import (
     Avg,
     Case,
@@ -109,7 +109,7 @@ def run(call: Callable[[Any], Any], where: Any) -> Any:
     except Exception as error:
         if isinstance(error, ObjectDoesNotExist | MultipleObjectsReturned):
             return type(error).__name__
-        if isinstance(error, FieldError | ProgrammingError):
+        if isinstance(error, FieldError | DatabaseError):
             # Of the service's texts none is sent that names its columns.
             return FieldError
         return type(error), str(error)

@@ -299,12 +299,6 @@ VALUES: dict[str, Callable[[Any, Any], Any]] = {
     "union": lambda d, m: (
         d.values_list("name").union(d.values_list("station__name")).order_by("name")
     ),
-    "intersection": lambda d, m: d.values_list("name").intersection(
-        d.filter(listed=True).values_list("name")
-    ),
-    "difference": lambda d, m: d.values_list("name").difference(
-        d.filter(listed=True).values_list("name")
-    ),
     "xor": lambda d, m: d.filter(m.Q(listed=True) ^ m.Q(orders__count__lte=2)).values_list("name"),
     "f": lambda d, m: d.filter(price__gt=m.F("pk") * 2).values_list("name"),
 }

@@ -471,3 +471,16 @@ def test_describe() -> None:
     assert dish["properties"]["price"]["x-options"]["max_digits"] == 8
     assert dish["x-methods"] == ["cheap", "fail", "rename", "total_price"]
     assert code(tree("Hidden", end=op("describe"))) == "NotExposed"
+
+
+def test_long_names() -> None:
+    """An alias has 63 characters at most, and a path of select_related eight relations."""
+    for called in ("annotate", "alias", "values"):
+        assert raw_code(called, **{"a" * 63: F("name")}) is None
+        assert raw_code(called, **{"a" * 64: F("name")}) == "BadValue"
+    way = "parent__parent__parent__parent__parent__parent__parent__parent"
+    for path, wanted in ((way, "FieldNotAllowed"), (f"{way}__parent", "BadValue")):
+        for called in ("select_related", "prefetch_related"):
+            found = code(tree("ServerModel", op(called, path)))
+            # A prefetch goes from model to model, a selection by paths that are exposed.
+            assert found == (None if called[0] == "p" and wanted != "BadValue" else wanted)
