@@ -62,12 +62,13 @@ class Orphan:
     """The outermost block of a task that has ended inside it."""
 
     def __init__(self, atomic: Any, alias: str, task: Task[Any]) -> None:
-        # The orphan is removed when the object that could leave the block is collected.
+        # The orphan is removed when the object that could leave the block is collected, or the loop
+        # on which that could be.
         self.atomic: Callable[[], Any] = ref(atomic, self._forget)
         self.task_name = task.get_name()
         self._alias = alias
         self._request = running_request()
-        self._loop: Callable[[], AbstractEventLoop | None] = ref(task.get_loop())
+        self._loop: Callable[[], AbstractEventLoop | None] = ref(task.get_loop(), self._forget)
 
     def _forget(self, _: Any) -> None:
         if self in orphans:

@@ -19,6 +19,7 @@ from django.db import transaction
 
 from pgbackend import bridged
 from pgbackend.requests.serving import serve
+from pgbackend.tasks.orphans import orphans
 from pgbackend.transaction import aon_commit
 from tests.models import Author
 from tests.support.limits import PATIENCE
@@ -365,3 +366,20 @@ def test_in_one_context(server: Server) -> None:
             runner.run(stack.aclose(), context=context)
         runner.run(end(), context=context)
     assert committed(server) == KEPT
+
+
+@pytest.mark.filterwarnings("ignore:.* ended inside a transaction:ResourceWarning")
+def test_forgotten_with_its_loop() -> None:
+    """What could leave the block is kept, and the loop is gone: nothing is refused any more."""
+
+    async def enter() -> AsyncExitStack:
+        stack = AsyncExitStack()
+        await by_a_task(stack)
+        with pytest.raises(RuntimeError, match="ended inside"):
+            await write()
+        return stack
+
+    kept = asyncio.run(enter())
+    gc.collect()
+    assert orphans == []
+    kept.pop_all()
