@@ -6,7 +6,7 @@
 #              PYTHON= choose others than the usual ones
 # make test-load   what `make test` leaves out: sweeps, fuzzes and matrices on the other loops
 # make test-all    both
-# make soak    the storms of pubsub: kills, restarts, a silent server; then
+# make soak    the storms of pubsub and rpc: kills, restarts, a silent server; then
 #              200,000 operations on a bank and 2,000 faults, or until Ctrl-C;
 #              ARGS='--seed 7' or ARGS='--minutes 60' change that
 # make django-suite        Django's own tests, with DJANGO=, MODE=bridged|plain|stock, PARALLEL=2
@@ -67,8 +67,8 @@ test: $(VENV)/installed-dev
 	@$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'not load' $(ARGS)
 
 test-load: $(VENV)/installed-dev
-	@echo "Sweeps, fuzzes and the load test on the other loops: 2 to 3 minutes on two cores."
-	@$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m load $(ARGS)
+	@echo "Sweeps, fuzzes and the load test on the other loops: 3 to 4 minutes on two cores."
+	@$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'load and not soak' $(ARGS)
 
 test-all:
 	@$(MAKE) --no-print-directory test
@@ -76,6 +76,7 @@ test-all:
 
 soak: $(VENV)/installed-dev
 	@$(VENV)/bin/python -m tests.pubsub.storms
+	@$(VENV)/bin/python -m pytest -m soak
 	@$(VENV)/bin/python -m tests.faults.load --operations 200000 --faults 2000 $(ARGS)
 
 django-suite: $(VENV)/installed-suite

@@ -22,6 +22,7 @@ TIMEOUTS = {"redis": 25.0, "postgres": 40.0}
 
 
 @pytest.mark.load
+@pytest.mark.soak
 @pytest.mark.process
 @pytest.mark.parametrize("name", list(TIMEOUTS))
 async def test_storm_of_kills(name: str, server: Server) -> None:
