@@ -144,3 +144,12 @@ def test_a_server_that_is_named(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout
     assert "tests/test_features.py::test_skips_in_the_bridge PASSED" in done.stdout
     assert "gw0" not in done.stdout
+
+
+def test_modules_are_short() -> None:
+    """No module of the package has more than 350 lines."""
+    lengths = {
+        str(file.relative_to(PACKAGE)): len(file.read_text().splitlines())
+        for file in PACKAGE.rglob("*.py")
+    }
+    assert {name: length for name, length in lengths.items() if length > 350} == {}

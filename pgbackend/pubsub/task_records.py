@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import socket
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +32,11 @@ class RetriedTask(Task):
 
 class TaskCancelled(Exception):
     """The error in the result of a task that was taken back by `cancel`."""
+
+
+def worker_id() -> str:
+    """Return the name of this process in results: that of the host, and its number."""
+    return f"{socket.gethostname()}-{os.getpid()}"
 
 
 def key_of(record: TaskRecord) -> str:

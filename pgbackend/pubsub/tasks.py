@@ -13,10 +13,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 import random
 import re
-import socket
 import sys
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, make_dataclass
@@ -46,7 +44,7 @@ from .scalars import AnyForm
 from .sending import database, notify, send
 from .task_records import RetriedTask as RetriedTask
 from .task_records import TaskCancelled as TaskCancelled
-from .task_records import key_of, result_of, task_of, task_or_stub
+from .task_records import key_of, result_of, task_of, task_or_stub, worker_id
 from .waiting import discard
 
 logger = logging.getLogger("pgbackend.pubsub")
@@ -262,11 +260,6 @@ class TaskBackend(BaseTaskBackend):
 
     def _channel(self, record: TaskRecord) -> type[Any]:
         return self.channels.get(record.queue_name) or next(iter(self.channels.values()))
-
-
-def worker_id() -> str:
-    """Return the name of this process in results: that of the host, and its number."""
-    return f"{socket.gethostname()}-{os.getpid()}"
 
 
 def register_channels() -> None:
