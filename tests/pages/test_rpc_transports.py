@@ -33,6 +33,9 @@ def test_postgres() -> None:
 def test_celery() -> None:
     """Client and worker have the same broker, results and queues."""
     pytest.importorskip("celery")
+    from celery import Celery
+
+    from pgbackend.rpc.transports.celery import TASK
     from pgbackend.rpc.transports.celery_service import make_app
 
     transport = Service("rpc", CELERY.settings()["DATABASES"]["rpc"]).transport
@@ -42,6 +45,8 @@ def test_celery() -> None:
     assert vars(transport)["results"] == conf.result_backend
     assert [each.name for each in conf.task_queues] == ["rpc", "rpc.high"]
     assert conf.worker_pool == "solo"
+    # Not shared with other applications of the process: their workers cannot answer messages.
+    assert TASK not in Celery("another", set_as_current=False).tasks
 
 
 def test_http() -> None:

@@ -164,11 +164,21 @@ def test_a_service_that_fails(transport: Transport) -> None:
     assert ask(transport, "v1.a") == "v1.a"
 
 
+def unacknowledged(service: Service) -> set[bytes]:
+    """Return the tags of messages that a Redis keeps for workers."""
+    if not hasattr(service.broker, "client"):
+        return set()
+    with service.broker.client() as client:
+        return set(client.hkeys("unacked"))
+
+
 def test_answers_nobody_fetches(answering: Service, server: Server) -> None:
     """An answer that nobody waits for ends by itself, and so does what carries it."""
     if not queued(answering):
         pytest.skip("the answer is that of a request")
     transport = answering.transport()
+    # Of a service that has failed: such a message is delivered again and again.
+    failed = unacknowledged(answering)
     ask(transport, "large:9000")
     future = send(transport, "sleep:0.1")
     late = send(transport, "large:9001")
@@ -187,7 +197,7 @@ def test_answers_nobody_fetches(answering: Service, server: Server) -> None:
         with answering.broker.client() as client:
             deadline = time.monotonic() + AT_ONCE
             # A message is acknowledged after its answer was stored.
-            while client.exists("unacked", "rpc"):
+            while unacknowledged(answering) - failed or client.exists("rpc"):
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
             for key in client.keys("celery-task-meta-*"):

@@ -83,7 +83,10 @@ def make_app(handle: Handle | None = None) -> Celery:
         """Answer one message in the calling thread, where Celery itself runs the task."""
         return (handle or handle_of_service())(wire, redelivered=False)
 
-    app.task(name=TASK, Strategy="pgbackend.rpc.transports.celery_worker:strategy")(answer)
+    # Celery gives a task that is shared to all applications of the process; their workers have no
+    # such parts.
+    strategy = "pgbackend.rpc.transports.celery_worker:strategy"
+    app.task(name=TASK, Strategy=strategy, shared=False)(answer)
     # The parts of a worker find it here.
     app.rpc_service = lambda: (
         Serving(handle or handle_of_service(), at_once),
