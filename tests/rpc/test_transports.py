@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
@@ -180,16 +181,17 @@ def test_answers_nobody_fetches(answering: Service, server: Server) -> None:
     # Of a service that has failed: such a message is delivered again and again.
     failed = unacknowledged(answering)
     ask(transport, "large:9000")
-    future = send(transport, "sleep:0.1")
+    future = send(transport, "sleep:0.5")
     late = send(transport, "large:9001")
-    # What would fetch them is gone.
+    # What would fetch them is gone; the second answer may have come already.
     transport.close()
-    for each in (future, late):
-        with pytest.raises(RemoteError):
-            each.result(AT_ONCE)
+    with pytest.raises(RemoteError):
+        future.result(AT_ONCE)
+    with suppress(RemoteError):
+        assert late.result(AT_ONCE)
     # The worker has answered all when it answers this.
     with closing(answering.transport()) as transport:
-        ask(transport, "sleep:0.3")
+        ask(transport, "sleep:0.7")
     if answering.broker is None:
         states = "SELECT DISTINCT state FROM pgpubsub_notification"
         assert server.all(states) in ([], [("plain",)])
