@@ -34,6 +34,9 @@ from .calls import Call, future_of
 from .recording import CHAINED, ENDS
 from .result import Future
 
+# A statement of the ORM leaves the session as it was.
+_OWN = CleanSQL()
+
 # Futures by the keys of the rows that they are of.
 Wanted = dict[int, Future[Any]]
 
@@ -63,17 +66,21 @@ class Read(Call):
 
 
 def merged(
-    futures: Iterable[Future[Any]], failed: list[Future[Any]], *, in_order: bool
+    futures: list[Future[Any]], failed: list[Future[Any]], *, in_order: bool
 ) -> list[Future[Any]]:
     """Return what to run instead of *futures*, which it ends.
 
     *in_order* says that the calls run in their order: a read does not go past any other call then,
     which may change or lock its row. Those that fail are added to *failed*.
     """
+    if len(futures) < 2:
+        return futures
     reads = [(future, *_subject_and_key(future)) for future in futures]
-    times = Counter(id(subject) for _, subject, _ in reads if subject is not None)
+    subjects = {id(subject): subject for _, subject, _ in reads if subject is not None}
+    times = Counter(id(subject) for _, subject, _ in reads)
+    # Once for each subject: what can be told of it costs a good part of a statement.
     querysets = {
-        id(subject): _plain_queryset(subject) for _, subject, _ in reads if times[id(subject)] > 1
+        each: _plain_queryset(subject) for each, subject in subjects.items() if times[each] > 1
     }
     found: list[Future[Any] | tuple[Any, Wanted]] = []
     # The keys of the reads of each subject that have yet to be sent.
@@ -134,8 +141,7 @@ def _plain_queryset(subject: Any) -> Any:
 
     It keeps the alias that the router names now, which may name another one each time.
     """
-    methods = [vars(cls).get("get_queryset") for cls in type(subject).__mro__]
-    if not all(map(is_djangos, methods)):
+    if not _selects_as_django(type(subject)):
         # The application's method may ask the database: only a future's own call may run it.
         return None
     try:
@@ -147,6 +153,17 @@ def _plain_queryset(subject: Any) -> Any:
     if alias not in connections.settings or not _nobody_looks(connections[alias]):
         return None
     return queryset.using(alias) if _is_plain(queryset) else None
+
+
+def _selects_as_django(cls: type) -> bool:
+    """Return whether managers of the class *cls* have no ``get_queryset`` of the application's."""
+    name = "get_queryset"
+    return all(name not in vars(base) or is_djangos(vars(base)[name]) for base in cls.__mro__)
+
+
+def _names_beyond_django(cls: type) -> set[str]:
+    """Return the names that *cls*, a queryset's class, has beside `QuerySet`'s."""
+    return {name for base in cls.__mro__[: cls.__mro__.index(QuerySet)] for name in vars(base)}
 
 
 def _nobody_looks(wrapper: Any) -> bool:
@@ -163,12 +180,11 @@ def _is_plain(queryset: Any) -> bool:
     """Return whether rows of *queryset* are instances of one table, read as Django reads them."""
     query, model, cls = queryset.query, queryset.model, type(queryset)
     field = model._meta.pk
-    own = {name for base in cls.__mro__[: cls.__mro__.index(QuerySet)] for name in vars(base)}
     # Django 6.1: whether an instance knows those of the same query, and loads values for them, too.
     fetch_mode = getattr(queryset, "_fetch_mode", None)
     return (
         type(query) is Query
-        and _USED.isdisjoint(own)
+        and (cls is QuerySet or _USED.isdisjoint(_names_beyond_django(cls)))
         and queryset._iterable_class is ModelIterable
         and not queryset._prefetch_related_lookups
         and not getattr(fetch_mode, "track_peers", False)
@@ -230,15 +246,16 @@ def _read(queryset: Any, wanted: Wanted, failed: list[Future[Any]]) -> None:
             future.set_exception(error)
         # What undoes a failed call is told, too.
         raise
-    finally:
+    except BaseException:
         # What has not ended by now was interrupted.
         for future in wanted.values():
             future.set_cancelled()
+        raise
 
 
 def _rows(queryset: Any, wanted: Wanted) -> dict[int, Any] | None:
     """Return the rows by their keys; None if each has to be read alone, as Django would do."""
-    lease, cursor = lease_or_cursor(connections[queryset.db], CleanSQL())
+    lease, cursor = lease_or_cursor(connections[queryset.db], _OWN)
     try:
         if cursor is not None and _is_looked_at(cursor):
             return None
