@@ -12,8 +12,9 @@ database, and the application "pgbackend" imports it earlier.
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from .lazy import on_first_use
 
 if TYPE_CHECKING:
     from . import asgi as asgi
@@ -48,24 +49,10 @@ _PLACES = {
     "await_bridged": "bridge.greenlets",
     "bridged": "wrapper.dispatch",
     "is_bridged": "bridge.current",
+    # Modules.
+    **dict.fromkeys(("asgi", "base", "detector", "errors", "futures", "test", "transaction")),
 }
-
-_MODULES = ("asgi", "base", "detector", "errors", "futures", "test", "transaction")
 
 # Type checkers see the imports above, and no other names.
 if not TYPE_CHECKING:
-
-    def __getattr__(name):
-        """Import a public name or module on first use (PEP 562)."""
-        if name in _MODULES:
-            return import_module(f".{name}", __name__)
-        if name not in _PLACES:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = getattr(import_module(f".{_PLACES[name]}", __name__), name)
-        globals()[name] = value
-        return value
-
-
-def __dir__() -> list[str]:
-    """Return all names, including those that were not imported yet."""
-    return sorted({*globals(), *__all__, *_MODULES})
+    __getattr__, __dir__ = on_first_use(globals(), _PLACES)

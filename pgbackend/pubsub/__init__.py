@@ -6,8 +6,9 @@ django-pgpubsub. The names in ``__all__`` are public; each is imported on first 
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from ..lazy import on_first_use
 
 if TYPE_CHECKING:
     from .channels import BaseChannel, Channel, TriggerChannel, locate_channel
@@ -132,16 +133,4 @@ _PLACES = {
 
 # Type checkers see the imports above, and no other names.
 if not TYPE_CHECKING:
-
-    def __getattr__(name):
-        """Import a public name on first use (PEP 562): models need Django's registry of apps."""
-        if name not in _PLACES:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = getattr(import_module(f".{_PLACES[name]}", __name__), name)
-        globals()[name] = value
-        return value
-
-
-def __dir__() -> list[str]:
-    """Return all names, including those that were not imported yet."""
-    return sorted({*globals(), *__all__})
+    __getattr__, __dir__ = on_first_use(globals(), _PLACES)

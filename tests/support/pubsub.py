@@ -19,6 +19,7 @@ from pgbackend.pubsub.worker import Worker
 from tests.pubsub.site.models import Effect
 from tests.support import listening
 from tests.support.limits import AT_ONCE
+from tests.support.logged import Logged
 from tests.support.script import ROOT
 
 
@@ -87,14 +88,12 @@ class _Forked:
         return self._process.exitcode
 
 
-class Listen:
-    """A process with ``manage.py listen``, which ends with the block whatever it does.
+class Listen(Logged):
+    """A process with ``manage.py listen``.
 
     It is forked from one that has set Django up, unless *settings* are named: those are for a new
     Python.
     """
-
-    process: Any
 
     def __init__(self, *arguments: str, settings: str | None = None) -> None:
         self.arguments = arguments
@@ -113,19 +112,6 @@ class Listen:
             start_new_session=True,
         )
         return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait()
-        if error[0] is not None:
-            print(self.text())
-        self.log.close()
-
-    def text(self) -> str:
-        """Return what the process has written so far."""
-        self.log.seek(0)
-        return self.log.read()
 
     def code(self) -> int:
         """Wait for the end, and return the exit code."""

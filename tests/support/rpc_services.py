@@ -16,11 +16,12 @@ from pgbackend.rpc.transports.base import Transport
 from tests.faults.fix_servers import free_port
 from tests.support.brokers import Broker, Rabbit, Redis
 from tests.support.limits import AT_ONCE, PATIENCE
+from tests.support.logged import Logged
 from tests.support.script import ROOT
 
 
-class Worker:
-    """A process of a service; it ends with the block, whatever it does."""
+class Worker(Logged):
+    """A process of a service."""
 
     def __init__(self, command: list[str], **environ: str) -> None:
         self.command = command
@@ -44,19 +45,6 @@ class Worker:
             start_new_session=True,
         )
         return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait()
-        if error[0] is not None:
-            print(self.text())
-        self.log.close()
-
-    def text(self) -> str:
-        """Return what the process has written so far."""
-        self.log.seek(0)
-        return self.log.read()
 
     def kill(self) -> None:
         """End the process at once."""
