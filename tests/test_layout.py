@@ -23,7 +23,6 @@ WITHOUT = {
     "introspection.py": "re-exports Django's; test_package.py imports it",
     "known_sources.py": "a table, which test_fingerprints.py looks at",
     "lazy.py": "names of the packages; test_package.py imports them",
-    "pool/dedicated.py": "used by pubsub alone: pubsub/test_hub.py",
     "registry.py": "re-exports; test_package.py imports it",
     "schema.py": "re-exports Django's; test_package.py imports it",
     "version.py": "one line; the build reads it",

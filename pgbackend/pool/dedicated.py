@@ -268,7 +268,14 @@ class DedicatedConnection:
             if conn is None:
                 raise psycopg.OperationalError(f"no connection: {self!r}")
             seconds = seconds or STATEMENT_TIMEOUT
-            timer = asyncio.get_running_loop().call_later(seconds, self._cut, conn)
+            silent: list[psycopg.OperationalError] = []
+
+            def give_up() -> None:
+                words = f"the server did not answer within {seconds:g} s"
+                silent.append(psycopg.OperationalError(words))
+                self._cut(conn)
+
+            timer = asyncio.get_running_loop().call_later(seconds, give_up)
             self._executing = True
             # In a task of its own: psycopg would ask the server to stop a cancelled statement, and
             # wait for the answer. A silent server gives none.
@@ -284,12 +291,10 @@ class DedicatedConnection:
                     task.exception()
                 raise
             except psycopg.Error as error:
-                if timer.when() <= asyncio.get_running_loop().time():
-                    silent = psycopg.OperationalError(
-                        f"the server did not answer within {seconds:g} s"
-                    )
-                    self.lose(silent)
-                    raise silent from None
+                # The timer says itself that it ended. Loops may call it a little before its time.
+                if silent:
+                    self.lose(silent[0])
+                    raise silent[0] from None
                 if conn.closed:
                     self.lose(error)
                 raise
