@@ -73,8 +73,8 @@ _EXISTS = f"""AND EXISTS (SELECT FROM {TABLE} WHERE channel = %s AND order_key =
     AND state = 'ready' {{where}})"""
 
 # The next rows of keys that the transaction has locked, so many of each, up to the first that is
-# not ready. The server goes by the index for each key, however many rows there are. Rows that the
-# condition leaves out hold no others up.
+# not ready, or locked by a sender who has found it waiting. The server goes by the index for each
+# key, however many rows there are. Rows that the condition leaves out hold no others up.
 _OF_KEYS = f"""
 WITH near AS MATERIALIZED (
     SELECT key, row.* FROM unnest(%s::text[]) AS keys (key), LATERAL (
@@ -82,12 +82,15 @@ WITH near AS MATERIALIZED (
             AND state IN ('ready', 'delayed', 'leased') AND (state <> 'ready' OR true {{where}})
             ORDER BY id LIMIT %s
     ) AS row
+), locked AS MATERIALIZED (
+    SELECT {{columns}} FROM {TABLE}
+    WHERE id = ANY(ARRAY(SELECT id FROM near WHERE state = 'ready')) AND state = 'ready'
+    ORDER BY id FOR UPDATE SKIP LOCKED
 ), checked AS (
-    SELECT id, bool_and(state = 'ready') OVER (PARTITION BY key ORDER BY id) AS ready FROM near
+    SELECT near.id, bool_and(locked.id IS NOT NULL) OVER (PARTITION BY key ORDER BY near.id)
+        AS ready FROM near LEFT JOIN locked ON locked.id = near.id
 )
-SELECT {{columns}} FROM {TABLE}
-WHERE id = ANY(ARRAY(SELECT id FROM checked WHERE ready)) AND state = 'ready'
-ORDER BY id LIMIT %s FOR UPDATE
+SELECT * FROM locked WHERE id IN (SELECT id FROM checked WHERE ready) ORDER BY id LIMIT %s
 """
 
 # The commit of a lease does not wait for the disk: after a crash of the server the row is ready as
@@ -132,10 +135,11 @@ WHERE id = ANY(%s) AND state = 'leased' AND worker = %s
 # How many delayed rows one statement makes ready.
 _PROMOTED = 1000
 
-# Delayed rows whose time has come.
+# Delayed rows whose time has come. The server reads the index up to the time of the statement; it
+# would read the whole of it to compare each row with clock_timestamp().
 _PROMOTE = f"""
 UPDATE {TABLE} SET state = 'ready', run_after = NULL WHERE id = ANY(ARRAY(
-    SELECT id FROM {TABLE} WHERE state = 'delayed' AND run_after <= clock_timestamp()
+    SELECT id FROM {TABLE} WHERE state = 'delayed' AND run_after <= statement_timestamp()
     ORDER BY run_after LIMIT {_PROMOTED} FOR UPDATE SKIP LOCKED
 ))
 """
@@ -146,29 +150,9 @@ UPDATE {TABLE} SET worker = NULL, lease_until = NULL,
     last_error = 'the lease of ' || worker || ' ended before its handler did',
     state = CASE WHEN attempts > %s THEN 'dead' ELSE 'ready' END
 WHERE id = ANY(ARRAY(
-    SELECT id FROM {TABLE} WHERE state = 'leased' AND lease_until <= clock_timestamp()
+    SELECT id FROM {TABLE} WHERE state = 'leased' AND lease_until <= statement_timestamp()
         AND channel = ANY(%s) LIMIT 1000 FOR UPDATE SKIP LOCKED
 )) RETURNING state
-"""
-
-# Seconds until the next delayed row is due, or the next lease of some channels ends.
-_NEXT_DUE = f"""
-SELECT extract(epoch FROM least(
-    (SELECT min(run_after) FROM {TABLE} WHERE state = 'delayed'),
-    (SELECT min(lease_until) FROM {TABLE} WHERE state = 'leased' AND channel = ANY(%s))
-) - clock_timestamp())
-"""
-
-# A walk along the index, one step a channel.
-_NAMES = f"""
-WITH RECURSIVE walk (name) AS (
-    (SELECT channel FROM {TABLE} WHERE state = 'ready' ORDER BY channel LIMIT 1)
-    UNION ALL
-    SELECT (SELECT channel FROM {TABLE} WHERE state = 'ready' AND channel > name
-        ORDER BY channel LIMIT 1)
-    FROM walk WHERE name IS NOT NULL
-)
-SELECT name FROM walk WHERE name IS NOT NULL
 """
 
 
@@ -329,19 +313,3 @@ def expire(cursor: Any, names: Sequence[str], retries: int) -> list[str]:
     """Take rows back whose leases have ended; return their new states."""
     cursor.execute(_EXPIRE, [retries, list(names)])
     return [state for (state,) in cursor.fetchall()]
-
-
-def next_due(cursor: Any, names: Sequence[str]) -> float | None:
-    """Return in how many seconds a delayed row is due, or a lease of the channels *names* ends.
-
-    None: there is none. Leases of other channels are ended by those who handle them.
-    """
-    cursor.execute(_NEXT_DUE, [list(names)])
-    (seconds,) = cursor.fetchone()
-    return None if seconds is None else float(seconds)
-
-
-def names_with_ready(cursor: Any) -> list[str]:
-    """Return the names of the channels that have ready rows, locked or not."""
-    cursor.execute(_NAMES)
-    return [name for (name,) in cursor.fetchall()]

@@ -35,10 +35,6 @@ _SUSPICIOUS = 3
 # How many keys of an ordered channel one batch takes.
 _KEYS = 16
 
-# How soon to look again after no row could be claimed, seconds: doubled each time, up to the other.
-_RECHECK = 0.5
-_LONGEST_RECHECK = 30.0
-
 
 class StoredConsumer(ABC):
     """Claims and handles the rows of one stored channel, in `concurrency` tasks."""
@@ -139,10 +135,11 @@ class StoredConsumer(ABC):
             self._begin_again(name)
         if count:
             self._misses = 0
-        elif not full:
-            # Others may have locked rows, and may die with them.
-            self.part.schedule.note(min(_RECHECK * 2.0**self._misses, _LONGEST_RECHECK))
-            self._misses = min(self._misses + 1, 10)
+        if not full:
+            # Nobody tells of rows that were passed over when their locks end in a rollback: of a
+            # worker that died, or of a sender that had found one waiting.
+            self._misses += 1
+            self.part.schedule.recheck(self._misses)
         return True
 
     def _begin_again(self, name: str) -> None:
@@ -202,6 +199,9 @@ class StoredConsumer(ABC):
         if not rows and after is not None:
             # From the first key on again.
             rows, self._last_key = claim(after=None)
+        while not rows and self._last_key is not None:
+            # Senders had locked the first row of each of these keys.
+            rows, self._last_key = claim(after=self._last_key)
         return rows or claiming.claim(cursor, name, limit, self.without_key)
 
     def _claim_by_position(self, cursor: Any, name: str, limit: int) -> Sequence[Claimed]:

@@ -1,13 +1,15 @@
 """Channels with `unique_by`, and notifications that are taken back before a worker has them."""
 
 import asyncio
-from contextlib import suppress
+import json
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from contextvars import Context
 from dataclasses import dataclass
 from datetime import timedelta
 
 import pytest
-from django.db import transaction
+from django.db import connection, transaction
 from django.utils import timezone
 
 from pgbackend.pubsub import (
@@ -15,7 +17,9 @@ from pgbackend.pubsub import (
     Notification,
     adiscard,
     anotify,
+    anotify_many,
     asend,
+    claiming,
     discard,
     listener,
     notify,
@@ -23,7 +27,7 @@ from pgbackend.pubsub import (
     send,
 )
 from pgbackend.pubsub.test import adeliver
-from pgbackend.pubsub.waiting import handling
+from pgbackend.pubsub.waiting import handling, unique_key
 from tests.support.limits import AT_ONCE
 from tests.support.pubsub import until, working
 from tests.support.server import Server
@@ -52,6 +56,23 @@ async def reindex(number: int, key: str | None, more: int | None, again: bool) -
     called.append(number)
     if again:
         await anotify(Reindex, number=number + 1, key=key)
+
+
+@dataclass
+class InTurn(Channel):
+    """Of those with the same number one waits; those of one key are handled in order."""
+
+    lock_notifications = True
+    unique_by = "number"
+    ordered_by = "key"
+
+    number: int
+    key: str
+
+
+@listener(InTurn)
+def in_turn(number: int, key: str) -> None:
+    called.append(number)
 
 
 @dataclass
@@ -196,6 +217,102 @@ def test_rolled_back(server: Server) -> None:
         assert server.all("SELECT id FROM pgpubsub_notification FOR UPDATE NOWAIT") == [(row,)]
         assert server.one("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == 0
     assert numbers() == [2]
+
+
+async def test_found_and_rolled_back() -> None:
+    """A row that a worker passed over since a sender had found it is handled once that has ended.
+
+    The sender's own NOTIFY is rolled back with it.
+    """
+    async with working(Reindex) as worker:
+        # So many that the worker takes several at once.
+        await anotify_many([Reindex(0) for _ in range(50)])
+        await until(lambda: len(called) == 50 and worker.is_idle)
+        first = Reindex(1, "a")
+        # In a state in which no worker takes it, and without a NOTIFY.
+        row = await Notification.objects.acreate(
+            channel=Reindex.listen_name(),
+            payload=json.loads(first.serialize()),
+            unique_key=unique_key(first, first.serialize()),
+            state="delayed",
+            run_after=timezone.now() + timedelta(hours=1),
+        )
+        async with _sending(Reindex(2, "a")) as found:
+            assert found == row.pk
+            await Notification.objects.aupdate(state="ready", run_after=None)
+            await asend(Reindex(3, "b"))
+            await until(lambda: called[50:] == [3])
+        await until(lambda: called[50:] == [3, 1])
+
+
+async def test_found_by_a_sender_in_turn() -> None:
+    """A row that a sender has found holds up its own key alone, and those behind it wait."""
+    row = await asend(InTurn(1, "a"))
+    async with AsyncExitStack() as sender:
+        assert row == await sender.enter_async_context(_sending(InTurn(1, "a")))
+        async with working(InTurn):
+            for number in range(2, 20):
+                await asend(InTurn(number, "a" if number == 2 else f"b{number}"))
+            await until(lambda: sorted(called) == [*range(3, 20)])
+            await sender.aclose()
+            await until(lambda: called[17:] == [1, 2])
+
+
+async def test_delayed_row_found_by_a_sender() -> None:
+    """A delayed row whose time comes while a sender has it is not looked for again and again."""
+    row = await asend(Reindex(1, "a"), run_after=timedelta(seconds=0.2))
+    async with working(Reindex) as worker, _sending(Reindex(2, "a")) as found:
+        assert found == row
+        looks = 0
+
+        def count(*args: object) -> None:
+            nonlocal looks
+            looks += 1
+
+        worker.parts[0].part.schedule.expire.append(count)
+        await asyncio.sleep(1.0)
+        assert called == []
+        assert looks < 8
+        # What becomes due meanwhile is not held up.
+        await asend(Reindex(3, "b"), run_after=timedelta(seconds=0.1))
+        await until(lambda: called == [3])
+
+
+def test_what_waits_longer_is_not_read() -> None:
+    """To look for what is due reads no row that is due later, however many there are."""
+    later = timezone.now() + timedelta(hours=1)
+    name = Reindex.listen_name()
+    rows = [Notification(channel=name, payload={}, state="delayed", run_after=later)] * 5000
+    Notification.objects.bulk_create(rows)
+    send(Reindex(1), run_after=timedelta(0))
+    with transaction.atomic(), connection.cursor() as cursor:
+        claiming.promote(cursor)
+        cursor.execute(
+            "SELECT pg_stat_get_xact_tuples_fetched(%s::regclass)", [Notification._meta.db_table]
+        )
+        assert cursor.fetchone()[0] < 100
+    assert Notification.objects.filter(state="ready").count() == 1
+
+
+@asynccontextmanager
+async def _sending(notification: Channel) -> AsyncIterator[int | None]:
+    """Send in a transaction of another task, which is rolled back at the end of the block."""
+    found: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
+    end = asyncio.Event()
+
+    async def send() -> None:
+        with suppress(ZeroDivisionError):
+            async with transaction.atomic():  # type: ignore[attr-defined]
+                found.set_result(await asend(notification))
+                await end.wait()
+                raise ZeroDivisionError
+
+    task = asyncio.get_running_loop().create_task(send(), context=Context())
+    try:
+        yield await asyncio.wait_for(found, AT_ONCE)
+    finally:
+        end.set()
+        await task
 
 
 async def test_many_senders() -> None:
