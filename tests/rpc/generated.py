@@ -199,8 +199,10 @@ class Querysets:
                 return [f".values({self.some((*COLUMNS, *aliases), 3)})", ".distinct()"]
             case 3 | 4:
                 grouped = self.random.choice(GROUPS)
-                more = self.one_of("", ".filter(n__gt=1)", ".order_by('-n')", ".count()")
-                order = f".order_by('{grouped}')"
+                # By both columns: rows that are alike in one have no order among them.
+                again = f".order_by('-n', '{grouped}')"
+                more = self.one_of("", ".filter(n__gt=1)", again, ".count()")
+                order = f".order_by('{grouped}', 'n')"
                 return [f".values('{grouped}')", f".annotate(n={self.aggregate()})", order, more]
             case 5 | 6:
                 cut = self.one_of("", "", ".distinct()", "[1:4]")
@@ -318,11 +320,21 @@ def is_same(ours: Any, theirs: Any, parts: list[str]) -> bool:
         # is not. Nor does it select what a count does not need.
         better = "ProgrammingError", "both deferred and traversed"
         return is_error(ours) or any(each in theirs for each in better)
-    if not isinstance(theirs, list) or is_ordered(parts):
+    if is_ordered(parts):
         return repr(ours) == repr(theirs)
-    if not isinstance(ours, list) or any(each.startswith("[") for each in parts):
-        return isinstance(ours, list) and len(ours) == len(theirs)
-    return sorted(map(repr, ours)) == sorted(map(repr, theirs))
+    if any(each.startswith(PICKED) for each in parts) and isinstance(theirs, list | dict):
+        if type(ours) is not type(theirs):
+            return False
+        if isinstance(theirs, dict):
+            return bool(ours.keys() == theirs.keys())
+        return len(ours) == len(theirs)
+    if isinstance(ours, list) and isinstance(theirs, list):
+        return sorted(map(repr, ours)) == sorted(map(repr, theirs))
+    return repr(ours) == repr(theirs)
+
+
+# What takes some of the rows: the first ones, or the first or last one of each key.
+PICKED = ("[", ".first", ".last", ".latest", ".earliest", ".in_bulk", ".distinct('")
 
 
 def is_ordered(parts: list[str]) -> bool:
@@ -333,4 +345,5 @@ def is_ordered(parts: list[str]) -> bool:
         if each.startswith(".order_by"):
             break
     # Joins make several rows of a dish, which have no order among them.
-    return not any(many in "".join(parts) for many in ("labels", "orders__", "distinct"))
+    many = ("labels", "orders__", "distinct()", "distinct=")
+    return not any(each in "".join(parts) for each in many)

@@ -6,7 +6,7 @@ message          answer
 ``sleep:0.5``    after so many seconds, in the database
 ``large:1000``   so many characters
 ``pid``          the process id
-``again``        whether it was redelivered
+``again:0.5``    whether it was redelivered, after so many seconds
 ``log:x``        the message itself; a row with it is written, which commits before the answer
 ``raise``        none: an exception
 (any other)      the message itself
@@ -30,6 +30,7 @@ def handle(wire: str, *, redelivered: bool) -> str:
             case "pid":
                 return f"{os.getpid()}"
             case "again":
+                cursor.execute("SELECT pg_sleep(%s)", [float(rest or 0)])
                 return f"{redelivered}"
             case "log":
                 cursor.execute("INSERT INTO rpc_site_label (word) VALUES (%s)", [rest])
