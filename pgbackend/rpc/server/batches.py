@@ -16,6 +16,7 @@ from ..protocol.messages import Message
 from ..protocol.names import WRITES
 from ..protocol.nodes import Tree
 from ..protocol.values import encode
+from .ahead import Ahead, Apart
 from .describe import describe
 from .failures import failure
 from .methods import call, method_of
@@ -46,6 +47,7 @@ class Batch:
             service.principal(message.principal, message.key_id), service.limits, open_scope
         )
         self.outcomes: list[Outcome] = []
+        self._ahead = Ahead(self.session, message.trees, self._alias)
 
     def run(self) -> list[Outcome]:
         """Return what came of each tree."""
@@ -72,6 +74,8 @@ class Batch:
                 self._take(found)
             else:
                 self._run_reads(alias)
+        except Apart:
+            pass
         except Exception as error:
             # One that a read has raised was taken already, unless it was the server's.
             self._fail(tree, error)
@@ -83,14 +87,22 @@ class Batch:
                 index = len(self.outcomes)
                 tree = self.message.trees[index]
                 try:
-                    if self._alias(tree) != alias or _writes(tree):
-                        return
-                    self._take(self._result(tree, index, alias))
-                except (DatabaseError, InterfaceError):
+                    if index not in self._ahead:
+                        if self._alias(tree) != alias or _writes(tree):
+                            return
+                        self._ahead.look(index, alias)
+                    self._take(self._read(tree, index, alias))
+                except (DatabaseError, InterfaceError, Apart):
                     # It has ended the transaction; the reads after this one have another.
                     raise
                 except Exception as error:
                     self._fail(tree, error)
+
+    def _read(self, tree: Tree, index: int, alias: str) -> Any:
+        if index not in self._ahead:
+            return self._result(tree, index, alias)
+        self._seconds_left()
+        return self._ahead.take(index)
 
     def _take(self, value: Any) -> None:
         self.session.results.append(value)

@@ -9,6 +9,7 @@ from django.db.models import Q as DjangoQ
 
 from ..protocol import nodes
 from ..protocol.errors import BadValue, DoesNotExist, MultipleObjectsReturned, OperationNotAllowed
+from .exposure import Exposure
 from .expressions import expression, ordering, value
 from .paths import check_name, resolve
 from .rows import fetch
@@ -45,8 +46,12 @@ def _one(scope: Scope) -> nodes.Rows:
         if not query.combinator and not query.distinct_fields:
             scope.queryset = scope.queryset.order_by()
         scope.queryset = scope.queryset[:2]
-    found = fetch(scope)
-    label = scope.exposure.model._meta.object_name
+    return one(scope.exposure, fetch(scope))
+
+
+def one(exposure: Exposure, found: nodes.Rows) -> nodes.Rows:
+    """Return *found*, which is one row; raise DoesNotExist or MultipleObjectsReturned."""
+    label = exposure.model._meta.object_name
     if not found.rows:
         raise DoesNotExist(f"{label} matching query does not exist.")
     if len(found.rows) > 1:

@@ -5,8 +5,9 @@ Models are never instantiated: what is not exposed is not selected either.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from django.db.models import Case, JSONField, Value, When
@@ -26,6 +27,23 @@ def fetch(scope: Scope) -> Rows:
         return _fetch_values(scope)
     shape, rows = _Models(scope, ()).fetch(scope.queryset)
     return Rows("model", shape, [row for row, _ in rows])
+
+
+def fetch_by_key(scope: Scope, keys: set[Any]) -> tuple[Shape, dict[Any, list[list[Any]]]] | None:
+    """Return the shape of the scope's rows, and those of each of *keys*, primary keys.
+
+    The rows are not counted: the caller counts those of each answer. None where there are more rows
+    than keys.
+    """
+    models = _Models(scope, [scope.exposure.model._meta.pk.attname])
+    chosen = scope.queryset.order_by().filter(DjangoQ(("pk__in", list(keys))))
+    shape, rows = models.fetch(chosen, lambda queryset: list(queryset[: len(keys) + 1]))
+    if len(rows) > len(keys):
+        return None
+    found: dict[Any, list[list[Any]]] = {}
+    for row, (key,) in rows:
+        found.setdefault(key, []).append(row)
+    return shape, found
 
 
 def _fetch_values(scope: Scope) -> Rows:
@@ -135,15 +153,21 @@ class _Models:
         self.keys.append(Case(When(guard, then=Value(True)), default=Value(False)))
         return len(self.keys) - 1
 
-    def fetch(self, queryset: Any) -> tuple[Shape, list[tuple[list[Any], list[Any]]]]:
-        """Return the shape, and each row with the values of the extra columns."""
+    def fetch(
+        self, queryset: Any, limited: Callable[[Any], list[Any]] | None = None
+    ) -> tuple[Shape, list[tuple[list[Any], list[Any]]]]:
+        """Return the shape, and each row with the values of the extra columns.
+
+        *limited* returns the rows of a queryset; None: as many as the limits allow.
+        """
         scope = self.scope
+        limited = limited or partial(_limited, scope)
         annotated = [
             (self._place(each), is_json_annotation(scope, each)) for each in self.annotations
         ]
         prefetched = [_Fetching(scope, each) for each in scope.prefetches.values()]
         owned = [self._place(each.owner) for each in prefetched]
-        found = _limited(scope, queryset.values_list(*self.keys))
+        found = limited(queryset.values_list(*self.keys))
         rows = []
         for values in found:
             row = self.part.row(values)
