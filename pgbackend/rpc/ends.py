@@ -191,17 +191,25 @@ class Ends:
     def _call(self: Any, method: str, /, *args: Any, **kwargs: Any) -> RpcFuture[Any]:
         """Call a method of the service's manager or queryset, which it has to expose.
 
-        Return what it returns: a list of instances where it returns a queryset of the model, an
-        instance where it returns one.
+        Return what it returns, a queryset as a list. Instances are of this model; a row of another
+        model is a dictionary of its fields. One that may not be seen is None, and left out of a
+        list.
         """
         sent = {name: recording.recorded(each) for name, each in kwargs.items()}
 
         def convert(found: Any) -> Any:
-            if not isinstance(found, nodes.Rows):
-                return rows.plain(found)
-            if found.kind == "model" and found.shape.model not in (None, self.query.label):
-                return rows.dictionaries(found)
-            return rows.made(found, self)
+            match found:
+                case nodes.Rows():
+                    is_own = found.shape.model in (None, self.query.label)
+                    made = rows.made(found, self) if is_own else rows.dictionaries(found)
+                    return made[0] if found.kind == "instance" else made
+                case list():
+                    return [convert(each) for each in found]
+                case tuple():
+                    return tuple(convert(each) for each in found)
+                case dict():
+                    return {rows.plain(key): convert(each) for key, each in found.items()}
+            return rows.plain(found)
 
         return self._end("call", method, *map(recording.recorded, args), **sent)(
             convert, fields=True

@@ -61,8 +61,11 @@ def _raised(error: errors.RemoteError, model: Any) -> BaseException:
 
 
 def _validation(error: errors.RemoteError) -> exceptions.ValidationError:
-    """Return the error with the messages for each field, where the service has given them."""
+    """Return the error with the messages that the service has given: by field, or a list."""
     found = error.details.get("messages")
     if isinstance(found, dict):
         return exceptions.ValidationError({str(name): list(each) for name, each in found.items()})
-    return exceptions.ValidationError(found or error.message)
+    if not isinstance(found, list):
+        return exceptions.ValidationError(error.message)
+    # A single one has its text in `message`, as that of a plain text has.
+    return exceptions.ValidationError(found[0] if len(found) == 1 else found)

@@ -18,7 +18,7 @@ from .protocol import nodes
 
 def made(found: nodes.Rows, queryset: Any) -> list[Any]:
     """Return what iterating over *queryset* gives: instances, or what `values` asked for."""
-    if found.kind == "model":
+    if found.kind in ("model", "instance"):
         maker = Maker(queryset.model, found.shape, queryset.db, queryset.query.attributes)
         return _with_known(queryset, [maker.instance(row) for row in found.rows])
     names = found.shape.fields

@@ -45,13 +45,12 @@ class OrderQuerySet(RpcQuerySet):
     async def place(self, customer: str, quantities: dict[int, int]) -> Order:
         """Place an order for portions of dishes, by their keys. Raise ValidationError."""
         lines = [{"dish": pk, "quantity": quantity} for pk, quantity in quantities.items()]
-        # Rows that a method returns come as a list, one row too.
-        (order,) = await self.acall("place", customer, lines)
+        order: Order = await self.acall("place", customer, lines)
         return order
 
     async def advance(self, pk: int) -> Order:
         """Move an order to its next status. Raise DoesNotExist or ValidationError."""
-        (order,) = await self.acall("advance", pk)
+        order: Order = await self.acall("advance", pk)
         return order
 
 

@@ -74,8 +74,7 @@ def test_call(service: str) -> None:
     assert [each.name for each in Dish.objects.call("cheap")] == ["soup"]
     assert Dish.objects.filter(name="steak").call("cheap", below=99)[0].name == "steak"
     renamed = Dish.objects.call("rename", "soup", new="broth")
-    names = [each.name for each in renamed] if isinstance(renamed, list) else [renamed.name]
-    assert names == ["broth"]
+    assert (type(renamed), renamed.name) == (Dish, "broth")
     dish.refresh_from_db()
     assert dish.name == "broth"
     with pytest.raises(MethodNotAllowed):
@@ -84,6 +83,53 @@ def test_call(service: str) -> None:
         Dish.objects.call("fail")
     assert raised.value.code == "ServerError"
     assert "hunter2" not in str(raised.value)
+
+
+def test_instances_in_a_result(service: str) -> None:
+    """What a method returns has the shape that it has there, with instances in it."""
+    soup = site.Dish.objects.create(name="soup", price=3)
+    for login in ("bob", "ada"):
+        site.Order.objects.create(dish=soup, waiter=site.Waiter.objects.create(login=login))
+    found = Dish.objects.call("inside", "soup")
+    dish = Dish.objects.get()
+    assert {name: found[name] for name in ("pair", "twice", "mixed", "none")} == {
+        "pair": (dish, 2),
+        "twice": [dish, dish],
+        "mixed": [dish, None],
+        "none": [],
+    }
+    # Of another model than the one that was asked.
+    assert [each["waiter_id"] for each in found["orders"]] == [
+        *site.Waiter.objects.order_by("pk").values_list("pk", flat=True)
+    ]
+    assert found["first"] == found["orders"][0]
+    with alias("ada", TRANSPORT="local", PRINCIPAL="ada"):
+        found = Dish.objects.using("ada").call("inside", "soup")
+        assert (found["first"], len(found["orders"])) == (None, 1)
+        assert found["pair"] == (dish, 2)
+
+
+def test_a_called_instance_in_a_later_call(service: str) -> None:
+    """A later call of the message may name the instance that a method returns, and its fields."""
+    site.Dish.objects.create(name="soup", price=3)
+    renamed = Dish.objects.future().call("rename", "soup", new="broth")
+    same = Dish.objects.future().filter(pk=renamed["id"]).get()
+    also = Dish.objects.future().filter(pk=renamed).get()
+    found = cursor().gather(renamed, same, also)
+    assert found == [Dish.objects.get(name="broth")] * 3
+
+
+@pytest.mark.parametrize("texts", [("Closed.",), ("Closed.", "Come again: 100 % open."), ()])
+def test_errors_of_no_field(service: str, texts: tuple[str, ...]) -> None:
+    """A ValidationError of a method is what it is there: of one text, or of a list."""
+    raised: list[Any] = []
+    for dishes in (Dish.objects, site.Dish.objects):
+        with pytest.raises(ValidationError) as caught:
+            dishes.call("refuse", *texts) if dishes is Dish.objects else dishes.refuse(*texts)
+        raised.append(caught.value)
+    ours, theirs = raised
+    assert (ours.messages, str(ours), ours == theirs) == (list(texts), str(theirs), True)
+    assert getattr(ours, "message", None) == getattr(theirs, "message", None)
 
 
 def test_one_message() -> None:

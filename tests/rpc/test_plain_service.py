@@ -217,6 +217,13 @@ def test_methods(client: Client) -> None:
     dishes = client.model("rpc_site.Dish")
     assert names(dishes.call("cheap", below=3).result()) == ["salt"]
     assert dishes.call("total_price", "soup", factor=2).result() == Decimal("10.00")
+    assert dishes.call("rename", "soup", "broth").result().name == "broth"
+    inside = dishes.call("inside", "broth").result()
+    (dish, number), twice = inside["pair"], inside["twice"]
+    assert (dish.name, number, twice, inside["none"]) == ("broth", 2, [dish, dish], [])
+    with pytest.raises(ValidationError) as raised:
+        dishes.call("refuse", "Closed.").result()
+    assert raised.value.details == {"messages": ["Closed."]}
     with pytest.raises(MethodNotAllowed):
         dishes.call("burn").result()
 

@@ -60,7 +60,7 @@ def rows_of(value: Any) -> list[Any]:
         raise Malformed("rows were asked for, and something else was answered")
     shape = value.shape
     match value.kind:
-        case "model":
+        case "model" | "instance":
             return [Row(shape, row) for row in value.rows]
         case "dict":
             return [dict(zip(shape.fields, row, strict=True)) for row in value.rows]
@@ -79,8 +79,17 @@ def row_of(value: Any) -> Any:
 
 def plain(value: Any) -> Any:
     """Return *value* as it is, rows in it as Python has them."""
-    if isinstance(value, Rows):
-        return rows_of(value)
+    match value:
+        case Rows(kind="instance"):
+            return rows_of(value)[0]
+        case Rows():
+            return rows_of(value)
+        case list():
+            return [plain(each) for each in value]
+        case tuple():
+            return tuple(plain(each) for each in value)
+        case dict():
+            return {key: plain(each) for key, each in value.items()}
     return value
 
 

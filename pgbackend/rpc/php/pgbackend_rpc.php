@@ -332,7 +332,8 @@ final class Wire
             case '$json':
                 return json_decode(self::text($content), true, flags: JSON_BIGINT_AS_STRING);
             case '$rows':
-                return self::rows($content);
+                $found = self::rows($content);
+                return $content->kind === 'instance' ? $found[0] : $found;
             default:
                 return $content;
         }

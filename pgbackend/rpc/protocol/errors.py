@@ -204,7 +204,7 @@ class MultipleObjectsReturned(RequestError):
 
 
 class ValidationError(RequestError):
-    """A value is invalid; *details* has the messages for each field."""
+    """A value is invalid; *details* has "messages": lists by field, or one list."""
 
     code = "ValidationError"
 

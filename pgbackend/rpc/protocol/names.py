@@ -50,7 +50,7 @@ FUNCTIONS = _names(
     " TruncDate TruncTime"
 )
 
-KINDS = frozenset({"model", "dict", "tuple", "flat", "named"})
+KINDS = frozenset({"model", "instance", "dict", "tuple", "flat", "named"})
 
 BOUNDS = frozenset({"[]", "[)", "(]", "()", "empty"})
 

@@ -212,7 +212,10 @@ class Prefetched:
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of a result; *kind* is "model", "dict", "tuple", "flat" or "named"."""
+    """Rows of a result; *kind* is "model", "dict", "tuple", "flat" or "named".
+
+    With "instance" there is one row, of a model, which is the result itself.
+    """
 
     kind: str
     shape: Shape

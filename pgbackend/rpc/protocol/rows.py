@@ -22,6 +22,8 @@ _PREFETCHED = {"name", "to_attr", "single", *_SHAPE}
 
 def write_rows(node: Rows, value: Each) -> dict[str, Any]:
     """Return *node* as JSON, each value written by *value*."""
+    if node.kind == "instance" and len(node.rows) != 1:
+        raise BadValue(f"an instance is one row, not {len(node.rows)}")
     shape = _write_shape(node.shape, 0)
     rows = [_write_row(node.shape, each, value) for each in node.rows]
     return {"$rows": {"kind": node.kind, **shape, "rows": rows}}
@@ -69,6 +71,8 @@ def read_rows(item: Any, value: Each) -> Rows:
         raise Malformed(f"there are no rows of kind {shown(item['kind'])}")
     shape = _read_shape(item, 0)
     rows = [_read_row(shape, each, value) for each in array_in(item["rows"], "rows")]
+    if item["kind"] == "instance" and len(rows) != 1:
+        raise Malformed(f"an instance is one row, not {len(rows)}")
     return Rows(item["kind"], shape, rows)
 
 

@@ -71,10 +71,11 @@ def _coded(error: Exception, of_values: bool, quoted: bool) -> errors.RemoteErro
     return errors.ServerError("the service failed; its log says why")
 
 
-def _messages(error: exceptions.ValidationError) -> dict[str, list[str]]:
+def _messages(error: exceptions.ValidationError) -> dict[str, list[str]] | list[str]:
+    """Return the texts by field, or as a list where the error is of no fields."""
     if hasattr(error, "error_dict"):
         return {name: [str(each) for each in texts] for name, texts in error.message_dict.items()}
-    return {exceptions.NON_FIELD_ERRORS: [str(each) for each in error.messages]}
+    return [str(each) for each in error.messages]
 
 
 def _of_database(error: Exception) -> errors.RemoteError:

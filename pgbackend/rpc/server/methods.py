@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from django.db import models
@@ -73,11 +74,23 @@ def _argument(scope: Scope, raw: Any) -> Any:
 
 
 def _sent(session: Session, found: Any, alias: str) -> Any:
-    """Return what a method gave as it is sent: rows as far as they may be read."""
+    """Return what a method gave as it is sent: rows as far as they may be read.
+
+    Lists, tuples and dictionaries stay what they are; an instance in them that may not be seen is
+    None, and left out of a list of instances alone.
+    """
     if isinstance(found, models.Model):
-        exposure = exposure_of(type(found))
-        rows = _rows(session, exposure, alias, [found.pk])
-        return rows if rows.rows else None
+        rows = _rows(session, exposure_of(type(found)), alias, [found.pk])
+        return replace(rows, kind="instance") if rows.rows else None
+    if isinstance(found, list | tuple):
+        kinds = {type(each) for each in found}
+        kind = kinds.pop() if len(kinds) == 1 else None
+        if isinstance(found, list) and kind is not None and issubclass(kind, models.Model):
+            return _rows(session, exposure_of(kind), alias, [each.pk for each in found])
+        sent = [_sent(session, each, alias) for each in found]
+        return sent if isinstance(found, list) else tuple(sent)
+    if isinstance(found, dict):
+        return {key: _sent(session, each, alias) for key, each in found.items()}
     if isinstance(found, models.QuerySet):
         if found._fields is not None:
             return _limited(session, found)
@@ -101,9 +114,10 @@ def _limited(session: Session, found: Any) -> list[Any]:
 
 def _rows(session: Session, exposure: Exposure, alias: str, keys: list[Any]) -> nodes.Rows:
     """Return the rows with *keys*, in their order, without those that may not be seen."""
-    visible = exposure.visible(session.principal, alias).filter(DjangoQ(("pk__in", keys)))
+    visible = exposure.visible(session.principal, alias).filter(DjangoQ(("pk__in", set(keys))))
     rows = rows_of(Scope(session, exposure, alias, visible), visible)
     place = rows.shape.fields.index(exposure.model._meta.pk.attname)
-    order = {key: number for number, key in enumerate(keys)}
-    rows.rows.sort(key=lambda row: order[row[place]])
-    return rows
+    by_key = {row[place]: row for row in rows.rows}
+    chosen = [by_key[key] for key in keys if key in by_key]
+    session.count_rows(len(chosen) - len(by_key), exposure)
+    return replace(rows, rows=chosen)

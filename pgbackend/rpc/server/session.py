@@ -132,8 +132,8 @@ def _part(found: Any, step: Any, number: int) -> Any:
 
 def _plain(rows: Rows) -> Any:
     """Return rows as a value for a condition: primary keys, or the values of one column."""
-    if rows.kind != "model" and len(rows.shape.fields) != 1:
+    if rows.kind not in ("model", "instance") and len(rows.shape.fields) != 1:
         raise BadValue("a reference to rows of several columns has to name one")
-    return [
-        row[rows.shape.fields.index("pk") if "pk" in rows.shape.fields else 0] for row in rows.rows
-    ]
+    place = rows.shape.fields.index("pk") if "pk" in rows.shape.fields else 0
+    values = [row[place] for row in rows.rows]
+    return values[0] if rows.kind == "instance" else values

@@ -63,7 +63,14 @@ say('updated', $pies->get()['price']);
 say('get_or_create', [$dishes->get_or_create(name: 'pie')[1], $dishes->get_or_create(name: 'jam')[1]]);
 say('bulk_create', count($dishes->bulk_create([['name' => 'a1'], ['name' => 'a2']])));
 say('labels', $dishes->related_add($pie['id'], 'labels', [$dish['labels'][0]['id']]));
-say('renamed', $dishes->call('rename', 'jam', new: 'marmalade')[0]['name']);
+say('renamed', $dishes->call('rename', 'jam', new: 'marmalade')['name']);
+$inside = $dishes->call('inside', 'soup');
+say('inside', [$inside['pair'][0]['name'], count($inside['twice']), $inside['first']['count']]);
+try {
+    $dishes->call('refuse', 'Closed.');
+} catch (RemoteError $error) {
+    say('refused', $error->details['messages']);
+}
 say('total', $dishes->call('total_price', 'soup', factor: 3));
 $waiter = $client->model('rpc_site.Waiter')->get(login: 'ada');
 [$cake, $order] = $client->send([

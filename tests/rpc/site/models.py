@@ -45,6 +45,22 @@ class DishQuerySet(models.QuerySet["Dish"]):
         dish.save()
         return dish
 
+    def inside(self, name: str) -> dict[str, Any]:
+        """Return instances wherever a result may have them."""
+        dish = self.get(name=name)
+        return {
+            "pair": (dish, 2),
+            "twice": [dish, dish],
+            "mixed": [dish, None],
+            "orders": dish.orders.all(),
+            "first": dish.orders.first(),
+            "none": [],
+        }
+
+    def refuse(self, *texts: str) -> None:
+        """Raise a ValidationError that is of no field."""
+        raise ValidationError(texts[0] if len(texts) == 1 else list(texts))
+
     def fail(self) -> None:
         """Raise an error with a secret in its text."""
         raise RuntimeError("the password is hunter2")

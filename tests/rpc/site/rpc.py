@@ -43,7 +43,10 @@ class DishExposed:
     )
     json_keys = ("data",)
     operations = ("read", "create", "update", "delete")
-    methods = {"cheap": True, "total_price": True, "rename": False, "fail": True}  # noqa: RUF012
+    methods = {  # noqa: RUF012
+        **dict.fromkeys(("cheap", "total_price", "inside", "refuse", "fail"), True),
+        "rename": False,
+    }
     explain = True
 
 

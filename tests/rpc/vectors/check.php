@@ -166,6 +166,12 @@ foreach (vectors('values') as $vector) {
         ]);
     }
 }
+foreach (vectors('values') as $vector) {
+    if ($vector['name'] === 'a row by itself') {
+        $value = Wire::decode(Wire::parsed($vector['wire']));
+        check('a row by itself', Wire::plain($value) === ['id' => 1, 'name' => 'Soup']);
+    }
+}
 foreach (vectors('bad_answers')['vectors'] as $vector) {
     check("bad_answers: {$vector['name']}", code_of(
         fn () => Wire::open($vector['wire'], $secrets, $id)
