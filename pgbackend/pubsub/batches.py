@@ -22,7 +22,8 @@ from . import claiming
 from .channels import BaseChannel
 from .claiming import Claimed
 from .encoding import storable
-from .handling import LEFT_OPEN, call_listeners, delay_after, error_text, is_failure
+from .excerpts import error_text
+from .handling import LEFT_OPEN, call_listeners, delay_after, is_failure
 from .marks import Marks
 from .running import Running, Savepoint
 from .waiting import handling

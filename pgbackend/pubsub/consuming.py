@@ -23,6 +23,7 @@ from .channels import BaseChannel
 from .claiming import Claimed
 from .conditions import Condition, heard_here
 from .encoding import codec_of
+from .excerpts import excerpt
 from .part import Part
 from .positions import Position
 
@@ -74,12 +75,9 @@ class StoredConsumer(ABC):
     def receive(self, name: str, payload: str) -> None:
         """Take a notification: rows are there."""
         self._misses = 0
-        if name == self.name:
-            self.wake(name)
-        else:
-            # Processes that still run django-pgpubsub store under either of two names.
-            for each in self.old_names:
-                self.wake(each)
+        # Processes that still run django-pgpubsub store under either of two names.
+        for each in [name] if name == self.name else self.old_names:
+            self.wake(each)
 
     def wake(self, name: str) -> None:
         """Have a task that is idle, if there is one, look for rows under *name*."""
@@ -123,8 +121,9 @@ class StoredConsumer(ABC):
         try:
             count, full = await self.handle_some(name, limit)
         except Exception as error:
-            logger.exception("notifications of %s cannot be handled now", self.channel.name())
-            self.progress.error = error
+            name, told = self.channel.name(), excerpt(error)
+            logger.error("notifications of %s cannot be handled now", name, exc_info=told)
+            self.progress.error = told
             return False
         finally:
             self.progress.refund(limit - count)
@@ -256,7 +255,7 @@ class StoredConsumer(ABC):
             "it is dead now; see `manage.py pubsub requeue`"
             if dead
             else f"tried again in {failure.delay:.1f} s",
-            exc_info=failure.error,
+            exc_info=excerpt(failure.error),
         )
         if not dead:
             self.part.schedule.note(failure.delay)
@@ -328,7 +327,7 @@ class TransactionalConsumer(StoredConsumer):
                 "a transaction with %d notifications of %s failed; each is handled by itself now",
                 len(batch.rows),
                 self.channel.name(),
-                exc_info=error,
+                exc_info=excerpt(error),
             )
             self._careful = len(batch.rows) + 1
             batch.handled, batch.failures = [], []

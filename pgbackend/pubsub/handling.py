@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import traceback
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 
 from django.db import connections, transaction
 from greenlet import GreenletExit
@@ -17,6 +19,7 @@ from ..pool.dedicated import backoff_delay
 from .channels import BaseChannel
 from .claiming import Claimed
 from .errors import PubsubError
+from .excerpts import excerpt
 from .payload import decode
 from .running import Running
 from .tracing import handling
@@ -74,8 +77,11 @@ def call_for_plain(
     errors: list[BaseException] = []
     try:
         notification = decode(channel, payload)
-    except Exception as error:
-        logger.exception("a notification of %s cannot be read", channel.name())
+    except BaseException as error:
+        if not is_failure(running, error):
+            raise
+        told = excerpt(error)
+        logger.error("a notification of %s cannot be read", channel.name(), exc_info=told)
         return [error]
     arguments = notification.signature
     for listener in notification.listeners:
@@ -89,7 +95,12 @@ def call_for_plain(
         except BaseException as error:
             if not is_failure(running, error):
                 raise
-            logger.exception("%s failed for a notification of %s", listener.name, channel.name())
+            logger.error(
+                "%s failed for a notification of %s",
+                listener.name,
+                channel.name(),
+                exc_info=excerpt(error),
+            )
             errors.append(error)
     return errors
 
@@ -117,22 +128,30 @@ def no_open_blocks() -> Iterator[None]:
 def is_failure(running: Running, error: BaseException) -> bool:
     """Return whether *error* is the listener's own, and not the end of the worker.
 
-    The worker ends by a KeyboardInterrupt, or if its own task is cancelled or closed.
+    The worker ends by Ctrl-C, or if its own task is cancelled or closed.
     """
     if isinstance(error, asyncio.CancelledError):
         return not running.is_cancelled()
     if isinstance(error, GeneratorExit | GreenletExit):
         return not running.is_closed()
-    return not isinstance(error, KeyboardInterrupt)
+    return not (isinstance(error, KeyboardInterrupt) and may_be_ctrl_c())
+
+
+def may_be_ctrl_c() -> bool:
+    """Return whether a KeyboardInterrupt that is raised here may be Ctrl-C.
+
+    It is a listener's own where the process has a handler of its own for SIGINT, as `listen` and
+    the ASGI servers have, and in threads, which signals do not reach.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return False
+    handler = signal.getsignal(signal.SIGINT)
+    # In place of Python's own, `asyncio.run` has one that raises KeyboardInterrupt, too.
+    method = handler.func if isinstance(handler, partial) else None
+    of_runner = isinstance(getattr(method, "__self__", None), asyncio.Runner)
+    return handler is signal.default_int_handler or of_runner
 
 
 def delay_after(channel: type[BaseChannel], attempts: int) -> float:
     """Return how many seconds a notification waits after so many failed *attempts*."""
     return backoff_delay(attempts, channel.backoff, max(LONGEST_BACKOFF, channel.backoff))
-
-
-def error_text(error: BaseException) -> str:
-    """Return what `last_error` keeps of an error: its traceback, the innermost frames last."""
-    text = "".join(traceback.format_exception(error)).strip()
-    # Names of files may have half of a surrogate pair, which no text of the server has.
-    return text.encode(errors="backslashreplace").decode()

@@ -27,7 +27,8 @@ from .batches import Failure, ListenerEnded
 from .claiming import Claimed
 from .consuming import StoredConsumer
 from .encoding import storable
-from .handling import call_listeners, delay_after, error_text, is_failure, no_open_blocks
+from .excerpts import error_text
+from .handling import call_listeners, delay_after, is_failure, no_open_blocks
 
 T = TypeVar("T")
 

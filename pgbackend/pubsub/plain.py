@@ -11,6 +11,7 @@ from django.db import connections
 
 from .channels import BaseChannel
 from .claiming import TABLE
+from .excerpts import excerpt
 from .handling import call_for_plain
 from .part import Part
 from .wire import parse
@@ -84,7 +85,8 @@ class PlainConsumer:
     def _ended(self, task: asyncio.Task[None]) -> None:
         self.tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("a notification of %s was lost", self.channel.name(), exc_info=error)
+            told = excerpt(error)
+            logger.error("a notification of %s was lost", self.channel.name(), exc_info=told)
         if self._queue and not self.progress.stopping.is_set():
             # The task has ended before its time; a listener may have cancelled it.
             self._begin()

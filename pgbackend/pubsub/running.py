@@ -101,8 +101,12 @@ class OnLoop:
         return deferred_savepoint(alias, strict=True)
 
     def is_cancelled(self) -> bool:
-        """Return whether the running task is being cancelled."""
-        task = asyncio.current_task()
+        """Return whether the running task, if there is one, is being cancelled."""
+        try:
+            task = asyncio.current_task()
+        except RuntimeError:
+            # No loop runs in this thread.
+            return False
         return task is not None and task.cancelling() > 0
 
     def is_closed(self) -> bool:

@@ -21,6 +21,8 @@ from time import time
 from types import FrameType
 from typing import Any
 
+from .excerpts import excerpt
+from .handling import may_be_ctrl_c
 from .worker import GRACEFUL_TIMEOUT, Worker
 
 logger = logging.getLogger("pgbackend.pubsub")
@@ -59,7 +61,20 @@ def run(worker: Worker, options: Options) -> int:
     Raise what keeps it from starting.
     """
     with asyncio.Runner(loop_factory=_factory(options.loop)) as runner:
-        return runner.run(_serve(worker, options))
+        loop = runner.get_loop()
+        work = loop.create_task(_serve(worker, options))
+        while True:
+            try:
+                return loop.run_until_complete(work)
+            except (KeyboardInterrupt, SystemExit) as error:
+                # Python lets these end a loop, whichever of its tasks raises them.
+                if work.done() or (isinstance(error, KeyboardInterrupt) and may_be_ctrl_c()):
+                    raise
+                logger.error(
+                    "a task or callback that a listener has begun raised %s: the worker goes on",
+                    type(error).__name__,
+                    exc_info=excerpt(error),
+                )
 
 
 def _factory(name: str) -> Callable[[], AbstractEventLoop] | None:

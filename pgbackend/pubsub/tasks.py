@@ -36,10 +36,11 @@ from .. import bridged, is_bridged
 from .channels import Channel
 from .encoding import check_json, storable
 from .errors import NotificationsMissed, SlowConsumer
-from .handling import error_text
+from .excerpts import error_text, excerpt
+from .handling import is_failure
 from .models import Notification, TaskRecord
 from .registry import register
-from .running import limited
+from .running import OnLoop, limited
 from .scalars import AnyForm
 from .sending import database, notify, send
 from .task_records import RetriedTask as RetriedTask
@@ -189,7 +190,10 @@ class TaskBackend(BaseTaskBackend):
                 # its result from being stored.
                 AnyForm().encode(value)
                 check_json(using, task.module_path, json.dumps(value))
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
+            # What ends the worker is no error of the task.
+            if not is_failure(OnLoop(), error):
+                raise
             self._note_error(record, error)
         else:
             record.status = TaskResultStatus.SUCCESSFUL
@@ -229,7 +233,7 @@ class TaskBackend(BaseTaskBackend):
             tried,
             attempts,
             seconds,
-            exc_info=error,
+            exc_info=excerpt(error),
         )
 
     def cancel(self, result: TaskResult) -> bool:

@@ -31,7 +31,7 @@ from pgbackend.pubsub.tasks import (
     prune_results,
 )
 from pgbackend.pubsub.test import adeliver, assert_notified, deliver
-from tests.support.limits import PATIENCE
+from tests.support.limits import AT_ONCE, PATIENCE
 from tests.support.pubsub import working
 from tests.support.server import Server
 
@@ -279,6 +279,17 @@ def test_signals() -> None:
         (task_started, TaskResultStatus.RUNNING),
         (task_finished, TaskResultStatus.SUCCESSFUL),
     ]
+
+
+async def test_what_is_no_exception() -> None:
+    """A task that raises what is no Exception has failed, and is not tried for ever."""
+    names = {"cancelled": "CancelledError", "exit": "SystemExit", "closed": "GeneratorExit"}
+    results = [await tasks.give_up.aenqueue(kind) for kind in names]
+    async with working(TaskChannel):
+        for result, name in zip(results, names.values(), strict=True):
+            with pytest.raises(ValueError, match="failed"):
+                await await_result(result, AT_ONCE)
+            assert result.errors[0].exception_class_path.endswith(name)
 
 
 def test_prune() -> None:

@@ -13,3 +13,4 @@ class SiteConfig(AppConfig):
         """Register the listeners."""
         import_module("tests.pubsub.site.listeners")
         import_module("tests.pubsub.site.jobs")
+        import_module("tests.pubsub.site.fatal")

@@ -67,3 +67,14 @@ def fail_with(text: str) -> None:
 @task(backend="pubsub")
 def give(text: str) -> Any:
     return eval(text)
+
+
+@task(backend="pubsub")
+async def give_up(kind: str) -> None:
+    match kind:
+        case "cancelled":
+            raise asyncio.CancelledError
+        case "exit":
+            raise SystemExit
+        case _:
+            raise GeneratorExit
