@@ -80,7 +80,9 @@ class RecordedQuery(sql.Query):
         return self.clone()
 
     def clone(self) -> RecordedQuery:
-        made: RecordedQuery = super().clone()
+        """Return a copy; what Django copies beside it, of tables and conditions, is empty here."""
+        made = type(self).__new__(type(self))
+        made.__dict__.update(self.__dict__)
         made.attributes = self.attributes.copy()
         return made
 

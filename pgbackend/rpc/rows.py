@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 from django.conf import settings
@@ -19,7 +20,7 @@ from .protocol import nodes
 def made(found: nodes.Rows, queryset: Any) -> list[Any]:
     """Return what iterating over *queryset* gives: instances, or what `values` asked for."""
     if found.kind in ("model", "instance"):
-        maker = Maker(queryset.model, found.shape, queryset.db, queryset.query.attributes)
+        maker = _maker(queryset.model, found.shape, queryset.db, queryset.query.attributes)
         return _with_known(queryset, [maker.instance(row) for row in found.rows])
     names = found.shape.fields
     rows = [[plain(each) for each in row] for row in found.rows]
@@ -161,6 +162,18 @@ class Maker:
             if not hasattr(made, "_prefetched_objects_cache"):
                 made._prefetched_objects_cache = {}
             made._prefetched_objects_cache[_cache_name(field)] = kept
+
+
+def _maker(model: Any, shape: nodes.Shape, database: str, attributes: Mapping[str, str]) -> Maker:
+    if shape.related or shape.prefetched:
+        return Maker(model, shape, database, attributes)
+    return _flat_maker(model, shape.fields, database)
+
+
+@lru_cache(maxsize=256)
+def _flat_maker(model: Any, fields: tuple[str, ...], database: str) -> Maker:
+    """Return what makes instances of rows of *fields*: results of one row often have the same."""
+    return Maker(model, nodes.Shape(fields=fields), database, {})
 
 
 def relation(model: Any, name: str) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -19,6 +20,9 @@ from .protocol.limits import Limits
 from .protocol.messages import Message, message_of, seal_message
 from .results import Reference, RpcFuture
 from .transports.base import Transport
+
+# Values in which there is no reference.
+_LEAVES = frozenset({str, int, float, bool, bytes, type(None)})
 
 # Seconds until the deadline of a message, where DATABASES names none.
 TIMEOUT = 10.0
@@ -173,24 +177,44 @@ class _Batch:
 
 def replaced(value: Any, by: Callable[[Reference], Any]) -> Any:
     """Return *value*, a tree or a part of one, with its references replaced."""
+    kind: Any = type(value)
+    if kind in _LEAVES:
+        return value
+    if isinstance(value, tuple):
+        # Most trees have no reference, and are left as they are.
+        for number, each in enumerate(value):
+            made = replaced(each, by)
+            if made is not each:
+                rest = (replaced(other, by) for other in value[number + 1 :])
+                return (*value[:number], made, *rest)
+        return value
     if isinstance(value, Reference):
         return by(value)
-    if isinstance(value, nodes.Json):
-        return value
-    if is_dataclass(value) and not isinstance(value, type):
-        old = {each.name: getattr(value, each.name) for each in fields(value)}
-        new = {name: replaced(each, by) for name, each in old.items()}
-        changed = any(new[name] is not each for name, each in old.items())
-        return replace(value, **new) if changed else value
-    if isinstance(value, tuple):
-        made = tuple(replaced(each, by) for each in value)
-        return made if any(a is not b for a, b in zip(made, value, strict=True)) else value
+    names = _parts(kind)
+    if names:
+        new = {}
+        for name in names:
+            old = getattr(value, name)
+            made = replaced(old, by)
+            if made is not old:
+                new[name] = made
+        return replace(value, **new) if new else value
     if isinstance(value, list):
         return [replaced(each, by) for each in value]
     if isinstance(value, dict):
+        if not value:
+            return value
         kept = {key: replaced(each, by) for key, each in value.items()}
         return kept if any(kept[key] is not value[key] for key in value) else value
     return value
+
+
+@cache
+def _parts(kind: type) -> tuple[str, ...]:
+    """Return the names of what a node of a class has, none for values and for JSON documents."""
+    if not is_dataclass(kind) or issubclass(kind, nodes.Json):
+        return ()
+    return tuple(each.name for each in fields(kind))
 
 
 _services: dict[str, Service] = {}

@@ -229,6 +229,38 @@ def test_answers(examples: int) -> None:
     check(examples, test)
 
 
+def test_shapes_of_an_answer() -> None:
+    """Each result has its own shape, whatever those before it have."""
+    flat = nodes.Shape("a.B", ("id", "name"), pk=("id",))
+    shapes = [
+        flat,
+        flat,
+        nodes.Shape("a.B", ("id", "other"), pk=("id",)),
+        nodes.Shape("a.C", ("id", "name"), pk=("id",)),
+        nodes.Shape("a.B", ("id", "name"), pk=("name",)),
+        nodes.Shape(None, ("id", "name")),
+        nodes.Shape("a.B", ("id", "name"), {"c": flat}, pk=("id",)),
+        nodes.Shape("a.B", ("id", "name"), {"d": flat}, pk=("id",)),
+        nodes.Shape("a.B", ("id", "name"), {}, (nodes.Prefetched("c", flat),), ("id",)),
+        nodes.Shape(
+            "a.B", ("id", "name"), {}, (nodes.Prefetched("c", flat, single=True),), ("id",)
+        ),
+        flat,
+    ]
+    outcomes = tuple(
+        Outcome(
+            nodes.Rows(
+                "model",
+                each,
+                [[1, "x", *([2, "y"] for _ in each.related), *([] for _ in each.prefetched)]],
+            )
+        )
+        for each in shapes
+    )
+    wire = seal_answer(Answer(id="0" * 32, time=1, outcomes=outcomes), KEYS, "k")
+    assert open_answer(wire, KEYS, LIMITS, "0" * 32).outcomes == outcomes
+
+
 def test_nan() -> None:
     """What is not equal to itself is what it was."""
     assert math.isnan(through(math.nan))

@@ -123,16 +123,17 @@ def open_answer(
         raise Malformed("the answer to another message")
     if not isinstance(body["results"], list):
         raise Malformed("results are an array")
-    outcomes = tuple(_outcome(each) for each in body["results"])
+    reader = Reader()
+    outcomes = tuple(_outcome(each, reader) for each in body["results"])
     return Answer(id=body["id"], time=body["time"], outcomes=outcomes)
 
 
-def _outcome(item: Any) -> Outcome:
+def _outcome(item: Any, reader: Reader) -> Outcome:
     if not isinstance(item, dict) or item.keys() not in ({"ok"}, {"error"}):
         raise Malformed("a result has one name, ok or error")
     if "ok" in item:
-        return Outcome(Reader().value(item["ok"]))
-    return Outcome(error=_read_error(item["error"], Reader()))
+        return Outcome(reader.value(item["ok"]))
+    return Outcome(error=_read_error(item["error"], reader))
 
 
 def _read_error(item: Any, reader: Reader) -> RemoteError:

@@ -29,7 +29,7 @@ from .names import (
     name,
     shown,
 )
-from .rows import read_rows
+from .rows import Shapes, read_rows
 from .scalars import DECODERS, LARGEST, decode_scalar, is_wide
 
 _TREE = {"model", "ops", "end", "fields"}
@@ -46,6 +46,7 @@ class Reader:
         self._most = None if limits is None else limits.max_nodes
         self._nodes = 0
         self._depth = 0
+        self.shapes = Shapes()
         self.index = 0
 
     def value(self, item: Any) -> Any:
@@ -119,9 +120,12 @@ class Reader:
             raise OperationNotAllowed(f"there is no operation {shown(called)}")
         if not isinstance(kwargs, dict):
             raise Malformed("an operation's named arguments are an object")
+        read = self._values(args, "an operation's arguments")
+        if not kwargs:
+            return nodes.Op(called, read)
         return nodes.Op(
             called,
-            self._values(args, "an operation's arguments"),
+            read,
             {name(key, "an argument"): self.value(each) for key, each in kwargs.items()},
         )
 
@@ -289,5 +293,5 @@ TAGS: dict[str, Callable[[Reader, Any], Any]] = {
     "$delayed": lambda reader, item: nodes.Delayed(reader._inner(item)),
     "$ref": Reader._reference,
     "$obj": Reader._instance,
-    "$rows": lambda reader, item: read_rows(item, reader.value),
+    "$rows": lambda reader, item: read_rows(item, reader.value, reader.shapes),
 }

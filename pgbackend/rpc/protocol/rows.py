@@ -64,12 +64,30 @@ def _write_row(shape: Shape, row: list[Any], value: Each) -> list[Any]:
     return written
 
 
-def read_rows(item: Any, value: Each) -> Rows:
+class Shapes:
+    """Reads the shapes of rows; keeps the last one, as the next result often has the same."""
+
+    def __init__(self) -> None:
+        self._head: tuple[Any, ...] = ()
+        self._shape = Shape()
+
+    def read(self, item: dict[str, Any]) -> Shape:
+        """Return the shape of *item*; raise `Malformed`."""
+        head = (item["model"], item["pk"], item["fields"], item["related"], item["prefetched"])
+        if head != self._head:
+            self._shape = _read_shape(item, 0)
+            # What is alike is equal there: without prefetched rows there are but lists of strings.
+            is_flat = not (self._shape.related or self._shape.prefetched)
+            self._head = head if is_flat else ()
+        return self._shape
+
+
+def read_rows(item: Any, value: Each, shapes: Shapes) -> Rows:
     """Return the rows of *item*, parsed JSON, each value read by *value*; raise `Malformed`."""
     object_in(item, "$rows", _ROWS)
     if not is_one_of(item["kind"], KINDS):
         raise Malformed(f"there are no rows of kind {shown(item['kind'])}")
-    shape = _read_shape(item, 0)
+    shape = shapes.read(item)
     rows = [_read_row(shape, each, value) for each in array_in(item["rows"], "rows")]
     if item["kind"] == "instance" and len(rows) != 1:
         raise Malformed(f"an instance is one row, not {len(rows)}")
