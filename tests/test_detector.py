@@ -23,6 +23,7 @@ from django.db import connection
 
 from pgbackend import bridged, detector
 from tests.support.limits import PATIENCE
+from tests.support.loops import EACH_NAME
 from tests.support.script import PROLOGUE, ROOT, run_script
 
 # Seconds that the loop may be held, and that functions here hold it.
@@ -32,10 +33,8 @@ HELD = 0.4
 WIDE = 0.5
 LONG = 0.8
 
-LOOPS = ["asyncio", "uvloop"]
 
-
-@pytest.fixture(params=LOOPS)
+@pytest.fixture(params=EACH_NAME)
 def runner(request: pytest.FixtureRequest) -> Iterator[asyncio.Runner]:
     """A runner of asyncio's own loop, and one of uvloop's."""
     module = pytest.importorskip(request.param, reason="uvloop is not installed")
@@ -469,7 +468,7 @@ def test_many_short_callbacks(runner: asyncio.Runner, warnings: Warnings) -> Non
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("name", LOOPS)
+@pytest.mark.parametrize("name", EACH_NAME)
 def test_suspended_process(name: str) -> None:
     """A process that is suspended while its loop is idle gives no warning when it goes on."""
     pytest.importorskip(name, reason="uvloop is not installed")
@@ -623,7 +622,7 @@ def test_misuse() -> None:
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("name", LOOPS)
+@pytest.mark.parametrize("name", EACH_NAME)
 def test_end_of_the_loop(name: str) -> None:
     """Closing the loop ends the thread, with no complaint, and nothing keeps the loop."""
     pytest.importorskip(name, reason="uvloop is not installed")
@@ -698,7 +697,7 @@ def test_exit_with_the_loop_running() -> None:
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("name", LOOPS)
+@pytest.mark.parametrize("name", EACH_NAME)
 def test_fork(name: str) -> None:
     """A forked child is left alone, and watches loops anew: its own, or one it inherited."""
     pytest.importorskip(name, reason="uvloop is not installed")

@@ -66,7 +66,7 @@ def place(site: Site, dish: int, quantity: int = 1, customer: str = "Ada") -> di
 # 200 orders at once
 
 
-@pytest.mark.parametrize("by", ["api", "form"])
+@pytest.mark.parametrize("by", ["api", pytest.param("form", marks=pytest.mark.load)])
 async def test_200_orders_for_50_portions(site: Site, by: str) -> None:
     """Of 200 concurrent orders for 50 portions 50 succeed, on no more backends than the pool's."""
     pool_size = site.pool_size()

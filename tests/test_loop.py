@@ -26,6 +26,7 @@ from pgbackend import await_bridged, bridged
 from tests.models import Author
 from tests.support.limits import PATIENCE
 from tests.support.loop import ThreadStarts, get, pool_size, settled
+from tests.support.loops import EACH_NAME, new_loop
 from tests.support.sampler import BackendSampler
 from tests.support.server import NAME, Server
 
@@ -183,14 +184,10 @@ def gate(server: Server) -> Iterator[Gate]:
         yield gate
 
 
-@pytest.fixture(params=["asyncio", "uvloop"])
+@pytest.fixture(params=EACH_NAME)
 def runner(request: pytest.FixtureRequest) -> Iterator[asyncio.Runner]:
     """A runner of asyncio's own loop, and one of uvloop's."""
-    factory = None
-    if request.param == "uvloop":
-        uvloop = pytest.importorskip("uvloop", reason="uvloop is not installed")
-        factory = uvloop.new_event_loop
-    with asyncio.Runner(loop_factory=factory) as runner:
+    with asyncio.Runner(loop_factory=lambda: new_loop(request.param)) as runner:
         yield runner
 
 

@@ -159,7 +159,10 @@ WAITING = [
 ]
 
 
-@pytest.mark.parametrize("name", WAITING)
+@pytest.mark.parametrize(
+    "name",
+    [*WAITING[:2], *[pytest.param(name, marks=pytest.mark.load) for name in WAITING[2:]]],
+)
 def test_interrupted(name: str) -> None:
     """Ctrl-C ends the session as usual, with the fixtures torn down and the databases removed."""
     command = arguments("interrupted_in_pytest", plugins=ASYNCIO)
@@ -227,8 +230,10 @@ def test_off_by_default(tmp_path: Path) -> None:
     ("options", "bridge"),
     [
         pytest.param(("--no-pgbackend",), "on", id="for one run"),
-        pytest.param(("-o", "pgbackend_bridge=false"), "on", id="by the ini file"),
-        pytest.param((), "off", id="no database has it"),
+        pytest.param(
+            ("-o", "pgbackend_bridge=false"), "on", id="by the ini file", marks=pytest.mark.load
+        ),
+        pytest.param((), "off", id="no database has it", marks=pytest.mark.load),
     ],
 )
 def test_off(options: tuple[str, ...], bridge: str) -> None:

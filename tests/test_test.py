@@ -46,15 +46,20 @@ def test_bridged() -> None:
     check_passed(run_tests(COMMON, BRIDGED, ISOLATED), 8 + 24 + 2)
 
 
-@pytest.mark.parametrize("name", [":memory:", "lite.sqlite3"])
-@pytest.mark.parametrize("arguments", [[], ["--reverse"], ["--parallel", "2"]])
+@pytest.mark.parametrize("name", [":memory:", pytest.param("lite.sqlite3", marks=pytest.mark.load)])
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["--parallel", "2"], pytest.param(["--reverse"], marks=pytest.mark.load)],
+)
 def test_an_alias_of_another_engine(tmp_path: Path, name: str, arguments: list[str]) -> None:
     """A run with an alias of another engine starts, and that alias works in place."""
     database = name if name == ":memory:" else str(tmp_path / name)
     check_passed(run_tests(*arguments, LITE, SAMPLE_LITE=database), 8)
 
 
-@pytest.mark.parametrize("order", [["--reverse"], ["--shuffle", "1"]])
+@pytest.mark.parametrize(
+    "order", [["--shuffle", "1"], pytest.param(["--reverse"], marks=pytest.mark.load)]
+)
 def test_order(order: list[str]) -> None:
     """No test leaves anything to the next one."""
     check_passed(run_tests(COMMON, BRIDGED, ISOLATED, *order), 8 + 24 + 2)
@@ -115,8 +120,13 @@ def test_failfast() -> None:
     ("arguments", "bridge"),
     [
         pytest.param(["--no-bridge"], "on", id="switched off"),
-        pytest.param(["--no-bridge", "--parallel", "2"], "on", id="switched off, parallel"),
-        pytest.param([], "off", id="no database has it"),
+        pytest.param(
+            ["--no-bridge", "--parallel", "2"],
+            "on",
+            id="switched off, parallel",
+            marks=pytest.mark.load,
+        ),
+        pytest.param([], "off", id="no database has it", marks=pytest.mark.load),
         pytest.param(["--testrunner", "django.test.runner.DiscoverRunner"], "on", id="Django's"),
     ],
 )
@@ -178,7 +188,15 @@ def test_first_interruption() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["in_the_server", "in_python", "on_the_loop", "in_a_task", "in_a_loop_of_its_own"]
+    "name",
+    [
+        "in_the_server",
+        "in_python",
+        *[
+            pytest.param(name, marks=pytest.mark.load)
+            for name in ("on_the_loop", "in_a_task", "in_a_loop_of_its_own")
+        ],
+    ],
 )
 def test_second_interruption(name: str) -> None:
     """The second Ctrl-C ends the run at once, with the databases removed, as with Django's."""

@@ -204,6 +204,10 @@ def run(module: str, works: dict[str, str], *, early: bool = True) -> dict[str, 
 # The older module differs little: some of them are enough.
 OLDER = ("after a query", "in bridged code", "by run()")
 CASES = [("nest_asyncio2", name) for name in WORKS] + [("nest_asyncio", name) for name in OLDER]
+PARAMETERS = [
+    pytest.param(*case, marks=pytest.mark.load if case[0] == "nest_asyncio" else ())
+    for case in CASES
+]
 
 
 @cache
@@ -217,13 +221,15 @@ def check(turns: int | str) -> None:
     assert turns < 1500
 
 
-@pytest.mark.parametrize(("module", "name"), CASES)
+@pytest.mark.parametrize(("module", "name"), PARAMETERS)
 def test_nested_runs_end(module: str, name: str) -> None:
     """A run of the loop inside one of its tasks ends, and nothing turns on the spot meanwhile."""
     check(turns(module)[name])
 
 
-@pytest.mark.parametrize("module", ["nest_asyncio", "nest_asyncio2"])
+@pytest.mark.parametrize(
+    "module", ["nest_asyncio2", pytest.param("nest_asyncio", marks=pytest.mark.load)]
+)
 def test_nested_runs_once_the_loop_is_changed(module: str) -> None:
     """The loop may be changed in a cell, after queries, and run at once."""
     work = """

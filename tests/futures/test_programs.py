@@ -20,7 +20,7 @@ from tests.support.server import NAME, Server
 from tests.support.wrapper import on_loan, until, use_wrapper
 
 # How many transactions there are in `make test`, and in `make test-load`.
-FEW, MANY = 25, 400
+FEW, MANY = 25, 200
 
 # Statements of ours that run at once, which the killer looks for.
 AT_ONCE = 12

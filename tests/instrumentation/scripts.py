@@ -28,7 +28,13 @@ for each in conf["DATABASES"].values():
 """
 
 
-ON_LOOP = pytest.mark.parametrize("sync_on_loop", [False, True], ids=["threads", "on the loop"])
+ON_LOOP = pytest.mark.parametrize(
+    "sync_on_loop",
+    [
+        pytest.param(False, id="threads"),
+        pytest.param(True, id="on the loop", marks=pytest.mark.load),
+    ],
+)
 
 
 def run(script: str, *, path: Path | None = None, **changes: Any) -> Any:

@@ -25,7 +25,9 @@ pytestmark = pytest.mark.process
 
 
 @ON_LOOP
-@pytest.mark.parametrize("name", ["watch_queries", "watch_queries_in_a_thread"])
+@pytest.mark.parametrize(
+    "name", ["watch_queries", pytest.param("watch_queries_in_a_thread", marks=pytest.mark.load)]
+)
 def test_queries(name: str, sync_on_loop: bool) -> None:
     """Under DEBUG, connection.queries has what any task or thread of the request executed."""
     make_library()
@@ -40,7 +42,9 @@ def test_queries(name: str, sync_on_loop: bool) -> None:
 
 
 @ON_LOOP
-@pytest.mark.parametrize("name", ["watch_executed", "watch_executed_in_a_thread"])
+@pytest.mark.parametrize(
+    "name", ["watch_executed", pytest.param("watch_executed_in_a_thread", marks=pytest.mark.load)]
+)
 def test_execute_wrapper(name: str, sync_on_loop: bool) -> None:
     """A function for execute_wrapper gets what any task or thread of the request executes."""
     make_library()
@@ -341,7 +345,12 @@ def schemas(server: Server) -> Iterator[None]:
 @pytest.mark.usefixtures("schemas")
 @pytest.mark.parametrize(
     ("middleware", "sync_on_loop"),
-    [("asynchronous", False), ("asynchronous", True), ("synchronous", True), ("Hooked", True)],
+    [
+        ("asynchronous", False),
+        ("Hooked", True),
+        pytest.param("asynchronous", True, marks=pytest.mark.load),
+        pytest.param("synchronous", True, marks=pytest.mark.load),
+    ],
 )
 def test_tenants(middleware: str, sync_on_loop: bool) -> None:
     """A tenant that middleware sets on the wrapper is the request's, in its tasks too."""

@@ -20,7 +20,7 @@ from pgbackend.asgi import BridgedApplication
 from tests.models import Author
 from tests.support.client import Client, Exchange, serving
 from tests.support.limits import PATIENCE
-from tests.support.loops import NAMES, new_loop
+from tests.support.loops import EACH_NAME, new_loop
 from tests.support.server import Server
 from tests.support.wrapper import until, use_wrapper
 
@@ -157,7 +157,7 @@ def site(application: Any = None, *, timeout: float = 20.0, **settings: Any) -> 
         connections.settings["default"] = conf
 
 
-@pytest.fixture(params=NAMES)
+@pytest.fixture(params=EACH_NAME)
 def runner(request: pytest.FixtureRequest) -> Iterator[asyncio.Runner]:
     """A runner of each loop."""
     with asyncio.Runner(loop_factory=lambda: new_loop(request.param)) as runner:

@@ -24,7 +24,12 @@ if sys.version_info >= (3, 12):
     LOOPS["eager"] = eager_loop
 
 
-@pytest.fixture(params=LOOPS)
+def _mark(name: str) -> Any:
+    """Return the parameter: asyncio is for `make test`, the others for `make test-load`."""
+    return pytest.param(name, marks=() if name == "asyncio" else pytest.mark.load)
+
+
+@pytest.fixture(params=[_mark(name) for name in LOOPS])
 def run_main(request: pytest.FixtureRequest) -> Iterator[Main]:
     """A function that runs a coroutine to its end: on asyncio's loop, uvloop, with eager tasks."""
     with asyncio.Runner(loop_factory=LOOPS[request.param]) as runner:

@@ -28,6 +28,10 @@ def _eager(make: Callable[[], asyncio.AbstractEventLoop]) -> asyncio.AbstractEve
     return loop
 
 
+# NAMES for parametrize(): asyncio is for `make test`, uvloop for `make test-load`.
+EACH_NAME = ["asyncio", pytest.param("uvloop", marks=pytest.mark.load)]
+
+
 # Loops, by name: of asyncio and uvloop, with ordinary and with eager tasks (Python 3.12).
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
     name: partial(new_loop, name) for name in NAMES
@@ -36,7 +40,7 @@ if sys.version_info >= (3, 12):
     LOOPS |= {f"{name}, eager": partial(_eager, make) for name, make in LOOPS.items()}
 
 # The same for parametrize() and fixtures: a matrix runs on asyncio's own loop in `make test`, and
-# on the others in `make test-all`.
+# on the others in `make test-load`.
 EACH_LOOP = [
     pytest.param(name, marks=() if name == "asyncio" else pytest.mark.load) for name in LOOPS
 ]
