@@ -103,6 +103,7 @@ def test_kinds_of_fields() -> None:
 
 
 @pytest.mark.process
+@pytest.mark.load
 def test_command_line() -> None:
     """The long form runs by its command line, and says what it ran and what differed."""
     done = subprocess.run(

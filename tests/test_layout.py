@@ -120,6 +120,7 @@ def test_each_test_file_has_a_module() -> None:
 
 
 @pytest.mark.process
+@pytest.mark.load
 def test_a_server_that_is_named(tmp_path: Path) -> None:
     """With --dsn all tests run in one process, also with -n, as two would share its databases."""
     server = postgres.start(tmp_path, THROWAWAY)

@@ -50,6 +50,7 @@ async def forget_timers() -> None:
     await asyncio.sleep(0)
 
 
+@pytest.mark.load
 async def test_a_thousand_errors(caplog: pytest.LogCaptureFixture) -> None:
     """Listeners that fail a thousand times leave nothing in memory."""
     # The handler of the test would keep each record, with its traceback.
