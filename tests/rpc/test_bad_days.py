@@ -2,14 +2,13 @@
 
 import time
 from collections.abc import Iterator
-from datetime import datetime
 
 import pytest
 
 from pgbackend.rpc.protocol.errors import DeadlinePassed, RemoteError, Unavailable
 from pgbackend.rpc.transports.base import Transport
 from tests.support.limits import AT_ONCE, PATIENCE
-from tests.support.rpc_services import SERVICES, Service, ask, closing, send
+from tests.support.rpc_services import SERVICES, Service, ask, asleep, closing, send
 from tests.support.server import Server
 
 pytestmark = pytest.mark.process
@@ -54,26 +53,13 @@ def test_a_worker_dies(name: str, server: Server) -> None:
         with service.running() as first:
             if name == "postgres":
                 server.all("TRUNCATE pgpubsub_notification")
-            began = server.one("SELECT clock_timestamp()")
-            lost = [send(transport, wire, PATIENCE) for wire in ("sleep:3", "again:3.5")]
+            with asleep(server, 2):
+                lost = [send(transport, wire, PATIENCE) for wire in ("sleep:6", "again:6.5")]
             # What it is only taking from a Redis when it dies is lost: docs/howto/rpc-transports.md
-            wait_for_sleepers(server, 2, began)
             first.kill()
         with service.running():
-            assert [each.result(PATIENCE) for each in lost] == ["sleep:3", "True"]
+            assert [each.result(PATIENCE) for each in lost] == ["sleep:6", "True"]
             assert not transport.pending
-
-
-def wait_for_sleepers(server: Server, count: int, began: datetime) -> None:
-    """Wait until the service waits for *count* messages that sleep, and came since *began*."""
-    running = (
-        "SELECT count(*) FROM pg_stat_activity"
-        " WHERE state = 'active' AND query LIKE 'SELECT pg_sleep%%' AND query_start > %s"
-    )
-    deadline = time.monotonic() + PATIENCE
-    while server.one(running, began) < count:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def ask_until_answered(transport: Transport, wire: str) -> None:
@@ -111,9 +97,8 @@ def test_a_view_goes_away(server: Server) -> None:
     with SERVICES["http"]() as service, closing(service.transport()) as transport:
         with service.running() as first:
             assert ask(transport, "v1.a") == "v1.a"
-            began = server.one("SELECT clock_timestamp()")
-            lost = send(transport, "sleep:3")
-            wait_for_sleepers(server, 1, began)
+            with asleep(server):
+                lost = send(transport, "sleep:6")
             first.kill()
             with pytest.raises(Unavailable):
                 lost.result(AT_ONCE)

@@ -55,7 +55,7 @@ def test_malformed_messages(number: int) -> None:
     now = vectors("messages")["now"]
     found: Counter[str] = Counter()
     for wire in hostile(number, number, bodies(), KEYS):
-        before = time.perf_counter()
+        before = time.process_time()
         opened = opened_or_refused(open_message, wire, KEYS, LIMITS, now)
         if isinstance(opened, RemoteError):
             found[opened.code] += 1
@@ -65,7 +65,7 @@ def test_malformed_messages(number: int) -> None:
         else:
             found["taken"] += 1
         # Far above what it takes: a machine may be busy.
-        assert time.perf_counter() - before < 2, wire
+        assert time.process_time() - before < 2, wire
     assert found["Malformed"] > number / 2
     # The mutations reach what is behind the parser.
     assert set(found) > {"taken", "BadSignature", "TooDeep", "OperationNotAllowed"}

@@ -373,7 +373,7 @@ def test_a_message_that_is_too_large(echo: Echo) -> None:
 def test_closed(echo: Echo) -> None:
     """What waits when the transport is closed, and what comes after, is `Unavailable`."""
     client = Client(HttpTransport(f"{echo.url}/rpc", threads=1), K1)
-    calls = [client.model("a.B").call("sleep", 0.5).start() for _ in range(3)]
+    calls = [client.model("a.B").call("sleep", 5).start() for _ in range(3)]
     client.close()
     for call in calls:
         with pytest.raises(Unavailable, match="closed"):
@@ -400,7 +400,7 @@ def test_from_several_threads(client: Client) -> None:
 async def test_cancelled(echo: Echo) -> None:
     """A cancelled call ends at once, and the calls that were sent with it."""
     client = Client(HttpTransport(f"{echo.url}/rpc"), K1)
-    slow, other = client.model("a.B").call("sleep", 0.5), client.model("a.B").count()
+    slow, other = client.model("a.B").call("sleep", 5), client.model("a.B").count()
     gathered = client.gather(slow, other).start()
     assert gathered.cancel()
     for each in (gathered, slow, other):

@@ -94,7 +94,7 @@ async def test_many_at_once(transport: Transport) -> None:
     one = time.monotonic() - began
     began = time.monotonic()
     await asyncio.gather(*(send(transport, "sleep:0.3") for _ in range(8)))
-    assert time.monotonic() - began < 3 * one
+    assert time.monotonic() - began < 6 * one
 
 
 def test_large_ones(transport: Transport) -> None:
@@ -109,8 +109,8 @@ def test_deadline(transport: Transport) -> None:
     """A message that takes longer than its deadline ends then, and nothing waits."""
     began = time.monotonic()
     with pytest.raises(DeadlinePassed):
-        ask(transport, "sleep:1", 0.3)
-    assert time.monotonic() - began < 1
+        ask(transport, "sleep:5", 0.3)
+    assert time.monotonic() - began < 5
     with pytest.raises(DeadlinePassed):
         ask(transport, "a", -1.0)
     assert ask(transport, "v1.a") == "v1.a"
@@ -119,7 +119,7 @@ def test_deadline(transport: Transport) -> None:
 
 def test_cancel(transport: Transport) -> None:
     """A future that is cancelled waits no longer."""
-    future = send(transport, "sleep:0.3")
+    future = send(transport, "sleep:2")
     assert future.cancel()
     assert ask(transport, "v1.a") == "v1.a"
     assert not transport.pending  # type: ignore[attr-defined]
@@ -129,7 +129,7 @@ def test_close(answering: Service) -> None:
     """What waits at the close ends as unavailable; the transport can be used again."""
     transport = answering.transport()
     assert ask(transport, "v1.a") == "v1.a"
-    future = send(transport, "sleep:0.3")
+    future = send(transport, "sleep:2")
     transport.close()
     with pytest.raises(Unavailable):
         future.result(AT_ONCE)
@@ -181,7 +181,7 @@ def test_answers_nobody_fetches(answering: Service, server: Server) -> None:
     # Of a service that has failed: such a message is delivered again and again.
     failed = unacknowledged(answering)
     ask(transport, "large:9000")
-    future = send(transport, "sleep:0.5")
+    future = send(transport, "sleep:2")
     late = send(transport, "large:9001")
     # What would fetch them is gone; the second answer may have come already.
     transport.close()
@@ -189,16 +189,15 @@ def test_answers_nobody_fetches(answering: Service, server: Server) -> None:
         future.result(AT_ONCE)
     with suppress(RemoteError):
         assert late.result(AT_ONCE)
-    # The worker has answered all when it answers this.
-    with closing(answering.transport()) as transport:
-        ask(transport, "sleep:0.7")
+    # A message is acknowledged after its answer was stored.
+    deadline = time.monotonic() + AT_ONCE
     if answering.broker is None:
         states = "SELECT DISTINCT state FROM pgpubsub_notification"
-        assert server.all(states) in ([], [("plain",)])
+        while server.all(states) not in ([], [("plain",)]):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
     elif hasattr(answering.broker, "client"):
         with answering.broker.client() as client:
-            deadline = time.monotonic() + AT_ONCE
-            # A message is acknowledged after its answer was stored.
             while unacknowledged(answering) - failed or client.exists("rpc"):
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
@@ -216,7 +215,7 @@ async def test_urgent_first(transport: Transport, answering: Service) -> None:
         await send(transport, wire, PATIENCE, urgent=urgent)
         order.append(wire)
 
-    tasks = [asyncio.create_task(note("sleep:0.1")) for _ in range(60)]
+    tasks = [asyncio.create_task(note("sleep:0.5")) for _ in range(60)]
     await asyncio.sleep(0.1)
     tasks.append(asyncio.create_task(note("v1.urgent", urgent=True)))
     await asyncio.gather(*tasks)

@@ -18,6 +18,7 @@ from tests.support.brokers import Broker, Rabbit, Redis
 from tests.support.limits import AT_ONCE, PATIENCE
 from tests.support.logged import Logged
 from tests.support.script import ROOT
+from tests.support.server import Server
 
 
 class Worker(Logged):
@@ -245,3 +246,21 @@ def ask(transport: Transport, wire: str, seconds: float = AT_ONCE, *, urgent: bo
     """Send a message and return its answer. Raise RemoteError."""
     answer: str = send(transport, wire, seconds, urgent=urgent).result(seconds + AT_ONCE)
     return answer
+
+
+@contextmanager
+def asleep(server: Server, count: int = 1) -> Iterator[None]:
+    """Wait until the service answers *count* messages ``sleep:`` that were sent in the block.
+
+    Several are not taken in the order in which they were sent.
+    """
+    began = server.one("SELECT clock_timestamp()")
+    yield
+    running = (
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE state = 'active' AND query LIKE 'SELECT pg_sleep%%' AND query_start > %s"
+    )
+    deadline = time.monotonic() + PATIENCE
+    while server.one(running, began) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
