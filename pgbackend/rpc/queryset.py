@@ -20,6 +20,7 @@ from .iterables import (
     RpcValuesListIterable,
 )
 from .protocol import nodes
+from .protocol.zones import zone_name
 from .record import RecordedQuery
 from .results import Delayed, RpcFuture
 
@@ -234,7 +235,7 @@ class RpcQuerySet(Ends, models.QuerySet):
             )
         if settings.USE_TZ and tzinfo is None:
             tzinfo = timezone.get_current_timezone()
-        zone = recording.zone_name(tzinfo if settings.USE_TZ else None)
+        zone = zone_name(tzinfo if settings.USE_TZ else None)
         return self._of_dates("datetimes", field_name, kind, order, zone)
 
     def _of_dates(self, name: str, field_name: str, kind: str, order: str, *zone: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -243,19 +242,3 @@ def ordering(item: Any) -> Any:
     if not hasattr(item, "resolve_expression"):
         raise FieldError(f"Using an unknown type in order_by(): {item!r}")
     return expression(item)
-
-
-def zone_name(zone: datetime.tzinfo | None) -> str | None:
-    """Return the name of *zone* that a message has: "Europe/Moscow", "UTC" or "+03:00"."""
-    if zone is None:
-        return None
-    key = getattr(zone, "key", None)
-    if key:
-        return str(key)
-    offset = zone.utcoffset(None)
-    if offset is None:
-        raise BadValue(f"{zone!r} has no name that a service knows")
-    if not offset:
-        return "UTC"
-    minutes = int(offset.total_seconds()) // 60
-    return f"{'-' if minutes < 0 else '+'}{abs(minutes) // 60:02}:{abs(minutes) % 60:02}"

@@ -27,7 +27,8 @@ from django.utils.translation import gettext_lazy
 
 from pgbackend.rpc.protocol import nodes
 from pgbackend.rpc.protocol.errors import BadValue
-from pgbackend.rpc.recording import expression, recorded, zone_name
+from pgbackend.rpc.protocol.zones import zone_name
+from pgbackend.rpc.recording import expression, recorded
 from tests.rpc.waiter.models import ClientModel, Dish, Order, Station, Tag
 
 ROWS = nodes.Op("rows")

@@ -86,12 +86,34 @@ class Ends:
         """Make a row; its `Row` is the result."""
         return self._end(row_of, "create", **values)
 
-    def bulk_create(self, rows: Iterable[Mapping[str, Any]], **options: Any) -> Call[list[Any]]:
-        """Make rows of dictionaries; *options* are Django's, *ignore_conflicts* and so on."""
-        return self._end(rows_of, "bulk_create", [dict(row) for row in rows], **options)
+    def bulk_create(
+        self,
+        rows: Iterable[Mapping[str, Any]],
+        batch_size: int | None = None,
+        ignore_conflicts: bool = False,
+        update_conflicts: bool = False,
+        update_fields: Iterable[str] | None = None,
+        unique_fields: Iterable[str] | None = None,
+    ) -> Call[list[Any]]:
+        """Make rows of dictionaries, in one message whatever *batch_size*."""
+        _check_batch(batch_size)
+        options = {
+            "ignore_conflicts": ignore_conflicts,
+            "update_conflicts": update_conflicts,
+            "update_fields": None if update_fields is None else list(update_fields),
+            "unique_fields": None if unique_fields is None else list(unique_fields),
+        }
+        given = {name: each for name, each in options.items() if each}
+        return self._end(rows_of, "bulk_create", [dict(row) for row in rows], **given)
 
-    def bulk_update(self, rows: Iterable[Mapping[str, Any]], fields: Iterable[str]) -> Call[int]:
-        """Set *fields* of rows that are given as dictionaries with "pk"."""
+    def bulk_update(
+        self,
+        rows: Iterable[Mapping[str, Any]],
+        fields: Iterable[str],
+        batch_size: int | None = None,
+    ) -> Call[int]:
+        """Set *fields* of rows, dictionaries with "pk", in one message whatever *batch_size*."""
+        _check_batch(batch_size)
         return self._end(plain, "bulk_update", [dict(row) for row in rows], list(fields))
 
     def update(self, /, **values: Any) -> Call[int]:
@@ -156,6 +178,11 @@ class Ends:
     def call(self, method: str, /, *args: Any, **kwargs: Any) -> Call[Any]:
         """Call the manager's *method*, which the service exposes."""
         return self._end(plain, "call", method, *args, **kwargs)
+
+
+def _check_batch(size: int | None) -> None:
+    if size is not None and size <= 0:
+        raise ValueError("a batch has one row or more")
 
 
 def _keys(rows: Iterable[Any]) -> list[Any]:

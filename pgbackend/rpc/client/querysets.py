@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from typing import Any
 
 from ..protocol import nodes
+from ..protocol.zones import zone_name
 from .calls import Call, Service
 from .conditions import Q
 from .ends import Ends
@@ -114,10 +116,14 @@ class QuerySet(Ends):
         return self._op("dates", field, kind, order)
 
     def datetimes(
-        self, field: str, kind: str, order: str = "ASC", tzinfo: str | None = None
+        self, field: str, kind: str, order: str = "ASC", tzinfo: str | datetime.tzinfo | None = None
     ) -> QuerySet:
-        """As Django's; *tzinfo* is a time zone's name, "Europe/Moscow"."""
-        return self._op("datetimes", field, kind, order, tzinfo)
+        """As Django's; *tzinfo* may be the name of a time zone, "Europe/Moscow".
+
+        Without it the service's own counts.
+        """
+        zone = tzinfo if isinstance(tzinfo, str) else zone_name(tzinfo)
+        return self._op("datetimes", field, kind, order, zone)
 
     def only(self, *fields: str) -> QuerySet:
         return self._op("only", *fields)
@@ -140,6 +146,8 @@ class QuerySet(Ends):
         no_key: bool = False,
     ) -> QuerySet:
         """As Django's; it makes sense in `Client.gather` with *atomic*."""
+        if nowait and skip_locked:
+            raise ValueError("nowait and skip_locked exclude each other")
         return self._op(
             "select_for_update", nowait=nowait, skip_locked=skip_locked, of=of, no_key=no_key
         )
