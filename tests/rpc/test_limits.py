@@ -233,6 +233,15 @@ def test_the_limit_is_told() -> None:
     with pytest.raises(RemoteError) as caught:
         open_message("x" * 11, KEYS, Limits(max_bytes=10))
     assert caught.value.details == {"max_bytes": 10}
+    answer = Answer(id="0" * 32, time=0, outcomes=())
+    past = Limits(max_answer_bytes=10)
+    for call in (
+        lambda: seal_answer(answer, KEYS, "k", past),
+        lambda: open_answer("x" * 11, KEYS, past),
+    ):
+        with pytest.raises(RemoteError) as caught:
+            call()
+        assert caught.value.details == {"max_answer_bytes": 10}
     with pytest.raises(RemoteError) as caught:
         open_message(seal_message(message(TREE, TREE), KEYS), KEYS, Limits(max_batch=1), NOW)
     assert caught.value.details == {"max_batch": 1}

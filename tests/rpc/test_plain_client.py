@@ -351,8 +351,9 @@ def test_an_answer_that_is_too_large(echo: Echo) -> None:
     """An answer above the client's limit is not read to its end."""
     limits = Limits(max_answer_bytes=200)
     client = Client(HttpTransport(f"{echo.url}/rpc", limits=limits), K1, limits=limits)
-    with pytest.raises(TooLarge):
+    with pytest.raises(TooLarge) as caught:
         client.model("kitchen.Dish").result()
+    assert caught.value.details == {"max_answer_bytes": 200}
     client.close()
 
 

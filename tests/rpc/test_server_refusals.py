@@ -469,7 +469,15 @@ def test_describe() -> None:
     dish = found["rpc_site.Dish"]
     assert "recipe" not in str(dish)
     assert dish["properties"]["price"]["x-options"]["max_digits"] == 8
-    assert dish["x-methods"] == ["cheap", "fail", "inside", "refuse", "rename", "total_price"]
+    assert dish["x-methods"] == [
+        "cheap",
+        "fail",
+        "inside",
+        "menu",
+        "refuse",
+        "rename",
+        "total_price",
+    ]
     assert code(tree("Hidden", end=op("describe"))) == "NotExposed"
 
 

@@ -112,7 +112,7 @@ class HttpTransport(Transport):
         while chunk := response.read1(_CHUNK):
             body += chunk
             if len(body) > self._most:
-                raise TooLarge(f"more than {self._most} bytes", {"max_bytes": self._most})
+                raise TooLarge(f"more than {self._most} bytes", {"max_answer_bytes": self._most})
             _patient(connection, deadline)
         # Of a known length: `read1` takes an early end for the end.
         if response.length:

@@ -79,7 +79,8 @@ def seal_answer(
         if answer.error is None:
             raise BadValue("an answer without a key has no results")
         return unsealed(dumped(body))
-    return sealed(dumped(body), keys, key_id, limits.max_answer_bytes if limits else None)
+    most = limits.max_answer_bytes if limits else None
+    return sealed(dumped(body), keys, key_id, most, "max_answer_bytes")
 
 
 def _error(error: RemoteError, writer: Writer) -> dict[str, Any]:
@@ -103,7 +104,8 @@ def open_answer(
     """
     limits = limits or Limits()
     given = Sealed()
-    body = opened(wire, keys, limits.max_answer_bytes, limits.max_depth, given)
+    most = limits.max_answer_bytes
+    body = opened(wire, keys, most, limits.max_depth, given, "max_answer_bytes")
     if not isinstance(body, dict):
         raise Malformed("the body is an object")
     look_at_version(body)

@@ -24,12 +24,15 @@ class Sealed:
     message_id: str | None = None
 
 
-def sealed(body: str, keys: Keys, key_id: str, most: int | None) -> str:
-    """Return *body* with its seal by the key *key_id*; raise `TooLarge` above *most* bytes."""
+def sealed(body: str, keys: Keys, key_id: str, most: int | None, limit: str = "max_bytes") -> str:
+    """Return *body* with its seal by the key *key_id*; raise `TooLarge` above *most* bytes.
+
+    *limit* is the name of what limits them.
+    """
     raw = body.encode("utf-8")
     text = f"v1.{key_id}.{keys.mac(key_id, raw)}.{body}"
     if most is not None and len(text) - len(body) + len(raw) > most:
-        raise TooLarge(f"more than {most} bytes", {"max_bytes": most})
+        raise TooLarge(f"more than {most} bytes", {limit: most})
     return text
 
 
@@ -38,13 +41,16 @@ def unsealed(body: str) -> str:
     return _UNSEALED.decode() + body
 
 
-def opened(wire: str | bytes, keys: Keys, most: int, depth: int, given: Sealed) -> Any:
+def opened(
+    wire: str | bytes, keys: Keys, most: int, depth: int, given: Sealed, limit: str = "max_bytes"
+) -> Any:
     """Return the parsed body of *wire*, whose size, form and seal are checked, in that order.
 
-    The id of its key is noted in *given* once the seal is right; it stays None for what is not
-    sealed. Nothing of the body is parsed before.
+    Up to *most* bytes are taken, which *limit* is the name of. The id of its key is noted in
+    *given* once the seal is right; it stays None for what is not sealed. Nothing of the body is
+    parsed before.
     """
-    raw = _bytes(wire, most)
+    raw = _bytes(wire, most, limit)
     head = _HEAD.match(raw)
     if head is None:
         if not raw.startswith(b"v1.") and _OTHER_VERSION.match(raw):
@@ -61,7 +67,7 @@ def opened(wire: str | bytes, keys: Keys, most: int, depth: int, given: Sealed) 
     return loaded(body, depth)
 
 
-def _bytes(wire: str | bytes, most: int) -> bytes:
+def _bytes(wire: str | bytes, most: int, limit: str) -> bytes:
     """Return *wire* as bytes; raise `TooLarge` before it is converted where its length says so."""
     if len(wire) <= most:
         try:
@@ -70,4 +76,4 @@ def _bytes(wire: str | bytes, most: int) -> bytes:
             raise Malformed("the text is not UTF-8") from None
         if len(raw) <= most:
             return raw
-    raise TooLarge(f"more than {most} bytes", {"max_bytes": most})
+    raise TooLarge(f"more than {most} bytes", {limit: most})

@@ -107,7 +107,8 @@ def _limited(session: Session, found: Any) -> list[Any]:
     most = session.limits.max_rows - session.rows
     values = list(found[: most + 1])
     if len(values) > most:
-        raise TooManyRows(f"more than {session.limits.max_rows} rows")
+        limit = session.limits.max_rows
+        raise TooManyRows(f"more than {limit} rows", {"max_rows": limit})
     session.rows += len(values)
     return values
 

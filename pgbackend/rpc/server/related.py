@@ -65,12 +65,19 @@ class _Related:
             raise ValidationError(f"a row with this {own.name} does not exist")
         return keys
 
-    def current(self) -> set[Any]:
-        """Return the keys of the rows that are related now."""
+    def current(self, among: set[Any] | None = None) -> set[Any]:
+        """Return the keys of the rows that are related now, or of those *among* some keys.
+
+        Of all there are no more than a write may change beside as many that stay.
+        """
         related = self.manager.using(self.scope.alias).order_by().values("pk")
-        keys = set(self.rows.filter(DjangoQ(("pk__in", related))).values_list("pk", flat=True))
-        self.written.check_number(len(keys))
-        return keys
+        rows = (
+            self.rows.order_by().filter(DjangoQ(("pk__in", related))).values_list("pk", flat=True)
+        )
+        if among is not None:
+            return set(rows.filter(DjangoQ(("pk__in", list(among)))))
+        most = self.scope.session.max_affected(self.scope.exposure)
+        return set(rows[: 2 * most + 1])
 
     def add(self, keys: set[Any], defaults: dict[str, Any] | None = None) -> None:
         if not keys:
@@ -118,7 +125,7 @@ def _add(scope: Scope, end: nodes.Op) -> None:
 
 def _remove(scope: Scope, end: nodes.Op) -> None:
     found = _Related(scope, end, 3, {"through_defaults"})
-    found.remove(found.given(end) & found.current())
+    found.remove(found.current(found.given(end)))
 
 
 def _set(scope: Scope, end: nodes.Op) -> None:
@@ -126,13 +133,16 @@ def _set(scope: Scope, end: nodes.Op) -> None:
     given, current = found.given(end), found.current()
     # With clear the rows between the two are made anew.
     kept = set() if end.kwargs.get("clear") else given & current
+    found.written.check_number(len((given | current) - kept))
     found.remove(current - kept)
     found.add(given - kept, _defaults(found, end))
 
 
 def _clear(scope: Scope, end: nodes.Op) -> None:
     found = _Related(scope, end, 2, ())
-    found.remove(found.current())
+    current = found.current()
+    found.written.check_number(len(current))
+    found.remove(current)
 
 
 RELATED: Mapping[str, Callable[[Scope, nodes.Op], None]] = {

@@ -96,7 +96,10 @@ class HttpTransport(ThreadedTransport):
             async for some in response.aiter_bytes():
                 body += some
                 if len(body) > MAX_BYTES:
-                    raise TooLarge(f"the answer has more than {MAX_BYTES} bytes")
+                    raise TooLarge(
+                        f"the answer has more than {MAX_BYTES} bytes",
+                        {"max_answer_bytes": MAX_BYTES},
+                    )
         # The service answers refusals, too, by a text of this form; anything else is a proxy's.
         if not body.startswith(b"v1."):
             raise Unavailable(f"{self.url} answered {response.status_code} without an answer")

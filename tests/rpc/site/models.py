@@ -57,6 +57,17 @@ class DishQuerySet(models.QuerySet["Dish"]):
             "none": [],
         }
 
+    def menu(self, kind: str) -> Any:
+        """Return all of the dishes, in a result of some *kind*."""
+        match kind:
+            case "values":
+                return self.values("name")
+            case "list":
+                return list(self)
+            case "dict":
+                return {each.name: each for each in self}
+        return self.all()
+
     def refuse(self, *texts: str) -> None:
         """Raise a ValidationError that is of no field."""
         raise ValidationError(texts[0] if len(texts) == 1 else list(texts))
