@@ -5,13 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from django.db import connections
 from django.test import override_settings
 
 from pgbackend.rpc.protocol import nodes
 from pgbackend.rpc.protocol.errors import RemoteError
 from pgbackend.rpc.server.running import handle
 from tests.rpc.site.models import Dish, Order, ServerModel, Waiter
+from tests.rpc.waiter.models import ClientModel
 from tests.settings import PGBACKEND_RPC
+from tests.support.rpc import alias
 from tests.support.rpc_server import answer_of, ask, code, op, outcomes, sealed, tree, where
 
 
@@ -140,6 +143,25 @@ def test_affected_relations(name: str) -> None:
     assert related() == set(keys[1:5])
     assert change("related_clear", most=4) is None
     assert related() == set()
+
+
+def test_limits_of_a_client() -> None:
+    """A client has limits of its own, of what it sends and of what it is answered."""
+    ServerModel.objects.create(some_field="x")
+
+    def gather() -> None:
+        counts = [ClientModel.objects.future().count() for _ in range(3)]
+        connections["rpc"].cursor().gather(*counts)
+
+    for limits, refused, call in (
+        ({"max_bytes": 500}, "TooLarge", lambda: ClientModel.objects.get(some_field="x" * 500)),
+        ({"max_answer_bytes": 100}, "TooLarge", lambda: ClientModel.objects.count()),
+        ({"max_depth": 5}, "TooDeep", lambda: ClientModel.objects.first()),
+        ({"max_batch": 2}, "BatchTooLarge", gather),
+    ):
+        with alias(TRANSPORT="local", LIMITS=limits), pytest.raises(RemoteError) as raised:
+            call()
+        assert (raised.value.code, raised.value.details) == (refused, limits)
 
 
 def test_answer_bytes() -> None:

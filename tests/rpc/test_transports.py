@@ -11,8 +11,10 @@ from contextlib import suppress
 import pytest
 
 from pgbackend.bridge.greenlets import run_bridged
-from pgbackend.rpc.protocol.errors import DeadlinePassed, RemoteError, Unavailable
+from pgbackend.rpc.protocol.errors import DeadlinePassed, RemoteError, TooLarge, Unavailable
+from pgbackend.rpc.protocol.limits import Limits
 from pgbackend.rpc.transports.base import Transport
+from pgbackend.rpc.transports.http import HttpTransport
 from tests.support.limits import AT_ONCE, PATIENCE
 from tests.support.rpc_services import SERVICES, Service, ask, closing, send
 from tests.support.server import Server
@@ -103,6 +105,19 @@ def test_large_ones(transport: Transport) -> None:
     assert ask(transport, text) == text
     for count in (3900, 3930, 3960, 3990, 4100, 7900, 8100):
         assert ask(transport, f"large:{count}").removeprefix("v1.") == "ü" * count
+
+
+def test_an_answer_that_is_too_large(answering: Service) -> None:
+    """Of an answer over HTTP no more is read than may be."""
+    if queued(answering):
+        pytest.skip("an answer comes as a whole")
+    url = answering.settings()["URL"]
+    with closing(HttpTransport(url, limits=Limits(max_answer_bytes=2003))) as transport:
+        assert ask(transport, "v1." + "ü" * 1000) == "v1." + "ü" * 1000
+    with closing(HttpTransport(url, limits=Limits(max_answer_bytes=2002))) as transport:
+        with pytest.raises(TooLarge) as raised:
+            ask(transport, "v1." + "ü" * 1000)
+        assert raised.value.details == {"max_answer_bytes": 2002}
 
 
 def test_deadline(transport: Transport) -> None:

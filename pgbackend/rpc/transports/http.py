@@ -11,6 +11,7 @@ import httpx
 from django.core.exceptions import ImproperlyConfigured
 
 from ..protocol.errors import RemoteError, TooLarge, Unavailable
+from ..protocol.limits import Limits
 from .threaded import ThreadedTransport
 
 CONTENT_TYPE = "application/vnd.pgbackend.rpc"
@@ -21,21 +22,22 @@ CONNECTIONS = 20
 # How long connecting may take, seconds.
 CONNECT_TIMEOUT = 3.0
 
-# How long an answer may be, bytes.
-MAX_BYTES = 64 * 2**20
-
 
 class HttpTransport(ThreadedTransport):
     """Sends messages to the view at *url*, on connections that are kept.
 
-    *headers* go with each request: what a proxy before the service asks for.
+    *headers* go with each request: what a proxy before the service asks for. Of an answer no more
+    is read than the `max_answer_bytes` of *limits*.
     """
 
     name = "rpc-http"
 
-    def __init__(self, url: str, *, headers: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, url: str, *, headers: dict[str, str] | None = None, limits: Limits | None = None
+    ) -> None:
         super().__init__()
         self.url = url
+        self._most = (limits or Limits()).max_answer_bytes
         self.headers = {"Content-Type": CONTENT_TYPE, **(headers or {})}
         self._client: httpx.AsyncClient | None = None
 
@@ -47,7 +49,8 @@ class HttpTransport(ThreadedTransport):
             raise ImproperlyConfigured(
                 f"the transport 'http' needs 'URL': the address of the service's view, not {url!r}"
             )
-        return cls(url, headers=settings.get("HEADERS"))
+        limits = Limits(**settings.get("LIMITS", {}))
+        return cls(url, headers=settings.get("HEADERS"), limits=limits)
 
     @property
     def client(self) -> httpx.AsyncClient:
@@ -95,11 +98,9 @@ class HttpTransport(ThreadedTransport):
         async with self.client.stream("POST", self.url, content=wire.encode()) as response:
             async for some in response.aiter_bytes():
                 body += some
-                if len(body) > MAX_BYTES:
-                    raise TooLarge(
-                        f"the answer has more than {MAX_BYTES} bytes",
-                        {"max_answer_bytes": MAX_BYTES},
-                    )
+                if len(body) > self._most:
+                    most = {"max_answer_bytes": self._most}
+                    raise TooLarge(f"the answer has more than {self._most} bytes", most)
         # The service answers refusals, too, by a text of this form; anything else is a proxy's.
         if not body.startswith(b"v1."):
             raise Unavailable(f"{self.url} answered {response.status_code} without an answer")
