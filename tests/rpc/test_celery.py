@@ -4,7 +4,10 @@ import time
 from collections.abc import Iterator
 
 import pytest
+import redis
 
+from pgbackend.rpc.protocol.errors import DeadlinePassed, Unavailable
+from pgbackend.rpc.transports.celery import CeleryTransport
 from tests.support.brokers import Redis
 from tests.support.limits import AT_ONCE, PATIENCE
 from tests.support.rpc_services import CeleryService, ask, asleep, closing, send
@@ -35,3 +38,39 @@ def test_pools(broker: Redis, pool: str, server: Server) -> None:
         assert last.result(AT_ONCE) == "sleep:1"
         with broker.client() as client:
             assert not client.exists("rpc", "unacked")
+
+
+def test_queues_and_results_of_other_names(broker: Redis, server: Server) -> None:
+    """The names of the queues and RESULT_BACKEND say where messages and their results go."""
+    results = broker.url.removesuffix("/0") + "/5"
+    settings = {
+        "BROKER_URL": broker.url,
+        "RESULT_BACKEND": results,
+        "DEFAULT_QUEUE_NAME": "kitchen",
+        "PRIORITY_QUEUE_NAME": "kitchen.high",
+    }
+    service = CeleryService(broker)
+    with (
+        service.worker(queue="kitchen", RPC_RESULT_BACKEND=results),
+        closing(CeleryTransport.from_settings(settings)) as transport,
+        closing(service.transport()) as other,
+        redis.from_url(broker.url) as messages,
+        redis.from_url(results) as stored,
+    ):
+        before = set(messages.keys("celery-task-meta-*"))
+        for urgent in (False, True):
+            assert ask(transport, "v1.a", PATIENCE, urgent=urgent) == "v1.a"
+        with pytest.raises(DeadlinePassed):
+            ask(other, "v1.b", 0.5)
+        assert messages.llen("rpc\x06\x163") == 1
+        with asleep(server):
+            left = send(transport, "sleep:1")
+        transport.close()
+        with pytest.raises(Unavailable):
+            left.result(AT_ONCE)
+        deadline = time.monotonic() + AT_ONCE
+        while not stored.keys("celery-task-meta-*"):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert set(messages.keys("celery-task-meta-*")) <= before
+        messages.flushall()

@@ -14,7 +14,7 @@ from django.db.transaction import TransactionManagementError
 from django.test.utils import CaptureQueriesContext
 
 from pgbackend import bridged
-from pgbackend.futures import NotAwaitedError
+from pgbackend.futures import NotAwaitedError, as_completed, future, gather
 from pgbackend.rpc import Delayed, RemoteError, RpcFuture
 from pgbackend.rpc.protocol.errors import BadValue, DeadlinePassed, MethodNotAllowed
 from pgbackend.rpc.service import forget
@@ -238,6 +238,45 @@ async def test_awaited() -> None:
     assert made.other_field == 7
     assert (await made.adelete())[0] == 1
     assert len(await ClientModel.objects.filter(other_field=1).delayed().acompute()) == 1
+
+
+async def test_beside_local_futures() -> None:
+    """The functions of pgbackend.futures take futures and querysets of a service with others."""
+    ours, theirs = ClientModel.objects.future(), site.ServerModel.objects
+    remote, local = ours.count(), future(theirs.filter(other_field=1))
+    heard: list[Any] = []
+    remote.add_done_callback(heard.append)
+    assert not remote.done()
+    found = await gather(remote, local, ClientModel.objects.filter(other_field=2), ours.submit())
+    assert [found[0], *map(len, found[1:])] == [5, 1, 1, 5]
+    assert (heard, remote.done()) == ([remote], True)
+    failing = ours.filter(other_field__gte=0).get()
+    ended = [each async for each in as_completed(ours.count(), failing, theirs.all())]
+    assert len(ended) == 3
+    with pytest.raises(ClientModel.MultipleObjectsReturned):
+        await failing
+    found = await gather(ours.count(), failing, return_exceptions=True)
+    assert (found[0], type(found[1])) == (5, ClientModel.MultipleObjectsReturned)
+
+
+async def test_cancelled() -> None:
+    """A future that is cancelled sends nothing, and what awaits it is cancelled."""
+    future = ClientModel.objects.future().create(some_field="never")
+    with messages(0):
+        assert future.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await future
+    assert future.done()
+    assert not future.cancel()
+    assert await ClientModel.objects.acount() == 5
+
+
+async def test_acall() -> None:
+    """A method is called from an event loop by acall."""
+    await site.Dish.objects.acreate(name="soup", price=3)
+    assert await Dish.objects.acall("total_price", "soup", factor=2) == 6
+    assert (await Dish.objects.acall("rename", "soup", new="broth")).name == "broth"
+    assert [each.name for each in await Dish.objects.filter(price=3).acall("cheap")] == ["broth"]
 
 
 async def test_bridged() -> None:

@@ -123,14 +123,16 @@ class CeleryService(Service):
         """The module of the application."""
         return "pgbackend.rpc.celery" if self.real else "tests.rpc.site.plain_celery"
 
-    def worker(self, *, pool: str = "", **environ: str) -> Worker:
-        """Return a worker of the default *pool*, or another one."""
+    def worker(self, *, pool: str = "", queue: str = "rpc", **environ: str) -> Worker:
+        """Return a worker of the default *pool*, or another one, and of *queue*."""
         assert self.broker is not None
+        if queue != "rpc":
+            environ["RPC_QUEUE"] = queue
         options = ["-P", pool] if pool else []
         return Worker(
             [
                 *("-m", "celery", "-A", self.module, "worker"),
-                *("-Q", "rpc,rpc.high", "-n", f"{time.monotonic_ns()}@tests", *options),
+                *("-Q", f"{queue},{queue}.high", "-n", f"{time.monotonic_ns()}@tests", *options),
                 # It would wait a second for others of its kind.
                 *("--without-mingle", "--without-gossip"),
             ],

@@ -24,5 +24,8 @@ PGBACKEND_RPC: dict[str, Any] = {
     "RESULT_BACKEND": os.environ.get("RPC_RESULT_BACKEND"),
     "CONCURRENCY": 10,
 }
+if "RPC_QUEUE" in os.environ:
+    _queue = os.environ["RPC_QUEUE"]
+    PGBACKEND_RPC |= {"DEFAULT_QUEUE_NAME": _queue, "PRIORITY_QUEUE_NAME": f"{_queue}.high"}
 # By default it answers what is stored for it.
 del PGBACKEND_RPC["LISTEN"]
