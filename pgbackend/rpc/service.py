@@ -40,7 +40,7 @@ class Service:
         self.client: str | None = settings.get("CLIENT")
         make = _transport(alias, settings)
         self.keys = _keys(alias, settings)
-        self.limits = Limits(**settings.get("LIMITS", {}))
+        self.limits = _limits(alias, settings)
         self.transport = make()
 
     def __repr__(self) -> str:
@@ -250,6 +250,13 @@ def _timeout(alias: str, settings: Mapping[str, Any]) -> float:
     return float(found)
 
 
+def _limits(alias: str, settings: Mapping[str, Any]) -> Limits:
+    try:
+        return Limits(**settings.get("LIMITS", {}))
+    except (TypeError, ValueError) as error:
+        raise ImproperlyConfigured(f"DATABASES[{alias!r}]['LIMITS']: {error}") from error
+
+
 def _keys(alias: str, settings: Mapping[str, Any]) -> Keys:
     from django.conf import settings as project
 
@@ -274,7 +281,12 @@ def _transport(alias: str, settings: Mapping[str, Any]) -> Callable[[], Transpor
         module = import_module(f".transports.{name}", __package__)
         kind = getattr(module, f"{name.title()}Transport")
     elif "." in str(name):
-        kind = import_string(name)
+        try:
+            kind = import_string(name)
+        except ImportError as error:
+            raise ImproperlyConfigured(
+                f"DATABASES[{alias!r}]['TRANSPORT'] cannot be imported: {error}"
+            ) from error
     else:
         raise ImproperlyConfigured(
             f"DATABASES[{alias!r}]['TRANSPORT'] is {name!r}; it may be {', '.join(TRANSPORTS)}, or"

@@ -169,6 +169,9 @@ def test_checks(nowhere: str) -> None:
     [
         ({}, "TRANSPORT"),
         ({"TRANSPORT": "pigeon"}, "pigeon"),
+        ({"TRANSPORT": "tests.rpc.Pigeon"}, "Pigeon"),
+        ({"TRANSPORT": "local", "LIMITS": {"max_rows": 0}}, "max_rows"),
+        ({"TRANSPORT": "local", "LIMITS": {"max_birds": 1}}, "max_birds"),
         ({"TRANSPORT": "local", "KEYS": {"k": "short"}}, "32"),
         ({"TRANSPORT": "local", "TIMEOUT": 0}, "TIMEOUT"),
         ({"TRANSPORT": "local", "TIMEOUT": "10"}, "TIMEOUT"),
