@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from django.db import DatabaseError, InterfaceError, router, transaction
+from django.db import DatabaseError, InterfaceError, connections, router, transaction
 
-from ...extending import own_cursor
+from ...bridge.current import is_bridged
+from ...extending import own_cursor, runs_on_loop
 from ..protocol.answers import Outcome
 from ..protocol.errors import BadValue, DeadlinePassed, NotRun, OperationNotAllowed, RemoteError
 from ..protocol.messages import Message
@@ -23,7 +24,7 @@ from .methods import call, method_of
 from .operations import open_scope
 from .reads import read
 from .registry import exposure_of
-from .replay import Stored
+from .replay import Nonce, Stored
 from .sending import sendable
 from .session import Session
 from .settings import Service
@@ -47,7 +48,23 @@ class Batch:
             service.principal(message.principal, message.key_id), service.limits, open_scope
         )
         self.outcomes: list[Outcome] = []
+        # To be noted by the first transaction, in the database of the first tree.
+        self._nonce: Nonce | None = None
         self._ahead = Ahead(self.session, message.trees, self._alias)
+
+    def takes(self, nonce: Nonce) -> bool:
+        """Return whether the first transaction notes *nonce*, with its first statement."""
+        if not is_bridged() or self.message.atomic or self.message.dry:
+            return False
+        try:
+            alias = self._alias(self.message.trees[0])
+        except Exception:
+            # The tree meets the error by itself.
+            return False
+        if alias != nonce.alias or not runs_on_loop(alias) or connections[alias].in_atomic_block:
+            return False
+        self._nonce = nonce
+        return True
 
     def run(self) -> list[Outcome]:
         """Return what came of each tree."""
@@ -65,7 +82,8 @@ class Batch:
         index = len(self.outcomes)
         tree = self.message.trees[index]
         try:
-            alias = self._alias(tree)
+            # The router may name another one the next time.
+            alias = self._nonce.alias if self._nonce else self._alias(tree)
             if alias is None:
                 self._take(self._result(tree, index, ""))
             elif _writes(tree):
@@ -77,6 +95,9 @@ class Batch:
         except Apart:
             pass
         except Exception as error:
+            if self._nonce is not None:
+                # Nothing was run.
+                raise
             # One that a read has raised was taken already, unless it was the server's.
             self._fail(tree, error)
 
@@ -186,7 +207,12 @@ class Batch:
         with transaction.atomic(alias):
             with own_cursor(alias) as cursor:
                 # One message with the BEGIN.
-                cursor.execute(_TIMEOUT, [f"{max(1, int(left * 1000))}"])
+                within = [f"{max(1, int(left * 1000))}"]
+                if self._nonce is None:
+                    cursor.execute(_TIMEOUT, within)
+                else:
+                    self._nonce.check_before(cursor, _TIMEOUT, within)
+                    self._nonce = None
             yield
 
     def _seconds_left(self) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 
 from django.db.models import Q
 
-from ...extending import own_cursor
+from ...extending import own_cursor, takes_several
 from ..protocol.errors import BadValue, Replayed
 from ..protocol.messages import Message
 from ..protocol.nodes import Tree
@@ -26,8 +26,9 @@ ANSWERS_KEPT = timedelta(days=1)
 
 _NONCE = """
 INSERT INTO pgbackend_rpc_server_seennonce (nonce, until) VALUES (%s, %s)
-ON CONFLICT (nonce) DO NOTHING
-"""
+ON CONFLICT (nonce) DO NOTHING"""
+# The next transaction is of the same kind: the isolation level of the project's settings stays.
+_COMMIT = "COMMIT AND CHAIN"
 _CLAIM = """
 INSERT INTO pgbackend_rpc_server_storedanswer (scope, tree, answer, created_at)
 VALUES (%s, %s, '', %s) ON CONFLICT (scope) DO NOTHING
@@ -36,25 +37,51 @@ VALUES (%s, %s, '', %s) ON CONFLICT (scope) DO NOTHING
 _next_prune = 0.0
 
 
-def check_nonce(message: Message, service: Service, *, redelivered: bool) -> None:
-    """Note the nonce of *message*; raise Replayed if it was noted before.
+class Nonce:
+    """The nonce of *message*, which is noted before anything is run, and stays so whatever fails.
 
     A message that its broker *redelivered* may have been noted: its worker may have died since.
     """
-    # Until then its deadline refuses it, wherever within the skew the client's clock is.
-    until = message.deadline / 1000 + service.limits.max_skew
-    with own_cursor(service.database) as cursor:
-        cursor.execute(
-            _NONCE,
-            [f"{message.key_id}:{message.nonce}", datetime.fromtimestamp(until, UTC)],
-        )
-        is_new = cursor.rowcount == 1
-    if not is_new and not redelivered:
-        raise Replayed("the message was already taken")
-    _prune(service)
+
+    def __init__(self, message: Message, service: Service, *, redelivered: bool) -> None:
+        self._service = service
+        self._redelivered = redelivered
+        # Until then its deadline refuses it, wherever within the skew the client's clock is.
+        until = message.deadline / 1000 + service.limits.max_skew
+        self._row = [f"{message.key_id}:{message.nonce}", datetime.fromtimestamp(until, UTC)]
+
+    @property
+    def alias(self) -> str:
+        """The database that it is noted in."""
+        return self._service.database
+
+    def check(self) -> None:
+        """Note it; raise Replayed if it was noted before."""
+        with own_cursor(self.alias) as cursor:
+            cursor.execute(_NONCE, self._row)
+            self._look_at(cursor)
+
+    def check_before(self, cursor: Any, sql: str, params: list[Any]) -> None:
+        """Note it as `check` does, in the transaction that *cursor* begins, and commit that.
+
+        The transaction goes on with *sql*: all is one message where *cursor* takes several
+        statements.
+        """
+        if takes_several(cursor):
+            cursor.execute(f"{_NONCE};\n{_COMMIT};\n{sql}", [*self._row, *params])
+            self._look_at(cursor)
+            return
+        cursor.execute(_NONCE, self._row)
+        self._look_at(cursor)
+        cursor.execute(_COMMIT, None)
+        cursor.execute(sql, params)
+
+    def _look_at(self, cursor: Any) -> None:
+        if cursor.rowcount != 1 and not self._redelivered:
+            raise Replayed("the message was already taken")
 
 
-def _prune(service: Service) -> None:
+def prune(service: Service) -> None:
     """Delete what has expired, now and then."""
     global _next_prune
     if time.monotonic() < _next_prune:

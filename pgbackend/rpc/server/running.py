@@ -19,7 +19,7 @@ from ..protocol.messages import Message, milliseconds, open_message
 from .batches import Batch
 from .failures import failure
 from .log import Record
-from .replay import check_nonce
+from .replay import Nonce, prune
 from .sending import sendable
 from .settings import Service, service
 
@@ -75,8 +75,11 @@ def _handled(wire: str | bytes, redelivered: bool) -> str:
 
 
 def _answer(message: Message, here: Service, record: Record, redelivered: bool) -> Answer:
-    check_nonce(message, here, redelivered=redelivered)
+    prune(here)
+    nonce = Nonce(message, here, redelivered=redelivered)
     batch = Batch(message, here)
+    if not batch.takes(nonce):
+        nonce.check()
     try:
         outcomes = batch.run()
     finally:
