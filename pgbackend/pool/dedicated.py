@@ -143,11 +143,25 @@ class DedicatedConnection:
             self._ended.cancel()
             if self._executing:
                 self._cut(conn)
-            # psycopg would wait for ever for a statement whose connection is closed under it.
-            async with self._lock:
-                self._conn = None
-                with suppress(Exception):
-                    await conn.close()
+            await self._close(conn)
+
+    async def _close(self, conn: psycopg.AsyncConnection[Any]) -> None:
+        """Close *conn*, also if this is cancelled meanwhile, as by the end of the loop."""
+        cancelled: asyncio.CancelledError | None = None
+        # psycopg would wait for ever for a statement whose connection is closed under it. That was
+        # cut, so it ends soon.
+        while True:
+            try:
+                await self._lock.acquire()
+                break
+            except asyncio.CancelledError as error:
+                cancelled = error
+        self._conn = None
+        with suppress(Exception):
+            await conn.close()
+        self._lock.release()
+        if cancelled is not None:
+            raise cancelled
 
     def retire(self) -> None:
         """Close the connection at once, and make no other one; from any thread."""

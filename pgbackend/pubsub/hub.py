@@ -96,6 +96,8 @@ class Hub:
             lost=lambda error: self._is_listening.clear(),
         )
         self.received = 0
+        # Called when the last subscription was closed.
+        self.unused: Callable[[Hub], None] | None = None
         self._subscribers: dict[str, list[Subscription]] = {}
         self._subscriptions: list[Subscription] = []
         # The names that the server has been told of, on the connection that is open.
@@ -214,6 +216,8 @@ class Hub:
             if not self._subscribers[name]:
                 del self._subscribers[name]
         self._changed.set()
+        if self.unused is not None and not self._subscriptions:
+            self.unused(self)
 
     def look(self) -> None:
         """Have all subscribers look at what is stored."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from asyncio import AbstractEventLoop
+from contextvars import Context
 from weakref import WeakKeyDictionary
 
 from django.db import DEFAULT_DB_ALIAS
@@ -26,6 +27,7 @@ def hub_of(alias: str = DEFAULT_DB_ALIAS, **options: float) -> Hub:
     hub = hubs.get(alias)
     if hub is None:
         hub = hubs[alias] = Hub(alias, **options)
+        hub.unused = _stop_soon
     hub.start()
     return hub
 
@@ -37,6 +39,21 @@ def _forget_closed_loops() -> None:
         loop = reference()
         if loop is not None and loop.is_closed():
             _hubs.pop(loop, None)
+
+
+# asyncio itself keeps no task alive.
+_stopping: set[asyncio.Task[None]] = set()
+
+
+def _stop_soon(hub: Hub) -> None:
+    """Stop *hub*, unless somebody subscribes first; nothing is left to stop where no loop runs."""
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    task = loop.create_task(stop_unused(hub), context=Context())
+    _stopping.add(task)
+    task.add_done_callback(_stopping.discard)
 
 
 async def stop_unused(hub: Hub) -> None:

@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 
 from django.db import models
 from django.db.models.functions import Now
-from django.utils import timezone
 
 from .channels import BaseChannel
 from .payload import PayloadDecoder
@@ -163,9 +162,10 @@ class TaskRecord(models.Model):
     def prune(cls, older_than: timedelta, backend: str | None = None) -> int:
         """Delete results of tasks that have finished before that, and return their number.
 
-        *backend* is an alias of TASKS; None: all.
+        *backend* is an alias of TASKS; None: all. The times are the server's, whatever the
+        clocks of workers show.
         """
-        finished = cls.objects.filter(finished_at__lt=timezone.now() - older_than)
+        finished = cls.objects.filter(finished_at__lt=Now() - older_than)
         if backend is not None:
             finished = finished.filter(backend=backend)
         return int(finished.delete()[0])

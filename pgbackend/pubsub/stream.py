@@ -11,6 +11,7 @@ import logging
 import weakref
 from asyncio import AbstractEventLoop, Future
 from collections import deque
+from contextlib import suppress
 from functools import partial
 from types import TracebackType
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
@@ -53,7 +54,7 @@ class Stream(Generic[C]):
 
     ``async with`` opens it, and has it opened when the block begins: what is committed from then on
     is heard. So read the state that the notifications change inside of the block. ``async for``
-    alone opens it, too. One task reads a stream.
+    alone opens it, too, and it is closed then when nothing refers to it. One task reads a stream.
 
     The iteration raises `SlowConsumer` when *limit* notifications wait and another one comes, which
     ends the stream, and `NotificationsMissed` after an outage of the listening connection, after
@@ -218,6 +219,6 @@ def _look(this: weakref.ref[Stream[Any]]) -> None:
 
 
 def _unsubscribe(loop: AbstractEventLoop, subscription: Subscription) -> None:
-    # The garbage collector may run in any thread.
-    if not loop.is_closed():
+    # The garbage collector may run in any thread, and the loop may be closed, or be so by then.
+    with suppress(RuntimeError):
         loop.call_soon_threadsafe(subscription.close)

@@ -24,11 +24,11 @@ from uuid import uuid4
 
 from django.core import checks
 from django.db import router, transaction
+from django.db.models.functions import Now
 from django.tasks import Task, TaskContext, TaskResult, TaskResultStatus, task_backends
 from django.tasks.backends.base import BaseTaskBackend
 from django.tasks.exceptions import TaskResultDoesNotExist
 from django.tasks.signals import task_enqueued, task_finished, task_started
-from django.utils import timezone
 from django.utils.json import normalize_json
 from django.utils.module_loading import import_string
 
@@ -129,7 +129,7 @@ class TaskBackend(BaseTaskBackend):
             status=TaskResultStatus.READY,
             args=normalize_json(list(args)),
             kwargs=normalize_json(dict(kwargs)),
-            enqueued_at=timezone.now(),
+            enqueued_at=Now(),
             errors=[],
             worker_ids=[],
         )
@@ -171,10 +171,11 @@ class TaskBackend(BaseTaskBackend):
 
     def run(self, record: TaskRecord) -> None:
         """Run the task of *record* and note what came of it."""
-        now, using = timezone.now(), router.db_for_write(TaskRecord)
+        using = router.db_for_write(TaskRecord)
         record.status = TaskResultStatus.RUNNING
-        record.started_at = record.started_at or now
-        record.last_attempted_at = now
+        # By the clock of the server, which all workers share.
+        record.started_at = record.started_at or Now()
+        record.last_attempted_at = Now()
         record.worker_ids = [*record.worker_ids, worker_id()]
         record.save()
         try:
@@ -253,7 +254,7 @@ class TaskBackend(BaseTaskBackend):
         return True
 
     def _finish(self, record: TaskRecord) -> None:
-        record.finished_at = timezone.now()
+        record.finished_at = Now()
         record.save()
         notify(TaskFinished, result_id=record.id)
         task_finished.send(type(self), task_result=result_of(record, task_or_stub(record)))

@@ -8,6 +8,9 @@ import pytest
 from pgbackend.pool.dedicated import DedicatedConnection
 from pgbackend.pubsub.connecting import arguments_of
 from tests.support.fix_loops import Main
+from tests.support.limits import AT_ONCE
+from tests.support.pubsub import until
+from tests.support.server import Server
 
 
 def test_a_silent_server_is_named(run_main: Main) -> None:
@@ -40,3 +43,42 @@ def test_a_silent_server_is_named(run_main: Main) -> None:
             await give_up(0.0101 + step / 7_000)
 
     run_main(main())
+
+
+def test_cancelled_twice(run_main: Main, server: Server) -> None:
+    """The connection is closed though its task is cancelled again while it ends."""
+
+    async def main() -> None:
+        is_open = asyncio.Event()
+
+        async def prepare(_: DedicatedConnection) -> None:
+            is_open.set()
+
+        dedicated = DedicatedConnection(
+            "test",
+            lambda: arguments_of("default"),
+            prepare=prepare,
+            received=lambda name, payload: None,
+            lost=lambda error: None,
+        )
+        running = asyncio.create_task(dedicated.run())
+        await asyncio.wait_for(is_open.wait(), AT_ONCE)
+        conn = dedicated._conn
+        assert conn is not None
+        executing = asyncio.create_task(dedicated.execute("SELECT pg_sleep(600)"))
+        await until(lambda: server.all(SLEEPING))
+        running.cancel()
+        # As `asyncio.run` does with all tasks of a loop that ends.
+        await asyncio.sleep(0)
+        running.cancel()
+        await asyncio.wait([running])
+        assert conn.closed
+        await asyncio.wait([executing], timeout=AT_ONCE)
+        assert isinstance(executing.exception(), psycopg.OperationalError)
+        # The server does not look whether anybody waits for the end of its sleep.
+        server.all(f"SELECT pg_terminate_backend(pid, 5000) FROM ({SLEEPING}) AS sleeping")
+
+    run_main(main())
+
+
+SLEEPING = "SELECT pid FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(600)'"

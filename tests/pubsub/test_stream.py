@@ -4,6 +4,8 @@ import asyncio
 import datetime
 import gc
 import weakref
+from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import pytest
 from django.db import transaction
@@ -20,6 +22,7 @@ from .site.models import Author
 
 LISTENS = "SELECT pid FROM pg_stat_activity WHERE query ~ '^(LISTEN|UNLISTEN|SELECT pg_notify)'"
 LISTENS += " AND pid <> pg_backend_pid()"
+GONE = "SELECT count(*) = 0 FROM pg_stat_activity WHERE pid = %s"
 
 
 def test_stream(run_main: Main) -> None:
@@ -57,8 +60,7 @@ async def test_streams_share_a_connection(server: Server) -> None:
         await anotify(Plain, number=1)
         assert (await anext(two)).model_id == 5
         assert (await anext(one)).number == 1
-    gone = "SELECT count(*) = 0 FROM pg_stat_activity WHERE pid = %s"
-    await until(lambda: server.one(gone, pid))
+    await until(lambda: server.one(GONE, pid))
 
 
 async def test_slow_reader() -> None:
@@ -104,6 +106,81 @@ async def test_stream_that_is_dropped() -> None:
         assert await reading == 7
         # Two names for each channel: one is django-pgpubsub's.
         await until(lambda: len(hub._told) == 2)
+
+
+async def drop_after_one(seen: asyncio.Event) -> None:
+    async for _ in Reads.stream():
+        break
+
+
+async def drop_in_a_cycle(seen: asyncio.Event) -> None:
+    stream = Reads.stream()
+    await stream.__aenter__()
+    stream.itself = stream  # type: ignore[attr-defined]
+    await seen.wait()
+    del stream
+    # In another thread, as the collector of garbage may run.
+    await asyncio.to_thread(gc.collect)
+
+
+async def drop_a_generator(seen: asyncio.Event) -> None:
+    async def events() -> AsyncIterator[int]:
+        async with Reads.stream() as reads:
+            async for each in reads:
+                yield each.model_id
+
+    async for _ in events():
+        break
+
+
+async def close_only(seen: asyncio.Event) -> None:
+    stream = Reads.stream()
+    await stream.__aenter__()
+    await seen.wait()
+    stream.close()
+    kept.append(stream)
+
+
+async def cancel_reader(seen: asyncio.Event) -> None:
+    async def read() -> None:
+        async for _ in Reads.stream():
+            pass
+
+    reading = asyncio.create_task(read())
+    await seen.wait()
+    reading.cancel()
+    await asyncio.wait([reading])
+
+
+kept: list[Any] = []
+
+
+@pytest.mark.parametrize(
+    "drop", [drop_after_one, drop_in_a_cycle, drop_a_generator, close_only, cancel_reader]
+)
+def test_connection_of_a_dropped_stream(
+    drop: Callable[[asyncio.Event], Any], run_main: Main, server: Server
+) -> None:
+    """A stream that is left in any way takes the listening connection with it."""
+
+    async def main() -> None:
+        seen = asyncio.Event()
+        dropping = asyncio.create_task(drop(seen))
+        await until(lambda: server.all(LISTENS))
+        ((pid,),) = server.all(LISTENS)
+        seen.set()
+        while not dropping.done():
+            await anotify(Reads, model_id=1)
+            await asyncio.sleep(0.01)
+        await dropping
+        await until(lambda: server.one(GONE, pid), pid)
+        # And another one is there for whoever comes next.
+        async with Reads.stream() as stream:
+            await anotify(Reads, model_id=2)
+            assert (await anext(stream)).model_id == 2
+
+    kept.clear()
+    run_main(main())
 
 
 def test_streams_of_ended_loops() -> None:

@@ -302,6 +302,20 @@ def test_prune() -> None:
     assert TaskRecord.objects.get().id == waiting.id
 
 
+def test_clock_of_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The times of results are the server's: a worker with a wrong clock deletes none too early."""
+    before = timezone.now()
+    for day in (-1, 1):
+        wrong = before + timedelta(days=day)
+        monkeypatch.setattr(timezone, "now", lambda wrong=wrong: wrong)
+        result = tasks.add.enqueue(1, 2)
+        run()
+        assert prune_results(timedelta(hours=1)) == 0
+        result.refresh()
+        for time in (result.enqueued_at, result.started_at, result.finished_at):
+            assert abs(time - before) < timedelta(hours=1)
+
+
 def test_refused() -> None:
     """What Django's base refuses is refused, and what JSON cannot say."""
     with pytest.raises(InvalidTask):
