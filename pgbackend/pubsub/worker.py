@@ -12,7 +12,7 @@ from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Any
 
-from .channels import BaseChannel, select
+from .channels import BaseChannel, by_stored_name, select
 from .conditions import condition_of
 from .consuming import StoredConsumer, TransactionalConsumer
 from .hub import Hub, Subscription
@@ -83,6 +83,8 @@ class Worker:
         self.marks = marks
         self.parts: list[Listening] = []
         self._hub_options = hub
+        # The names under which ready rows were found.
+        self._told: set[str] = set()
         self._tasks: list[asyncio.Task[None]] = []
         self._helpers: list[asyncio.Task[None]] = []
         # Set to end a `stop` that still waits.
@@ -117,6 +119,7 @@ class Worker:
             for consumer in stored:
                 for name in {consumer.name, *consumer.old_names}.intersection(names):
                     consumer.wake(name)
+            self._warn_of_unknown(names)
 
         polls = any(each.wake == "poll" for each in channels)
         schedule = Schedule(alias, running, ready, POLL_INTERVAL if polls else INTERVAL)
@@ -137,6 +140,17 @@ class Worker:
         # The streams of this loop have the same one.
         hub = (hub_of if listen else Hub)(alias, **self._hub_options)
         return Listening(part, hub, stored, plain)
+
+    def _warn_of_unknown(self, names: Iterable[str]) -> None:
+        """Log, once for each name, that rows wait whose channel is no class of this process."""
+        for name in set(names) - self._told:
+            self._told.add(name)
+            if by_stored_name(name) is None:
+                logger.warning(
+                    "notifications of %r wait, and no channel here has that name: its class was"
+                    " renamed or deleted, or is not imported. See `manage.py pubsub stats`",
+                    name,
+                )
 
     def _start(self, each: Listening, listen: bool) -> None:
         schedule = each.part.schedule

@@ -419,3 +419,17 @@ async def test_started_in_a_transaction() -> None:
     assert await worker.stop(5)
     await task
     assert await effects() == [1]
+
+
+async def test_channel_that_is_gone(caplog: pytest.LogCaptureFixture) -> None:
+    """Rows of a channel whose class was renamed or deleted wait, and the log says so, once."""
+    for _ in range(2):
+        await Notification.objects.acreate(channel="gone_5f0c", payload={"kwargs": {}})
+    await anotify(jobs.Once, number=1)
+    async with working(jobs.Stored) as worker:
+        await until(lambda: "'gone_5f0c' wait, and no channel here has that name" in caplog.text)
+        await worker.parts[0].part.schedule.look()
+        await anotify(jobs.Stored, number=2)
+        await until(counted(worker, handled=1), worker)
+    assert caplog.text.count("no channel here") == 1
+    assert [row.channel for row in await rows()][:2] == ["gone_5f0c"] * 2
