@@ -514,7 +514,7 @@ def test_tickets_survive_kills(new_site: Site) -> None:
 
     def place_orders() -> None:
         with psycopg.connect(site.dsn, autocommit=True) as conn:
-            while not ended.wait(0.05):
+            while not ended.wait(0.4):
                 conn.execute(ORDERS)
 
     def printing() -> list[Any]:
