@@ -17,6 +17,7 @@ psycopg.
 from __future__ import annotations
 
 import inspect
+import sys
 import threading
 from asyncio import (
     AbstractEventLoop,
@@ -35,6 +36,7 @@ from weakref import ref
 
 from greenlet import GreenletExit, getcurrent
 
+from .calls import call, call_handling
 from .current import Bridge, BridgeError, is_bridged
 from .loops import calls_from_python, in_step
 
@@ -183,6 +185,11 @@ def drive(
     Awaiting ``drive(function, args, kwargs)`` is `run_bridged` for a caller that knows that it is
     not bridged itself.
     """
+    handled = sys.exception()
+    if handled is not None:
+        # A greenlet has no part in what its driver handles.
+        function, args, kwargs = call_handling, (handled, function, args, kwargs), {}
+    del handled
     driver = getcurrent()
     loop = _get_running_loop()
     # The first condition is the frequent case of the second one.
@@ -301,7 +308,7 @@ def _serve() -> None:
     while True:
         function, args, kwargs = current().parent.switch(_ENDED)
         try:
-            current().returned = _call(function, args, kwargs)
+            current().returned = call(function, args, kwargs)
         except GreenletExit:
             raise
         except BaseException as error:
@@ -311,26 +318,3 @@ def _serve() -> None:
         del function, args, kwargs
         if current().call_closed:
             return
-
-
-def _call(function: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
-    """Run *function*, then the callbacks it registered by `on_exit`, inside the greenlet."""
-    try:
-        return function(*args, **kwargs)
-    finally:
-        exits = getattr(getcurrent(), "exits", None)
-        if exits:
-            _call_exits(exits)
-
-
-# The code of the frame that calls the function of an outermost bridged call.
-CALL = _call.__code__
-
-
-def _call_exits(exits: dict[Callable[[], None], None]) -> None:
-    """Call the callbacks, last registered first; a failing one does not stop the others."""
-    try:
-        exits.popitem()[0]()
-    finally:
-        if exits:
-            _call_exits(exits)

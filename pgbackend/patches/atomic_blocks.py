@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from django.db import transaction
 from greenlet import getcurrent
 
-from ..bridge.greenlets import CALL
+from ..bridge.calls import CALL
 from ..session.row_settings import noted_of_thread, restore_of_thread
 from ..tasks.abandoning import (
     FRAMES,

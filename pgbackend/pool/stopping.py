@@ -155,11 +155,12 @@ class StoppableConnection(psycopg.Connection[Any]):
         """Cancel the running statement in the server; close the connection if that fails."""
         try:
             async with asyncio.timeout(self.cancel_timeout):
+                # Raises QueryCanceled.
                 await self._cancel_until_ended(gen)
-        except psycopg.errors.QueryCanceled:
-            pass
         except Exception as error:
-            self._close_unstopped(error)
+            # The statement may have failed by itself before it was stopped.
+            if self.closed or self.is_executing or not isinstance(error, psycopg.Error):
+                self._close_unstopped(error)
 
     async def _cancel_until_ended(self, gen: PQGen[Any]) -> None:
         interval, waits = _RESEND_INTERVAL, self._finishing > 0

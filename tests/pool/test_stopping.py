@@ -2,17 +2,20 @@
 
 import asyncio
 import gc
+import time
 from typing import Any
 
 import pytest
 from django.db import connection, transaction
 
+from pgbackend import bridged
 from pgbackend.base import DatabaseWrapper
 from pgbackend.bridge.greenlets import await_bridged, run_bridged
 from tests.models import Author
 from tests.support.face import Face, on_face, running
 from tests.support.limits import PATIENCE
 from tests.support.server import NAME, Server
+from tests.support.work import execute
 from tests.support.wrapper import run, until
 
 
@@ -128,3 +131,29 @@ async def test_closed_coroutine_in_a_transaction(server: Server) -> None:
     gc.collect()
     await until(lambda: not server.all(active, query))
     assert not await Author.objects.aexists()
+
+
+async def test_a_statement_that_fails_as_it_is_cancelled(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its own error ends a statement, too: the connection stays, and the block around goes on."""
+    query = "SELECT 1 / (pg_sleep(0.1) IS NULL)::int"
+
+    async def fail() -> None:
+        async with transaction.atomic():
+            await bridged(execute)(query)
+
+    async with transaction.atomic():
+        pid = await bridged(execute)("SELECT pg_backend_pid()")
+        await Author.objects.acreate(name="before")
+        task = asyncio.create_task(fail())
+        await running(server, query)
+        # Its error comes while the loop is held, so that the task is cancelled before it reads it.
+        time.sleep(0.5)  # noqa: ASYNC251
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert await bridged(execute)("SELECT pg_backend_pid()") == pid
+        await Author.objects.acreate(name="after")
+    assert await Author.objects.acount() == 2
+    assert "could not be stopped" not in caplog.text
