@@ -23,7 +23,7 @@ import psycopg
 import pytest
 
 from proj import postgres
-from tests.django_suite.server import THROWAWAY
+from tests.django_suite.server import THROWAWAY, make_logins_cheap
 from tests.support.server import DATABASES, NAME, Server
 
 pytest_plugins = (
@@ -93,6 +93,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if not dsn:
         _folder = Path(tempfile.mkdtemp(prefix="pgbackend-tests-"))
         server = postgres.start(_folder, THROWAWAY)
+        make_logins_cheap(server)
         dsn = (
             f"postgresql://{server.user}:{server.password}@{postgres.LOOPBACK}:{server.port}"
             f"/{server.dbname}"

@@ -434,7 +434,14 @@ async def test_plain_application_by_uvicorn(process: Process) -> None:
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("address", ["/execute-wrappers/", "/on-commit/", "/tenant/"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "/tenant/",
+        pytest.param("/execute-wrappers/", marks=pytest.mark.load),
+        pytest.param("/on-commit/", marks=pytest.mark.load),
+    ],
+)
 async def test_isolation_by_uvicorn(process: Process, address: str) -> None:
     """Requests share nothing of a wrapper that was there when the application was imported."""
     async with httpx.AsyncClient(base_url=process.url, timeout=PATIENCE) as client:

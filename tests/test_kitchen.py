@@ -784,6 +784,7 @@ def run_tests(site: Site, *command: str) -> str:
     return done.stdout
 
 
+@pytest.mark.load
 def test_runner(new_site: Site) -> None:
     """The demo's own tests pass with the runner that its settings name."""
     output = run_tests(new_site, "-m", "proj", "test", "kitchen", "--noinput")

@@ -56,7 +56,7 @@ async def test_too_many_waiting_is_refused_at_once() -> None:
 
 
 async def test_many_tasks_stay_within_max_size(server: Server) -> None:
-    """64 tasks of 100 queries each never hold more than 8 backends, and leave none on loan."""
+    """64 tasks of 40 queries each never hold more than 8 backends, and leave none on loan."""
     await Author.objects.acreate(name="Ada")
     most = 0
     done = threading.Event()
@@ -68,7 +68,7 @@ async def test_many_tasks_stay_within_max_size(server: Server) -> None:
             server.all("SELECT pg_sleep(0.002)")
 
     async def queries() -> int:
-        return sum([(await Author.objects.aget(name="Ada")).pk for _ in range(100)])
+        return sum([(await Author.objects.aget(name="Ada")).pk for _ in range(40)])
 
     sampler = asyncio.create_task(asyncio.to_thread(sample))
     pk = (await Author.objects.aget()).pk
@@ -77,7 +77,7 @@ async def test_many_tasks_stay_within_max_size(server: Server) -> None:
     finally:
         done.set()
         await sampler
-    assert results == [100 * pk] * 64
+    assert results == [40 * pk] * 64
     assert most == 8
     stats = await settled(connections["default"])
     assert (stats["pool_size"], stats["pool_available"]) == (8, 8)
