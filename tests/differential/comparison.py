@@ -37,10 +37,10 @@ class Report:
 
     def count(self, program: list[Operation], outcomes: list[Any]) -> None:
         self.programs += 1
-        # A block that could not be entered has the outcome of none.
+        # A block that could not be entered has one outcome, an error, which is that of no part.
         for operation, outcome in zip(program, outcomes, strict=False):
             self.operations[operation.name.split()[0].rstrip(",")] += 1
-            if isinstance(operation, Block):
+            if isinstance(operation, Block) and isinstance(outcome, list):
                 self.count(operation.parts or [], outcome[: len(operation.parts or [])])
                 self.programs -= 1
             elif isinstance(outcome, tuple) and "." in str(outcome[0]):
