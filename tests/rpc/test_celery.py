@@ -2,12 +2,15 @@
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import redis
 
 from pgbackend.rpc.protocol.errors import DeadlinePassed, Unavailable
 from pgbackend.rpc.transports.celery import CeleryTransport
+from pgbackend.rpc.transports.redis_answers import RedisAnswers
 from tests.support.brokers import Redis
 from tests.support.limits import AT_ONCE, PATIENCE
 from tests.support.rpc_services import CeleryService, ask, asleep, closing, send
@@ -74,3 +77,18 @@ def test_queues_and_results_of_other_names(broker: Redis, server: Server) -> Non
             time.sleep(0.05)
         assert set(messages.keys("celery-task-meta-*")) <= before
         messages.flushall()
+
+
+def test_answers_come_to_one_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Publishers and the loop that ask at once for what receives answers get the same."""
+
+    class Slow(RedisAnswers):
+        def __init__(self, *args: Any) -> None:
+            time.sleep(0.05)
+            super().__init__(*args)
+
+    monkeypatch.setattr("pgbackend.rpc.transports.celery.RedisAnswers", Slow)
+    transport = CeleryTransport("redis://127.0.0.1:1/0")
+    with ThreadPoolExecutor(8) as threads:
+        found = [each.result() for each in [threads.submit(transport.answers) for _ in range(8)]]
+    assert len({id(each) for each in found}) == 1

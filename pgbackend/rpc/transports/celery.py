@@ -118,12 +118,14 @@ class CeleryTransport(ThreadedTransport):
 
     def answers(self) -> RedisAnswers | AmqpAnswers:
         """Return what receives the answers of this process."""
-        if self._answers is None:
-            if is_redis(self.results):
-                self._answers = RedisAnswers(self.results, self.pending)
-            else:
-                self._answers = AmqpAnswers(self.broker, self.pending, self.call)
-        return self._answers
+        # The publishers' threads ask, and the loop that is to serve it.
+        with self._lock:
+            if self._answers is None:
+                if is_redis(self.results):
+                    self._answers = RedisAnswers(self.results, self.pending)
+                else:
+                    self._answers = AmqpAnswers(self.broker, self.pending, self.call)
+            return self._answers
 
     def hand_over(self, message_id: str, wire: str, urgent: bool, deadline: float) -> None:
         """Publish a message in one of the publishers' threads."""
@@ -143,7 +145,9 @@ class CeleryTransport(ThreadedTransport):
             return
         try:
             if not self.answers().ready(left):
-                raise ConnectionError(f"{self.pending.trouble}")
+                raise ConnectionError(
+                    f"{self.pending.trouble or 'there was no queue for the answer in time'}"
+                )
             with producers.acquire(block=True, timeout=left) as producer:
                 self._send_task(
                     producer,
