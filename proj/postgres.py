@@ -44,6 +44,11 @@ class Server:
     password: str
     dbname: str
 
+    @property
+    def url(self) -> str:
+        """The URL of its database for *user*, over TCP."""
+        return f"postgresql://{self.user}:{self.password}@{LOOPBACK}:{self.port}/{self.dbname}"
+
 
 # The lock of each folder whose server this process uses.
 _locks: dict[Path, int] = {}

@@ -94,10 +94,7 @@ def pytest_configure(config: pytest.Config) -> None:
         _folder = Path(tempfile.mkdtemp(prefix="pgbackend-tests-"))
         server = postgres.start(_folder, THROWAWAY)
         make_logins_cheap(server)
-        dsn = (
-            f"postgresql://{server.user}:{server.password}@{postgres.LOOPBACK}:{server.port}"
-            f"/{server.dbname}"
-        )
+        dsn = server.url
     os.environ["PGBACKEND_TEST_DSN"] = dsn
     os.environ["DJANGO_SETTINGS_MODULE"] = "tests.settings"
     with psycopg.connect(dsn, autocommit=True) as conn:

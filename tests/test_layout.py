@@ -125,10 +125,7 @@ def test_a_server_that_is_named(tmp_path: Path) -> None:
     """With --dsn all tests run in one process, also with -n, as two would share its databases."""
     server = postgres.start(tmp_path, THROWAWAY)
     try:
-        dsn = (
-            f"postgresql://{server.user}:{server.password}@{postgres.LOOPBACK}:{server.port}"
-            f"/{server.dbname}"
-        )
+        dsn = server.url
         done = subprocess.run(
             [
                 *(sys.executable, "-m", "pytest", "-n", "2", "--dsn", dsn, "-v"),

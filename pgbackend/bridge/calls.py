@@ -20,20 +20,22 @@ def call(function: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, An
             _call_exits(exits)
 
 
-def call_handling(
-    handled: BaseException,
-    function: Callable[..., T],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> T:
-    """Run *function* as if it were called where *handled* is handled: `sys.exception()` is that."""
+def call_handling(function: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
+    """Do what `call` does, as if *function* were called where the driver's exception is handled.
+
+    `sys.exception()` in it is ``handled`` of the greenlet, which has no part in what its driver
+    handles.
+    """
+    bridge: Any = getcurrent()
+    handled, bridge.handled = bridge.handled, None
     traceback = handled.__traceback__
     try:
         raise handled
     except BaseException:
         # `raise` has added this frame.
         handled.__traceback__ = traceback
-        del traceback
+        # A traceback may keep this frame: no name in it may lead to the exception or the greenlet.
+        del bridge, handled, traceback
         return call(function, args, kwargs)
 
 

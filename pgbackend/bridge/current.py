@@ -23,6 +23,8 @@ class Bridge(greenlet):
     # The return value or the exception of the call that has just ended.
     returned: Any = None
     raised: BaseException | None = None
+    # The exception that the driver handles when the call begins, which takes it from here.
+    handled: BaseException | None = None
     # The callbacks of `on_exit`, called last registered first when the function has ended. A dict
     # keeps their order and holds each only once.
     exits: dict[Callable[[], None], None] | None = None

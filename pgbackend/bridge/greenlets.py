@@ -185,11 +185,6 @@ def drive(
     Awaiting ``drive(function, args, kwargs)`` is `run_bridged` for a caller that knows that it is
     not bridged itself.
     """
-    handled = sys.exception()
-    if handled is not None:
-        # A greenlet has no part in what its driver handles.
-        function, args, kwargs = call_handling, (handled, function, args, kwargs), {}
-    del handled
     driver = getcurrent()
     loop = _get_running_loop()
     # The first condition is the frequent case of the second one.
@@ -208,6 +203,7 @@ def drive(
         bridge.switch()
     bridge.owner = current_task()
     bridge.gr_context = driver.gr_context
+    bridge.handled = sys.exception()
     del driver
     result = bridge.switch(function, args, kwargs)
     while result is not _ENDED:
@@ -308,7 +304,8 @@ def _serve() -> None:
     while True:
         function, args, kwargs = current().parent.switch(_ENDED)
         try:
-            current().returned = call(function, args, kwargs)
+            run = call if current().handled is None else call_handling
+            current().returned = run(function, args, kwargs)
         except GreenletExit:
             raise
         except BaseException as error:

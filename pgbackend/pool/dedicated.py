@@ -156,10 +156,12 @@ class DedicatedConnection:
                 break
             except asyncio.CancelledError as error:
                 cancelled = error
-        self._conn = None
-        with suppress(Exception):
-            await conn.close()
-        self._lock.release()
+        try:
+            self._conn = None
+            with suppress(Exception):
+                await conn.close()
+        finally:
+            self._lock.release()
         if cancelled is not None:
             raise cancelled
 

@@ -44,10 +44,7 @@ def superuser(dsn: str | None) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="pgbackend-bench-") as folder:
         server = postgres.start(Path(folder), OPTIONS, system_postgres())
         try:
-            yield (
-                f"postgresql://{server.user}:{server.password}@{postgres.LOOPBACK}:{server.port}"
-                f"/{server.dbname}"
-            )
+            yield server.url
         finally:
             postgres.stop(Path(folder))
 

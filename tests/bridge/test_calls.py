@@ -5,6 +5,8 @@ import gc
 import sys
 import traceback
 import weakref
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import pytest
 from django.db import IntegrityError
@@ -90,18 +92,29 @@ async def test_receivers() -> None:
 
 
 async def test_nothing_is_kept() -> None:
-    """The greenlet that was used keeps neither the exception nor what its caller has."""
+    """Neither the greenlet nor a cycle keeps the exception, also where it is raised again."""
 
-    async def fail() -> "weakref.ref[Handled]":
+    @bridged
+    def raise_again() -> None:
+        raise  # what is tested
+
+    @bridged
+    def raise_another() -> None:
+        raise ValueError
+
+    async def fail(function: Callable[[], Awaitable[object]]) -> "weakref.ref[Handled]":
         try:
             raise Handled
         except Handled as error:
-            await bridged(len)([])
-            return weakref.ref(error)
+            found = weakref.ref(error)
+            with suppress(Handled, ValueError):
+                await function()
+        return found
 
     gc.collect()
     gc.disable()
     try:
-        assert (await fail())() is None
+        for function in (bridged(lambda: None), raise_again, raise_another):
+            assert (await fail(function))() is None
     finally:
         gc.enable()

@@ -29,14 +29,7 @@ THROWAWAY = {
 
 def make_logins_cheap(server: postgres.Server) -> None:
     """Have the password hashed once, not 4,096 times, which two thirds of connecting are."""
-    with psycopg.connect(
-        host=postgres.LOOPBACK,
-        port=server.port,
-        user=server.user,
-        password=server.password,
-        dbname=server.dbname,
-        autocommit=True,
-    ) as conn:
+    with psycopg.connect(server.url, autocommit=True) as conn:
         if conn.info.server_version >= 160000:
             conn.execute("SET scram_iterations = 1")
             user = sql.Identifier(server.user)
@@ -55,10 +48,7 @@ def serve(dsn: str | None) -> Iterator[str]:
         make_logins_cheap(server)
         try:
             print(f"PostgreSQL: {binaries or 'embedded, without contrib extensions'}", flush=True)
-            yield (
-                f"postgresql://{server.user}:{server.password}@{postgres.LOOPBACK}:{server.port}"
-                f"/{server.dbname}"
-            )
+            yield server.url
         finally:
             postgres.stop(Path(folder))
 

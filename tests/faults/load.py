@@ -36,10 +36,7 @@ def server_of_its_own() -> Iterator[str]:
     try:
         server = postgres.start(folder, {"max_connections": 200, "fsync": "off"})
         try:
-            yield (
-                f"postgresql://{server.user}:{server.password}@{postgres.LOOPBACK}:{server.port}"
-                f"/{server.dbname}"
-            )
+            yield server.url
         finally:
             postgres.stop(folder)
     finally:

@@ -13,25 +13,30 @@ from tests.support.pubsub import until
 from tests.support.server import Server
 
 
+async def opened() -> tuple[DedicatedConnection, asyncio.Task[None]]:
+    """Return a dedicated connection that is open, and the task that runs it."""
+    is_open = asyncio.Event()
+
+    async def prepare(_: DedicatedConnection) -> None:
+        is_open.set()
+
+    dedicated = DedicatedConnection(
+        "test",
+        lambda: arguments_of("default"),
+        prepare=prepare,
+        received=lambda name, payload: None,
+        lost=lambda error: None,
+    )
+    running = asyncio.create_task(dedicated.run())
+    await asyncio.wait_for(is_open.wait(), AT_ONCE)
+    return dedicated, running
+
+
 def test_a_silent_server_is_named(run_main: Main) -> None:
     """The error names the time-out at which the statement was given up; loops round their times."""
 
     async def give_up(seconds: float) -> None:
-        is_open = asyncio.Event()
-        lost: list[BaseException] = []
-
-        async def prepare(_: DedicatedConnection) -> None:
-            is_open.set()
-
-        dedicated = DedicatedConnection(
-            "test",
-            lambda: arguments_of("default"),
-            prepare=prepare,
-            received=lambda name, payload: None,
-            lost=lost.append,
-        )
-        running = asyncio.create_task(dedicated.run())
-        await asyncio.wait_for(is_open.wait(), 20)
+        dedicated, running = await opened()
         with pytest.raises(psycopg.OperationalError, match="did not answer within"):
             await dedicated.execute("SELECT pg_sleep(1)", seconds=seconds)
         running.cancel()
@@ -49,20 +54,7 @@ def test_cancelled_twice(run_main: Main, server: Server) -> None:
     """The connection is let go though its task is cancelled again while it ends."""
 
     async def main() -> None:
-        is_open = asyncio.Event()
-
-        async def prepare(_: DedicatedConnection) -> None:
-            is_open.set()
-
-        dedicated = DedicatedConnection(
-            "test",
-            lambda: arguments_of("default"),
-            prepare=prepare,
-            received=lambda name, payload: None,
-            lost=lambda error: None,
-        )
-        running = asyncio.create_task(dedicated.run())
-        await asyncio.wait_for(is_open.wait(), AT_ONCE)
+        dedicated, running = await opened()
         executing = asyncio.create_task(dedicated.execute("SELECT pg_sleep(600)"))
         await until(lambda: server.all(SLEEPING))
         # At once, and while it waits for the statement to end, as a loop that ends may do.

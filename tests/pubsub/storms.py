@@ -221,10 +221,7 @@ class _OwnServer:
     def set_up(self) -> None:
         """Set Django up for it, and make the tables."""
         server = self.server
-        os.environ["PGBACKEND_TEST_DSN"] = (
-            f"postgresql://{server.user}:{server.password}@{postgres.LOOPBACK}:{server.port}"
-            f"/{server.dbname}"
-        )
+        os.environ["PGBACKEND_TEST_DSN"] = server.url
         os.environ["DJANGO_SETTINGS_MODULE"] = "tests.settings"
         import django
         import psycopg

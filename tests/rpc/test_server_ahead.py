@@ -6,7 +6,6 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from random import Random
 from typing import Any
 from uuid import UUID
@@ -21,10 +20,9 @@ from django.test import override_settings
 from django.test.utils import CaptureQueriesContext
 
 from pgbackend.rpc.protocol import nodes
-from pgbackend.rpc.server import registry
 from tests.rpc.generated import make_rows
 from tests.rpc.site import models
-from tests.support.rpc_server import op, outcomes, q, tree, where
+from tests.support.rpc_server import exposed, op, outcomes, q, tree, where
 
 GET = op("get")
 
@@ -59,17 +57,6 @@ def selects(table: str, number: int) -> Iterator[None]:
         yield
     found = [each["sql"] for each in captured if f'FROM "rpc_site_{table}"' in each["sql"]]
     assert len(found) == number, found
-
-
-@contextmanager
-def exposed(model: Any, **changed: Any) -> Iterator[None]:
-    """Expose *model* otherwise for a while."""
-    known = registry.exposure_of(model)
-    registry.register(replace(known, **changed), anew=True)
-    try:
-        yield
-    finally:
-        registry.register(known, anew=True)
 
 
 def keys(model: Any) -> list[int]:

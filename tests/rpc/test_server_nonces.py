@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -15,21 +13,10 @@ from django.db.models.functions import Cast
 
 from pgbackend import bridged
 from pgbackend.rpc.protocol.answers import Answer
-from pgbackend.rpc.server import registry
 from tests.rpc.site.models import Dish, Order
-from tests.support.rpc_server import answer_of, op, sealed, tree, where
+from tests.support.rpc_server import answer_of, exposed, op, sealed, tree, where
 
 NOTED = "SELECT count(*) FROM pgbackend_rpc_server_seennonce"
-
-
-@contextmanager
-def exposed(model: Any, **changed: Any) -> Iterator[None]:
-    known = registry.exposure_of(model)
-    registry.register(replace(known, **changed), anew=True)
-    try:
-        yield
-    finally:
-        registry.register(known, anew=True)
 
 
 def codes(answer: Answer) -> list[str | None] | str:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from pgbackend.rpc.protocol import nodes
 from pgbackend.rpc.protocol.answers import Answer, Outcome, open_answer
 from pgbackend.rpc.protocol.messages import message_of, seal_message
+from pgbackend.rpc.server import registry
 from pgbackend.rpc.server.running import handle
 from pgbackend.rpc.server.settings import service
 
@@ -64,3 +68,14 @@ def values(model: str, *ops: nodes.Op, path: str = "name", **options: Any) -> li
     """Return the values of one path of the rows."""
     found = ask(tree(model, *ops, op("values_list", path, flat=True)), **options)
     return [row[0] for row in found.rows]
+
+
+@contextmanager
+def exposed(model: Any, **changed: Any) -> Iterator[None]:
+    """Expose *model* otherwise for a while."""
+    known = registry.exposure_of(model)
+    registry.register(replace(known, **changed), anew=True)
+    try:
+        yield
+    finally:
+        registry.register(known, anew=True)

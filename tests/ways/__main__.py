@@ -93,14 +93,7 @@ def databases(number: int) -> Iterator[list[dict[str, object]]]:
             given = {"HOST": postgres.LOOPBACK, "PORT": server.port, "USER": server.user}
             given["PASSWORD"] = server.password
             names = [f"ways_{number}" for number in range(number)]
-            with psycopg.connect(
-                host=postgres.LOOPBACK,
-                port=server.port,
-                user=server.user,
-                password=server.password,
-                dbname=server.dbname,
-                autocommit=True,
-            ) as conn:
+            with psycopg.connect(server.url, autocommit=True) as conn:
                 for name in names:
                     conn.execute(f"CREATE DATABASE {name}")
             yield [{**given, "NAME": name} for name in names]
