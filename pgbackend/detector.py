@@ -28,13 +28,13 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import importlib
 import logging
 import os
 import sys
 from asyncio import AbstractEventLoop
 from collections import Counter
 from contextvars import Context
+from importlib.machinery import ModuleSpec, SourceFileLoader
 from queue import Empty, SimpleQueue
 from threading import Thread, get_ident
 from time import monotonic
@@ -139,7 +139,13 @@ class _Heartbeat:
 _BEAT = _Heartbeat.__call__.__code__
 _HANDLE = asyncio.Handle._run.__code__
 _TURN: CodeType = asyncio.BaseEventLoop._run_once.__code__  # type: ignore[attr-defined]  # private
-_IMPORT: CodeType = importlib._bootstrap._find_and_load.__code__  # type: ignore[attr-defined]  # private
+
+# The files, as code names them, of the two modules that import others. All of their functions
+# count as an import: `from package import name` runs in one of them after `package` is there, and a
+# loader that is called directly reads a module's source in another.
+_IMPORTING = frozenset(
+    function.__code__.co_filename for function in (ModuleSpec.__init__, SourceFileLoader.get_data)
+)
 
 
 class _CodePosition(NamedTuple):
@@ -285,7 +291,7 @@ class _WatchedLoop:
         innermost = named = None
         while frame is not None:
             code = frame.f_code
-            if code is _BEAT or code is _TURN or code is _IMPORT:
+            if code is _BEAT or code is _TURN or code.co_filename in _IMPORTING:
                 return None
             if code is _HANDLE or code is self.caller:
                 break

@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -248,6 +249,60 @@ def test_import(
 
     runner.run(main())
     del sys.modules["slow_urls"]
+
+
+def take_name(folder: Path) -> None:
+    """Take a name that a package makes when it is asked for it."""
+    (folder / "slow_names").mkdir()
+    (folder / "slow_names" / "__init__.py").write_text(
+        "import time\n"
+        "def __getattr__(name):\n"
+        "    if name != 'late': raise AttributeError(name)\n"
+        f"    globals()[name] = time.sleep({HELD})\n"
+    )
+    import_module("slow_names")
+    from slow_names import late  # noqa: F401
+
+    del sys.modules["slow_names"]
+
+
+def read_source(folder: Path) -> None:
+    """Load a module by its loader; the file that it is read from answers late."""
+    path = folder / "slow_source.py"
+    os.mkfifo(path)
+
+    def write() -> None:
+        with path.open("w") as file:
+            time.sleep(HELD)
+            file.write("name = 1")
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    spec = spec_from_file_location("slow_source", path)
+    assert spec is not None
+    assert spec.loader is not None
+    spec.loader.exec_module(module_from_spec(spec))
+    writer.join()
+
+
+@pytest.mark.parametrize("load", [take_name, read_source])
+def test_parts_of_an_import(
+    runner: asyncio.Runner,
+    warnings: Warnings,
+    load: Callable[[Path], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nor are the parts of an import in which no module is looked for."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    async def main() -> None:
+        detector.watch(BOUND)
+        await bridged(load)(tmp_path)
+        await asyncio.sleep(BOUND)
+        await warnings.check_none_before(mark)
+
+    runner.run(main())
 
 
 @pytest.mark.parametrize("how", ["called back", "in a task"])
