@@ -1,4 +1,4 @@
-"""System checks; the one of this module asks whether pools fit into ``max_connections``.
+"""System checks; the one of this module connects, and adds up the pools of each server.
 
 ``manage.py check --database default`` runs it, as ``migrate`` does.
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 from django.core import checks
 from django.core.exceptions import ImproperlyConfigured
-from django.db import Error, connections
+from django.db import Error, OperationalError, connections
 
 from .bridge.current import is_bridged
 from .fingerprints import check_unpatched
@@ -35,12 +35,16 @@ def register() -> None:
 def check_connection_limit(
     *, databases: Sequence[str] | None = None, **kwargs: Any
 ) -> list[checks.CheckMessage]:
-    """Warn of servers that admit fewer connections than the pools may open.
+    """Report servers that cannot be reached or admit fewer connections than the pools may open.
 
     A process may open each alias's pool for the event loop and, if ``OPTIONS["pool"]`` is set,
     Django's own pool for threads. The environment variable ``WEB_CONCURRENCY``, as servers use it,
-    gives the number of processes; without it, there is one. A server that does not answer is
-    reported, too. Aliases with wrong options are left to the check of options.
+    gives the number of processes; without it, there is one. Aliases with wrong options are left to
+    the check of options.
+
+    Whoever names a database wants to know of it, so a database that cannot be connected to is an
+    error, and ``check --database`` fails. Django's own backend connects only if a model has
+    something that depends on the server's version: then it raises OperationalError.
     """
     messages: list[checks.CheckMessage] = []
     for aliases in _by_server(filter(_is_right, databases or ())).values():
@@ -48,7 +52,16 @@ def check_connection_limit(
         processes = _processes()
         try:
             left = _available(aliases[0])
-        except (Error, ImproperlyConfigured) as error:
+        except (OperationalError, ImproperlyConfigured) as error:
+            messages.append(
+                checks.Error(
+                    f"There is no connection to the database of {', '.join(map(repr, aliases))}:"
+                    f" {str(error).strip()}",
+                    id="pgbackend.E004",
+                )
+            )
+            continue
+        except Error as error:
             messages.append(
                 checks.Warning(
                     f"The server of {', '.join(map(repr, aliases))} could not be asked how many"

@@ -1,4 +1,4 @@
-"""The system check that sums the pools up."""
+"""The system check that connects, and sums the pools up."""
 
 import socket
 from collections.abc import Iterator
@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 from django.core.checks import run_checks
+from django.core.management import call_command
+from django.core.management.base import SystemCheckError
 from django.db import connections
 
 from pgbackend.bridge.greenlets import run_bridged
@@ -76,12 +78,15 @@ def test_wrong_options(
 
 @pytest.mark.parametrize("options", [{}, {"pool": True}, {"pool": {"max_size": 5}}])
 def test_a_server_that_is_down(options: dict[str, Any], add_alias: AddAlias) -> None:
-    """A server that cannot be reached is a warning with libpq's words, at once, with a pool too."""
+    """A server that cannot be reached is an error with libpq's words, at once, with a pool too."""
     with closed_port() as port:
         alias = add_alias(options, HOST="127.0.0.1", PORT=str(port))
-        (warning,) = budget(alias, id="pgbackend.W005")
-    assert repr(alias) in warning.msg
-    assert "refused" in warning.msg
+        (error,) = budget(alias, id="pgbackend.E004")
+        assert error.is_serious()
+        with pytest.raises(SystemCheckError, match="refused"):
+            call_command("check", "sessions", databases=[alias])
+    assert repr(alias) in error.msg
+    assert "refused" in error.msg
     assert budget(alias) == []
 
 
@@ -89,15 +94,32 @@ async def test_a_server_that_is_down_in_the_bridge(add_alias: AddAlias) -> None:
     """So it is where the checks run bridged, as they do before bridged tests."""
     with closed_port() as port:
         alias = add_alias({"pool": True}, HOST="127.0.0.1", PORT=str(port))
-        (warning,) = await run_bridged(lambda: budget(alias, id="pgbackend.W005"))
-    assert "refused" in warning.msg
+        (error,) = await run_bridged(lambda: budget(alias, id="pgbackend.E004"))
+    assert "refused" in error.msg
 
 
 def test_a_database_that_is_not_there(add_alias: AddAlias) -> None:
-    """The server's own words are in the warning."""
+    """The server's own words are in the error."""
     alias = add_alias({"pool": True}, NAME="no_such_database")
-    (warning,) = budget(alias, id="pgbackend.W005")
-    assert 'database "no_such_database" does not exist' in warning.msg
+    (error,) = budget(alias, id="pgbackend.E004")
+    assert 'database "no_such_database" does not exist' in error.msg
+
+
+def test_a_server_that_does_not_say(add_alias: AddAlias) -> None:
+    """A server that answers, but does not say what it admits, is a warning with its words."""
+    alias = add_alias({"options": "-c search_path=no_settings,pg_catalog"})
+    with connections["default"].cursor() as cursor:
+        cursor.execute("CREATE SCHEMA no_settings")
+        cursor.execute(
+            "CREATE FUNCTION no_settings.current_setting(text) RETURNS text LANGUAGE plpgsql"
+            " AS $$ BEGIN RAISE EXCEPTION 'no settings here'; END $$"
+        )
+        try:
+            (warning,) = budget(alias, id="pgbackend.W005")
+        finally:
+            cursor.execute("DROP SCHEMA no_settings CASCADE")
+    assert not warning.is_serious()
+    assert "no settings here" in warning.msg
 
 
 def test_the_pool_is_not_opened(add_alias: AddAlias) -> None:
