@@ -23,7 +23,7 @@ import psycopg
 import pytest
 
 from proj import postgres
-from tests.django_suite.server import THROWAWAY, make_logins_cheap
+from tests.django_suite.server import THROWAWAY, in_memory, make_logins_cheap
 from tests.support.server import DATABASES, NAME, Server
 
 pytest_plugins = (
@@ -91,7 +91,7 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     dsn = config.getoption("--dsn")
     if not dsn:
-        _folder = Path(tempfile.mkdtemp(prefix="pgbackend-tests-"))
+        _folder = Path(tempfile.mkdtemp(prefix="pgbackend-tests-", dir=in_memory()))
         server = postgres.start(_folder, THROWAWAY)
         make_logins_cheap(server)
         dsn = server.url

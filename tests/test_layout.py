@@ -1,6 +1,7 @@
 """The layout of the tests: a file for each module; what they share is in `tests/support`."""
 
 import ast
+import fcntl
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from proj import postgres
-from tests.django_suite.server import THROWAWAY
+from tests.django_suite.server import THROWAWAY, in_memory
 from tests.support.limits import PATIENCE
 
 TESTS = Path(__file__).parent
@@ -142,6 +143,22 @@ def test_a_server_that_is_named(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout
     assert "tests/test_features.py::test_skips_in_the_bridge PASSED" in done.stdout
     assert "gw0" not in done.stdout
+
+
+def test_servers_in_memory(tmp_path: Path) -> None:
+    """A folder there is used where there is room; what killed runs have left is removed."""
+    left, used, new = (tmp_path / f"pgbackend-{name}" for name in ("left", "used", "new"))
+    for folder in (left, used, new):
+        folder.mkdir()
+        (folder / "users.lock").touch()
+    for folder in (left, used):
+        os.utime(folder, (0, 0))
+    with open(used / "users.lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        assert in_memory(tmp_path, room=1) == tmp_path
+        assert sorted(tmp_path.iterdir()) == [new, used]
+    assert in_memory(tmp_path, room=2**60) is None
+    assert in_memory(tmp_path / "missing", room=1) is None
 
 
 def test_modules_are_short() -> None:
