@@ -147,13 +147,17 @@ def test_a_server_that_is_named(tmp_path: Path) -> None:
 
 def test_servers_in_memory(tmp_path: Path) -> None:
     """A folder there is used where there is room; what killed runs have left is removed."""
-    left, used, new = (tmp_path / f"pgbackend-{name}" for name in ("left", "used", "new"))
-    for folder in (left, used, new):
-        folder.mkdir()
-        (folder / "users.lock").touch()
-    for folder in (left, used):
+    left, several, used, new = folders = [
+        tmp_path / f"pgbackend-{name}" for name in ("left", "several", "used", "new")
+    ]
+    for folder in folders:
+        for place in (folder, folder / "first", folder / "second"):
+            if folder != several or place != folder:
+                place.mkdir(parents=True)
+                (place / "users.lock").touch()
+    for folder in (left, several, used):
         os.utime(folder, (0, 0))
-    with open(used / "users.lock") as lock:
+    with open(used / "second" / "users.lock") as lock:
         fcntl.flock(lock, fcntl.LOCK_SH)
         assert in_memory(tmp_path, room=1) == tmp_path
         assert sorted(tmp_path.iterdir()) == [new, used]

@@ -49,12 +49,14 @@ def in_memory(memory: Path = MEMORY, room: int = ROOM) -> Path | None:
 
 
 def _is_left(folder: Path) -> bool:
-    """Return whether *folder* is an hour old, and no process has its server's lock."""
+    """Return whether *folder* is an hour old, and no process has the lock of a server in it."""
     try:
-        if folder.stat().st_mtime > time.time() - 3600:
+        locks = [*folder.glob("users.lock"), *folder.glob("*/users.lock")]
+        if not locks or folder.stat().st_mtime > time.time() - 3600:
             return False
-        with open(folder / "users.lock", "r+") as users:
-            fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for lock in locks:
+            with open(lock, "r+") as users:
+                fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         # The folder is another user's, is gone by now, or its server is used.
         return False

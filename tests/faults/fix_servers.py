@@ -26,7 +26,7 @@ import pytest
 from psycopg import sql
 
 from proj import postgres
-from tests.django_suite.server import system_postgres
+from tests.django_suite.server import in_memory, system_postgres
 from tests.support.limits import PATIENCE
 
 ROOT = Path(__file__).parent.parent.parent
@@ -69,7 +69,7 @@ def free_port() -> int:
 @contextmanager
 def folder_for_servers() -> Iterator[Path]:
     """Yield a new folder that an unprivileged server can enter."""
-    folder = Path(tempfile.mkdtemp(prefix="pgbackend-faults-"))
+    folder = Path(tempfile.mkdtemp(prefix="pgbackend-faults-", dir=in_memory()))
     folder.chmod(0o755)
     try:
         yield folder

@@ -2,10 +2,10 @@
 
 import asyncio
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
+from tests.faults.fix_servers import folder_for_servers
 from tests.faults.kills import Kills
 from tests.faults.own_server import OwnServer
 from tests.faults.report import loads
@@ -14,11 +14,12 @@ pytestmark = pytest.mark.process
 
 
 @pytest.fixture(scope="module")
-def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnServer]:
+def own() -> Iterator[OwnServer]:
     """A server that the tests stop and start."""
-    server = OwnServer(Path(tmp_path_factory.mktemp("server")))
-    yield server
-    server.stop()
+    with folder_for_servers() as folder:
+        server = OwnServer(folder / "own")
+        yield server
+        server.stop()
 
 
 def test_41_kills_and_restarts_under_load(

@@ -2,12 +2,12 @@
 
 import asyncio
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from django.db import InternalError, OperationalError, connection, transaction
 
+from tests.faults.fix_servers import folder_for_servers
 from tests.faults.own_server import OwnServer
 from tests.models import Author
 from tests.support.limits import AT_ONCE, PATIENCE
@@ -21,11 +21,12 @@ TERMINATE = "SELECT pg_terminate_backend(%s, 10000)"
 
 
 @pytest.fixture(scope="module")
-def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnServer]:
+def own() -> Iterator[OwnServer]:
     """A server that the tests stop and start."""
-    server = OwnServer(Path(tmp_path_factory.mktemp("server")))
-    yield server
-    server.stop()
+    with folder_for_servers() as folder:
+        server = OwnServer(folder / "own")
+        yield server
+        server.stop()
 
 
 def use(own: OwnServer, *, checks: bool = False, size: int = SIZE) -> None:
