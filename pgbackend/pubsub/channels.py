@@ -57,6 +57,8 @@ class Options:
 
     # Where `forms` keeps what it made of the class: a table of classes would keep them alive.
     _payload_form: ClassVar[Any] = None
+    # The names of its fields.
+    _names: ClassVar[tuple[str, ...] | None] = None
 
 
 @dataclass
@@ -143,7 +145,10 @@ class BaseChannel(Options):
     @property
     def signature(self) -> dict[str, Any]:
         """The keyword arguments of the listeners."""
-        return {each.name: getattr(self, each.name) for each in fields(self)}
+        cls = type(self)
+        if (names := vars(cls).get("_names")) is None:
+            names = cls._names = tuple(each.name for each in fields(cls))
+        return {name: getattr(self, name) for name in names}
 
     @classmethod
     def from_payload(cls, data: dict[str, Any]) -> Self:
@@ -162,6 +167,10 @@ class BaseChannel(Options):
         """Return the payload, JSON in ASCII. Raise PayloadError for a value that does not fit."""
         name = type(self).name()
         raise PayloadError(f"{name} is not derived from Channel: it cannot be sent")
+
+
+# `json.dumps` would make one for each payload.
+_ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 
 
 @dataclass
@@ -184,7 +193,7 @@ class Channel(BaseChannel):
         """Return the payload, JSON in ASCII. Raise PayloadError for a value that does not fit."""
         try:
             kwargs = form_of(type(self)).encode(self)
-            return json.dumps({"kwargs": kwargs}, separators=(",", ":"), allow_nan=False)
+            return _ENCODER.encode({"kwargs": kwargs})
         except RecursionError as error:
             raise PayloadError(f"{type(self).name()}: a value is nested too deeply") from error
 

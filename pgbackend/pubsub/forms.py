@@ -52,11 +52,15 @@ class ChannelForm(Form):
         if not isinstance(data, Mapping):
             raise PayloadError(f"{data!r:.100} is no object with the fields of {self.described}")
         decoded = {}
-        for name, (form, nullable) in self.fields.items():
-            if name in data:
-                with _of_field(self.described, name):
+        name = ""
+        # One block for all fields: this is done for each notification.
+        try:
+            for name, (form, nullable) in self.fields.items():
+                if name in data:
                     found = data[name]
                     decoded[name] = None if nullable and found is None else form.decode(found)
+        except PayloadError as error:
+            raise _of_field(self.described, name).named(error) from error.__cause__
         return decoded
 
 
@@ -181,6 +185,8 @@ class _of_field:
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         if isinstance(error, PayloadError):
-            raise PayloadError(f"{self.path}: {error}").with_traceback(
-                sys.exc_info()[2]
-            ) from error.__cause__
+            raise self.named(error) from error.__cause__
+
+    def named(self, error: PayloadError) -> PayloadError:
+        """Return *error* with the field before its words."""
+        return PayloadError(f"{self.path}: {error}").with_traceback(sys.exc_info()[2])

@@ -37,22 +37,17 @@ LEFT_OPEN = "a listener has left a block of atomic() open"
 earlier_attempts: ContextVar[int] = ContextVar("earlier_attempts", default=0)
 
 
-@contextmanager
-def _counted(attempts: int) -> Iterator[None]:
-    token = earlier_attempts.set(attempts)
-    try:
-        yield
-    finally:
-        earlier_attempts.reset(token)
-
-
 def call_listeners(running: Running, channel: type[BaseChannel], row: Claimed) -> None:
     """Call the listeners of a stored notification, in the order of their registration.
 
     Raise what the first of them raises, and PayloadError for a payload that does not fit.
     """
-    with _counted(row.attempts), handling(channel.name(), row.headers, row.attempts):
-        _call_listeners(running, channel, row.payload)
+    token = earlier_attempts.set(row.attempts)
+    try:
+        with handling(channel.name(), row.headers, row.attempts):
+            _call_listeners(running, channel, row.payload)
+    finally:
+        earlier_attempts.reset(token)
 
 
 def _call_listeners(running: Running, channel: type[BaseChannel], payload: str) -> None:

@@ -51,6 +51,10 @@ def _int(digits: str) -> int | Decimal:
     return int(digits) if len(digits) <= MOST_DIGITS else Decimal(digits)
 
 
+# `json.loads` would make one for each payload.
+_DECODER = PayloadDecoder()
+
+
 def encode(channel: _Channel) -> str:
     """Return the payload of *channel*, a notification, as JSON in ASCII.
 
@@ -74,7 +78,7 @@ def payload_object(channel: str, payload: str | dict[str, Any]) -> dict[str, Any
     for _ in range(2):
         if isinstance(data, str):
             try:
-                data = json.loads(data, cls=PayloadDecoder)
+                data = _DECODER.decode(data)
             except ValueError as error:
                 raise PayloadError(f"The payload of {channel} is no JSON: {error}") from error
     if not isinstance(data, dict):

@@ -79,8 +79,9 @@ class PartOfTransaction(Transaction):
 
     def __init__(self, whole: Transaction) -> None:
         self.whole = whole
-        for name in ("wrapper", "state", "owner", "loop", "thread", "context", "request"):
-            setattr(self, name, getattr(whole, name))
+        self.wrapper, self.state, self.owner = whole.wrapper, whole.state, whole.owner
+        self.loop, self.thread, self.context = whole.loop, whole.thread, whole.context
+        self.request = whole.request
         self.settings, self.add_scope_end = whole.settings, whole.add_scope_end
         self.ended = False
 
@@ -123,9 +124,11 @@ def end_part(part: PartOfTransaction, *, stop: bool) -> None:
     other is refused.
     """
     part.ended = True
-    remove_from_context(part)
     if part.whole.open:
+        # It takes the place of the part.
         add_to_context(part.whole)
+    else:
+        remove_from_context(part)
     lease = part.state.lease
     if lease is None or not lease.face.lock.held:
         return
