@@ -110,6 +110,9 @@ def file_health(path: str, max_age: float) -> dict[str, Any]:
     problems = []
     if age > max_age:
         problems.append(f"the worker has written nothing for {age:.1f} s")
+    elif age < -max_age:
+        # The clock was set back. A worker that runs writes again soon, by the clock as it is now.
+        problems.append(f"the worker has written nothing since a time in {-age:.1f} s")
     if found.get("state") != "listening":
         problems.append(f"the worker is {found.get('state')}: {_reason(found)}")
     return {**found, "age": age, "problems": problems}

@@ -99,6 +99,7 @@ def test_health(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for content, problem in (
         ({**good, "time": time() - 60}, "has written nothing for 60"),
         ({**good, "state": "lost", "hubs": [{"error": "refused"}]}, "is lost: refused"),
+        ({"time": time() + 3600, "state": "listening"}, "has written nothing since a time in"),
         ({}, "no health file can be read"),
     ):
         path.write_text(json.dumps(content))
