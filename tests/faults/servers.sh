@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Install what some tests need beside the embedded PostgreSQL: a PostgreSQL with TLS; PgBouncer 1.22 or
 # later, which goes to .pgbouncer if the system has none: built from the source package of the first
-# Debian that has it; Chromium; Redis, RabbitMQ, and PHP for the command line. What is there is left
-# alone. For Debian and Ubuntu, as root; elsewhere install them by the system's own means.
+# Debian that has it; Chromium; Redis, RabbitMQ, PHP for the command line, and libfaketime. What is
+# there is left alone. For Debian and Ubuntu, as root; elsewhere install them by the system's own means.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -27,6 +27,8 @@ has_redis() { command -v redis-server valkey-server >/dev/null; }
 has_rabbitmq() { command -v rabbitmq-server >/dev/null || [ -x /usr/sbin/rabbitmq-server ]; }
 
 has_php() { command -v php >/dev/null; }
+
+has_faketime() { compgen -G '/usr/lib/*/faketime/libfaketime.so.1' >/dev/null; }
 
 # Daemons that are installed are not to run beside those that the tests start.
 install_stopped() {
@@ -63,7 +65,7 @@ build() {
     rm -r sources.list source lists cache
 }
 
-if has_server && has_pgbouncer && has_chromium && has_redis && has_rabbitmq && has_php; then
+if has_server && has_pgbouncer && has_chromium && has_redis && has_rabbitmq && has_php && has_faketime; then
     exit 0
 fi
 if ! command -v apt-get >/dev/null; then
@@ -80,7 +82,8 @@ trap 'status=$?; [ $status = 0 ] || cat "$log" >&2' EXIT
     has_redis || install_stopped redis-server
     has_rabbitmq || install_stopped rabbitmq-server
     has_php || apt-get install -y --no-install-recommends php-cli
+    has_faketime || apt-get install -y --no-install-recommends libfaketime
     # The last one: it changes the folder.
     has_pgbouncer || build
 } >"$log" 2>&1
-has_pgbouncer && has_chromium && has_redis && has_rabbitmq && has_php
+has_pgbouncer && has_chromium && has_redis && has_rabbitmq && has_php && has_faketime
