@@ -164,6 +164,8 @@ def _was_reset(face: Any) -> None:
     face.reset_due = False
     # The reset has made the server forget prepared statements.
     face._prepared.clear()
+    if face.kept_statements:
+        face.kept_statements.clear()
     if face._notifies_backlog:
         # The backlog holds notifications of channels that the old session listened to.
         face._notifies_backlog.clear()

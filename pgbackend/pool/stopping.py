@@ -58,6 +58,9 @@ class StoppableConnection(psycopg.Connection[Any]):
         self.reset_due = False
         self.reset: Any = None
         self.resetting: set[int] = set()
+        # How often statements ran since the session was last reset, by their names; None: the
+        # connection keeps none. See `sql.kept_statements`.
+        self.kept_statements: dict[str, int] | None = {}
 
     def wait(
         self, gen: PQGen[RV], interval: float = _WAIT_INTERVAL, timeout: float | None = None

@@ -9,9 +9,11 @@ https://www.postgresql.org/docs/current/sql-select.html#SQL-FOR-UPDATE-SHARE
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from ..extending import KeptStatement, execute_kept
 from .conditions import Condition
 from .encoding import undo_escapes
 
@@ -172,9 +174,19 @@ class Claimed(NamedTuple):
     table: str
 
 
+@functools.cache
+def _ready(where: str, escaped: bool) -> KeptStatement:
+    columns = _ESCAPED_COLUMNS if escaped else _COLUMNS
+    return KeptStatement(_READY.format(columns=columns, where=where))
+
+
 def _claimed(cursor: Any, sql: str, condition: Condition, params: Sequence[Any]) -> list[Claimed]:
     columns = _ESCAPED_COLUMNS if condition.escaped else _COLUMNS
     cursor.execute(sql.format(columns=columns, where=condition.sql), params)
+    return _fetched(cursor, condition)
+
+
+def _fetched(cursor: Any, condition: Condition) -> list[Claimed]:
     rows = cursor.fetchall()
     if not rows:
         return []
@@ -189,9 +201,18 @@ def _claimed(cursor: Any, sql: str, condition: Condition, params: Sequence[Any])
     return found
 
 
-def claim(cursor: Any, name: str, limit: int, condition: Condition) -> list[Claimed]:
-    """Lock up to *limit* ready rows of the channel *name*, and return them in their order."""
-    return _claimed(cursor, _READY, condition, [name, *condition.params, limit])
+def claim(
+    cursor: Any, name: str, limit: int, condition: Condition, *, keep: bool = False
+) -> list[Claimed]:
+    """Lock up to *limit* ready rows of the channel *name*, and return them in their order.
+
+    *keep*: by a plan that the connection may have kept.
+    """
+    parameters = [name, *condition.params, limit]
+    if not keep:
+        return _claimed(cursor, _READY, condition, parameters)
+    execute_kept(cursor, _ready(condition.sql, condition.escaped), parameters)
+    return _fetched(cursor, condition)
 
 
 def claim_behind(

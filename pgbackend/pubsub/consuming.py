@@ -18,7 +18,7 @@ from django.db import connections
 from ..extending import own_cursor
 from ..pool.dedicated import backoff_delay
 from . import batches, claiming
-from .batches import MOST, Batch, BatchLost, BatchSize, Contexts, Failure, TransactionEnded
+from .batches import MOST, Batch, BatchLost, BatchSize, Failure, TransactionEnded
 from .channels import BaseChannel
 from .claiming import Claimed
 from .conditions import Condition, heard_here
@@ -205,15 +205,15 @@ class StoredConsumer(ABC):
 
     def _claim_by_position(self, cursor: Any, name: str, limit: int) -> Sequence[Claimed]:
         position = self._positions[name]
-        behind = position.goes_on()
-        if behind is not None:
+        if (behind := position.goes_on()) is not None:
             rows = claiming.claim_behind(cursor, name, limit, self.condition, behind)
             position.went_on((rows[-1].priority, rows[-1].id) if rows else None)
             return rows
         began = monotonic()
-        rows = claiming.claim(cursor, name, limit, self.condition)
+        keep = position.may_keep_plan()
+        rows = claiming.claim(cursor, name, limit, self.condition, keep=keep)
         last = (rows[-1].priority, rows[-1].id) if rows else None
-        position.began(monotonic() - began, last)
+        position.began(monotonic() - began, last, full=len(rows) >= limit, kept=keep)
         return rows
 
     @property
@@ -235,8 +235,7 @@ class StoredConsumer(ABC):
 
     def expire(self, cursor: Any) -> None:
         """Take back rows whose workers have died; the channel may have had a `lease` before."""
-        states = claiming.expire(cursor, self.channel.stored_names(), self.channel.retries)
-        if states:
+        if states := claiming.expire(cursor, self.channel.stored_names(), self.channel.retries):
             logger.warning("the leases of %d rows of %s ended", len(states), self.channel.name())
             self.progress.counts["expired"] += len(states)
 
@@ -252,9 +251,7 @@ class StoredConsumer(ABC):
             failure.row.id,
             self.channel.name(),
             failure.row.attempts + 1,
-            "it is dead now; see `manage.py pubsub requeue`"
-            if dead
-            else f"tried again in {failure.delay:.1f} s",
+            failure.outcome,
             exc_info=excerpt(failure.error),
         )
         if not dead:
@@ -267,14 +264,13 @@ class TransactionalConsumer(StoredConsumer):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.size = BatchSize(MOST)
-        self._contexts = Contexts(self.alias)
         # How many rows to handle one in each transaction, after a batch was lost.
         self._careful = 0
         # How often the connection was lost while a row was handled alone.
         self._suspects: Counter[int] = Counter()
 
     async def _wait(self) -> None:
-        self._contexts.prepare()
+        self.part.apart.prepare()
         await super()._wait()
 
     @property
@@ -294,7 +290,7 @@ class TransactionalConsumer(StoredConsumer):
             self.progress.marks,
         )
         try:
-            await batches.run_apart(self.running, batch.run, self._contexts.take())
+            await self.part.apart.run(batch.run)
         except Exception as error:
             self._positions[name].forget()
             self.condition.names.clear()

@@ -7,6 +7,7 @@ from asyncio import Event
 from collections import Counter
 from dataclasses import dataclass
 
+from .batches import Apart
 from .conditions import Condition
 from .marks import Marks
 from .running import Running
@@ -67,3 +68,5 @@ class Part:
     condition: Condition
     schedule: Schedule
     progress: Progress
+    # What runs the batches of all channels.
+    apart: Apart

@@ -22,6 +22,10 @@ PAUSE = 10.0
 # a lower priority, committed later than others with higher ids, or ready again.
 LONGEST = 30.0
 
+# How long each claim is planned anew after two in a row that were not quick, seconds: a plan that
+# was made when the table was empty may read all of it. By then the server has analyzed the table.
+PLAN_AGAIN = 60.0
+
 
 class Position:
     """How far the claims of the rows under one name have come.
@@ -36,6 +40,11 @@ class Position:
         # How long the last two claims from the beginning took, and when the next one may be begun.
         self._took = (0.0, 0.0)
         self._not_before = 0.0
+        # Whether the last claim from the beginning found as many rows as it might take; how many by
+        # a plan that was kept, in a row, were not quick; before when no such plan is to be used.
+        self._was_full = False
+        self._slow_plans = 0
+        self._plan_before = 0.0
 
     def __repr__(self) -> str:
         return f"<Position {self.last} beginning={self._took[1]:.3f}s in {self.wait():.3f}s>"
@@ -44,12 +53,35 @@ class Position:
         """Return the row to go on behind; None: claim from the beginning."""
         return None if min(self._took) <= QUICK or not self.wait() else self.last
 
+    def may_keep_plan(self) -> bool:
+        """Return whether a claim from the beginning may use a plan that the connection has kept.
+
+        Of the first row that comes the listener is called sooner then. While rows wait, to plan
+        costs little beside them, and the plan is one for the table as it is.
+        """
+        return not self._was_full and monotonic() >= self._plan_before
+
     def wait(self) -> float:
         """Return in how many seconds a claim from the beginning may be begun again."""
         return max(0.0, self._not_before - monotonic())
 
-    def began(self, seconds: float, last: tuple[int, int] | None) -> None:
-        """Note a claim from the beginning: how long it took, and the last row that it found."""
+    def began(
+        self,
+        seconds: float,
+        last: tuple[int, int] | None,
+        *,
+        full: bool = False,
+        kept: bool = False,
+    ) -> None:
+        """Note a claim from the beginning: how long it took, and the last row that it found.
+
+        *full*: it found as many as it might take. *kept*: its plan may have been kept.
+        """
+        self._was_full = full
+        if kept:
+            self._slow_plans = self._slow_plans + 1 if seconds > QUICK else 0
+            if self._slow_plans > 1:
+                self._slow_plans, self._plan_before = 0, monotonic() + PLAN_AGAIN
         self._took = (self._took[1], seconds)
         self._not_before = monotonic() + min(PAUSE * seconds, LONGEST)
         self.last = last or self.last

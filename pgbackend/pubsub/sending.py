@@ -14,7 +14,7 @@ from typing import Any
 from django.db import connections, router, transaction
 
 from .. import bridged
-from ..extending import own_cursor
+from ..extending import KeptStatement, execute_kept, own_cursor
 from .carried import BY_ROW, carried
 from .channels import BaseChannel, Channel, locate_channel, select
 from .due import NOW, Due, RunAfter, due
@@ -36,6 +36,12 @@ INSERT INTO pgpubsub_notification
 VALUES (%s, %s::jsonb, %s, %s, {due}, %s, %s::jsonb, %s) RETURNING id, {wake}
 """
 WAKE_ONE = "pg_notify(%s, %s || id)"
+
+# What is sent at once, and wakes a worker.
+_STORE_NOW = KeptStatement(
+    STORE.format(wake=WAKE_ONE, due=NOW.sql),
+    "text, text, text, smallint, timestamptz, text, text, text, text, text",
+)
 
 STORE_MANY = """
 INSERT INTO pgpubsub_notification
@@ -214,9 +220,12 @@ def _goes_by_row(payload: str, alias: str) -> bool:
 def _store(cursor: Any, parameters: list[Any], sign: str | None, when: Due = NOW) -> None:
     if sign is None:
         cursor.execute(STORE.format(wake="NULL", due=when.sql), parameters)
+        return
+    parameters = [*parameters, parameters[0], sign]
+    if when is NOW:
+        execute_kept(cursor, _STORE_NOW, parameters)
     else:
-        sql = STORE.format(wake=WAKE_ONE, due=when.sql)
-        cursor.execute(sql, [*parameters, parameters[0], sign])
+        cursor.execute(STORE.format(wake=WAKE_ONE, due=when.sql), parameters)
 
 
 def _send_many(alias: str, sent: Sequence[tuple[Channel, str]], priority: int, when: Due) -> None:

@@ -12,6 +12,7 @@ from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Any
 
+from .batches import Apart
 from .channels import BaseChannel, by_stored_name, select
 from .conditions import condition_of
 from .consuming import StoredConsumer, TransactionalConsumer
@@ -123,7 +124,8 @@ class Worker:
 
         polls = any(each.wake == "poll" for each in channels)
         schedule = Schedule(alias, running, ready, POLL_INTERVAL if polls else INTERVAL)
-        part = Part(alias, running, condition_of(alias), schedule, self.progress)
+        condition, apart = condition_of(alias), Apart(running, alias)
+        part = Part(alias, running, condition, schedule, self.progress, apart)
         for channel in channels:
             if not channel.lock_notifications:
                 continue
@@ -233,6 +235,7 @@ class Worker:
                 subscription.close()
             for stored in each.stored:
                 stored.release()
+            each.part.apart.close()
             for plain in each.plain:
                 tasks += plain.tasks
         late: set[asyncio.Task[None]] = set()

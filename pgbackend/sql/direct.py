@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import psycopg
+from django.db import DatabaseError
 from django.db.backends.postgresql.base import Cursor
 from greenlet import getcurrent
 from psycopg import generators
@@ -28,6 +29,7 @@ from ..tasks.lease import Lease
 from . import together
 from .in_threads import ThreadLease, is_gathered_in_thread, lease_of_thread
 from .instrumented import may_skip_cursors
+from .kept_statements import KeptStatement, is_kept, was_forgotten
 
 if TYPE_CHECKING:
     from psycopg.abc import PQGen
@@ -160,6 +162,19 @@ class DirectCursor:
     def execute(self, sql: str, params: Any) -> None:
         """Run *sql*; raise the errors of Django's cursors."""
         self._result = execute(self._wrapper, self._lease, sql, params)
+
+    def execute_kept(self, kept: KeptStatement, params: Any) -> None:
+        """Do what `execute` does for a statement that the connection may keep."""
+        face: Any = self._lease.face
+        if isinstance(self._lease, Lease) and is_kept(self._wrapper, face, kept):
+            try:
+                self._result = execute(self._wrapper, self._lease, kept.execute, params)
+            except DatabaseError as error:
+                if not was_forgotten(self._wrapper, face, error):
+                    raise
+            else:
+                return
+        self._result = execute(self._wrapper, self._lease, kept.sql, params)
 
     @property
     def rowcount(self) -> int:

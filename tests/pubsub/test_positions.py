@@ -72,6 +72,25 @@ def test_slow_claims() -> None:
     assert position.wait() <= positions.LONGEST
 
 
+def test_kept_plans() -> None:
+    """A plan that was kept is used until rows wait, or until it was slow twice in a row."""
+    position = Position()
+    assert position.may_keep_plan()
+    position.began(0.0, (0, 16), full=True)
+    assert not position.may_keep_plan()
+    position.began(0.0, (0, 17))
+    assert position.may_keep_plan()
+    position.began(1.0, None)
+    position.began(1.0, None)
+    assert position.may_keep_plan()
+    position.began(1.0, None, kept=True)
+    position.began(0.0, None, kept=True)
+    position.began(1.0, None, kept=True)
+    assert position.may_keep_plan()
+    position.began(1.0, None, kept=True)
+    assert not position.may_keep_plan()
+
+
 @pytest.mark.usefixtures("slow")
 async def test_nothing_is_missed() -> None:
     """Rows of other priorities, and rows that were failed or locked, are found in time."""

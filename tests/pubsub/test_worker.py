@@ -137,6 +137,39 @@ async def test_ways_to_fail(how: str, server: Server) -> None:
     assert [each.state for each in await rows()] == ["dead"]
 
 
+async def test_one_after_the_other(server: Server) -> None:
+    """Of notifications that come one by one each is handled once, however its claim is sent."""
+    numbers = list(range(12))
+    async with working(jobs.Stored) as worker:
+        for number in numbers:
+            await asend(jobs.Stored(number))
+            await until(counted(worker, handled=number + 1))
+    assert await effects() == numbers
+    assert await rows() == []
+
+
+async def test_task_that_waits_is_cancelled() -> None:
+    """Whoever cancels the task that waits for the next notification takes none from the worker."""
+    async with working(jobs.Stored) as worker:
+        for number in range(4):
+            # A look for further rows may be under way, in another.
+            await until(lambda: len(waiting_tasks()) == 1)
+            (task,) = waiting = waiting_tasks()
+            if number != 2:
+                task.cancel()
+            if number == 1:
+                await asyncio.wait(waiting)
+            await asend(jobs.Stored(number))
+            await until(counted(worker, handled=number + 1))
+    assert await effects() == [0, 1, 2, 3]
+    await until(lambda: not waiting_tasks())
+
+
+def waiting_tasks() -> list[asyncio.Task[Any]]:
+    """Return the tasks that wait for a batch."""
+    return [each for each in asyncio.all_tasks() if each.get_name() == "pubsub-next-default"]
+
+
 async def test_caught_error() -> None:
     """A handler that catches a failed statement, and so lost its work, has failed."""
     await anotify_many([jobs.StoredSync(1), jobs.StoredSync(2, "swallow"), jobs.StoredSync(3)])
