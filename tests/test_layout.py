@@ -7,11 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from proj import postgres
-from tests.django_suite.server import THROWAWAY, in_memory
+from tests.django_suite.server import THROWAWAY, in_memory, make_logins_cheap
 from tests.support.limits import PATIENCE
+from tests.support.server import Server
 
 TESTS = Path(__file__).parent
 PACKAGE = TESTS.parent / "pgbackend"
@@ -163,6 +165,20 @@ def test_servers_in_memory(tmp_path: Path) -> None:
         assert sorted(tmp_path.iterdir()) == [new, used]
     assert in_memory(tmp_path, room=2**60) is None
     assert in_memory(tmp_path / "missing", room=1) is None
+
+
+def test_cheap_logins(server: Server) -> None:
+    """A password that is hashed once lets its user in."""
+    port = server.conn.info.port
+    login = postgres.Server("", port, "cheap_login", "secret", "postgres")
+    server.all("CREATE ROLE cheap_login LOGIN PASSWORD 'secret'")
+    try:
+        make_logins_cheap(login)
+        hashed = server.one("SELECT rolpassword FROM pg_authid WHERE rolname = 'cheap_login'")
+        assert hashed.startswith("SCRAM-SHA-256$1:")
+        psycopg.connect(login.url).close()
+    finally:
+        server.all("DROP ROLE cheap_login")
 
 
 def test_modules_are_short() -> None:
