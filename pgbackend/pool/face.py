@@ -30,7 +30,7 @@ from psycopg.pq import Format, PGconn, TransactionStatus
 from ..bridge.current import can_wait
 from ..bridge.lock import BridgedLock
 from .physical import PooledConnection, unread_error
-from .savepoints import send_due
+from .savepoints import begin_and_send_due
 from .socket_wait import SocketWait
 from .stopping import StoppableConnection
 
@@ -117,6 +117,8 @@ class BridgedConnection(StoppableConnection):
         self.inspected_in: set[int] = set()
         # The commands to send before the next statement; see `savepoints`.
         self.savepoint_due: tuple[bytes, ...] = ()
+        # Whether a COMMIT is to be sent behind the next statement; see `sql.direct.Due`.
+        self.commit_due = False
         self.lock = BridgedLock(pooled.discard_unread)
 
     @classmethod
@@ -198,10 +200,8 @@ class BridgedConnection(StoppableConnection):
         return self.begin_and_save() if self.savepoint_due else super()._start_query()
 
     def begin_and_save(self) -> PQGen[None]:
-        """Send a BEGIN and a savepoint that are due, before a statement that was inspected."""
-        yield from super()._start_query()
-        if self.savepoint_due:
-            yield from send_due(self)
+        """Send a BEGIN and commands that are due, before a statement that was inspected."""
+        return begin_and_send_due(self, super()._start_query)
 
     def lacks_answer(self, error: BaseException | None) -> bool:
         """Return whether *error* came instead of an answer of the server."""
@@ -286,7 +286,7 @@ class BridgedConnection(StoppableConnection):
             setattr(self, name, value)
         self.was_stopped = False
         self.uninspected = False
-        self.savepoint_due = ()
+        self.savepoint_due, self.commit_due = (), False
         self._begin_statement = b""
         self._autocommit = True
         self.prepare_threshold, self.prepared_max = self._base_prepare

@@ -10,7 +10,7 @@ https://www.postgresql.org/docs/current/sql-select.html#SQL-FOR-UPDATE-SHARE
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from ..extending import KeptStatement, execute_kept
@@ -97,15 +97,16 @@ SELECT * FROM locked WHERE id IN (SELECT id FROM checked WHERE ready) ORDER BY i
 
 # The commit of a lease does not wait for the disk: after a crash of the server the row is ready as
 # before, and its handler runs once more, as it may after any end of a lease.
-_LEASE = f"""
-UPDATE {TABLE} SET state = 'leased', worker = %s, attempts = attempts + 1,
+TO_LEASE = f"""
+UPDATE {TABLE} AS row SET state = 'leased', worker = %s, attempts = row.attempts + 1,
     lease_until = clock_timestamp() + make_interval(secs => %s)
-WHERE id = ANY(%s) AND set_config('synchronous_commit', 'off', true) IS NOT NULL
 """
-
-_PROLONG = f"""
-UPDATE {TABLE} SET lease_until = clock_timestamp() + make_interval(secs => %s)
-WHERE id = ANY(%s) AND state = 'leased' AND worker = %s RETURNING id
+UNFLUSHED = "set_config('synchronous_commit', 'off', true) IS NOT NULL"
+# A claim and its lease as one statement, which needs no transaction around it. It says whether
+# further rows are ready, be they locked by others, so that no claim is needed to find none.
+_AND_LEASE = f"""
+WITH claimed AS MATERIALIZED ({{claim}}) {TO_LEASE}
+FROM claimed WHERE row.id = claimed.id AND {UNFLUSHED} RETURNING claimed.*, {{more}}
 """
 
 # The name is compared with the table that the rows are of: somebody may have renamed its schema.
@@ -115,8 +116,6 @@ DELETE FROM {table} WHERE id = ANY(%s) AND pg_current_xact_id()::text = %s
 """
 
 _WHERE = "SELECT pg_current_xact_id()::text, to_regclass(%s)::oid::bigint"
-
-_REMOVE_LEASED = f"DELETE FROM {TABLE} WHERE id = %s AND state = 'leased' AND worker = %s"
 
 # A row that failed: the first in each pair of values is for the last attempt.
 _FAIL = """
@@ -129,11 +128,6 @@ WHERE id = %(id)s AND state IN ('ready', 'leased') AND %(name)s::regclass::oid::
     AND worker IS NOT DISTINCT FROM %(worker)s RETURNING state
 """
 
-_GIVE_BACK = f"""
-UPDATE {TABLE} SET state = 'ready', attempts = attempts - 1, worker = NULL, lease_until = NULL
-WHERE id = ANY(%s) AND state = 'leased' AND worker = %s
-"""
-
 # How many delayed rows one statement makes ready.
 _PROMOTED = 1000
 
@@ -144,17 +138,6 @@ UPDATE {TABLE} SET state = 'ready', run_after = NULL WHERE id = ANY(ARRAY(
     SELECT id FROM {TABLE} WHERE state = 'delayed' AND run_after <= statement_timestamp()
     ORDER BY run_after LIMIT {_PROMOTED} FOR UPDATE SKIP LOCKED
 ))
-"""
-
-# Leases whose worker has not prolonged them: an attempt has failed.
-_EXPIRE = f"""
-UPDATE {TABLE} SET worker = NULL, lease_until = NULL,
-    last_error = 'the lease of ' || worker || ' ended before its handler did',
-    state = CASE WHEN attempts > %s THEN 'dead' ELSE 'ready' END
-WHERE id = ANY(ARRAY(
-    SELECT id FROM {TABLE} WHERE state = 'leased' AND lease_until <= statement_timestamp()
-        AND channel = ANY(%s) LIMIT 1000 FOR UPDATE SKIP LOCKED
-)) RETURNING state
 """
 
 
@@ -172,6 +155,21 @@ class Claimed(NamedTuple):
     # The table: its number, and its name with the schema.
     oid: int
     table: str
+    # Whether further rows may be ready.
+    more: bool = True
+
+
+_MORE = f"EXISTS (SELECT FROM {TABLE} WHERE channel = %s AND state = 'ready' {{where}} OFFSET 1)"
+
+
+class ToLease(NamedTuple):
+    """To whom the rows of a claim are leased at once, and for how many seconds."""
+
+    worker: str
+    seconds: float
+
+
+_OID = Claimed._fields.index("oid")
 
 
 @functools.cache
@@ -180,9 +178,20 @@ def _ready(where: str, escaped: bool) -> KeptStatement:
     return KeptStatement(_READY.format(columns=columns, where=where))
 
 
-def _claimed(cursor: Any, sql: str, condition: Condition, params: Sequence[Any]) -> list[Claimed]:
+def _claimed(
+    cursor: Any,
+    sql: str,
+    condition: Condition,
+    params: Sequence[Any],
+    to_lease: ToLease | None = None,
+    more: tuple[str, Sequence[Any]] = ("true", ()),
+) -> list[Claimed]:
     columns = _ESCAPED_COLUMNS if condition.escaped else _COLUMNS
-    cursor.execute(sql.format(columns=columns, where=condition.sql), params)
+    text = sql.format(columns=columns, where=condition.sql)
+    if to_lease is not None:
+        text = _AND_LEASE.format(claim=text, more=more[0])
+        params = [*params, *to_lease, *more[1]]
+    cursor.execute(text, params)
     return _fetched(cursor, condition)
 
 
@@ -190,36 +199,53 @@ def _fetched(cursor: Any, condition: Condition) -> list[Claimed]:
     rows = cursor.fetchall()
     if not rows:
         return []
-    oid = rows[0][-1]
+    oid = rows[0][_OID]
     if (table := condition.names.get(oid)) is None:
         cursor.execute(_NAME, [oid])
         (table,) = cursor.fetchone()
         condition.names[oid] = table
-    found = [Claimed._make((*row, table)) for row in rows]
+    end = _OID + 1
+    found = [Claimed._make((*row[:end], table, *(row[end:] or (True,)))) for row in rows]
     if condition.escaped:
         return [row._replace(payload=undo_escapes(row.payload)) for row in found]
     return found
 
 
 def claim(
-    cursor: Any, name: str, limit: int, condition: Condition, *, keep: bool = False
+    cursor: Any,
+    name: str,
+    limit: int,
+    condition: Condition,
+    to_lease: ToLease | None = None,
+    *,
+    keep: bool = False,
 ) -> list[Claimed]:
     """Lock up to *limit* ready rows of the channel *name*, and return them in their order.
 
-    *keep*: by a plan that the connection may have kept.
+    With *to_lease* they are leased, and locked no longer; several come in any order. *keep*: by a
+    plan that the connection may have kept.
     """
-    parameters = [name, *condition.params, limit]
-    if not keep:
-        return _claimed(cursor, _READY, condition, parameters)
-    execute_kept(cursor, _ready(condition.sql, condition.escaped), parameters)
-    return _fetched(cursor, condition)
+    params = [name, *condition.params]
+    if keep:
+        kept = _ready(condition.sql, condition.escaped)
+        execute_kept(cursor, kept, [*params, limit])
+        return _fetched(cursor, condition)
+    # A claim behind a row is made where one from the beginning takes long, so it does not look.
+    more = _MORE.format(where=condition.sql), params
+    return _claimed(cursor, _READY, condition, [*params, limit], to_lease, more)
 
 
 def claim_behind(
-    cursor: Any, name: str, limit: int, condition: Condition, row: tuple[int, int]
+    cursor: Any,
+    name: str,
+    limit: int,
+    condition: Condition,
+    row: tuple[int, int],
+    to_lease: ToLease | None = None,
 ) -> list[Claimed]:
     """Do what `claim` does, for the rows behind *row*, its priority and its id; see `positions`."""
-    return _claimed(cursor, _READY_BEHIND, condition, [name, *row, *condition.params, limit])
+    params = [name, *row, *condition.params, limit]
+    return _claimed(cursor, _READY_BEHIND, condition, params, to_lease)
 
 
 def claim_in_order(
@@ -249,17 +275,6 @@ def claim_in_order(
     return rows, found[-1] if len(found) == keys else None
 
 
-def lease(cursor: Any, ids: Sequence[int], worker: str, seconds: float) -> None:
-    """Lease rows that this transaction has claimed to *worker*, for so many *seconds*."""
-    cursor.execute(_LEASE, [worker, seconds, list(ids)])
-
-
-def prolong(cursor: Any, ids: Iterable[int], worker: str, seconds: float) -> set[int]:
-    """Prolong leases; return the ids of the rows that *worker* still has."""
-    cursor.execute(_PROLONG, [seconds, list(ids), worker])
-    return {each for (each,) in cursor.fetchall()}
-
-
 def remove(cursor: Any, rows: Sequence[Claimed], last: str = "") -> bool:
     """Delete rows that were handled in the transaction that has claimed them.
 
@@ -274,12 +289,6 @@ def remove(cursor: Any, rows: Sequence[Claimed], last: str = "") -> bool:
     # A listener may have deleted its own row.
     cursor.execute(_WHERE, [first.table])
     return tuple(cursor.fetchone()) == (first.transaction, first.oid)
-
-
-def remove_leased(cursor: Any, row_id: int, worker: str) -> bool:
-    """Delete a row that was handled; return whether *worker* still had it."""
-    cursor.execute(_REMOVE_LEASED, [row_id, worker])
-    return bool(cursor.rowcount)
 
 
 def fail(
@@ -318,19 +327,8 @@ def _escaped(table: str) -> str:
     return table.replace("%", "%%")
 
 
-def give_back(cursor: Any, ids: Sequence[int], worker: str) -> None:
-    """Make leased rows ready again, as if they had not been claimed."""
-    cursor.execute(_GIVE_BACK, [list(ids), worker])
-
-
 def promote(cursor: Any) -> None:
     """Make delayed rows ready whose time has come, all of them but those that others do."""
     cursor.execute(_PROMOTE)
     while cursor.rowcount == _PROMOTED:
         cursor.execute(_PROMOTE)
-
-
-def expire(cursor: Any, names: Sequence[str], retries: int) -> list[str]:
-    """Take rows back whose leases have ended; return their new states."""
-    cursor.execute(_EXPIRE, [retries, list(names)])
-    return [state for (state,) in cursor.fetchall()]

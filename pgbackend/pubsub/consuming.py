@@ -17,10 +17,10 @@ from django.db import connections
 
 from ..extending import own_cursor
 from ..pool.dedicated import backoff_delay
-from . import batches, claiming
+from . import batches, claiming, leases
 from .batches import MOST, Batch, BatchLost, BatchSize, Failure, TransactionEnded
 from .channels import BaseChannel
-from .claiming import Claimed
+from .claiming import Claimed, ToLease
 from .conditions import Condition, heard_here
 from .encoding import codec_of
 from .excerpts import excerpt
@@ -177,20 +177,24 @@ class StoredConsumer(ABC):
             return connections[self.alias].cursor()
         return own_cursor(self.alias)
 
-    def claim_rows(self, cursor: Any, name: str, limit: int) -> Sequence[Claimed]:
-        """Lock the next rows, in the transaction of *cursor*."""
+    def claim_rows(
+        self, cursor: Any, name: str, limit: int, to_lease: ToLease | None = None
+    ) -> Sequence[Claimed]:
+        """Lock the next rows in the transaction of *cursor*, or lease them."""
         if self._encoding is None:
             self._encoding = codec_of(self.alias) or "utf-8"
             self.condition = replace(self.condition, escaped=self._encoding == "ascii")
-        rows = self._claim_rows(cursor, name, limit)
-        if len(rows) >= limit and self._loop is not None:
+        rows = self._claim_rows(cursor, name, limit, to_lease)
+        if len(rows) >= limit and rows[-1].more and self._loop is not None:
             # Further rows are for the other tasks, already now. This may run in a thread.
             self._loop.call_soon_threadsafe(self.wake, name)
         return rows
 
-    def _claim_rows(self, cursor: Any, name: str, limit: int) -> Sequence[Claimed]:
+    def _claim_rows(
+        self, cursor: Any, name: str, limit: int, to_lease: ToLease | None
+    ) -> Sequence[Claimed]:
         if self.channel.ordered_by is None:
-            return self._claim_by_position(cursor, name, limit)
+            return self._positions[name].claim(cursor, name, limit, self.condition, to_lease)
         keys = min(_KEYS, limit)
         claim = partial(claiming.claim_in_order, cursor, name, limit, self.condition, keys=keys)
         after = self._last_key
@@ -202,19 +206,6 @@ class StoredConsumer(ABC):
             # Senders had locked the first row of each of these keys.
             rows, self._last_key = claim(after=self._last_key)
         return rows or claiming.claim(cursor, name, limit, self.without_key)
-
-    def _claim_by_position(self, cursor: Any, name: str, limit: int) -> Sequence[Claimed]:
-        position = self._positions[name]
-        if (behind := position.goes_on()) is not None:
-            rows = claiming.claim_behind(cursor, name, limit, self.condition, behind)
-            position.went_on((rows[-1].priority, rows[-1].id) if rows else None)
-            return rows
-        began = monotonic()
-        keep = position.may_keep_plan()
-        rows = claiming.claim(cursor, name, limit, self.condition, keep=keep)
-        last = (rows[-1].priority, rows[-1].id) if rows else None
-        position.began(monotonic() - began, last, full=len(rows) >= limit, kept=keep)
-        return rows
 
     @property
     def without_key(self) -> Condition:
@@ -235,7 +226,7 @@ class StoredConsumer(ABC):
 
     def expire(self, cursor: Any) -> None:
         """Take back rows whose workers have died; the channel may have had a `lease` before."""
-        if states := claiming.expire(cursor, self.channel.stored_names(), self.channel.retries):
+        if states := leases.expire(cursor, self.channel.stored_names(), self.channel.retries):
             logger.warning("the leases of %d rows of %s ended", len(states), self.channel.name())
             self.progress.counts["expired"] += len(states)
 

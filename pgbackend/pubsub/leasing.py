@@ -9,6 +9,7 @@ once.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import secrets
@@ -22,13 +23,14 @@ from django.db import DatabaseError, InterfaceError, transaction
 
 from ..extending import own_cursor
 from ..pool.dedicated import backoff_delay
-from . import claiming
+from . import claiming, leases
 from .batches import Failure, ListenerEnded
-from .claiming import Claimed
+from .claiming import Claimed, ToLease
 from .consuming import StoredConsumer
 from .encoding import storable
 from .excerpts import error_text
 from .handling import call_listeners, delay_after, is_failure, no_open_blocks
+from .settling import Statement, settling
 
 T = TypeVar("T")
 
@@ -45,10 +47,12 @@ class LeaseConsumer(StoredConsumer):
         super().__init__(*args)
         assert self.channel.lease is not None
         self.seconds = self.channel.lease
-        # Who has the lease: this consumer, and no other that runs or ever ran.
-        self.token = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(8)}"
-        # The tasks that handle leased rows, by their ids.
-        self._tasks: dict[int, asyncio.Task[BaseException | None]] = {}
+        # Who has the leases: this consumer, and no other that runs or ever ran. Each claim has a
+        # number besides, so that what a claim has leased is known where its answer is not.
+        self._name = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(8)}"
+        self._claims = itertools.count(1)
+        # The tasks that handle leased rows, by their ids, and to whom these are leased.
+        self._tasks: dict[int, tuple[asyncio.Task[BaseException | None], str]] = {}
         # The tasks that `beat` has cancelled.
         self._late: WeakSet[asyncio.Task[BaseException | None]] = WeakSet()
 
@@ -59,18 +63,26 @@ class LeaseConsumer(StoredConsumer):
 
     async def handle_some(self, name: str, limit: int) -> tuple[int, bool]:
         """Lease a row, handle it, and settle it."""
-        rows = await self.running.run(self._lease, name, limit)
+        worker = f"{self._name}:{next(self._claims)}"
+        try:
+            rows = await self.running.run(self._lease, name, limit, worker)
+        except (asyncio.CancelledError, DatabaseError, InterfaceError):
+            # The row may be leased, though nobody has heard of it.
+            await self._give_back(worker)
+            raise
         if not rows:
             return 0, False
         (row,) = rows
-        task = self._tasks[row.id] = asyncio.create_task(self._call(row))
+        more: list[Statement] = []
+        task = asyncio.create_task(self._call(row, more))
+        self._tasks[row.id] = task, worker
         try:
             await asyncio.wait([task])
         except asyncio.CancelledError:
             # The worker stops at once: the row is ready again, for another worker.
             task.cancel()
             await asyncio.wait([task])
-            await self._give_back(row)
+            await self._give_back(worker)
             raise
         finally:
             del self._tasks[row.id]
@@ -82,41 +94,48 @@ class LeaseConsumer(StoredConsumer):
             return 1, True
         else:
             error = ListenerEnded("a listener cancelled the task that it was called in")
-        await self._until_settled(row, error)
-        return 1, True
+        await self._until_settled(row, worker, error, more)
+        return 1, row.more
 
-    async def _call(self, row: Claimed) -> BaseException | None:
+    async def _call(self, row: Claimed, more: list[Statement]) -> BaseException | None:
         """Call the listeners; return what they raise."""
         marks = self.progress.marks
         try:
             with nullcontext() if marks is None else marks.one() as place:
                 if marks is not None:
                     marks.set(place, self.alias, row.id)
-                await self.running.run(self._call_listeners, row)
+                await self.running.run(self._call_listeners, row, more)
         except BaseException as error:
             if not is_failure(self.running, error):
                 raise
             return error
         return None
 
-    def _call_listeners(self, row: Claimed) -> None:
-        with no_open_blocks():
+    def _call_listeners(self, row: Claimed, more: list[Statement]) -> None:
+        with no_open_blocks(), settling(self.alias, more):
             call_listeners(self.running, self.channel, row)
 
-    def _lease(self, name: str, limit: int) -> Sequence[Claimed]:
+    def _lease(self, name: str, limit: int, worker: str) -> Sequence[Claimed]:
+        to_lease = ToLease(worker, self.seconds)
+        if self.channel.ordered_by is None:
+            with self.cursor() as cursor:
+                return self.claim_rows(cursor, name, limit, to_lease)
+        # The locks of keys last until the rows are leased.
         with transaction.atomic(self.alias), self.cursor() as cursor:
             rows = self.claim_rows(cursor, name, limit)
             if rows:
-                claiming.lease(cursor, [row.id for row in rows], self.token, self.seconds)
+                leases.lease(cursor, [row.id for row in rows], to_lease)
             return rows
 
-    async def _until_settled(self, row: Claimed, error: BaseException | None) -> None:
+    async def _until_settled(
+        self, row: Claimed, worker: str, error: BaseException | None, more: list[Statement]
+    ) -> None:
         """Settle a row; through an outage of the server, too, as long as its lease may last."""
         deadline = asyncio.get_running_loop().time() + self.seconds
         failures = 0
         while True:
             try:
-                await self.running.run(self._settle, row, error)
+                await self.running.run(self._settle, row, worker, error, more)
                 return
             except (DatabaseError, InterfaceError) as trouble:
                 failures += 1
@@ -126,10 +145,12 @@ class LeaseConsumer(StoredConsumer):
                 logger.warning("notification %d cannot be settled now: %s", row.id, trouble)
                 await asyncio.sleep(delay)
 
-    def _settle(self, row: Claimed, error: BaseException | None) -> None:
+    def _settle(
+        self, row: Claimed, worker: str, error: BaseException | None, more: list[Statement]
+    ) -> None:
         with own_cursor(self.alias) as cursor:
             if error is None:
-                if claiming.remove_leased(cursor, row.id, self.token):
+                if leases.remove_leased(cursor, row.id, worker, more):
                     self.progress.counts["handled"] += 1
                 else:
                     logger.error(
@@ -146,19 +167,20 @@ class LeaseConsumer(StoredConsumer):
                 storable(self.alias, error_text(error)),
                 retries=self.channel.retries,
                 delay=failure.delay,
-                worker=self.token,
+                worker=worker,
             )
         self.note_failure(failure)
 
-    async def _give_back(self, row: Claimed) -> None:
+    async def _give_back(self, worker: str) -> None:
         def give_back() -> None:
             with own_cursor(self.alias) as cursor:
-                claiming.give_back(cursor, [row.id], self.token)
+                leases.give_back(cursor, worker)
 
         try:
             await self._in_own_task(give_back)
         except (DatabaseError, InterfaceError) as error:
-            logger.warning("notification %d waits for the end of its lease: %s", row.id, error)
+            name = self.channel.name()
+            logger.warning("a notification of %s waits for the end of its lease: %s", name, error)
 
     async def _in_own_task(self, function: Callable[[], T]) -> T:
         """Run *function* in a task that no cancellation of this one reaches."""
@@ -172,15 +194,17 @@ class LeaseConsumer(StoredConsumer):
                 continue
             handled = dict(self._tasks)
             try:
-                kept = await self.running.run(self._prolong, list(handled))
+                kept = await self.running.run(self._prolong, handled)
             except (DatabaseError, InterfaceError) as error:
                 logger.warning("leases of %s cannot be prolonged: %s", self.channel.name(), error)
                 continue
-            for row_id, task in handled.items():
-                if row_id not in kept and self._tasks.get(row_id) is task:
+            for row_id, found in handled.items():
+                if row_id not in kept and self._tasks.get(row_id) is found:
+                    task, _ = found
                     self._late.add(task)
                     task.cancel()
 
-    def _prolong(self, ids: list[int]) -> set[int]:
+    def _prolong(self, handled: dict[int, tuple[Any, str]]) -> set[int]:
+        workers = [worker for _, worker in handled.values()]
         with own_cursor(self.alias) as cursor:
-            return claiming.prolong(cursor, ids, self.token, self.seconds)
+            return leases.prolong(cursor, handled, workers, self.seconds)

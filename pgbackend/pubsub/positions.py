@@ -9,7 +9,13 @@ then, and the claims between go on behind the last row that was claimed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from time import monotonic
+from typing import Any
+
+from . import claiming
+from .claiming import Claimed, ToLease
+from .conditions import Condition
 
 # The time of a claim from the beginning, seconds, up to which all claims are of that kind. Two in a
 # row have to take longer: the machine may just have been busy.
@@ -91,6 +97,27 @@ class Position:
         """Note a claim behind the last row."""
         self.last = last or self.last
         self.is_unsure = True
+
+    def claim(
+        self,
+        cursor: Any,
+        name: str,
+        limit: int,
+        condition: Condition,
+        to_lease: ToLease | None = None,
+    ) -> Sequence[Claimed]:
+        """Claim rows as `claiming.claim` does, from the beginning or behind the last row."""
+        behind = self.goes_on()
+        if behind is not None:
+            rows = claiming.claim_behind(cursor, name, limit, condition, behind, to_lease)
+            self.went_on((rows[-1].priority, rows[-1].id) if rows else None)
+            return rows
+        began = monotonic()
+        keep = to_lease is None and self.may_keep_plan()
+        rows = claiming.claim(cursor, name, limit, condition, to_lease, keep=keep)
+        last = (rows[-1].priority, rows[-1].id) if rows else None
+        self.began(monotonic() - began, last, full=len(rows) >= limit, kept=keep)
+        return rows
 
     def forget(self) -> None:
         """Begin from the beginning: rows that were claimed are ready again."""

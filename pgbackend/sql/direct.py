@@ -18,6 +18,7 @@ from django.db.backends.postgresql.base import Cursor
 from greenlet import getcurrent
 from psycopg import generators
 from psycopg._queries import PostgresClientQuery
+from psycopg.adapt import Transformer
 from psycopg.pq import DiagnosticField, ExecStatus, TransactionStatus
 
 from ..pool.error_positions import error_after
@@ -135,6 +136,44 @@ def cursor_for(wrapper: Any, sql: Any) -> Any:
     return cursor if lease is None else DirectCursor(wrapper, lease)
 
 
+class Due:
+    """Statements that are sent in one message with the next one of the open transaction.
+
+    They go through *face*, of *wrapper*; each is one line. They are never sent where no statement
+    follows.
+    """
+
+    __slots__ = ("_face", "_wrapper")
+
+    def __init__(self, wrapper: Any, face: Any, statements: tuple[bytes, ...]) -> None:
+        self._wrapper = wrapper
+        self._face = face
+        face.savepoint_due += statements
+
+    @property
+    def is_sent(self) -> bool:
+        """Whether all of them were sent, and succeeded."""
+        return not self._face.savepoint_due
+
+    def send(self) -> None:
+        """Send them now, unless they were; raise the errors of Django's cursors."""
+        if not self.is_sent:
+            face = self._face
+            with self._wrapper.wrap_database_errors, face.lock:
+                face.wait(face.begin_and_save())
+
+    def commit_next(self) -> None:
+        """Have a COMMIT sent behind the next statement: nothing else may follow in the transaction.
+
+        If it fails, the statement raises that. So this is for transactions that have only read.
+        """
+        self._face.commit_due = True
+
+    def drop(self) -> None:
+        """Forget what was not sent."""
+        self._face.savepoint_due, self._face.commit_due = (), False
+
+
 class DirectCursor:
     """The short way as a cursor, with the part of DB-API that Django's operations use.
 
@@ -176,6 +215,18 @@ class DirectCursor:
                 return
         self._result = execute(self._wrapper, self._lease, kept.sql, params)
 
+    def execute_with_next(self, *statements: tuple[str, Any]) -> Due:
+        """Have *statements*, in the open transaction, sent with the next one; see `Due`."""
+        face: Any = self._lease.face
+        face.reset_now()
+        return Due(self._wrapper, face, tuple(self._text(*each) for each in statements))
+
+    def _text(self, sql: str, params: Any) -> bytes:
+        face: Any = self._lease.face
+        query = PostgresClientQuery(Transformer(face))
+        query.convert(sql, params)
+        return query.query
+
     @property
     def rowcount(self) -> int:
         """How many rows the statement returned or changed; -1 if it has no such number."""
@@ -204,18 +255,32 @@ def _exchange(face: BridgedConnection, query: bytes) -> PQGen[PGresult]:
     if face.reset_due:
         results: list[PGresult] = yield from reset_and_execute(face, query)
         return results[0]
-    begin = b""
-    if face.savepoint_due:
-        yield from face.begin_and_save()
+    before: tuple[bytes, ...] = ()
+    due: tuple[bytes, ...] = ()
     if not face._autocommit and pgconn.transaction_status == IDLE:
-        # BEGIN has a line of its own, since errors show the line that they are about.
-        begin = face._get_tx_start_command() + b";\n"
-    pgconn.send_query(begin + query)
-    results = yield from generators.execute(pgconn)
+        due, face.savepoint_due = face.savepoint_due, ()
+        before = (face._get_tx_start_command(), *due)
+    elif face.savepoint_due:
+        yield from face.begin_and_save()
+    # What goes before has a line of its own, since errors show the line that they are about.
+    begin = b"; ".join(before) + b";\n" if before else b""
+    end = b""
+    if face.commit_due and not face._autocommit:
+        # The statement may end with a comment.
+        face.commit_due, end = False, b"\n;COMMIT"
+    pgconn.send_query(begin + query + end)
+    try:
+        results = yield from generators.execute(pgconn)
+    except BaseException:
+        face.savepoint_due = due
+        raise
     failed = failure(results)
+    if failed is not None and len(results) <= len(before):
+        face.savepoint_due = due
     if (
         failed is not None
         and begin
+        and len(results) == 1
         and pgconn.transaction_status == IDLE
         and not (failed.error_field(DiagnosticField.SQLSTATE) or b"57").startswith(b"57")
     ):
@@ -223,10 +288,10 @@ def _exchange(face: BridgedConnection, query: bytes) -> PQGen[PGresult]:
         # transaction is broken. So send BEGIN and the statement separately, unless the server was
         # interrupted.
         yield from face.begin_and_save()
-        begin = b""
+        begin, before = b"", ()
         pgconn.send_query(query)
         results = yield from generators.execute(pgconn)
         failed = failure(results)
     if failed is not None:
         raise error_after(len(begin), failed, pgconn._encoding)
-    return results[1 if begin else 0]
+    return results[len(before)]

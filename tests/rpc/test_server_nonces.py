@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import pytest
@@ -13,8 +13,11 @@ from django.db.models.functions import Cast
 
 from pgbackend import bridged
 from pgbackend.rpc.protocol.answers import Answer
-from tests.rpc.site.models import Dish, Order
+from tests.rpc.site.models import Dish, Order, Station
+from tests.support.proxy import Proxy
 from tests.support.rpc_server import answer_of, exposed, op, sealed, tree, where
+from tests.support.server import Server
+from tests.support.wrapper import use_wrapper
 
 NOTED = "SELECT count(*) FROM pgbackend_rpc_server_seennonce"
 
@@ -122,6 +125,61 @@ async def test_at_once() -> None:
         wire = sealed(tree("Dish", end=op("count")))
         given = await asyncio.gather(*(ask(wire) for _ in range(8)))
         assert sorted(map(str, given)) == sorted(["[None]", *["Replayed"] * 7])
+
+
+# What is asked, and the messages that it takes: the nonce goes with the first statement, unless a
+# function of the project is called before that, and the COMMIT with a last read.
+MESSAGES = {
+    "a read": ([tree("Station", where(name="x"), end=op("first"))], 1),
+    "a count": ([tree("Station", end=op("count"))], 1),
+    "two reads": ([tree("Station", end=op("count"))] * 2, 2),
+    "of nothing": ([tree("Station", op("none"))], 2),
+    "a prefetch": ([tree("Station", op("prefetch_related", "dishes"))], 3),
+    "a row predicate": ([tree("Order", end=op("count"))], 2),
+}
+
+
+@pytest.mark.parametrize("asked", MESSAGES)
+async def test_messages(server: Server, asked: str) -> None:
+    """A message of one read is one exchange with the database."""
+    trees, most = MESSAGES[asked]
+    async with Proxy(str(server.conn.info.host), server.conn.info.port) as proxy:
+        use_wrapper(HOST="127.0.0.1", PORT=proxy.port)
+        await bridged(Station.objects.get_or_create)(name="x")
+        await ask(sealed(*trees))
+        before = proxy.messages
+        assert await ask(sealed(*trees)) == [None] * len(trees)
+        assert proxy.messages - before <= most
+        with connection.execute_wrapper(pass_on):
+            assert not connection.in_atomic_block
+
+
+async def test_a_replay_is_not_run(server: Server) -> None:
+    """A message that comes twice is refused before its read waits for a lock."""
+    wire = sealed(tree("Station", end=op("count")))
+    assert await ask(wire) == [None]
+    with server.conn.transaction():
+        server.conn.execute("LOCK TABLE rpc_site_station IN ACCESS EXCLUSIVE MODE")
+        assert await ask(wire) == "Replayed"
+
+
+async def test_a_replay_that_the_project_hides(server: Server) -> None:
+    """A row predicate that catches all exceptions lets no replayed message through."""
+
+    def rows(principal: Any, queryset: Any) -> Any:
+        raise KeyError
+
+    def permission(principal: Any, operation: str, model: Any) -> bool:
+        with suppress(Exception):
+            return bool(Station.objects.count() < 0) or True
+        return True
+
+    for functions in ({"permission": permission}, {"rows": rows}):
+        with exposed(Dish, **functions):
+            for trees in ([tree("Dish")], [tree("Dish", where(pk=1), end=op("get"))] * 2):
+                wire = sealed(*trees)
+                assert await ask(wire) != "Replayed"
+                assert await ask(wire) == "Replayed"
 
 
 async def test_a_write_after_a_read() -> None:

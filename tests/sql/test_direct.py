@@ -28,7 +28,7 @@ from pgbackend.transaction import pinned
 from tests.models import Author, Book
 from tests.support.server import Server
 from tests.support.threads import run_in_thread
-from tests.support.wrapper import AddAlias, small_pool, until
+from tests.support.wrapper import AddAlias, small_pool, until, value
 
 
 def is_short() -> bool:
@@ -515,3 +515,79 @@ async def test_insert_that_a_trigger_skips(server: Server, stock: str) -> None:
             assert await bridged(outcomes)("default", in_block=in_block, first=True) == expected
     finally:
         server.all("DROP FUNCTION tests_skip CASCADE")
+
+
+SET = "SELECT set_config('pgbackend.test', %s, true)", ["x"]
+SHOW = "SELECT current_setting('pgbackend.test', true)"
+
+
+@bridged
+def test_due(server: Server) -> None:
+    """What is due goes with the next statement, by whichever way that goes, or not at all."""
+    wrapper = transaction.get_connection()
+    for next_one in (Author.objects.count, lambda: value("SELECT 1")):
+        with transaction.atomic():
+            with cursor_for(wrapper, CleanSQL("")) as cursor:
+                due = cursor.execute_with_next(SET, SET)
+            assert not due.is_sent
+            next_one()
+            assert due.is_sent
+            assert value(SHOW) == "x"
+        with transaction.atomic():
+            with cursor_for(wrapper, CleanSQL("")) as cursor:
+                due = cursor.execute_with_next(SET)
+            due.send()
+            due.send()
+            assert value(SHOW) == "x"
+        with transaction.atomic():
+            with cursor_for(wrapper, CleanSQL("")) as cursor:
+                due = cursor.execute_with_next(SET)
+            due.drop()
+            assert value(SHOW) != "x"
+
+
+@bridged
+def test_due_that_fails() -> None:
+    """A statement behind one that fails is not run, and the error is that of the first."""
+    wrapper = transaction.get_connection()
+    with pytest.raises(DataError), transaction.atomic():
+        with cursor_for(wrapper, CleanSQL("")) as cursor:
+            due = cursor.execute_with_next(("SELECT 1 / %s", [0]))
+        try:
+            Author.objects.create(name="Ada")
+        finally:
+            assert not due.is_sent
+            due.drop()
+    assert Author.objects.count() == 0
+    # Behind a statement that succeeds, one fails whose text the server cannot parse.
+    with (
+        pytest.raises(DatabaseError, match="LINE 1"),
+        transaction.atomic(),
+        cursor_for(wrapper, CleanSQL("")) as cursor,
+    ):
+        due = cursor.execute_with_next(SET)
+        cursor.execute("SELECT FROM WHERE", [])
+    assert due.is_sent
+
+
+@bridged
+def test_commit_next(server: Server) -> None:
+    """A COMMIT goes with the statement, and one that follows all the same has a transaction."""
+    wrapper = transaction.get_connection()
+    with transaction.atomic():
+        with cursor_for(wrapper, CleanSQL("")) as cursor:
+            due = cursor.execute_with_next(SET)
+        due.commit_next()
+        assert Author.objects.count() == 0
+        assert not server.one("SELECT count(*) FROM pg_stat_activity WHERE state ~ '^idle in tr'")
+        Author.objects.create(name="Ada")
+        assert server.one("SELECT count(*) FROM tests_author") == 0
+    assert server.one("SELECT count(*) FROM tests_author") == 1
+    with pytest.raises(ValueError, match="undone"), transaction.atomic():
+        with cursor_for(wrapper, CleanSQL("")) as cursor:
+            due = cursor.execute_with_next(SET)
+        due.commit_next()
+        due.drop()
+        Author.objects.create(name="Eve")
+        raise ValueError("undone")
+    assert server.one("SELECT count(*) FROM tests_author") == 1

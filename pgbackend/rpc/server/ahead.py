@@ -60,7 +60,7 @@ class _Alike:
 
     def answer(self, session: Session, index: int) -> nodes.Rows:
         """Return the one row that the tree *index* asks for; raise as ``get()`` does."""
-        self.exposure.check_operation(session.principal, "read")
+        self.exposure.check_operation(session, "read")
         # As many as a single read fetches.
         rows = self.rows.get(self.keys[index], [])[:2]
         session.count_rows(len(rows), self.exposure)

@@ -7,12 +7,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from django.db import DatabaseError, InterfaceError, connections, router, transaction
+from django.db import (
+    DatabaseError,
+    IntegrityError,
+    InterfaceError,
+    connections,
+    router,
+    transaction,
+)
 
 from ...bridge.current import is_bridged
-from ...extending import own_cursor, runs_on_loop
+from ...extending import own_cursor, runs_on_loop, takes_several
 from ..protocol.answers import Outcome
-from ..protocol.errors import BadValue, DeadlinePassed, NotRun, OperationNotAllowed, RemoteError
+from ..protocol.errors import (
+    BadValue,
+    DeadlinePassed,
+    NotRun,
+    OperationNotAllowed,
+    RemoteError,
+    Replayed,
+)
 from ..protocol.messages import Message
 from ..protocol.names import WRITES
 from ..protocol.nodes import Tree
@@ -51,6 +65,8 @@ class Batch:
         # To be noted by the first transaction, in the database of the first tree.
         self._nonce: Nonce | None = None
         self._ahead = Ahead(self.session, message.trees, self._alias)
+        # Whether nothing follows the tree that is run in its transaction.
+        self._is_last = False
 
     def takes(self, nonce: Nonce) -> bool:
         """Return whether the first transaction notes *nonce*, with its first statement."""
@@ -93,7 +109,7 @@ class Batch:
             else:
                 self._run_reads(alias)
         except Apart:
-            pass
+            self._note()
         except Exception as error:
             if self._nonce is not None:
                 # Nothing was run.
@@ -119,8 +135,15 @@ class Batch:
                 except Exception as error:
                     self._fail(tree, error)
 
+    def _note(self) -> None:
+        """Note the nonce by itself, where no statement of the first transaction has done so."""
+        if self._nonce is not None:
+            self._nonce.check()
+            self._nonce = None
+
     def _read(self, tree: Tree, index: int, alias: str) -> Any:
         if index not in self._ahead:
+            self._is_last = index == len(self.message.trees) - 1
             return self._result(tree, index, alias)
         self._seconds_left()
         return self._ahead.take(index)
@@ -204,16 +227,56 @@ class Batch:
     def _transaction(self, alias: str) -> Iterator[None]:
         """A transaction whose statements may take as long as the limits and the deadline say."""
         left = self._seconds_left()
+        within = [f"{max(1, int(left * 1000))}"]
+        is_outermost = not connections[alias].in_atomic_block
         with transaction.atomic(alias):
             with own_cursor(alias) as cursor:
-                # One message with the BEGIN.
-                within = [f"{max(1, int(left * 1000))}"]
-                if self._nonce is None:
-                    cursor.execute(_TIMEOUT, within)
+                if takes_several(cursor):
+                    # One message with the BEGIN and the next statement.
+                    first = [] if self._nonce is None else self._nonce.statements
+                    due = cursor.execute_with_next(*first, (_TIMEOUT, within))
                 else:
-                    self._nonce.check_before(cursor, _TIMEOUT, within)
-                    self._nonce = None
-            yield
+                    due = None
+                    if self._nonce is None:
+                        cursor.execute(_TIMEOUT, within)
+                    else:
+                        self._nonce.check_before(cursor, _TIMEOUT, within)
+                        self._nonce = None
+            if due is None:
+                yield
+            else:
+                with self._due(due, is_outermost):
+                    yield
+
+    def _send(self, due: Any) -> None:
+        """Note the nonce where no statement of the block has done so."""
+        if self._nonce is not None:
+            due.send()
+
+    @contextmanager
+    def _due(self, due: Any, is_outermost: bool) -> Iterator[None]:
+        """Have *due* sent with the first statement in the block, or before the project's code."""
+        self.session.before_code = due.send
+        self.session.commit_next = due.commit_next if is_outermost else None
+        try:
+            try:
+                yield
+            except (DatabaseError, InterfaceError, Apart):
+                raise
+            except Exception:
+                self._send(due)
+                raise
+            else:
+                self._send(due)
+        except IntegrityError as error:
+            if self._nonce is not None and not due.is_sent:
+                raise Replayed("the message was already taken") from error
+            raise
+        finally:
+            self.session.before_code = self.session.commit_next = None
+            if due.is_sent:
+                self._nonce = None
+            due.drop()
 
     def _seconds_left(self) -> float:
         """Return how long a statement may take; raise DeadlinePassed where no time is left."""
@@ -244,7 +307,9 @@ class Batch:
             return call(self.session, tree, alias)
         if name in WRITES:
             return write(self.session, tree, alias)
-        return read(open_scope(self.session, tree, alias), tree.end)
+        scope = open_scope(self.session, tree, alias)
+        scope.is_last = self._is_last
+        return read(scope, tree.end)
 
 
 def _writes(tree: Tree) -> bool:

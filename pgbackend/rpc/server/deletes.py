@@ -29,7 +29,7 @@ def delete(scope: Scope, end: nodes.Op) -> tuple[int, dict[str, int]]:
     if len(keys) > most:
         raise _too_many(most)
     # Annotations and joins would be in the way of the deletion.
-    doomed = scope.exposure._all(scope.alias).filter(DjangoQ(("pk__in", keys)))
+    doomed = scope.exposure._all(scope.session, scope.alias).filter(DjangoQ(("pk__in", keys)))
     doomed = doomed.order_by().select_for_update(of=("self",))
     _look_at_others(scope, doomed, most)
     number, by_model = doomed.select_for_update(of=()).delete()
@@ -71,10 +71,10 @@ def _check(scope: Scope, model: Any, operation: str, keys: list[Any]) -> None:
         return
     try:
         exposure = exposure_of(model)
-        exposure.check_operation(scope.session.principal, operation)
+        exposure.check_operation(scope.session, operation)
     except NotExposed:
         raise PermissionDenied("rows that are not exposed refer to these") from None
-    allowed = exposure.changeable(scope.session.principal, scope.alias)
+    allowed = exposure.changeable(scope.session, scope.alias)
     found = allowed.order_by().filter(DjangoQ(("pk__in", keys))).values("pk").distinct().count()
     if found != len(set(keys)):
         raise PermissionDenied("rows that may not be deleted refer to these")

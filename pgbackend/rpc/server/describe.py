@@ -94,7 +94,7 @@ def _may(session: Session, exposure: Exposure, operation: str) -> bool:
 
 def _permits(session: Session, exposure: Exposure, operation: str) -> bool:
     try:
-        exposure.check_permission(session.principal, operation)
+        exposure.check_permission(session, operation)
     except PermissionDenied:
         return False
     return True

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 from django.core.exceptions import FieldDoesNotExist, ImproperlyConfigured
 from django.db import models
@@ -30,6 +30,13 @@ Permission = Callable[[Any, str, type[models.Model]], bool]
 
 # For each path its names; "*" for all others.
 Names = Mapping[str, frozenset[str]]
+
+
+class Caller(Protocol):
+    """For whom something is looked up."""
+
+    def named(self) -> Any:
+        """Return the principal, for a function of the project."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,46 +134,51 @@ class Exposure:
             model = step.related_model if step is not None and step.is_relation else None
         return "__".join(names)
 
-    def check_operation(self, principal: Any, operation: str) -> None:
-        """Raise OperationNotAllowed or PermissionDenied unless *principal* may do it."""
+    def check_operation(self, caller: Caller, operation: str) -> None:
+        """Raise OperationNotAllowed or PermissionDenied unless *caller* may do it."""
         if operation not in self.operations:
             raise OperationNotAllowed(f"{self.model._meta.label} is not exposed for {operation}")
-        self.check_permission(principal, operation)
+        self.check_permission(caller, operation)
 
-    def check_permission(self, principal: Any, operation: str) -> None:
-        """Raise PermissionDenied unless *principal* has the permission for *operation*."""
-        if self.permission is not None and not self.permission(principal, operation, self.model):
+    def check_permission(self, caller: Caller, operation: str) -> None:
+        """Raise PermissionDenied unless *caller* has the permission for *operation*."""
+        if self.permission is not None and not self.permission(
+            caller.named(), operation, self.model
+        ):
             raise PermissionDenied(f"no permission to {operation} {self.model._meta.label}")
 
-    def is_restricted(self, principal: Any, alias: str) -> bool:
-        """Return whether there are rows of the model that *principal* may not see."""
+    def is_restricted(self, caller: Caller, alias: str) -> bool:
+        """Return whether there are rows of the model that *caller* may not see."""
         if self.rows is None:
             return False
-        everything = self._all(alias)
-        return self.rows(principal, everything) is not everything
+        everything = self._all(caller, alias)
+        return self.rows(caller.named(), everything) is not everything
 
-    def visible(self, principal: Any, alias: str) -> models.QuerySet[Any]:
-        """Return the rows that *principal* may see, in a form that takes any operation."""
-        return self._restricted(self.rows, principal, alias)
+    def visible(self, caller: Caller, alias: str) -> models.QuerySet[Any]:
+        """Return the rows that *caller* may see, in a form that takes any operation."""
+        return self._restricted(self.rows, caller, alias)
 
-    def changeable(self, principal: Any, alias: str) -> models.QuerySet[Any]:
-        """Return the rows that *principal* may change or delete."""
-        seen = self.visible(principal, alias)
+    def changeable(self, caller: Caller, alias: str) -> models.QuerySet[Any]:
+        """Return the rows that *caller* may change or delete."""
+        seen = self.visible(caller, alias)
         if self.writable_rows is None:
             return seen
-        written = self._restricted(self.writable_rows, principal, alias)
+        written = self._restricted(self.writable_rows, caller, alias)
         return seen.filter(models.Q(("pk__in", written.order_by().values("pk"))))
 
-    def _all(self, alias: str) -> models.QuerySet[Any]:
+    def _all(self, caller: Caller, alias: str) -> models.QuerySet[Any]:
         manager = getattr(self.model, self.manager or self.model._meta.default_manager.name)
+        if type(manager).get_queryset is not models.Manager.get_queryset:
+            # The project's own may do anything.
+            caller.named()
         found: models.QuerySet[Any] = manager.using(alias).all()
         return found
 
-    def _restricted(self, rows: Rows | None, principal: Any, alias: str) -> models.QuerySet[Any]:
-        everything = self._all(alias)
+    def _restricted(self, rows: Rows | None, caller: Caller, alias: str) -> models.QuerySet[Any]:
+        everything = self._all(caller, alias)
         if rows is None:
             return everything
-        found = rows(principal, everything)
+        found = rows(caller.named(), everything)
         if not isinstance(found, models.QuerySet) or found.model is not self.model:
             raise ImproperlyConfigured(
                 f"rows of {self.model._meta.label} returns a queryset of that model, not {found!r}"

@@ -31,14 +31,16 @@ def method_of(tree: nodes.Tree) -> str:
 def call(session: Session, tree: nodes.Tree, alias: str) -> Any:
     """Return what the method gives; raise MethodNotAllowed or PermissionDenied."""
     exposure = exposure_of(tree.model)
+    # The method is the project's.
+    session.named()
     name = method_of(tree)
     if name not in exposure.methods:
         raise MethodNotAllowed(f"{exposure.model._meta.label} has no method {name!r} here")
-    exposure.check_permission(session.principal, name)
+    exposure.check_permission(session, name)
     if exposure.methods[name]:
-        rows = exposure.visible(session.principal, alias)
+        rows = exposure.visible(session, alias)
     else:
-        rows = exposure.changeable(session.principal, alias)
+        rows = exposure.changeable(session, alias)
     scope = scope_on(session, tree, alias, rows)
     method = getattr(scope.queryset, name, None)
     if method is None:
@@ -56,8 +58,8 @@ def _argument(scope: Scope, raw: Any) -> Any:
     """Return *raw* as a method is given it: values, instances and querysets; no expressions."""
     if isinstance(raw, nodes.Object):
         exposure = exposure_of(raw.model)
-        exposure.check_operation(scope.session.principal, "read")
-        visible = exposure.visible(scope.session.principal, scope.alias)
+        exposure.check_operation(scope.session, "read")
+        visible = exposure.visible(scope.session, scope.alias)
         found = visible.filter(DjangoQ(("pk", value(scope, raw.pk)))).first()
         if found is None:
             raise DoesNotExist("no row matches an argument")
@@ -115,7 +117,7 @@ def _limited(session: Session, found: Any) -> list[Any]:
 
 def _rows(session: Session, exposure: Exposure, alias: str, keys: list[Any]) -> nodes.Rows:
     """Return the rows with *keys*, in their order, without those that may not be seen."""
-    visible = exposure.visible(session.principal, alias).filter(DjangoQ(("pk__in", set(keys))))
+    visible = exposure.visible(session, alias).filter(DjangoQ(("pk__in", set(keys))))
     rows = rows_of(Scope(session, exposure, alias, visible), visible)
     place = rows.shape.fields.index(exposure.model._meta.pk.attname)
     by_key = {row[place]: row for row in rows.rows}

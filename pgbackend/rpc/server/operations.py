@@ -36,8 +36,8 @@ _AFTER_COMBINED = frozenset(
 def open_scope(session: Session, tree: nodes.Tree, alias: str, outer: Scope | None = None) -> Scope:
     """Return the scope of *tree* with its calls made; raise a RemoteError."""
     exposure = exposure_of(tree.model)
-    exposure.check_operation(session.principal, "read")
-    return scope_on(session, tree, alias, exposure.visible(session.principal, alias), outer)
+    exposure.check_operation(session, "read")
+    return scope_on(session, tree, alias, exposure.visible(session, alias), outer)
 
 
 def scope_on(
@@ -225,7 +225,7 @@ def _field_names(scope: Scope, op: nodes.Op) -> list[str]:
 
 
 def _select_for_update(scope: Scope, op: nodes.Op) -> None:
-    scope.exposure.check_operation(scope.session.principal, "update")
+    scope.exposure.check_operation(scope.session, "update")
     options = dict(op.kwargs)
     if op.args or not options.keys() <= {"nowait", "skip_locked", "of", "no_key"}:
         raise BadValue("select_for_update takes nowait, skip_locked and no_key")

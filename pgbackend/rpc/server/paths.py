@@ -243,13 +243,13 @@ def place(scope: Scope, path: Path, *, condition: bool) -> Placed:
 
 def guard(scope: Scope, exposure: Exposure, before: str) -> DjangoQ:
     """Return the condition that the row, to which the path *before* leads, may be seen."""
-    visible = exposure.visible(scope.session.principal, scope.alias)
+    visible = exposure.visible(scope.session, scope.alias)
     return DjangoQ((f"{before}pk__in", visible.order_by().values("pk")))
 
 
 def _filtered_relation(scope: Scope, entered: Entered, placed: str) -> FilteredRelation:
     """Return the relation at *placed*, of which only what the principal may see is joined."""
-    visible = entered.exposure.visible(scope.session.principal, scope.alias)
+    visible = entered.exposure.visible(scope.session, scope.alias)
     # Django takes no queryset here, since that might have an OuterRef; ours has none.
     rows = visible.order_by().values("pk").query
     return FilteredRelation(placed, condition=DjangoQ((f"{placed}__pk__in", rows)))

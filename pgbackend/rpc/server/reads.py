@@ -122,11 +122,13 @@ def _by_order(scope: Scope, end: nodes.Op, *, reverse: bool) -> Any:
 
 def _count(scope: Scope, end: nodes.Op) -> int:
     _arguments(end, 0)
+    scope.commit_next()
     return int(scope.queryset.count())
 
 
 def _exists(scope: Scope, end: nodes.Op) -> bool:
     _arguments(end, 0)
+    scope.commit_next()
     return bool(scope.queryset.exists())
 
 
@@ -138,7 +140,9 @@ def _contains(scope: Scope, end: nodes.Op) -> bool:
     if query.is_sliced or query.combinator:
         raise BadValue("contains is not possible after a slice or a union")
     key = value(scope, raw, scope.exposure.model._meta.pk)
-    return bool(scope.queryset.filter(DjangoQ(("pk", key))).exists())
+    found = scope.queryset.filter(DjangoQ(("pk", key)))
+    scope.commit_next()
+    return bool(found.exists())
 
 
 def _aggregate(scope: Scope, end: nodes.Op) -> dict[str, Any]:
@@ -154,6 +158,7 @@ def _aggregate(scope: Scope, end: nodes.Op) -> dict[str, Any]:
         labels[name] = alias
         # Those that follow may name it.
         scope.annotations[alias] = Annotation(name, scope.named)
+    scope.commit_next()
     found = scope.queryset.aggregate(**built)
     return {labels[name]: each for name, each in found.items()}
 

@@ -38,16 +38,16 @@ class _Related:
         if self.instance is None:
             raise DoesNotExist("no row matches")
         self.exposure = exposure_of(self.relation.related_model)
-        principal = scope.session.principal
+        session = scope.session
         if self.relation.one_to_many:
             # The rows behind it change: their foreign keys do.
-            self.exposure.check_operation(principal, "update")
+            self.exposure.check_operation(session, "update")
             if self.relation.field.name not in self.exposure.writable:
                 raise FieldNotAllowed(f"{name!r} cannot be changed")
-            self.rows = self.exposure.changeable(principal, scope.alias)
+            self.rows = self.exposure.changeable(session, scope.alias)
         else:
             scope.session.check_entered(self.exposure)
-            self.rows = self.exposure.visible(principal, scope.alias)
+            self.rows = self.exposure.visible(session, scope.alias)
         accessor = self.relation.get_accessor_name() if found.auto_created else name
         self.manager: Any = getattr(self.instance, accessor)
 
@@ -109,7 +109,7 @@ def _defaults(found: _Related, end: nodes.Op) -> dict[str, Any] | None:
         raise BadValue("through_defaults is $dict")
     field = found.relation.field if found.relation.auto_created else found.relation
     exposure = exposure_of(field.remote_field.through)
-    exposure.check_operation(found.scope.session.principal, "create")
+    exposure.check_operation(found.scope.session, "create")
     inside = Scope(found.scope.session, exposure, found.scope.alias, found.rows)
     written = Written(inside)
     return {

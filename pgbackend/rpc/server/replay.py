@@ -10,7 +10,7 @@ from typing import Any
 
 from django.db.models import Q
 
-from ...extending import own_cursor, takes_several
+from ...extending import own_cursor
 from ..protocol.errors import BadValue, Replayed
 from ..protocol.messages import Message
 from ..protocol.nodes import Tree
@@ -24,9 +24,8 @@ PRUNE_EVERY = 60.0
 # How long the answer of a write is given again.
 ANSWERS_KEPT = timedelta(days=1)
 
-_NONCE = """
-INSERT INTO pgbackend_rpc_server_seennonce (nonce, until) VALUES (%s, %s)
-ON CONFLICT (nonce) DO NOTHING"""
+_FIRST = "INSERT INTO pgbackend_rpc_server_seennonce (nonce, until) VALUES (%s, %s)"
+_NONCE = f"{_FIRST} ON CONFLICT (nonce) DO NOTHING"
 # The next transaction is of the same kind: the isolation level of the project's settings stays.
 _COMMIT = "COMMIT AND CHAIN"
 _CLAIM = """
@@ -64,17 +63,20 @@ class Nonce:
     def check_before(self, cursor: Any, sql: str, params: list[Any]) -> None:
         """Note it as `check` does, in the transaction that *cursor* begins, and commit that.
 
-        The transaction goes on with *sql*: all is one message where *cursor* takes several
-        statements.
+        The transaction goes on with *sql*.
         """
-        if takes_several(cursor):
-            cursor.execute(f"{_NONCE};\n{_COMMIT};\n{sql}", [*self._row, *params])
-            self._look_at(cursor)
-            return
         cursor.execute(_NONCE, self._row)
         self._look_at(cursor)
         cursor.execute(_COMMIT, None)
         cursor.execute(sql, params)
+
+    @property
+    def statements(self) -> list[tuple[str, Any]]:
+        """The statements that note it in a transaction and begin another one.
+
+        One that was noted is an IntegrityError, so nothing that follows in the same message is run.
+        """
+        return [(_NONCE if self._redelivered else _FIRST, self._row), (_COMMIT, None)]
 
     def _look_at(self, cursor: Any) -> None:
         if cursor.rowcount != 1 and not self._redelivered:

@@ -62,7 +62,9 @@ def _limited(scope: Scope, queryset: Any, exposure: Exposure | None = None) -> l
     """Return what *queryset* gives, and never fetch more than one row above the limit."""
     exposure = exposure or scope.exposure
     most = scope.session.max_rows(exposure)
-    found = list(queryset[: most + 1])
+    chosen = queryset[: most + 1]
+    scope.commit_next()
+    found = list(chosen)
     scope.session.count_rows(len(found), exposure)
     return found
 
@@ -148,7 +150,7 @@ class _Models:
 
     def _seen(self, exposure: Exposure, path: str) -> int:
         """Select whether the related row at *path* may be seen."""
-        visible = exposure.visible(self.scope.session.principal, self.scope.alias)
+        visible = exposure.visible(self.scope.session, self.scope.alias)
         guard = DjangoQ((f"{path}__pk__in", visible.order_by().values("pk")))
         self.keys.append(Case(When(guard, then=Value(True)), default=Value(False)))
         return len(self.keys) - 1
@@ -264,7 +266,7 @@ class _Fetching:
         return Prefetched(self.prefetch.name, shape, self.prefetch.to_attr, self.is_single), below
 
     def _everything(self) -> Scope:
-        visible = self.exposure.visible(self.session.principal, self.alias)
+        visible = self.exposure.visible(self.session, self.alias)
         return Scope(self.session, self.exposure, self.alias, visible)
 
     def _links(self, owners: set[Any]) -> list[tuple[Any, Any]]:
@@ -275,7 +277,7 @@ class _Fetching:
         if found.auto_created:
             owner, target = target, owner
         through = field.remote_field.through
-        visible = self.exposure.visible(self.session.principal, self.alias)
+        visible = self.exposure.visible(self.session, self.alias)
         links = through._meta.default_manager.using(self.alias).filter(
             DjangoQ((f"{owner}__in", list(owners))),
             DjangoQ((f"{target}__in", visible.order_by().values("pk"))),

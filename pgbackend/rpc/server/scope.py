@@ -71,12 +71,19 @@ class Scope:
     prefetches: dict[str, Prefetch] = field(default_factory=dict)
     # Whether it is a union, an intersection or a difference.
     is_combined: bool = False
+    # Whether nothing follows its rows in the transaction.
+    is_last: bool = False
     # The paths that were named since somebody cleared the set.
     named: frozenset[str] = frozenset()
     # Whether an expression inside named the scope around.
     names_outer: bool = False
     # The relations that are joined under a condition, by the paths to them.
     joined: dict[str, str] = field(default_factory=dict)
+
+    def commit_next(self) -> None:
+        """Have the transaction end with the next statement, where nothing is to follow it."""
+        if self.is_last and not self.prefetches and self.session.commit_next is not None:
+            self.session.commit_next()
 
     def filtered(self, placed: str, make: Callable[[], models.FilteredRelation]) -> str:
         """Return the name of the relation at *placed*, joined as *make* says, once."""

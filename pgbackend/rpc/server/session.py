@@ -32,20 +32,30 @@ class Session:
     numbers: count[int] = field(default_factory=lambda: count(1))
     # The names of annotations in querysets, by those that the message has.
     own_names: dict[str, str] = field(default_factory=dict)
+    # Called before a function of the project is: the message is to be noted by then.
+    before_code: Callable[[], None] | None = None
+    # Has the open transaction end with its next statement; None: it goes on.
+    commit_next: Callable[[], None] | None = None
     _restricted: dict[tuple[type[models.Model], str], bool] = field(default_factory=dict)
     _permitted: set[type[models.Model]] = field(default_factory=set)
+
+    def named(self) -> Any:
+        """Return the principal, for a function of the project."""
+        if self.before_code is not None:
+            self.before_code()
+        return self.principal
 
     def is_restricted(self, exposure: Exposure, alias: str) -> bool:
         """Return whether the model has rows that the principal may not see."""
         key = (exposure.model, alias)
         if key not in self._restricted:
-            self._restricted[key] = exposure.is_restricted(self.principal, alias)
+            self._restricted[key] = exposure.is_restricted(self, alias)
         return self._restricted[key]
 
     def check_entered(self, exposure: Exposure) -> None:
         """Raise PermissionDenied unless the principal may read the model, on a path's way."""
         if exposure.model not in self._permitted:
-            exposure.check_permission(self.principal, "read")
+            exposure.check_permission(self, "read")
             self._permitted.add(exposure.model)
 
     def max_rows(self, exposure: Exposure) -> int:

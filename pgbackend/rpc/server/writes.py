@@ -33,8 +33,8 @@ def write(session: Session, tree: nodes.Tree, alias: str) -> Any:
     exposure = exposure_of(tree.model)
     operations, run = WRITES[tree.end.name]
     for operation in operations:
-        exposure.check_operation(session.principal, operation)
-    changeable = exposure.changeable(session.principal, alias)
+        exposure.check_operation(session, operation)
+    changeable = exposure.changeable(session, alias)
     scope = scope_on(session, tree, alias, changeable)
     if scope.kind != "model" and tree.end.name != "delete":
         raise BadValue(f"{tree.end.name} is not possible after values")
@@ -45,7 +45,7 @@ def _answered(scope: Scope, instance: Any) -> nodes.Rows:
     """Return the row of *instance* as it is now; its key alone where it may not be read."""
     exposure, session = scope.exposure, scope.session
     if "read" in exposure.operations:
-        visible = exposure.visible(session.principal, scope.alias)
+        visible = exposure.visible(session, scope.alias)
         return rows_of(scope, visible.filter(DjangoQ(("pk", instance.pk))))
     key = exposure.model._meta.pk.attname
     shape = nodes.Shape(exposure.model._meta.label, (key,), pk=(key,))
@@ -54,11 +54,11 @@ def _answered(scope: Scope, instance: Any) -> nodes.Rows:
 
 def check_after(scope: Scope, keys: Iterable[Any]) -> None:
     """Raise PermissionDenied if rows with *keys* are now some that the principal may not change."""
-    exposure, principal = scope.exposure, scope.session.principal
+    exposure = scope.exposure
     if exposure.rows is None and exposure.writable_rows is None:
         return
     wanted = set(keys)
-    left = exposure.changeable(principal, scope.alias).filter(DjangoQ(("pk__in", list(wanted))))
+    left = exposure.changeable(scope.session, scope.alias).filter(DjangoQ(("pk__in", list(wanted))))
     if left.order_by().values("pk").distinct().count() != len(wanted):
         raise PermissionDenied("the rows would be beyond what may be changed")
 
@@ -107,7 +107,7 @@ def _save(scope: Scope, end: nodes.Op) -> nodes.Rows:
     elif only is not None or end.kwargs.get("force_update", False):
         raise NotUpdated("there is no such row to update")
     else:
-        scope.exposure.check_operation(scope.session.principal, "create")
+        scope.exposure.check_operation(scope.session, "create")
         own = scope.exposure.model._meta.pk
         if key is not None and own.attname not in named and own.name not in named:
             named = {own.name: key, **named}
@@ -223,7 +223,7 @@ def _keys_to_change(scope: Scope) -> list[Any]:
     most = scope.session.max_affected(scope.exposure)
     restricted = scope.exposure.rows is not None or scope.exposure.writable_rows is not None
     if restricted and not (queryset.query.is_sliced or queryset.query.distinct):
-        keys = scope.exposure._all(scope.alias).filter(
+        keys = scope.exposure._all(scope.session, scope.alias).filter(
             DjangoQ(("pk__in", queryset.order_by().values("pk")))
         )
         found = list(_locked(keys).values_list("pk", flat=True)[: most + 1])
@@ -255,7 +255,7 @@ def _bulk_create(scope: Scope, end: nodes.Op) -> nodes.Rows:
         instances.append(written.new(each))
         if not conflicts:
             written.clean(instances[-1])
-    scope.exposure._all(scope.alias).bulk_create(instances, **options)
+    scope.exposure._all(scope.session, scope.alias).bulk_create(instances, **options)
     if not conflicts:
         check_after(scope, [each.pk for each in instances])
     return written.sent(instances)
@@ -272,7 +272,7 @@ def _check_conflicts(scope: Scope, written: Written, options: dict[str, Any]) ->
         for each in options.get(name) or ():
             written.field(each)
     if options.get("update_conflicts"):
-        exposure.check_operation(scope.session.principal, "update")
+        exposure.check_operation(scope.session, "update")
 
 
 def _bulk_update(scope: Scope, end: nodes.Op) -> int:
@@ -299,7 +299,7 @@ def _bulk_update(scope: Scope, end: nodes.Op) -> int:
             raise BadValue(f"a row has no value for {missing[0]!r}")
         written.set(instance, {name: each[name] for name in names})
         written.clean(instance, fields)
-    changed = scope.exposure._all(scope.alias).bulk_update(
+    changed = scope.exposure._all(scope.session, scope.alias).bulk_update(
         instances, [each.name for each in fields]
     )
     check_after(scope, [each.pk for each in instances])

@@ -73,7 +73,7 @@ class Written:
             if known not in self._keys:
                 exposure = exposure_of(field.related_model)
                 self.scope.session.check_entered(exposure)
-                visible = exposure.visible(self.scope.session.principal, self.scope.alias)
+                visible = exposure.visible(self.scope.session, self.scope.alias)
                 path = "pk" if by_key else target.attname
                 rows = visible.order_by().filter(DjangoQ((path, found)))
                 self._keys[known] = rows.values_list(target.attname, flat=True).first()

@@ -15,12 +15,17 @@ from ...pubsub.channels import Channel
 from ...pubsub.handling import earlier_attempts
 from ...pubsub.sending import database
 from ...pubsub.settings import MAX_PLAIN
+from ...pubsub.settling import send_at_end
 from .postgres import ANSWERS
 from .serving import Handle, handle_of_service
 
 # What a client may name for its answers: nobody else's channel.
 _REPLY = re.compile(rf"{ANSWERS}[0-9a-f]{{16}}")
 _ID = re.compile(r"[0-9a-f-]{1,80}")
+
+# The removal that it is sent with need not wait for the disk: a message that is there again after a
+# crash of the server comes as one that was redelivered.
+_NOTIFY = "SELECT pg_notify(%s, %s), set_config('synchronous_commit', 'off', true)"
 
 # A long answer: the client fetches the row that the notification names.
 _STORE = """
@@ -64,11 +69,19 @@ def answer(id: str, reply: str, wire: str) -> None:
 
 
 def send_answer(reply: str, message_id: str, text: str) -> None:
-    """Notify the client, or store the answer for it where it is too long for that."""
+    """Notify the client, or store the answer for it where it is too long for that.
+
+    A short answer is sent as the message is removed, in one exchange with the server.
+    """
     short = f"{message_id} {text}"
-    with own_cursor(database(RpcMessage)) as cursor:
-        if len(short.encode()) <= MAX_PLAIN:
-            cursor.execute("SELECT pg_notify(%s, %s)", [reply, short])
+    alias = database(RpcMessage)
+    is_short = len(short.encode()) <= MAX_PLAIN
+    notify = _NOTIFY, [reply, short]
+    if is_short and send_at_end(alias, notify):
+        return
+    with own_cursor(alias) as cursor:
+        if is_short:
+            cursor.execute(*notify)
             return
         payload = json.dumps({"id": message_id, "wire": text}, separators=(",", ":"))
         cursor.execute(_STORE, [reply, payload, reply])
