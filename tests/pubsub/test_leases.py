@@ -94,8 +94,8 @@ async def test_messages(
                 await until(counted(worker, number))
                 return proxy.messages - before
 
-            # The worker looks at the table now and then, too. Where claims take long, one behind the
-            # last row does not tell whether another one is there, so that is looked for.
+            # The worker looks at the table now and then, too. Where claims take long, one is made
+            # behind the last row, and does not tell whether another one is there.
             assert min([await handled(number) for number in range(1, 11)]) <= 3
 
 
