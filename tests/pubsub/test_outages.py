@@ -5,9 +5,12 @@ the server's clock; a worker waits by `time.monotonic`, which no setting of a cl
 """
 
 import asyncio
+import itertools
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -27,9 +30,11 @@ from pgbackend.pubsub import Channel, Notification, anotify_many, asend, listene
 from pgbackend.pubsub.worker import Worker
 from tests.faults.fix_servers import Pair, leave_out
 from tests.pubsub.site import jobs
+from tests.pubsub.site.models import Effect
 from tests.support.limits import AT_ONCE
 from tests.support.proxy import Proxy
 from tests.support.pubsub import Listen, effects, until, working
+from tests.support.script import ROOT
 from tests.support.wrapper import AddAlias
 
 LEASED = ("--channels", "tests.pubsub.site.jobs.Leased")
@@ -125,6 +130,60 @@ async def test_ends_while_the_server_is_away(monkeypatch: pytest.MonkeyPatch) ->
     async with working(jobs.Leased):
         await until(lambda: has_rows({}))
     assert await effects() == [1, 2]
+
+
+APPLICATION = """
+import django
+
+django.setup()
+from django.core.asgi import get_asgi_application
+
+from pgbackend.asgi import LifespanApplication
+
+application = LifespanApplication(get_asgi_application(), listen=["tests.pubsub.site.jobs.Wide"])
+"""
+
+
+def serve(arguments: tuple[str, ...], folder: Path) -> subprocess.Popen[bytes]:
+    """Return a process of uvicorn that imports what it serves from *folder*."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "uvicorn", *arguments],
+        cwd=folder,
+        env={
+            **os.environ,
+            "DJANGO_SETTINGS_MODULE": "tests.settings",
+            "PYTHONPATH": f"{ROOT}:{folder}",
+        },
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+@pytest.mark.process
+async def test_reload(tmp_path: Path) -> None:
+    """`uvicorn --reload` with the worker in the lifespan: the next process takes the rows over."""
+    (tmp_path / "served.py").write_text(APPLICATION)
+    arguments = ("served:application", "--reload", "--reload-dir", f"{tmp_path}", "--port", "0")
+    process = serve(arguments, tmp_path)
+    numbers = itertools.count()
+    try:
+        # The first process, and two that follow it.
+        for processes in range(1, 4):
+            if processes > 1:
+                (tmp_path / "served.py").write_text(f"{APPLICATION}# {processes}\n")
+
+            async def is_served(processes: int = processes) -> bool:
+                await asend(jobs.Wide(next(numbers), "sleep 0.05"))
+                await asyncio.sleep(0.1)
+                pids = Effect.objects.values_list("pid", flat=True).distinct()
+                return await pids.acount() >= processes
+
+            await until(is_served)
+        await until(lambda: has_rows({}))
+    finally:
+        process.terminate()
+        await asyncio.to_thread(process.wait, AT_ONCE)
+    assert await effects() == list(range(next(numbers)))
 
 
 LIBRARY = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
