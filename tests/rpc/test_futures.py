@@ -109,6 +109,18 @@ def test_instances_in_a_result(service: str) -> None:
         assert found["pair"] == (dish, 2)
 
 
+def test_a_set_in_a_result(service: str) -> None:
+    """A set with instances comes as a list, and one of values as a set."""
+    for name in ("soup", "stew"):
+        site.Dish.objects.create(name=name)
+    found = Dish.objects.call("menu", "set")
+    assert sorted(each.name for each in found) == ["soup", "stew"]
+    mixed = Dish.objects.call("menu", "mixed")
+    assert isinstance(mixed, list)
+    assert sorted(map(str, mixed)) == sorted(["1", str(Dish.objects.get(name="soup"))])
+    assert Dish.objects.call("menu", "words") == {"soup", "stew"}
+
+
 def test_a_called_instance_in_a_later_call(service: str) -> None:
     """A later call of the message may name the instance that a method returns, and its fields."""
     site.Dish.objects.create(name="soup", price=3)

@@ -52,6 +52,7 @@ ANSWERED = {
     "call: a queryset": (tree("Dish", end=op("call", "menu", "queryset")), 4),
     "call: values": (tree("Dish", end=op("call", "menu", "values")), 4),
     "call: a list": (tree("Dish", end=op("call", "menu", "list")), 4),
+    "call: a set": (tree("Dish", end=op("call", "menu", "set")), 4),
     "call: a dictionary": (tree("Dish", end=op("call", "menu", "dict")), 4),
     # Two of the dish in lists of it, one in each other place, and the order twice.
     "call: a row twice": (tree("Dish", end=op("call", "inside", "a")), 6),

@@ -79,11 +79,14 @@ def _sent(session: Session, found: Any, alias: str) -> Any:
     """Return what a method gave as it is sent: rows as far as they may be read.
 
     Lists, tuples and dictionaries stay what they are; an instance in them that may not be seen is
-    None, and left out of a list of instances alone.
+    None, and left out of a list of instances alone. A set with instances is sent as a list.
     """
     if isinstance(found, models.Model):
         rows = _rows(session, exposure_of(type(found)), alias, [found.pk])
         return replace(rows, kind="instance") if rows.rows else None
+    if isinstance(found, set | frozenset) and any(isinstance(each, models.Model) for each in found):
+        # What travels has no set of rows.
+        found = list(found)
     if isinstance(found, list | tuple):
         kinds = {type(each) for each in found}
         kind = kinds.pop() if len(kinds) == 1 else None

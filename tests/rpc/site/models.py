@@ -64,6 +64,12 @@ class DishQuerySet(models.QuerySet["Dish"]):
                 return self.values("name")
             case "list":
                 return list(self)
+            case "set":
+                return set(self)
+            case "words":
+                return {each.name for each in self}
+            case "mixed":
+                return frozenset({*self.filter(name="soup"), 1})
             case "dict":
                 return {each.name: each for each in self}
         return self.all()
