@@ -200,13 +200,13 @@ class deferred_savepoint:
         self._wrapper: Any = connections[self.using]
         self._face: Any = None
         self._lease: Any = None
-        # Whether the transaction has the savepoint of this object already.
-        self._exists = False
+        self._exists = False  # whether the transaction has the savepoint of this object
         self._hooks = 0
         self._part: Any = None  # the transaction as tasks see it that the block starts
         # What the lease had noted before the block.
         self._noted: tuple[Any, ...] = ()
         self._due_before: tuple[bytes, ...] = ()
+        self._times_sent = 0
 
     def __enter__(self) -> None:
         wrapper = self._wrapper
@@ -221,8 +221,8 @@ class deferred_savepoint:
             self._face, self._exists, self.before_commit = face, False, ""
         self._hooks = len(state.run_on_commit)
         self._part = begin_part(state.transaction)
-        # A gathered call has a savepoint of its own around this one; see `futures.savepoints`.
-        self._due_before = face.savepoint_due
+        # What is around this one may be due as well.
+        self._due_before, self._times_sent = face.savepoint_due, face.times_due_sent
         commands = _SAVE_AGAIN if self._exists else _SAVE
         if self.strict:
             if not self.before_commit:
@@ -238,7 +238,7 @@ class deferred_savepoint:
     ) -> None:
         face, wrapper = self._face, self._wrapper
         end_part(self._part, stop=exc_type is not None)
-        sent = not face.savepoint_due
+        sent = face.times_due_sent != self._times_sent
         face.savepoint_due = () if sent else self._due_before
         self._exists |= sent
         suspect = False

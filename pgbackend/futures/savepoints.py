@@ -48,17 +48,25 @@ class Savepoints:
             face = state.lease and state.lease.face
             if face is not None and not face.closed:
                 face.savepoint_due = (SAVE,)
-                before.append((wrapper, face, state.needs_rollback, len(state.run_on_commit)))
+                hooks = len(state.run_on_commit)
+                before.append((wrapper, face, face.times_due_sent, state.needs_rollback, hooks))
         try:
             yield
         finally:
-            for wrapper, face, needed_rollback, hook_count in before:
-                self._after(call, wrapper, face, needed_rollback, hook_count)
+            for wrapper, face, *noted in before:
+                self._after(call, wrapper, face, *noted)
 
     def _after(
-        self, call: Any, wrapper: Any, face: Any, needed_rollback: bool, hook_count: int
+        self,
+        call: Any,
+        wrapper: Any,
+        face: Any,
+        times_sent: int,
+        needed_rollback: bool,
+        hook_count: int,
     ) -> None:
-        sent, face.savepoint_due = not face.savepoint_due, ()
+        # What is due after the savepoint was sent is inside it.
+        sent, face.savepoint_due = face.times_due_sent != times_sent, ()
         if not can_wait():
             # The calls are being closed, and their transaction with them.
             return

@@ -30,9 +30,8 @@ from psycopg.pq import Format, PGconn, TransactionStatus
 from ..bridge.current import can_wait
 from ..bridge.lock import BridgedLock
 from .physical import PooledConnection, unread_error
-from .savepoints import begin_and_send_due
+from .savepoints import SavingConnection
 from .socket_wait import SocketWait
-from .stopping import StoppableConnection
 
 if TYPE_CHECKING:
     from psycopg.pq.abc import PGresult
@@ -74,7 +73,7 @@ class _AsyncLock:
         self._pooled.face.lock.release()
 
 
-class BridgedConnection(StoppableConnection):
+class BridgedConnection(SavingConnection):
     """A `psycopg.Connection` whose every wait goes through the bridge.
 
     Each physical connection has one face at a time, made by `make_for` in the pool's ``configure``.
@@ -115,10 +114,6 @@ class BridgedConnection(StoppableConnection):
         # inspected; see `session.guard`.
         self.uninspected = False
         self.inspected_in: set[int] = set()
-        # The commands to send before the next statement; see `savepoints`.
-        self.savepoint_due: tuple[bytes, ...] = ()
-        # Whether a COMMIT is to be sent behind the next statement; see `sql.direct.Due`.
-        self.commit_due = False
         self.lock = BridgedLock(pooled.discard_unread)
 
     @classmethod
@@ -148,6 +143,8 @@ class BridgedConnection(StoppableConnection):
         self, command: Any, result_format: Format = Format.TEXT
     ) -> PQGen[PGresult | None]:
         """Run a command of psycopg's own; raise if the server rolls back instead of COMMIT."""
+        if self.savepoint_due:
+            yield from self.before_command(command)
         result = yield from super()._exec_command(command, result_format)
         if command == b"COMMIT" and result is not None and result.command_status == b"ROLLBACK":
             # Another task's statement failed after the check for failed statements.
@@ -198,10 +195,6 @@ class BridgedConnection(StoppableConnection):
         if id(getcurrent()) not in self.inspected_in:
             self.uninspected = True
         return self.begin_and_save() if self.savepoint_due else super()._start_query()
-
-    def begin_and_save(self) -> PQGen[None]:
-        """Send a BEGIN and commands that are due, before a statement that was inspected."""
-        return begin_and_send_due(self, super()._start_query)
 
     def lacks_answer(self, error: BaseException | None) -> bool:
         """Return whether *error* came instead of an answer of the server."""

@@ -1,59 +1,152 @@
-"""Commands that are sent with the next statement of their transaction.
+"""Savepoints that go to the server in one message with the statement that follows them.
 
-Savepoints, see `transaction.deferred_savepoint`, and what a package has sent so; see
-`sql.direct.Due`. Each command is one statement, on one line.
+A SAVEPOINT, or its RELEASE, that is *due* is sent before the next statement, whatever sends that.
+So is what a package has sent so; see `sql.direct.Due`. Each command is one statement, on one line.
+What nothing was sent after needs not be sent at all: COMMIT and ROLLBACK end all savepoints, and
+the end of a block without statements takes its SAVEPOINT back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 from psycopg import generators
 from psycopg.pq import TransactionStatus
 
+from .physical import PooledConnection
 from .session_reset import failure
+from .stopping import StoppableConnection
 
 if TYPE_CHECKING:
     from psycopg.abc import PQGen
 
+IDLE = TransactionStatus.IDLE
+INTRANS = TransactionStatus.INTRANS
+INERROR = TransactionStatus.INERROR
 
-def begin_and_send_due(face: Any, start: Callable[[], PQGen[None]]) -> PQGen[None]:
-    """Send a BEGIN and the commands that are due; *start* sends a BEGIN alone.
-
-    Both are one message, unless the connection is in a pipeline.
-    """
-    if (
-        face.savepoint_due
-        and face._pipeline is None
-        and not face._autocommit
-        and face.pgconn.transaction_status == TransactionStatus.IDLE
-    ):
-        yield from send_due(face, face._get_tx_start_command())
-        return
-    yield from start()
-    if face.savepoint_due:
-        yield from send_due(face)
+_ENDS = (b"COMMIT", b"ROLLBACK")
 
 
-def send_due(face: Any, *before: bytes) -> PQGen[None]:
-    """Send the commands in *face*'s ``savepoint_due``, which is empty then; raise if one fails.
+class SavingConnection(StoppableConnection):
+    """A connection that sends what is due before each of its statements."""
 
-    *before* goes in front of them.
+    def __init__(self, pooled: PooledConnection) -> None:
+        super().__init__(pooled)
+        # The commands that are due, in their order.
+        self.savepoint_due: tuple[bytes, ...] = ()
+        # How often commands that were due have been sent.
+        self.times_due_sent = 0
+        # Whether a COMMIT is to be sent behind the next statement; see `sql.direct.Due`.
+        self.commit_due = False
 
-    In a pipeline they wait for its next synchronization, as everything there does.
-    """
-    commands, face.savepoint_due = face.savepoint_due, ()
-    try:
-        if face._pipeline is not None:
-            for command in commands:
-                yield from face._exec_command(command)
+    def due_was_sent(self) -> None:
+        """Note that the server has executed the commands that were due."""
+        self.savepoint_due = ()
+        self.times_due_sent += 1
+
+    def drop_due_if_broken(self) -> None:
+        """Forget what is due in a broken transaction, which accepts nothing but a rollback."""
+        if self.pgconn.transaction_status == INERROR:
+            self.savepoint_due = ()
+
+    def begin_and_save(self) -> PQGen[None]:
+        """Send a BEGIN and what is due, before a statement that was inspected.
+
+        In a pipeline they wait for its next synchronization, as everything there does.
+        """
+        due = self.savepoint_due
+        if not due:
+            yield from super()._start_query()
+            return
+        try:
+            if self._pipeline is not None:
+                self.savepoint_due = ()
+                yield from super()._start_query()
+                for command in due:
+                    yield from self._exec_command(command)
+            elif not self._autocommit and self.pgconn.transaction_status == IDLE:
+                yield from _send(self, (self._get_tx_start_command(), *due))
+            else:
+                yield from _send(self, due)
+        except BaseException:
+            self.savepoint_due = due
+            self.drop_due_if_broken()
+            raise
+        self.due_was_sent()
+
+    def send_due(self) -> None:
+        """Send what is due, waiting through the bridge; a pipeline does so by itself."""
+        if self.savepoint_due and self._pipeline is None:
+            with self.finishing(), self.lock:
+                self.wait(self._send_due())
+
+    def _send_due(self) -> PQGen[None]:
+        # Another task may have sent it while this one waited for the lock.
+        if self.savepoint_due:
+            yield from self.begin_and_save()
+
+    def before_command(self, command: Any) -> PQGen[None]:
+        """Send what is due before a command of psycopg's own that does not end it."""
+        if command in _ENDS:
+            self.savepoint_due = ()
         else:
-            yield from _send(face, (*before, *commands))
-    except BaseException:
-        face.savepoint_due = commands
-        raise
+            yield from self.begin_and_save()
+
+    @contextmanager
+    def transaction(self, *args: Any, **kwargs: Any) -> Iterator[psycopg.Transaction]:
+        """Begin a transaction or a savepoint of psycopg's; see psycopg."""
+        self.send_due()
+        with super().transaction(*args, **kwargs) as transaction:
+            yield transaction
+
+
+def can_wait(face: Any) -> bool:
+    """Return whether a savepoint is certain to be at its place if it goes with the next statement.
+
+    A statement that runs, or waits for the connection, came before the savepoint. The transaction
+    may not have begun yet.
+    """
+    return (
+        not face.lock.held
+        and not face._autocommit
+        and face._pipeline is None
+        and face.pgconn.transaction_status in (IDLE, INTRANS)
+    )
+
+
+def begin(face: SavingConnection, savepoint: bytes) -> None:
+    """Have *savepoint*, a SAVEPOINT command, sent with the next statement."""
+    face.savepoint_due += (savepoint,)
+
+
+def end(face: SavingConnection, savepoint: bytes, release: bytes) -> None:
+    """Have *savepoint* released by *release* with the next statement; forget it if it is due."""
+    place = _place(face, savepoint)
+    face.savepoint_due = (
+        (*face.savepoint_due, release) if place is None else face.savepoint_due[:place]
+    )
+
+
+def undo(face: SavingConnection, savepoint: bytes) -> bool:
+    """Forget what is due inside *savepoint* if that is due; return whether it is."""
+    place = _place(face, savepoint)
+    if place is not None:
+        face.savepoint_due = face.savepoint_due[: place + 1]
+    return place is not None
+
+
+def is_due(face: SavingConnection, savepoint: bytes) -> bool:
+    """Return whether *savepoint* has not been sent yet."""
+    return savepoint in face.savepoint_due
+
+
+def _place(face: SavingConnection, savepoint: bytes) -> int | None:
+    due = face.savepoint_due
+    # A name may be in use more than once: it stands for the latest.
+    return next((place for place in reversed(range(len(due))) if due[place] == savepoint), None)
 
 
 def _send(face: Any, commands: Sequence[bytes]) -> PQGen[None]:

@@ -49,7 +49,8 @@ _clean_types: set[type] = set()
 class CleanSQL(str):
     """A statement that leaves its session as it was."""
 
-    __slots__ = ()
+    # Whether the server can surely parse it: `sql.statement_cache` keeps it, so its form is known.
+    parses = False
 
 
 def count_unclean(node: Any) -> None:

@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 TUPLES_OK = ExecStatus.TUPLES_OK
 IDLE = TransactionStatus.IDLE
 
+# The longest statement that is sent in one message with a SAVEPOINT, bytes.
+_LONG = 8192
+
 
 def lease_or_cursor(wrapper: Any, sql: Any) -> tuple[Lease | ThreadLease | None, Any]:
     """Return the lease to run *sql* on by the short way, held once, or else Django's cursor.
@@ -88,6 +91,8 @@ def execute(wrapper: Any, lease: Lease | ThreadLease, sql: str, params: Any) -> 
             result = together.hand_to_driver(lease, query.query)
             if result is not None:
                 return result
+        if face.savepoint_due and not _parses(face, sql, query.query):
+            face.send_due()
         with face.lock:
             sent: PGresult
             if not face.reset_due:
@@ -102,6 +107,24 @@ def execute(wrapper: Any, lease: Lease | ThreadLease, sql: str, params: Any) -> 
     except psycopg.Error:
         with wrapper.wrap_database_errors:
             raise
+
+
+def _parses(face: Any, sql: Any, query: bytes) -> bool:
+    """Return whether the server certainly can parse *query*, or fails with nothing lost by it.
+
+    The server refuses a message that it cannot parse as a whole, and breaks the transaction. There
+    must be a savepoint then, if one was asked for.
+    """
+    if face.pgconn.transaction_status == IDLE or not any(
+        command.startswith(b"SAVEPOINT") for command in face.savepoint_due
+    ):
+        return True
+    # The encoding of the database may lack a character.
+    return (
+        getattr(sql, "parses", False)
+        and len(query) <= _LONG
+        and (query.isascii() or face.pgconn.parameter_status(b"server_encoding") == b"UTF8")
+    )
 
 
 def rows(
@@ -143,17 +166,18 @@ class Due:
     follows.
     """
 
-    __slots__ = ("_face", "_wrapper")
+    __slots__ = ("_face", "_times_sent", "_wrapper")
 
     def __init__(self, wrapper: Any, face: Any, statements: tuple[bytes, ...]) -> None:
         self._wrapper = wrapper
         self._face = face
+        self._times_sent = face.times_due_sent
         face.savepoint_due += statements
 
     @property
     def is_sent(self) -> bool:
         """Whether all of them were sent, and succeeded."""
-        return not self._face.savepoint_due
+        return bool(self._face.times_due_sent != self._times_sent)
 
     def send(self) -> None:
         """Send them now, unless they were; raise the errors of Django's cursors."""
@@ -255,43 +279,42 @@ def _exchange(face: BridgedConnection, query: bytes) -> PQGen[PGresult]:
     if face.reset_due:
         results: list[PGresult] = yield from reset_and_execute(face, query)
         return results[0]
-    before: tuple[bytes, ...] = ()
-    due: tuple[bytes, ...] = ()
-    if not face._autocommit and pgconn.transaction_status == IDLE:
-        due, face.savepoint_due = face.savepoint_due, ()
-        before = (face._get_tx_start_command(), *due)
-    elif face.savepoint_due:
-        yield from face.begin_and_save()
+    first: tuple[bytes, ...] = ()
+    begins = False
+    if not face._autocommit:
+        first = face.savepoint_due
+        if begins := pgconn.transaction_status == IDLE:
+            first = (face._get_tx_start_command(), *first)
     # What goes before has a line of its own, since errors show the line that they are about.
-    begin = b"; ".join(before) + b";\n" if before else b""
+    prefix = b"; ".join(first) + b";\n" if first else b""
     end = b""
     if face.commit_due and not face._autocommit:
         # The statement may end with a comment.
         face.commit_due, end = False, b"\n;COMMIT"
-    pgconn.send_query(begin + query + end)
-    try:
-        results = yield from generators.execute(pgconn)
-    except BaseException:
-        face.savepoint_due = due
-        raise
+    pgconn.send_query(prefix + query + end)
+    results = yield from generators.execute(pgconn)
     failed = failure(results)
-    if failed is not None and len(results) <= len(before):
-        face.savepoint_due = due
-    if (
-        failed is not None
-        and begin
-        and len(results) == 1
-        and pgconn.transaction_status == IDLE
-        and not (failed.error_field(DiagnosticField.SQLSTATE) or b"57").startswith(b"57")
-    ):
-        # The server refuses a message that it cannot parse as a whole: nothing has begun, and no
-        # transaction is broken. So send BEGIN and the statement separately, unless the server was
-        # interrupted.
-        yield from face.begin_and_save()
-        begin, before = b"", ()
-        pgconn.send_query(query)
-        results = yield from generators.execute(pgconn)
-        failed = failure(results)
+    if first:
+        if len(results) > len(first):
+            if face.savepoint_due:
+                face.due_was_sent()
+        elif (
+            failed is not None
+            and begins
+            and len(results) == 1
+            and pgconn.transaction_status == IDLE
+            and not (failed.error_field(DiagnosticField.SQLSTATE) or b"57").startswith(b"57")
+        ):
+            # The server refuses a message that it cannot parse as a whole: nothing has begun, and
+            # no transaction is broken. So send BEGIN and the statement separately, unless the
+            # server was interrupted.
+            yield from face.begin_and_save()
+            first, prefix = (), b""
+            pgconn.send_query(query)
+            results = yield from generators.execute(pgconn)
+            failed = failure(results)
+        elif face.savepoint_due:
+            face.drop_due_if_broken()
     if failed is not None:
-        raise error_after(len(begin), failed, pgconn._encoding)
-    return results[len(before)]
+        raise error_after(len(prefix), failed, pgconn._encoding)
+    return results[len(first)]

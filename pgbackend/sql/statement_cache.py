@@ -117,6 +117,7 @@ class CacheEntry(NamedTuple):
             if parameters is None:
                 return
             if list(map(type, parameters)) == list(map(type, params)):
+                sql.parses = True
                 statements = self.select.statements
                 if len(statements) >= _KEPT:
                     statements.clear()

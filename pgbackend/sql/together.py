@@ -77,12 +77,11 @@ def exchange(
     if pgconn.status != ConnStatus.OK:
         # As psycopg's cursors say; libpq would only say that there is no pipeline mode.
         raise psycopg.OperationalError("the connection is lost")
-    if face.savepoint_due:
-        yield from face.begin_and_save()
     found: list[PGresult | None] = [None] * len(queries)
-    before: tuple[bytes, ...] = ()
+    before = due = face.savepoint_due
     if pgconn.transaction_status == _IDLE:
-        before = (face._get_tx_start_command(),)
+        before = (face._get_tx_start_command(), *due)
+    first = len(before)
     # Whether a cancellation stops these queries: then nothing is sent again.
     was_stopped, face.was_stopped = face.was_stopped, False
     start, end = 0, len(queries)
@@ -99,6 +98,11 @@ def exchange(
                 if place is not None:
                     found[place] = result
             last = results[-1]
+            if due and face.savepoint_due == due and not isinstance(face, ThreadFace):
+                if len(results) > first:
+                    face.due_was_sent()
+                else:
+                    face.drop_due_if_broken()
             run, before = end, ()
             if last.status == _FATAL:
                 failed = commands[len(results) - 1][1]

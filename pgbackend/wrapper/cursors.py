@@ -243,6 +243,8 @@ class LeaseHolder(utils.CursorWrapper):
                     "the cursor's connection was given back when the bridged call that opened"
                     " it ended: open, use and close a cursor in one bridged function"
                 )
+        if self.lease.face.savepoint_due:
+            self.db.send_due(self.lease.face)
 
     def callproc(self, *args: Any, **kwargs: Any) -> Any:
         self._check_lease()

@@ -21,7 +21,8 @@ from psycopg.pq import TransactionStatus
 
 from ..bridge.current import can_wait
 from ..errors import CommitInDoubt, NotCommitted
-from ..pool.face import ROLLED_BACK
+from ..pool import savepoints
+from ..pool.face import ROLLED_BACK, BridgedConnection
 from ..sql.instrumented import may_skip_cursors
 from ..tasks import kept_sessions
 from ..tasks.frames import check_inside
@@ -34,6 +35,7 @@ from .leasing import Leasing
 from .on_commit import Hook
 
 INERROR = TransactionStatus.INERROR
+INTRANS = TransactionStatus.INTRANS
 
 
 class TransactionControl(Leasing):
@@ -160,15 +162,20 @@ class TransactionControl(Leasing):
         state.broken_by, state.rollback_asked = None, rollback
 
     def _savepoint(self, sid: str) -> None:
+        if (face := self._face_to_save_later()) is not None:
+            savepoints.begin(face, self._saving(sid))
+            return
         with self._finishing():
             super()._savepoint(sid)
 
     def _savepoint_rollback(self, sid: str) -> None:
+        face = self._face_to_save_later()
         if (lease := self._own_lease()) is not None:
             # The server closes cursors that were opened after the savepoint.
             lease.closings += 1
-        with self._finishing():
-            super()._savepoint_rollback(sid)
+        if lease is None or not savepoints.undo(lease.face, self._saving(sid)) or face is None:
+            with self._finishing():
+                super()._savepoint_rollback(sid)
         state = self.state
         state.rolled_back_to = sid
         frame = next((each for each in state.frames if each.savepoint == sid), None)
@@ -176,8 +183,53 @@ class TransactionControl(Leasing):
             state.undo_settings(frame)
 
     def _savepoint_commit(self, sid: str) -> None:
+        face = self._face_to_save_later()
+        if face is not None and (
+            savepoints.is_due(face, saving := self._saving(sid)) or self._can_release_later(face)
+        ):
+            savepoints.end(face, saving, self.ops.savepoint_commit_sql(sid).encode())
+            return
         with self._finishing():
             super()._savepoint_commit(sid)
+
+    def _saving(self, sid: str) -> bytes:
+        command: str = self.ops.savepoint_create_sql(sid)
+        return command.encode()
+
+    def _face_to_save_later(self) -> BridgedConnection | None:
+        """Return the connection if its savepoints may go with the next statement, or None.
+
+        Where other code looks at statements, each is sent at its time, as Django does. So it is
+        while the connection is used: a statement that waits for it is not in the savepoint.
+        """
+        state = self.bridged_state()
+        if (
+            state is None
+            or self.queries_logged
+            or self.execute_wrappers
+            or self.set_in_threads
+            or self.kept_lease is not None
+            or not may_skip_cursors(self)
+        ):
+            return None
+        state = self.state_in_turn(state)
+        lease = state.lease
+        if lease is None or state.needs_rollback or lease.pooled.execute_wrappers is not None:
+            return None
+        return lease.face if savepoints.can_wait(lease.face) else None
+
+    def send_due(self, face: BridgedConnection) -> None:
+        """Send the savepoints that are due, in a message that a cancellation does not stop."""
+        with self.wrap_database_errors:
+            face.send_due()
+
+    def _can_release_later(self, face: BridgedConnection) -> bool:
+        """Return whether releasing a savepoint certainly succeeds.
+
+        It would not, and Django would say so at once, if raw SQL had ended the transaction.
+        """
+        lease = face.lease
+        return face.pgconn.transaction_status == INTRANS and not lease.sets and not face.uninspected
 
     def _finishing(self) -> AbstractContextManager[None]:
         lease = self._own_lease()
@@ -232,6 +284,8 @@ class TransactionControl(Leasing):
         """
         lease = None if state is None else state.lease
         exposed = lease is not None and lease.exposed
+        if lease is not None:
+            lease.face.savepoint_due = ()
         try:
             end()
         except BaseException as error:

@@ -354,6 +354,8 @@ async def frozen_at(server: Server, message: bytes) -> AsyncIterator[Proxy]:
             PORT=proxy.port,
             options={"pool": {"max_size": 2}, "cancel_timeout": 0.3},
         )
+        # Where statements are logged, a savepoint is released at the end of its block.
+        connection.force_debug_cursor = True
         proxy.freeze_at(message)
         yield proxy
         proxy.thaw()
@@ -377,6 +379,7 @@ async def test_savepoint_that_cannot_be_reached(
                             if message != b"RELEASE":
                                 raise Failed
                 proxy.thaw()
+                connection.force_debug_cursor = False
                 if writes_on:
                     with pytest.raises(TransactionManagementError):
                         await write("outer 2")

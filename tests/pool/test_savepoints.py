@@ -1,15 +1,28 @@
-"""`deferred_savepoint`: a block that raises is undone, and one that did nothing costs nothing."""
+"""Savepoints that go with the next statement: those of `atomic` and of `deferred_savepoint`.
 
+A block that raises is undone, and one that did nothing costs nothing.
+"""
+
+import asyncio
 from contextlib import suppress
 
+import psycopg
 import pytest
-from django.db import DatabaseError, IntegrityError, connection, transaction
+from django.db import DatabaseError, DataError, IntegrityError, connection, transaction
+from django.db.models import Count
+from django.test.utils import CaptureQueriesContext
 
 from pgbackend import NotCommitted, bridged
-from pgbackend.transaction import deferred_savepoint
-from tests.models import Author
+from pgbackend.transaction import (
+    asavepoint,
+    asavepoint_commit,
+    asavepoint_rollback,
+    deferred_savepoint,
+)
+from tests.models import Author, Book
+from tests.support.futures import counted
 from tests.support.server import Server
-from tests.support.wrapper import value
+from tests.support.wrapper import use_wrapper, value
 
 
 def names(server: Server) -> list[str]:
@@ -142,3 +155,299 @@ def test_strict_blocks_of_the_orm(server: Server) -> None:
         assert value("SELECT current_setting('app.one', true)") == "1"
         value(f"SELECT 1; {saved.before_commit}")
     assert names(server) == ["a", "b"]
+
+
+# Blocks of atomic
+
+
+async def test_messages_of_blocks(server: Server) -> None:
+    """A nested block costs no message of its own, and one without a statement costs nothing."""
+    async with counted(server) as proxy:
+        await Author.objects.acreate(name="Ada")
+        # The first is compiled anew, and so has its SAVEPOINT sent before it.
+        for expected in (5, 4):
+            before = proxy.messages
+            async with transaction.atomic():
+                for _ in range(3):
+                    async with transaction.atomic():
+                        await Author.objects.aget(name="Ada")
+                    async with transaction.atomic(), transaction.atomic():
+                        pass
+            assert proxy.messages - before in (4, expected)
+        before = proxy.messages
+        async with transaction.atomic():
+            async with transaction.atomic():
+                pass
+            with suppress(ValueError):
+                async with transaction.atomic():
+                    raise ValueError
+        assert proxy.messages == before
+
+
+async def test_order_of_statements(server: Server) -> None:
+    """What the server gets has each savepoint at its place."""
+    async with transaction.atomic():
+        await Author.objects.acreate(name="one")
+        with suppress(ValueError):
+            async with transaction.atomic():
+                await Author.objects.acreate(name="two")
+                async with transaction.atomic():
+                    await Author.objects.acreate(name="three")
+                raise ValueError
+        async with transaction.atomic():
+            with suppress(ValueError):
+                async with transaction.atomic():
+                    await Author.objects.filter(name="one").aupdate(name="lost")
+                    raise ValueError
+            await Author.objects.filter(name="one").aupdate(name="four")
+        async with transaction.atomic(), transaction.atomic():
+            await Author.objects.acreate(name="five")
+    assert names(server) == ["five", "four"]
+
+
+def same_name() -> None:
+    Author.objects.create(name="Ada")
+
+
+def too_long() -> None:
+    Author.objects.filter(name="Ada").update(name="a" * 51)
+
+
+def by_zero() -> None:
+    Author.objects.aggregate(n=1 / (Count("pk") - Count("pk")))
+
+
+def cannot_be_parsed() -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("SELEC 1")
+
+
+def cannot_be_parsed_by_the_orm() -> None:
+    list(Author.objects.extra(where=["nonsense ("]))
+
+
+FAILURES = [same_name, too_long, by_zero, cannot_be_parsed, cannot_be_parsed_by_the_orm]
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["with BEGIN", "begun"])
+@pytest.mark.parametrize("fail", FAILURES)
+@bridged
+def test_statement_that_fails(server: Server, fail: object, begun: bool) -> None:
+    """A failed statement ends its own block only, whether the block was sent with it or not."""
+    assert callable(fail)
+    Author.objects.create(name="Ada")
+    with transaction.atomic():
+        for round_ in range(3):
+            if begun:
+                Author.objects.create(name=f"{round_}")
+            for _ in range(2):
+                with (
+                    pytest.raises((IntegrityError, DataError, DatabaseError)),
+                    transaction.atomic(),
+                ):
+                    fail()
+            with pytest.raises(DatabaseError), transaction.atomic():
+                Author.objects.filter(name="Ada").first()
+                fail()
+        Author.objects.create(name="after")
+    assert names(server) == [*(("0", "1", "2") if begun else ()), "Ada", "after"]
+
+
+@bridged
+def test_character_that_the_database_lacks(server: Server) -> None:
+    """The server refuses the whole message then, and the block around goes on."""
+    use_wrapper(NAME=database_in_latin1(server))
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("CREATE TABLE tests_author (id serial PRIMARY KEY, name text)")
+        with transaction.atomic():
+            with transaction.atomic():
+                assert not Author.objects.filter(name="é").exists()
+                assert Author.objects.filter(name="é").first() is None
+            for _ in range(2):
+                with pytest.raises(DataError), transaction.atomic():
+                    Author.objects.filter(name="€").first()
+            Author.objects.create(name="after")
+        assert Author.objects.filter(name="after").exists()
+    finally:
+        connection.close_pool()
+
+
+def database_in_latin1(server: Server) -> str:
+    server.all("DROP DATABASE IF EXISTS latin1 WITH (FORCE)")
+    server.all("CREATE DATABASE latin1 ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0")
+    return "latin1"
+
+
+async def test_savepoint_by_hand_that_was_not_sent(server: Server) -> None:
+    """It can be rolled back to as often as one likes, and be released once."""
+    async with transaction.atomic():
+        await Author.objects.acreate(name="one")
+        savepoint = await asavepoint()
+        await asavepoint_rollback(savepoint)
+        await Author.objects.acreate(name="two")
+        await asavepoint_rollback(savepoint)
+        await asavepoint_rollback(savepoint)
+        await asavepoint_commit(savepoint)
+        with pytest.raises(DatabaseError):
+            async with transaction.atomic():
+                await asavepoint_rollback(savepoint)
+        await Author.objects.acreate(name="three")
+    assert names(server) == ["one", "three"]
+
+
+async def test_savepoint_by_hand_with_nothing_after_it(server: Server) -> None:
+    """COMMIT ends it, and the next statement of the connection knows nothing of it."""
+    async with transaction.atomic():
+        await asavepoint()
+    await Author.objects.acreate(name="one")
+    async with transaction.atomic():
+        await Author.objects.acreate(name="two")
+        await asavepoint()
+    assert await bridged(value)("SELECT count(*) FROM tests_author") == 2
+
+
+@bridged
+def test_statements_that_are_looked_at() -> None:
+    """Where statements are logged, each is sent at its time, as Django does."""
+    Author.objects.create(name="Ada")
+    with CaptureQueriesContext(connection) as queries, transaction.atomic():
+        with transaction.atomic():
+            Author.objects.get(name="Ada")
+        with transaction.atomic():
+            pass
+    kinds = [query["sql"].split()[0] for query in queries]
+    assert kinds == ["BEGIN", "SAVEPOINT", "SELECT", "RELEASE", "SAVEPOINT", "RELEASE", "COMMIT"]
+    seen = []
+
+    def look(execute: object, sql: str, *args: object) -> object:
+        seen.append(sql.split()[0])
+        assert callable(execute)
+        return execute(sql, *args)
+
+    with transaction.atomic():
+        with transaction.atomic(), connection.execute_wrapper(look):
+            Author.objects.get(name="Ada")
+        with connection.execute_wrapper(look), transaction.atomic():
+            Author.objects.get(name="Ada")
+    assert seen == ["SELECT", "SAVEPOINT", "SELECT", "RELEASE"]
+
+
+@bridged
+def test_transaction_that_raw_sql_ends() -> None:
+    """The end of the block reports it, as with Django's own backend."""
+    with pytest.raises(DatabaseError):  # noqa: SIM117
+        with transaction.atomic():
+            with transaction.atomic(), connection.cursor() as cursor:
+                cursor.execute("ROLLBACK AND CHAIN")
+
+
+@bridged
+def test_psycopgs_own_transaction(server: Server) -> None:
+    """psycopg's own savepoints are inside those that are due."""
+    with transaction.atomic():
+        Author.objects.create(name="one")
+        with suppress(ValueError), transaction.atomic():
+            raw = connection.connection
+            with raw.transaction():
+                raw.execute("INSERT INTO tests_author (name) VALUES ('two')")
+            raise ValueError
+        with transaction.atomic():
+            Author.objects.create(name="three")
+        with suppress(ValueError), raw.transaction():
+            raw.execute("INSERT INTO tests_author (name) VALUES ('four')")
+            raise ValueError
+        with transaction.atomic(), raw.transaction():
+            pass
+    with transaction.atomic(), transaction.atomic(), connection.connection.transaction():
+        Author.objects.create(name="five")
+    assert names(server) == ["five", "one", "three"]
+
+
+@bridged
+def test_statements_of_psycopgs_pipeline(server: Server) -> None:
+    """What is due goes into a pipeline, too."""
+    with transaction.atomic():
+        Author.objects.create(name="one")
+        with transaction.atomic():
+            Author.objects.create(name="two")
+        with suppress(ValueError), transaction.atomic():
+            with connection.connection.pipeline():
+                connection.connection.execute("INSERT INTO tests_author (name) VALUES ('three')")
+            raise ValueError
+        with transaction.atomic():
+            Author.objects.create(name="four")
+    assert names(server) == ["four", "one", "two"]
+
+
+async def test_statement_that_waits_for_the_connection(server: Server) -> None:
+    """A sibling's statement that came first is not in the savepoint of a block that came later."""
+
+    async def slow() -> None:
+        await bridged(value)("SELECT count(*) FROM pg_sleep(0.05)")
+
+    async def fails() -> None:
+        with suppress(ValueError):
+            async with transaction.atomic():
+                await Author.objects.acreate(name="lost")
+                raise ValueError
+
+    for _ in range(5):
+        async with transaction.atomic():
+            await asyncio.gather(
+                slow(), *(Author.objects.acreate(name=f"{n}") for n in range(3)), fails()
+            )
+        assert names(server) == ["0", "1", "2"]
+        await Author.objects.all().adelete()
+
+
+@bridged
+def test_server_side_cursor_around_blocks() -> None:
+    """A cursor is read on while blocks are entered and left."""
+    author = Author.objects.create(name="Ada")
+    Book.objects.bulk_create(Book(title=f"{n}", author=author) for n in range(6))
+    with transaction.atomic():
+        titles = []
+        for book in Book.objects.iterator(chunk_size=2):
+            titles.append(book.title)
+            with suppress(ValueError), transaction.atomic():
+                Book.objects.filter(pk=book.pk).update(title="lost")
+                if int(book.title) % 2:
+                    raise ValueError
+            with transaction.atomic():
+                pass
+    assert titles == [f"{n}" for n in range(6)]
+    assert [book.title for book in Book.objects.all()] == ["lost", "1", "lost", "3", "lost", "5"]
+
+
+@bridged
+def test_nested_blocks_inside_a_deferred_savepoint(server: Server) -> None:
+    """A RELEASE that is due does not make the savepoint around it look as if nothing was sent."""
+    with transaction.atomic():
+        saved = deferred_savepoint()
+        for number in range(4):
+            with suppress(ValueError), saved:
+                with transaction.atomic():
+                    Author.objects.create(name=f"{number}")
+                with transaction.atomic():
+                    pass
+                if number % 2:
+                    raise ValueError
+    assert names(server) == ["0", "2"]
+
+
+@bridged
+def test_error_shows_the_statement_alone() -> None:
+    """The position in an error is that in the statement, whatever was sent before it."""
+    Author.objects.create(name="Ada")
+    books = Book.objects.extra(where=["nonsense = 1"])
+    with transaction.atomic():
+        with transaction.atomic():
+            Author.objects.filter(name="Ada").first()
+        with pytest.raises(DatabaseError) as caught, transaction.atomic():
+            list(books)
+    error = caught.value.__cause__
+    assert isinstance(error, psycopg.Error)
+    sql = str(books.query)
+    assert error.diag.statement_position == str(sql.index("nonsense") + 1)
+    assert "LINE 1: SELECT" in str(error) or "LINE 1: ..." in str(error)
