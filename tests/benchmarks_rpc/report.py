@@ -15,7 +15,7 @@ def compare(results: list[dict[str, Any]]) -> None:
         own, peer, number = each.get("p50"), each["peer"], each["round"]
         base = found.get((THREAD.name, CELERY, number))
         if own and base and each["work"] == THREAD.name:
-            each["above"] = own - base
+            each["above"], each["of_celery"] = own - base, own / base
         singly = found.get((SINGLY.name, peer, number))
         if own and singly and each["work"] == GATHERED.name:
             each["speedup"] = singly / own
@@ -34,15 +34,15 @@ def _table(summary: Summary, work: str) -> str:
         f"### {work}",
         "",
         "| peer | p50 ms | p90 ms | p99 ms | reads/s | CPU of service, ms | of client |"
-        " above Celery's own, ms | times as fast |",
-        "|---" + "|--:" * 8 + "|",
+        " above Celery's own, ms | times Celery's own | times as fast |",
+        "|---" + "|--:" * 9 + "|",
     ]
     columns = [("p50", 2, 1e3), ("p90", 2, 1e3), ("p99", 2, 1e3), ("rps", 0, 1.0)]
     columns += [("cpu_service", 2, 1e3), ("cpu_client", 2, 1e3)]
-    columns += [("above", 2, 1e3), ("speedup", 1, 1.0)]
+    columns += [("above", 2, 1e3), ("of_celery", 2, 1.0), ("speedup", 1, 1.0)]
     for peer in summary.peers:
         if (why := summary.missing.get((work, peer))) is not None:
-            lines.append(f"| {peer} | {why} |" + " |" * 7)
+            lines.append(f"| {peer} | {why} |" + " |" * 8)
         elif summary.median(work, peer) is not None:
             cells = [
                 number(summary.median(work, peer, name), digits, factor)
