@@ -60,6 +60,7 @@ from .wrapper.opening import PoolForSettings, isolation_level, note_closed
 from .wrapper.options import NAMES, Options
 from .wrapper.options import check as check_options
 from .wrapper.query_log import QueryLogging
+from .wrapper.session_defaults import with_session_defaults
 from .wrapper.transactions import TransactionControl
 
 
@@ -138,7 +139,7 @@ class DatabaseWrapper(QueryLogging, TransactionControl):
         params = super().get_connection_params()
         for option in NAMES:
             params.pop(option, None)
-        return params  # type: ignore[no-any-return]
+        return with_session_defaults(self.alias, self.settings_dict["OPTIONS"], params)
 
     def check_settings(self) -> None:
         """Raise ImproperlyConfigured for settings that are wrong."""

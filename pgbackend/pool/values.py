@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from datetime import timedelta
 from difflib import get_close_matches
 from typing import Any
 
@@ -45,6 +46,16 @@ def perhaps_endless(least: str) -> Values:
         lambda value: _is_number(value) and (value > 0 or (least == "from" and value == 0)),
         f"a number of seconds {above}",
     )
+
+
+def a_timeout() -> Values:
+    """Return the values of a time-out of the server's, which counts milliseconds in 32 bits."""
+
+    def allow(value: Any) -> bool:
+        number = value.total_seconds() if isinstance(value, timedelta) else value
+        return _is_number(number) and 0 <= number < 2**31 / 1000
+
+    return Values(allow, "a number of seconds of 0 or more, or a timedelta")
 
 
 def a_count(least: int) -> Values:

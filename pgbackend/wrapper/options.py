@@ -12,7 +12,8 @@ from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
 
-from ..pool.values import Values, a_count, one_of, or_none, seconds, switch
+from ..pool.values import Values, a_count, a_timeout, one_of, or_none, seconds, switch
+from .session_defaults import TIMEOUTS
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Options:
         """Return the valid values among *options*, with defaults for the others."""
         if options.keys().isdisjoint(NAMES):
             return _DEFAULTS
-        given = {name: options[name] for name in NAMES if name in options}
+        given = {name: options[name] for name in cls.__dataclass_fields__ if name in options}
         return cls(**{name: value for name, value in given.items() if VALUES[name].allow(value)})
 
 
@@ -51,6 +52,8 @@ VALUES = {
     "turn_timeout": seconds(),
     "cancel_timeout": seconds(),
     "reset": one_of("dirty", "always"),
+    # Those that the server keeps; see `session_defaults`.
+    **dict.fromkeys(TIMEOUTS, or_none(a_timeout())),
 }
 
 NAMES = tuple(VALUES)
