@@ -13,7 +13,7 @@ _LEASE = f"{TO_LEASE} WHERE id = ANY(%s) AND {UNFLUSHED}"
 
 _PROLONG = f"""
 UPDATE {TABLE} SET lease_until = clock_timestamp() + make_interval(secs => %s)
-WHERE id = ANY(%s) AND state = 'leased' AND worker = ANY(%s) RETURNING id
+WHERE id = ANY(%s) AND state = 'leased' AND worker = ANY(%s) RETURNING worker
 """
 
 _REMOVE_LEASED = f"DELETE FROM {TABLE} WHERE id = %s AND state = 'leased' AND worker = %s"
@@ -40,8 +40,8 @@ def lease(cursor: Any, ids: Sequence[int], to_lease: ToLease) -> None:
     cursor.execute(_LEASE, [*to_lease, list(ids)])
 
 
-def prolong(cursor: Any, ids: Iterable[int], workers: Iterable[str], seconds: float) -> set[int]:
-    """Prolong leases; return the ids of the rows that one of *workers* still has."""
+def prolong(cursor: Any, ids: Iterable[int], workers: Iterable[str], seconds: float) -> set[str]:
+    """Prolong leases; return those of *workers* that still have one of the rows."""
     cursor.execute(_PROLONG, [seconds, list(ids), list(workers)])
     return {each for (each,) in cursor.fetchall()}
 

@@ -16,6 +16,7 @@ import secrets
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, TypeVar
 from weakref import WeakSet
 
@@ -51,8 +52,9 @@ class LeaseConsumer(StoredConsumer):
         # number besides, so that what a claim has leased is known where its answer is not.
         self._name = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(8)}"
         self._claims = itertools.count(1)
-        # The tasks that handle leased rows, by their ids, and to whom these are leased.
-        self._tasks: dict[int, tuple[asyncio.Task[BaseException | None], str]] = {}
+        # The tasks that handle leased rows, and the ids of these, by whom they are leased to. A row
+        # whose lease has ended may be there twice, until the task that has lost it ends.
+        self._tasks: dict[str, tuple[asyncio.Task[BaseException | None], int]] = {}
         # The tasks that `beat` has cancelled.
         self._late: WeakSet[asyncio.Task[BaseException | None]] = WeakSet()
 
@@ -75,7 +77,7 @@ class LeaseConsumer(StoredConsumer):
         (row,) = rows
         more: list[Statement] = []
         task = asyncio.create_task(self._call(row, more))
-        self._tasks[row.id] = task, worker
+        self._tasks[worker] = task, row.id
         try:
             await asyncio.wait([task])
         except asyncio.CancelledError:
@@ -85,7 +87,7 @@ class LeaseConsumer(StoredConsumer):
             await self._give_back(worker)
             raise
         finally:
-            del self._tasks[row.id]
+            del self._tasks[worker]
         error: BaseException | None
         if not task.cancelled():
             error = task.result()
@@ -94,7 +96,12 @@ class LeaseConsumer(StoredConsumer):
             return 1, True
         else:
             error = ListenerEnded("a listener cancelled the task that it was called in")
-        await self._until_settled(row, worker, error, more)
+        try:
+            await self._until_settled(row, worker, error, more)
+        except asyncio.CancelledError:
+            # The worker stops at once: what was handled shall not be handled again.
+            await self._settle_at_last(row, worker, error, more)
+            raise
         return 1, row.more
 
     async def _call(self, row: Claimed, more: list[Statement]) -> BaseException | None:
@@ -171,6 +178,14 @@ class LeaseConsumer(StoredConsumer):
             )
         self.note_failure(failure)
 
+    async def _settle_at_last(
+        self, row: Claimed, worker: str, error: BaseException | None, more: list[Statement]
+    ) -> None:
+        try:
+            await self._in_own_task(partial(self._settle, row, worker, error, more))
+        except (DatabaseError, InterfaceError) as trouble:
+            logger.warning("notification %d waits for the end of its lease: %s", row.id, trouble)
+
     async def _give_back(self, worker: str) -> None:
         def give_back() -> None:
             with own_cursor(self.alias) as cursor:
@@ -198,13 +213,12 @@ class LeaseConsumer(StoredConsumer):
             except (DatabaseError, InterfaceError) as error:
                 logger.warning("leases of %s cannot be prolonged: %s", self.channel.name(), error)
                 continue
-            for row_id, found in handled.items():
-                if row_id not in kept and self._tasks.get(row_id) is found:
-                    task, _ = found
+            for worker, (task, _) in handled.items():
+                if worker not in kept and worker in self._tasks:
                     self._late.add(task)
                     task.cancel()
 
-    def _prolong(self, handled: dict[int, tuple[Any, str]]) -> set[int]:
-        workers = [worker for _, worker in handled.values()]
+    def _prolong(self, handled: dict[str, tuple[Any, int]]) -> set[str]:
+        ids = [row_id for _, row_id in handled.values()]
         with own_cursor(self.alias) as cursor:
-            return leases.prolong(cursor, handled, workers, self.seconds)
+            return leases.prolong(cursor, ids, handled, self.seconds)

@@ -24,7 +24,7 @@ from django.db import DatabaseError, InterfaceError, connections
 from ..pool.dedicated import backoff_delay
 from .claiming import TABLE
 from .marks import Marks, number_of
-from .serving import AT_ONCE, FAILED, FINISHED
+from .serving import AT_ONCE, FAILED, FINISHED, SIGNALS
 
 logger = logging.getLogger("pgbackend.pubsub")
 
@@ -91,6 +91,8 @@ class Supervisor:
     start_method: str = "spawn"
     restart: bool = True
     target: Callable[[list[str]], None] | None = None
+    # Whether this process ends with the last of them: until then signals are for them.
+    ends_process: bool = False
     signals: int = 0
     codes: list[int] = field(default_factory=list)
 
@@ -99,17 +101,15 @@ class Supervisor:
         self._ended: Counter[tuple[int, int]] = Counter()
         self._read, self._write = os.pipe()
         children = [Child(number) for number in range(self.count)]
-        before = {
-            number: signal.signal(number, self._on_signal)
-            for number in (signal.SIGTERM, signal.SIGINT)
-        }
+        before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
         try:
             self._watch(children)
         finally:
             os.close(self._write)
             os.close(self._read)
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            if not self.ends_process:
+                for number, handler in before.items():
+                    signal.signal(number, handler)
         return max(self.codes, default=FINISHED)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:

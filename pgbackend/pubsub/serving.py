@@ -33,6 +33,9 @@ FAILED = 1
 CANCELLED = 3  # Handlers did not end in time, and their rows were given back.
 AT_ONCE = 4  # A second signal, or handlers that could not even be cancelled.
 
+# What asks for the end.
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
 # How long the end may take after handlers were cancelled, seconds; then the process just ends.
 _LAST_RESORT = 5.0
 
@@ -53,6 +56,8 @@ class Options:
     # A descriptor that becomes readable when the parent process has ended.
     parent_fd: int | None = None
     loop: str = "asyncio"
+    # Whether the process ends with the worker: until then signals are the worker's.
+    ends_process: bool = False
 
 
 def run(worker: Worker, options: Options) -> int:
@@ -85,6 +90,12 @@ def _factory(name: str) -> Callable[[], AbstractEventLoop] | None:
     return None
 
 
+def ignore_signals() -> None:
+    """Let no further signal end the process, whose last steps these are: it has its exit code."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 class _Signals:
     """Counts the signals to end, and sees to it that the process does."""
 
@@ -97,7 +108,7 @@ class _Signals:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> _Signals:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in SIGNALS:
             # Not the loop's handlers, which do not run while a handler holds the loop.
             self._before[number] = signal.signal(number, self._on_signal)
         if self.options.parent_fd is not None:
@@ -105,6 +116,8 @@ class _Signals:
         return self
 
     def __exit__(self, *error: object) -> None:
+        if self.options.ends_process:
+            return
         for number, handler in self._before.items():
             signal.signal(number, handler)
 

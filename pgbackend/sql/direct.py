@@ -13,7 +13,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import psycopg
-from django.db import DatabaseError
 from django.db.backends.postgresql.base import Cursor
 from greenlet import getcurrent
 from psycopg import generators
@@ -73,8 +72,13 @@ def lease_or_cursor(wrapper: Any, sql: Any) -> tuple[Lease | ThreadLease | None,
     return None, wrapper.cursor()
 
 
-def execute(wrapper: Any, lease: Lease | ThreadLease, sql: str, params: Any) -> PGresult:
-    """Run *sql* on a held *lease* and return its result; raise the errors of Django's cursors."""
+def execute(
+    wrapper: Any, lease: Lease | ThreadLease, sql: str, params: Any, or_else: str | None = None
+) -> PGresult:
+    """Run *sql* on a held *lease* and return its result; raise the errors of Django's cursors.
+
+    *or_else* is the text of a statement that *sql* executes; see `kept_statements`.
+    """
     face: Any = lease.face
     if lease.state.needs_rollback:
         wrapper.validate_no_broken_transaction()
@@ -95,6 +99,9 @@ def execute(wrapper: Any, lease: Lease | ThreadLease, sql: str, params: Any) -> 
             face.send_due()
         with face.lock:
             sent: PGresult
+            if or_else is not None:
+                sent = face.wait(_exchange_kept(face, query.query, or_else, params))
+                return sent
             if not face.reset_due:
                 sent = face.wait(_exchange(face, query.query))
                 return sent
@@ -230,14 +237,9 @@ class DirectCursor:
         """Do what `execute` does for a statement that the connection may keep."""
         face: Any = self._lease.face
         if isinstance(self._lease, Lease) and is_kept(self._wrapper, face, kept):
-            try:
-                self._result = execute(self._wrapper, self._lease, kept.execute, params)
-            except DatabaseError as error:
-                if not was_forgotten(self._wrapper, face, error):
-                    raise
-            else:
-                return
-        self._result = execute(self._wrapper, self._lease, kept.sql, params)
+            self._result = execute(self._wrapper, self._lease, kept.execute, params, kept.sql)
+        else:
+            self._result = execute(self._wrapper, self._lease, kept.sql, params)
 
     def execute_with_next(self, *statements: tuple[str, Any]) -> Due:
         """Have *statements*, in the open transaction, sent with the next one; see `Due`."""
@@ -246,10 +248,7 @@ class DirectCursor:
         return Due(self._wrapper, face, tuple(self._text(*each) for each in statements))
 
     def _text(self, sql: str, params: Any) -> bytes:
-        face: Any = self._lease.face
-        query = PostgresClientQuery(Transformer(face))
-        query.convert(sql, params)
-        return query.query
+        return _converted(self._lease.face, sql, params)
 
     @property
     def rowcount(self) -> int:
@@ -318,3 +317,19 @@ def _exchange(face: BridgedConnection, query: bytes) -> PQGen[PGresult]:
     if failed is not None:
         raise error_after(len(prefix), failed, pgconn._encoding)
     return results[len(first)]
+
+
+def _exchange_kept(face: BridgedConnection, query: bytes, sql: str, params: Any) -> PQGen[PGresult]:
+    """Send the EXECUTE *query*; where the server has forgotten its statement, send that, *sql*."""
+    try:
+        return (yield from _exchange(face, query))
+    except psycopg.Error as error:
+        if not (yield from was_forgotten(face, error)):
+            raise
+    return (yield from _exchange(face, _converted(face, sql, params)))
+
+
+def _converted(face: Any, sql: str, params: Any) -> bytes:
+    query = PostgresClientQuery(Transformer(face))
+    query.convert(sql, params)
+    return query.query

@@ -16,15 +16,15 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import psycopg
-from django.db import DatabaseError
 from greenlet import getcurrent
 from psycopg import generators
-from psycopg.pq import TransactionStatus
+from psycopg.pq import DiagnosticField, TransactionStatus
 
 from ..pool.session_reset import failure
 
 if TYPE_CHECKING:
     from psycopg.abc import PQGen
+    from psycopg.pq.abc import PGresult
 
 IDLE = TransactionStatus.IDLE
 
@@ -34,6 +34,9 @@ THRESHOLD = 3
 
 # The statement is not there (somebody's function deallocated it), or a column's type has changed.
 _FORGOTTEN = ("26000", "0A000")
+
+# The statement would wait for the lock as long once more.
+_LOCK_NOT_AVAILABLE = b"55P03"
 
 
 class KeptStatement:
@@ -69,7 +72,7 @@ def is_kept(wrapper: Any, face: Any, kept: KeptStatement) -> bool:
         or face.savepoint_due
         or face._pipeline is not None
         or getcurrent().gathered  # type: ignore[attr-defined]  # it is a `Bridge`
-        or face.pgconn.transaction_status != IDLE
+        or not _is_first(face)
     ):
         return False
     count = counts.get(kept.name, 0)
@@ -79,21 +82,29 @@ def is_kept(wrapper: Any, face: Any, kept: KeptStatement) -> bool:
     if count > THRESHOLD:
         return True
     with wrapper.wrap_database_errors:
-        return _prepare(face, kept)
+        # Another task of the block may have come meanwhile.
+        return _prepare(face, kept) and _is_first(face)
 
 
-def was_forgotten(wrapper: Any, face: Any, error: DatabaseError) -> bool:
+def was_forgotten(face: Any, error: psycopg.Error) -> PQGen[bool]:
     """Return whether *error* says that an EXECUTE found no statement; undo its BEGIN then.
 
-    The connection keeps no statements any more.
+    The connection keeps no statements any more. The EXECUTE must have been the first statement of
+    its transaction, and the caller still have its turn: what another task has done is not undone.
     """
-    if getattr(error.__cause__, "sqlstate", None) not in _FORGOTTEN or face.closed:
+    if error.sqlstate not in _FORGOTTEN or face.closed:
         return False
     face.kept_statements = None
-    with wrapper.wrap_database_errors, face.lock:
-        if face.pgconn.transaction_status != IDLE:
-            face.wait(face._exec_command(b"ROLLBACK"))
+    if face.pgconn.transaction_status != IDLE:
+        failed = yield from _send(face, b"ROLLBACK")
+        if failed is not None:
+            raise psycopg.errors.error_from_result(failed, encoding=face.pgconn._encoding)
     return True
+
+
+def _is_first(face: Any) -> bool:
+    """Return whether nothing has begun a transaction, or waits for its turn to do so."""
+    return face.pgconn.transaction_status == IDLE and not face.lock.held
 
 
 def _prepare(face: Any, kept: KeptStatement) -> bool:
@@ -101,16 +112,21 @@ def _prepare(face: Any, kept: KeptStatement) -> bool:
     counts, face.kept_statements = face.kept_statements, None
     with face.lock:
         failed = face.wait(_send(face, kept.prepare))
-    # Where the server refuses it, the statement's own text says why.
     counts[kept.name] = 0 if failed else THRESHOLD + 1
     face.kept_statements = counts
-    return not failed
-
-
-def _send(face: Any, text: bytes) -> PQGen[bool]:
-    """Send *text*, without a BEGIN; return whether the server refuses it."""
-    face.pgconn.send_query(text)
-    failed = failure((yield from generators.execute(face.pgconn)))
-    if failed is not None and face.closed:
+    if failed is not None and (face.closed or _was_stopped(failed)):
         raise psycopg.errors.error_from_result(failed, encoding=face.pgconn._encoding)
-    return failed is not None
+    # Where the server refuses it, the statement's own text says why.
+    return failed is None
+
+
+def _send(face: Any, text: bytes) -> PQGen[PGresult | None]:
+    """Send *text*, without a BEGIN; return the error if the server refuses it."""
+    face.pgconn.send_query(text)
+    return failure((yield from generators.execute(face.pgconn)))
+
+
+def _was_stopped(failed: PGresult) -> bool:
+    """Return whether somebody or a time-out has stopped a statement: it is not to be executed."""
+    code = failed.error_field(DiagnosticField.SQLSTATE) or b""
+    return code.startswith(b"57") or code == _LOCK_NOT_AVAILABLE

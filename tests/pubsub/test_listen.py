@@ -106,6 +106,22 @@ def test_second_signal() -> None:
     assert states() == [("ready", 0)]
 
 
+@pytest.mark.process
+@pytest.mark.parametrize("arguments", [[], ["--processes", "1"]], ids=["one", "parent"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["term", "int"])
+def test_many_signals(arguments: list[str], number: int) -> None:
+    """However many signals come, until the process has ended, its exit code is a documented one."""
+    notify_many([jobs.Leased(1, "sleep 60")])
+    with Listen(*LEASED, *arguments, settings="tests.settings") as listen:
+        wait_for(effects)
+        while listen.process.poll() is None:
+            listen.process.send_signal(number)
+            time.sleep(0.002)
+        assert listen.code() == 4, listen.text()
+        assert "Traceback" not in listen.text()
+    assert states() == [("ready", 0)]
+
+
 @pytest.mark.load
 def test_blocked_loop() -> None:
     """A handler that holds the event loop does not keep the process from ending."""

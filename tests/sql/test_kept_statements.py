@@ -7,14 +7,15 @@ from collections.abc import Iterator
 
 import psycopg
 import pytest
-from django.db import DataError, ProgrammingError, connections, transaction
+from django.db import DataError, OperationalError, ProgrammingError, connections, transaction
 
 from pgbackend import bridged
 from pgbackend.extending import KeptStatement, execute_kept, own_cursor
 from pgbackend.sql.kept_statements import THRESHOLD
 from pgbackend.transaction import pinned
+from tests.support.limits import AT_ONCE
 from tests.support.server import DATABASES, Server
-from tests.support.wrapper import small_pool, until
+from tests.support.wrapper import small_pool, until, use_wrapper
 
 PREPARED = "SELECT name FROM pg_prepared_statements WHERE name LIKE 'pgbackend%%' ORDER BY 1"
 TABLE = "kept_statements"
@@ -173,3 +174,56 @@ async def test_cancelled_while_it_is_prepared(server: Server) -> None:
         other.execute("ROLLBACK")
     for _ in range(THRESHOLD + 2):
         assert await bridged(value)() == 17
+
+
+@pytest.mark.parametrize("how", ["cancel", "lock_timeout"])
+async def test_stopped_while_it_is_prepared(server: Server, how: str) -> None:
+    """What stops the PREPARE stops the statement: a time-out is not waited for twice."""
+    options = {} if how == "cancel" else {"options": "-c lock_timeout=200ms"}
+    use_wrapper(options={"pool": {"max_size": 1}, **options})
+    for _ in range(THRESHOLD):
+        await bridged(value)()
+    with psycopg.connect(server.dsn, dbname=DATABASES[0], autocommit=True) as other:
+        other.execute(f"BEGIN; LOCK TABLE {TABLE} IN ACCESS EXCLUSIVE MODE")
+        task = asyncio.create_task(bridged(value)())
+        if how == "cancel":
+            stop = (
+                "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE query LIKE 'PREPARE%'"
+                " AND wait_event = 'relation'"
+            )
+            await until(lambda: server.all(stop))
+        with pytest.raises(OperationalError, match="canceling statement due to"):
+            await asyncio.wait_for(task, AT_ONCE)
+        last = f"SELECT query FROM pg_stat_activity WHERE query LIKE '%AS SELECT value%{TABLE}%'"
+        assert server.one(f"{last} AND pid <> pg_backend_pid()").startswith("PREPARE")
+        other.execute("ROLLBACK")
+    for _ in range(THRESHOLD + 2):
+        assert await bridged(value)() == 17
+    assert await bridged(prepared)() == [STATEMENT.name]
+
+
+@pytest.mark.parametrize("kept", [False, True])
+async def test_another_task_of_the_transaction(server: Server, kept: bool) -> None:
+    """The work of another task in the block is kept, whatever the server has forgotten."""
+    small_pool()
+    server.all(
+        f"CREATE FUNCTION forget() RETURNS trigger LANGUAGE plpgsql AS"
+        f" $$ BEGIN EXECUTE 'DEALLOCATE ALL'; RETURN NEW; END $$;"
+        f" CREATE TRIGGER forget AFTER INSERT ON {TABLE} EXECUTE FUNCTION forget()"
+    )
+
+    def insert(number: int) -> None:
+        with own_cursor("default") as cursor:
+            cursor.execute(f"INSERT INTO {TABLE} VALUES (%s, 18)", [number])
+
+    try:
+        for _ in range(THRESHOLD + kept):
+            await bridged(value)()
+        if kept:
+            await bridged(insert)(2)
+        async with transaction.atomic():
+            # The second one waits for its turn while the first one is prepared or executed.
+            await asyncio.gather(bridged(value)(), bridged(insert)(3))
+        assert await bridged(value)(STATEMENT, 3) == 18
+    finally:
+        server.all(f"DROP TRIGGER forget ON {TABLE}; DROP FUNCTION forget()")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import sys
 from argparse import SUPPRESS, ArgumentTypeError
@@ -16,7 +17,7 @@ from ...installed import warn_of_triggers
 from ...marks import Marks
 from ...processes import Supervisor
 from ...sending import database
-from ...serving import Options, run
+from ...serving import Options, ignore_signals, run
 from ...worker import CONCURRENCY, GRACEFUL_TIMEOUT, Worker
 
 
@@ -31,6 +32,8 @@ class Command(BaseCommand):
     # What listens should not fail since a check of, say, templates does.
     # What would go wrong with a channel is told before anything is handled.
     requires_system_checks: list[str] = [TAG]  # noqa: RUF012  # Django's
+    # Whether it is the command of the process, and was not called.
+    ends_process = False
 
     def add_arguments(self, parser: CommandParser) -> None:
         """Add the arguments: first those of django-pgpubsub."""
@@ -83,6 +86,13 @@ class Command(BaseCommand):
         """Run the checks that ask no server: `warn_of_triggers` does that, for what is heard."""
         super().check(*args, **{**options, "databases": options.get("databases") or []})
 
+    def run_from_argv(self, argv: list[str]) -> None:
+        """Run as the command of a process: it ends with an exit code, whatever signals come."""
+        self.ends_process = True
+        # Later than this, Python no longer calls a handler.
+        atexit.register(ignore_signals)
+        super().run_from_argv(argv)
+
     def handle(self, *args: Any, **options: Any) -> None:
         """Run a worker, or the parent of several; end with the exit code."""
         logging.basicConfig(format=options["logformat"], level=options["loglevel"].upper())
@@ -93,7 +103,7 @@ class Command(BaseCommand):
             if options["parent_fd"] is None:
                 warn_of_triggers(worker.channels)
             if options["processes"] is None or options["worker"]:
-                code = run(worker, _run_options(options))
+                code = run(worker, self.run_options(options))
             else:
                 code = self.supervisor(worker, options).run()
         except (PubsubError, DatabaseError, InterfaceError, ImportError) as error:
@@ -111,6 +121,17 @@ class Command(BaseCommand):
             marks=None if options["marks_fd"] is None else Marks(options["marks_fd"]),
         )
 
+    def run_options(self, options: dict[str, Any]) -> Options:
+        """Return how to run it."""
+        return Options(
+            batch=options["batch"],
+            graceful_timeout=options["graceful_timeout"],
+            health_file=options["health_file"],
+            parent_fd=options["parent_fd"],
+            loop=options["loop"],
+            ends_process=self.ends_process,
+        )
+
     def supervisor(self, worker: Worker, options: dict[str, Any]) -> Supervisor:
         """Return the parent of so many processes."""
         if options["health_file"]:
@@ -119,7 +140,7 @@ class Command(BaseCommand):
         def target(given: list[str]) -> None:
             fds = dict(zip(given[::2], given[1::2], strict=True))
             options["parent_fd"], options["marks_fd"] = map(int, fds.values())
-            sys.exit(run(self.make_worker(options), _run_options(options)))
+            sys.exit(run(self.make_worker(options), self.run_options(options)))
 
         return Supervisor(
             options["processes"],
@@ -129,17 +150,8 @@ class Command(BaseCommand):
             options["worker_start_method"],
             not options["no_restart_on_failure"],
             target,
+            self.ends_process,
         )
-
-
-def _run_options(options: dict[str, Any]) -> Options:
-    return Options(
-        batch=options["batch"],
-        graceful_timeout=options["graceful_timeout"],
-        health_file=options["health_file"],
-        parent_fd=options["parent_fd"],
-        loop=options["loop"],
-    )
 
 
 def _arguments(options: dict[str, Any]) -> list[str]:
