@@ -279,7 +279,7 @@ class BridgedConnection(SavingConnection):
             setattr(self, name, value)
         self.was_stopped = False
         self.uninspected = False
-        self.savepoint_due, self.commit_due = (), False
+        self.savepoint_due, self.commit_due = (), None
         self._begin_statement = b""
         self._autocommit = True
         self.prepare_threshold, self.prepared_max = self._base_prepare

@@ -39,8 +39,9 @@ class SavingConnection(StoppableConnection):
         self.savepoint_due: tuple[bytes, ...] = ()
         # How often commands that were due have been sent.
         self.times_due_sent = 0
-        # Whether a COMMIT is to be sent behind the next statement; see `sql.direct.Due`.
-        self.commit_due = False
+        # What another transaction begins with, if a COMMIT is to be sent behind the next statement;
+        # None: none is. See `sql.direct.Due`.
+        self.commit_due: tuple[bytes, ...] | None = None
 
     def due_was_sent(self) -> None:
         """Note that the server has executed the commands that were due."""

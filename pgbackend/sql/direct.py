@@ -173,9 +173,10 @@ class Due:
     follows.
     """
 
-    __slots__ = ("_face", "_times_sent", "_wrapper")
+    __slots__ = ("_again", "_face", "_times_sent", "_wrapper")
 
     def __init__(self, wrapper: Any, face: Any, statements: tuple[bytes, ...]) -> None:
+        self._again = statements[-1:]
         self._wrapper = wrapper
         self._face = face
         self._times_sent = face.times_due_sent
@@ -197,12 +198,14 @@ class Due:
         """Have a COMMIT sent behind the next statement: nothing else may follow in the transaction.
 
         If it fails, the statement raises that. So this is for transactions that have only read.
+        Where the project's code makes a statement of its own the next one, what follows it is in
+        another transaction, which begins with the last of those that were due.
         """
-        self._face.commit_due = True
+        self._face.commit_due = self._again
 
     def drop(self) -> None:
         """Forget what was not sent."""
-        self._face.savepoint_due, self._face.commit_due = (), False
+        self._face.savepoint_due, self._face.commit_due = (), None
 
 
 class DirectCursor:
@@ -286,10 +289,10 @@ def _exchange(face: BridgedConnection, query: bytes) -> PQGen[PGresult]:
             first = (face._get_tx_start_command(), *first)
     # What goes before has a line of its own, since errors show the line that they are about.
     prefix = b"; ".join(first) + b";\n" if first else b""
-    end = b""
-    if face.commit_due and not face._autocommit:
+    end, again = b"", None
+    if face.commit_due is not None and not face._autocommit:
         # The statement may end with a comment.
-        face.commit_due, end = False, b"\n;COMMIT"
+        again, face.commit_due, end = face.commit_due, None, b"\n;COMMIT"
     pgconn.send_query(prefix + query + end)
     results = yield from generators.execute(pgconn)
     failed = failure(results)
@@ -316,6 +319,8 @@ def _exchange(face: BridgedConnection, query: bytes) -> PQGen[PGresult]:
             face.drop_due_if_broken()
     if failed is not None:
         raise error_after(len(prefix), failed, pgconn._encoding)
+    if again is not None and pgconn.transaction_status == IDLE:
+        face.savepoint_due = again
     return results[len(first)]
 
 

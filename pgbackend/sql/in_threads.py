@@ -35,7 +35,7 @@ class ThreadFace:
 
     reset_due = False
     savepoint_due = ()
-    commit_due = False
+    commit_due = None
     # No transformer is kept for the next statement.
     adapters_exposed = True
     was_stopped = False

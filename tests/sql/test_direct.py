@@ -581,8 +581,18 @@ def test_commit_next(server: Server) -> None:
         assert Author.objects.count() == 0
         assert not server.one("SELECT count(*) FROM pg_stat_activity WHERE state ~ '^idle in tr'")
         Author.objects.create(name="Ada")
+        assert value(SHOW) == "x"
         assert server.one("SELECT count(*) FROM tests_author") == 0
     assert server.one("SELECT count(*) FROM tests_author") == 1
+    assert value(SHOW) != "x"
+    # Where none follows, nothing more is sent.
+    with transaction.atomic():
+        with cursor_for(wrapper, CleanSQL("")) as cursor:
+            due = cursor.execute_with_next(SET)
+        due.commit_next()
+        assert Author.objects.count() == 1
+    assert server.one("SELECT count(*) FROM pg_stat_activity WHERE query ~ 'COMMIT$'") == 1
+    assert value(SHOW) != "x"
     with pytest.raises(ValueError, match="undone"), transaction.atomic():
         with cursor_for(wrapper, CleanSQL("")) as cursor:
             due = cursor.execute_with_next(SET)
