@@ -20,7 +20,14 @@ from functools import partial
 from typing import Any, TypeVar
 from weakref import WeakSet
 
-from django.db import DatabaseError, InterfaceError, transaction
+from django.db import (
+    DatabaseError,
+    DataError,
+    IntegrityError,
+    InterfaceError,
+    ProgrammingError,
+    transaction,
+)
 
 from ..extending import own_cursor
 from ..pool.dedicated import backoff_delay
@@ -145,6 +152,10 @@ class LeaseConsumer(StoredConsumer):
                 await self.running.run(self._settle, row, worker, error, more)
                 return
             except (DatabaseError, InterfaceError) as trouble:
+                if more and isinstance(trouble, DataError | IntegrityError | ProgrammingError):
+                    # What the listener has handed over fails, as it would there.
+                    error, more = trouble, []
+                    continue
                 failures += 1
                 delay = backoff_delay(failures)
                 if asyncio.get_running_loop().time() + delay > deadline:

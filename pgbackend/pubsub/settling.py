@@ -32,7 +32,7 @@ def send_at_end(alias: str, statement: Statement) -> bool:
 
     Return False where no leased notification of *alias* is being handled: the caller has to send
     it. It leaves the session as it was; it is tried again through an outage of the server, and not
-    sent where the notification is to be handled again.
+    sent where the notification is to be handled again. Where it fails, the attempt has failed.
     """
     found = _open.get()
     if found is None or found[0] != alias:

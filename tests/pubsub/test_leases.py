@@ -93,6 +93,19 @@ async def test_sent_with_the_removal(attempts: int) -> None:
     assert await effects() == [7]
 
 
+async def test_sent_in_vain() -> None:
+    """Where what a listener hands over fails, the attempt has failed, and is told of so."""
+    calls.clear()
+    # The column takes no such number.
+    await anotify(Told, number=2**40)
+    async with working(Told):
+        await until(lambda: len(calls) == Told.retries + 1)
+        await until(lambda: Notification.objects.filter(state="dead").aexists())
+    row = await Notification.objects.aget()
+    assert row.attempts == Told.retries + 1
+    assert "out of range" in row.last_error
+
+
 def test_sent_by_the_caller() -> None:
     """Where no leased notification of that alias is handled the caller is told to send it."""
     assert not send_at_end("default", ("SELECT 1", []))
