@@ -4,9 +4,9 @@ Set ``ENGINE = "pgbackend"`` in ``DATABASES``. From asynchronous code await Djan
 to run a synchronous function that uses the ORM on the event loop, use `bridged`.
 
 The names in ``__all__`` are public, and so are the modules `asgi`, `base`, `connection`,
-`detector`, `errors`, `extending`, `futures`, `registry`, `test` and `transaction`, and those with
-Django's names. Each is imported on first use: ``import pgbackend`` needs neither Django nor
-psycopg. Importing `base` changes Django; Django imports `base` for the first wrapper of such a
+`detector`, `errors`, `extending`, `futures`, `locks`, `registry`, `test` and `transaction`, and
+those with Django's names. Each is imported on first use: ``import pgbackend`` needs neither Django
+nor psycopg. Importing `base` changes Django; Django imports `base` for the first wrapper of such a
 database, and the application "pgbackend" imports it earlier.
 """
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from . import detector as detector
     from . import errors as errors
     from . import futures as futures
+    from . import locks as locks
     from . import test as test
     from . import transaction as transaction
     from .bridge.current import BridgeError, is_bridged
@@ -50,7 +51,9 @@ _PLACES = {
     "bridged": "wrapper.dispatch",
     "is_bridged": "bridge.current",
     # Modules.
-    **dict.fromkeys(("asgi", "base", "detector", "errors", "futures", "test", "transaction")),
+    **dict.fromkeys(
+        ("asgi", "base", "detector", "errors", "futures", "locks", "test", "transaction")
+    ),
 }
 
 # Type checkers see the imports above, and no other names.
