@@ -178,11 +178,17 @@ class advisory_lock:
 
     def _call(self, what: str, *, tries: bool = False) -> Any:
         """Call PostgreSQL's function that locks or unlocks; return its result."""
-        of_transaction = "xact_" if self._pin is None else ""
-        name = f"pg_{'try_' if tries else ''}advisory_{of_transaction}{what}"
+        words = {
+            "pg": True,
+            "try": tries,
+            "advisory": True,
+            "xact": self._pin is None,
+            what: True,
+            "shared": self.shared,
+        }
+        name = "_".join(word for word, is_said in words.items() if is_said)
         marks = ", ".join(["%s"] * len(self._numbers))
-        ending = "_shared" if self.shared else ""
-        return self._run(f"SELECT pg_catalog.{name}{ending}({marks})", *self._numbers)
+        return self._run(f"SELECT pg_catalog.{name}({marks})", *self._numbers)
 
     def _run(self, sql: str, *params: Any) -> Any:
         with connections[self.using].cursor() as cursor:
