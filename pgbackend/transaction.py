@@ -165,10 +165,8 @@ class pinned:
 class deferred_savepoint:
     """Undo what a block did in the open transaction if the block raises, in bridged code.
 
-    A nested ``atomic`` does so, too, but sends its SAVEPOINT at once and counts as a block of its
-    own. Here the SAVEPOINT goes before the first statement of the block, so that a block without
-    statements costs no round trip: it is for many short pieces of work in one transaction, most of
-    which have nothing to undo.
+    A nested ``atomic`` does so, too, and counts as a block of its own. This is for many short
+    pieces of work in one transaction, most of which have nothing to undo.
 
         with transaction.atomic():
             saved = deferred_savepoint()
@@ -201,10 +199,10 @@ class deferred_savepoint:
         self._face: Any = None
         self._lease: Any = None
         self._exists = False  # whether the transaction has the savepoint of this object
+        self._place: tuple[object, ...] = ()  # where it is; see `SavingConnection.place`
         self._hooks = 0
         self._part: Any = None  # the transaction as tasks see it that the block starts
-        # What the lease had noted before the block.
-        self._noted: tuple[Any, ...] = ()
+        self._noted: tuple[Any, ...] = ()  # what the lease had noted before the block
         self._due_before: tuple[bytes, ...] = ()
         self._times_sent = 0
 
@@ -223,7 +221,7 @@ class deferred_savepoint:
         self._part = begin_part(state.transaction)
         # What is around this one may be due as well.
         self._due_before, self._times_sent = face.savepoint_due, face.times_due_sent
-        commands = _SAVE_AGAIN if self._exists else _SAVE
+        commands = _SAVE_AGAIN if self._exists and self._place == face.place else _SAVE
         if self.strict:
             if not self.before_commit:
                 commands = (HOLD_OPEN.encode(), *commands)
@@ -240,7 +238,8 @@ class deferred_savepoint:
         end_part(self._part, stop=exc_type is not None)
         sent = face.times_due_sent != self._times_sent
         face.savepoint_due = () if sent else self._due_before
-        self._exists |= sent
+        if sent:
+            self._exists, self._place = True, face.place
         suspect = False
         if self.strict:
             self.before_commit = CLOSE if sent else self.before_commit
@@ -261,6 +260,7 @@ class deferred_savepoint:
         if sent:
             try:
                 wrapper._savepoint_rollback(_NAME)
+                self._place = face.place
             except BaseException as error:
                 self.has_ended = _code(error) in _NO_SAVEPOINT
                 wrapper.set_rollback(True)

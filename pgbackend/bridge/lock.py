@@ -47,8 +47,9 @@ class BridgedLock:
     def __enter__(self) -> None:
         if self.held:
             await_bridged(self._wait())
-        self.held = True
+        # It raises in a thread without a loop, which must not leave the lock held.
         self.holder = current_task()
+        self.held = True
         self.uses += 1
 
     async def acquire(self) -> None:

@@ -20,6 +20,7 @@ from psycopg.pq import TransactionStatus
 from ..bridge.current import can_wait
 from ..bridge.greenlets import await_bridged, run_bridged
 from ..errors import NotCommitted
+from ..pool import savepoints
 from ..pool.face import BridgedConnection
 from ..pool.stopping import shielded
 from ..tasks.abandoning import end_frames_within
@@ -215,6 +216,8 @@ def _roll_back_to(wrapper: Any, state: ConnectionState, savepoint: str, done: li
     )
     # The server closes cursors that were opened after the savepoint.
     lease.closings += 1
+    lease.face.times_undone += 1
+    savepoints.note_end(lease.face, savepoint)
     await_bridged(shielded(_send(lease.face, message, done)))
 
 

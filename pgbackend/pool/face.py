@@ -280,6 +280,7 @@ class BridgedConnection(SavingConnection):
         self.was_stopped = False
         self.uninspected = False
         self.savepoint_due, self.commit_due = (), None
+        self.savepoint_ids = []
         self._begin_statement = b""
         self._autocommit = True
         self.prepare_threshold, self.prepared_max = self._base_prepare

@@ -39,9 +39,21 @@ class SavingConnection(StoppableConnection):
         self.savepoint_due: tuple[bytes, ...] = ()
         # How often commands that were due have been sent.
         self.times_due_sent = 0
+        # The ids of Django's savepoints that are there, sent or due, from the outermost on.
+        self.savepoint_ids: list[str] = []
+        # How often the server has rolled back to a savepoint.
+        self.times_undone = 0
         # What another transaction begins with, if a COMMIT is to be sent behind the next statement;
         # None: none is. See `sql.direct.Due`.
         self.commit_due: tuple[bytes, ...] | None = None
+
+    @property
+    def place(self) -> tuple[object, ...]:
+        """What changes when a savepoint begins or ends, or is rolled back to.
+
+        As long as it is the same, a savepoint of other code is still there, and the innermost one.
+        """
+        return (*self.savepoint_ids[-1:], self.times_undone)
 
     def due_was_sent(self) -> None:
         """Note that the server has executed the commands that were due."""
@@ -100,8 +112,13 @@ class SavingConnection(StoppableConnection):
     def transaction(self, *args: Any, **kwargs: Any) -> Iterator[psycopg.Transaction]:
         """Begin a transaction or a savepoint of psycopg's; see psycopg."""
         self.send_due()
-        with super().transaction(*args, **kwargs) as transaction:
-            yield transaction
+        outside = len(self.savepoint_ids)
+        try:
+            with super().transaction(*args, **kwargs) as transaction:
+                yield transaction
+        finally:
+            del self.savepoint_ids[outside:]
+            self.times_undone += 1
 
 
 def can_wait(face: Any) -> bool:
@@ -115,6 +132,16 @@ def can_wait(face: Any) -> bool:
         and not face._autocommit
         and face._pipeline is None
         and face.pgconn.transaction_status in (IDLE, INTRANS)
+    )
+
+
+def can_release(face: Any) -> bool:
+    """Return whether releasing a savepoint that was there certainly succeeds.
+
+    It would not, and Django would say so at once, if raw SQL had ended the transaction.
+    """
+    return (
+        face.pgconn.transaction_status == INTRANS and not face.lease.sets and not face.uninspected
     )
 
 
@@ -137,6 +164,21 @@ def undo(face: SavingConnection, savepoint: bytes) -> bool:
     if place is not None:
         face.savepoint_due = face.savepoint_due[: place + 1]
     return place is not None
+
+
+def note_end(face: SavingConnection, sid: str) -> bool:
+    """Note that the savepoint *sid* ends, with those inside it; return whether it was there."""
+    if sid not in face.savepoint_ids:
+        return False
+    del face.savepoint_ids[face.savepoint_ids.index(sid) :]
+    return True
+
+
+def note_rollback(face: SavingConnection, sid: str) -> bool:
+    """Note that those inside the savepoint *sid* end; return whether it was there."""
+    if was_there := note_end(face, sid):
+        face.savepoint_ids.append(sid)
+    return was_there
 
 
 def is_due(face: SavingConnection, savepoint: bytes) -> bool:

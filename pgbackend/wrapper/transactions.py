@@ -35,7 +35,6 @@ from .leasing import Leasing
 from .on_commit import Hook
 
 INERROR = TransactionStatus.INERROR
-INTRANS = TransactionStatus.INTRANS
 
 
 class TransactionControl(Leasing):
@@ -162,20 +161,33 @@ class TransactionControl(Leasing):
         state.broken_by, state.rollback_asked = None, rollback
 
     def _savepoint(self, sid: str) -> None:
+        if self._handed_over("_savepoint", sid):
+            return
         if (face := self._face_to_save_later()) is not None:
             savepoints.begin(face, self._saving(sid))
-            return
-        with self._finishing():
-            super()._savepoint(sid)
+        else:
+            with self._finishing():
+                super()._savepoint(sid)
+        if (lease := self._own_lease()) is not None:
+            lease.face.savepoint_ids.append(sid)
 
     def _savepoint_rollback(self, sid: str) -> None:
+        if self._handed_over("_savepoint_rollback", sid):
+            return
         face = self._face_to_save_later()
         if (lease := self._own_lease()) is not None:
             # The server closes cursors that were opened after the savepoint.
             lease.closings += 1
-        if lease is None or not savepoints.undo(lease.face, self._saving(sid)) or face is None:
+        if (
+            lease is None
+            or not savepoints.note_rollback(lease.face, sid)
+            or not savepoints.undo(lease.face, self._saving(sid))
+            or face is None
+        ):
             with self._finishing():
                 super()._savepoint_rollback(sid)
+            if lease is not None:
+                lease.face.times_undone += 1
         state = self.state
         state.rolled_back_to = sid
         frame = next((each for each in state.frames if each.savepoint == sid), None)
@@ -183,14 +195,25 @@ class TransactionControl(Leasing):
             state.undo_settings(frame)
 
     def _savepoint_commit(self, sid: str) -> None:
+        if self._handed_over("_savepoint_commit", sid):
+            return
         face = self._face_to_save_later()
-        if face is not None and (
-            savepoints.is_due(face, saving := self._saving(sid)) or self._can_release_later(face)
-        ):
+        lease = self._own_lease()
+        saving = self._saving(sid)
+        # The server is asked at once for one that is not there, and raises the error.
+        was_there = lease is not None and savepoints.note_end(lease.face, sid)
+        if face and was_there and (savepoints.is_due(face, saving) or savepoints.can_release(face)):
             savepoints.end(face, saving, self.ops.savepoint_commit_sql(sid).encode())
             return
         with self._finishing():
             super()._savepoint_commit(sid)
+
+    def _handed_over(self, method: str, sid: str) -> bool:
+        """Run *method* on the loop if this is a thread that joined a transaction there."""
+        if self.bridged_state() is not None or (joined := self.joined_transaction) is None:
+            return False
+        self.hand_over(joined, getattr(joined.wrapper, method), sid)
+        return True
 
     def _saving(self, sid: str) -> bytes:
         command: str = self.ops.savepoint_create_sql(sid)
@@ -222,14 +245,6 @@ class TransactionControl(Leasing):
         """Send the savepoints that are due, in a message that a cancellation does not stop."""
         with self.wrap_database_errors:
             face.send_due()
-
-    def _can_release_later(self, face: BridgedConnection) -> bool:
-        """Return whether releasing a savepoint certainly succeeds.
-
-        It would not, and Django would say so at once, if raw SQL had ended the transaction.
-        """
-        lease = face.lease
-        return face.pgconn.transaction_status == INTRANS and not lease.sets and not face.uninspected
 
     def _finishing(self) -> AbstractContextManager[None]:
         lease = self._own_lease()
@@ -286,6 +301,7 @@ class TransactionControl(Leasing):
         exposed = lease is not None and lease.exposed
         if lease is not None:
             lease.face.savepoint_due = ()
+            lease.face.savepoint_ids.clear()
         try:
             end()
         except BaseException as error:
@@ -303,13 +319,14 @@ class TransactionControl(Leasing):
             super()._set_autocommit(autocommit)
             return
         with self.wrap_database_errors:
+            # A transaction with a savepoint has begun; psycopg refuses to leave it so.
+            lease.face.send_due()
             lease.face.autocommit = autocommit
 
     def _own_lease(self) -> Lease | None:
         """Return the running task's lease in the bridge, or None.
 
-        Use this rather than `connection`: reading that marks the connection as possibly changed, to
-        be restored later.
+        Reading `connection` would mark the connection as possibly changed, to be restored later.
         """
         state = self.bridged_state()
         return None if state is None else state.lease

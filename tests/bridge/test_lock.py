@@ -154,3 +154,23 @@ def test_closed_after_its_loop(factory: Factory, waiter_first: bool) -> None:
     for task in reversed(tasks) if waiter_first else tasks:
         coroutine: Any = task.get_coro()
         coroutine.close()
+
+
+def test_taken_in_a_thread(factory: Factory) -> None:
+    """A thread without a loop cannot take the lock, and does not leave it held."""
+
+    async def main() -> None:
+        work = Work()
+
+        def take() -> None:
+            with work.lock:
+                pass
+
+        with pytest.raises(RuntimeError):
+            await asyncio.to_thread(take)
+        async with asyncio.timeout(PATIENCE):
+            await run_bridged(work.take, "a")
+        assert work.order == ["a"]
+
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(main())

@@ -4,19 +4,23 @@ A block that raises is undone, and one that did nothing costs nothing.
 """
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 import psycopg
 import pytest
+from asgiref.sync import sync_to_async
 from django.db import DatabaseError, DataError, IntegrityError, connection, transaction
 from django.db.models import Count
 from django.test.utils import CaptureQueriesContext
 
 from pgbackend import NotCommitted, bridged
 from pgbackend.transaction import (
+    acommit,
     asavepoint,
     asavepoint_commit,
     asavepoint_rollback,
+    aset_autocommit,
     deferred_savepoint,
 )
 from tests.models import Author, Book
@@ -451,3 +455,120 @@ def test_error_shows_the_statement_alone() -> None:
     sql = str(books.query)
     assert error.diag.statement_position == str(sql.index("nonsense") + 1)
     assert "LINE 1: SELECT" in str(error) or "LINE 1: ..." in str(error)
+
+
+# Savepoints that are not there any more
+
+
+@pytest.mark.parametrize("between", [False, True], ids=["not sent", "sent"])
+async def test_savepoint_that_was_released(server: Server, between: bool) -> None:
+    """To release it again, or one inside it, raises at once; nothing else is broken by it."""
+    async with transaction.atomic():
+        await Author.objects.acreate(name="one")
+        outer = await asavepoint()
+        if between:
+            await Author.objects.acreate(name="two")
+        inner = await asavepoint()
+        if between:
+            await Author.objects.acreate(name="three")
+        await asavepoint_commit(outer)
+        for each in (outer, inner):
+            with pytest.raises(DatabaseError):
+                async with transaction.atomic():
+                    await asavepoint_commit(each)
+        await Author.objects.acreate(name="last")
+    assert names(server) == ["last", "one", *(["three", "two"] if between else [])]
+
+
+@pytest.mark.parametrize("end", [asavepoint_commit, asavepoint_rollback])
+@pytest.mark.parametrize("in_thread", [False, True])
+async def test_block_whose_savepoint_was_ended(
+    server: Server, end: Callable[[str], Awaitable[None]], in_thread: bool
+) -> None:
+    """A block inside a savepoint by hand that its own body ended raises at its end, as Django's."""
+    with pytest.raises(DatabaseError):
+        async with transaction.atomic():
+            savepoint = await asavepoint()
+            assert savepoint is not None
+            await Author.objects.acreate(name="one")
+            async with transaction.atomic():
+                await Author.objects.acreate(name="two")
+                if in_thread:
+                    name = end.__name__.removeprefix("a")
+                    await sync_to_async(getattr(transaction, name))(savepoint)
+                else:
+                    await end(savepoint)
+    assert names(server) == []
+
+
+@bridged
+def test_psycopgs_transaction_around_a_savepoint_by_hand(server: Server) -> None:
+    """The end of psycopg's savepoint ends it, and to release it raises at once."""
+    with transaction.atomic():
+        with connection.connection.transaction():
+            savepoint = transaction.get_connection().savepoint()
+            Author.objects.create(name="one")
+        with pytest.raises(DatabaseError), transaction.atomic():
+            transaction.savepoint_commit(savepoint)
+        Author.objects.create(name="two")
+    assert names(server) == ["one", "two"]
+
+
+@bridged
+def test_deferred_savepoint_in_and_out_of_blocks(server: Server) -> None:
+    """One object serves blocks of `atomic`, savepoints by hand and what is around them."""
+    with transaction.atomic():
+        saved = deferred_savepoint()
+        with saved:
+            Author.objects.create(name="one")
+        with suppress(ValueError), transaction.atomic():
+            with saved:
+                Author.objects.create(name="lost")
+            raise ValueError
+        with saved:
+            Author.objects.create(name="two")
+        with transaction.atomic(), saved:
+            Author.objects.create(name="three")
+        with suppress(ValueError), saved:
+            Author.objects.create(name="lost")
+            raise ValueError
+        savepoint = transaction.get_connection().savepoint()
+        for _ in range(2):
+            with saved:
+                Author.objects.create(name="lost")
+            transaction.savepoint_rollback(savepoint)
+        transaction.savepoint_commit(savepoint)
+        with saved:
+            Author.objects.create(name="four")
+    assert names(server) == ["four", "one", "three", "two"]
+
+
+async def test_autocommit_after_a_savepoint(server: Server) -> None:
+    """A savepoint begins the transaction, which autocommit cannot be turned on in."""
+    await aset_autocommit(False)
+    await asavepoint()
+    with pytest.raises(DatabaseError):
+        await aset_autocommit(True)
+    await Author.objects.acreate(name="one")
+    await acommit()
+    await aset_autocommit(True)
+    assert names(server) == ["one"]
+
+
+async def test_siblings_of_a_block(server: Server) -> None:
+    """A statement with which a savepoint goes is before the savepoint of a block that comes."""
+
+    async def fails() -> None:
+        with suppress(ValueError):
+            async with transaction.atomic():
+                await Author.objects.acreate(name="lost")
+                raise ValueError
+
+    async def by_a_cursor(name: str) -> None:
+        await bridged(write)(name, "cursor")
+
+    async with transaction.atomic():
+        async with transaction.atomic():
+            await asyncio.gather(Author.objects.acreate(name="one"), fails())
+        await asyncio.gather(by_a_cursor("two"), fails())
+    assert names(server) == ["one", "two"]
