@@ -279,8 +279,8 @@ class BridgedConnection(SavingConnection):
             setattr(self, name, value)
         self.was_stopped = False
         self.uninspected = False
-        self.savepoint_due, self.commit_due = (), None
-        self.savepoint_ids = []
+        self.forget_savepoints()
+        self.commit_due = None
         self._begin_statement = b""
         self._autocommit = True
         self.prepare_threshold, self.prepared_max = self._base_prepare

@@ -41,6 +41,8 @@ class SavingConnection(StoppableConnection):
         self.times_due_sent = 0
         # The ids of Django's savepoints that are there, sent or due, from the outermost on.
         self.savepoint_ids: list[str] = []
+        # Whether the transaction had a savepoint, which may never have been sent.
+        self.had_savepoint = False
         # How often the server has rolled back to a savepoint.
         self.times_undone = 0
         # What another transaction begins with, if a COMMIT is to be sent behind the next statement;
@@ -54,6 +56,11 @@ class SavingConnection(StoppableConnection):
         As long as it is the same, a savepoint of other code is still there, and the innermost one.
         """
         return (*self.savepoint_ids[-1:], self.times_undone)
+
+    def forget_savepoints(self) -> None:
+        """Forget what is due, and which savepoints are there: their transaction ends."""
+        # A new list: faces of one connection share their attributes.
+        self.savepoint_due, self.savepoint_ids, self.had_savepoint = (), [], False
 
     def due_was_sent(self) -> None:
         """Note that the server has executed the commands that were due."""
@@ -112,6 +119,10 @@ class SavingConnection(StoppableConnection):
     def transaction(self, *args: Any, **kwargs: Any) -> Iterator[psycopg.Transaction]:
         """Begin a transaction or a savepoint of psycopg's; see psycopg."""
         self.send_due()
+        if self.had_savepoint and not self._autocommit and self._pipeline is None:
+            # Unless there is a BEGIN, psycopg takes its transaction for the outermost, and commits.
+            with self.lock:
+                self.wait(super()._start_query())
         outside = len(self.savepoint_ids)
         try:
             with super().transaction(*args, **kwargs) as transaction:
@@ -164,6 +175,12 @@ def undo(face: SavingConnection, savepoint: bytes) -> bool:
     if place is not None:
         face.savepoint_due = face.savepoint_due[: place + 1]
     return place is not None
+
+
+def note_begin(face: SavingConnection, sid: str) -> None:
+    """Note that the savepoint *sid* is there, sent or due."""
+    face.savepoint_ids.append(sid)
+    face.had_savepoint = True
 
 
 def note_end(face: SavingConnection, sid: str) -> bool:

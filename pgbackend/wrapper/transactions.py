@@ -169,7 +169,7 @@ class TransactionControl(Leasing):
             with self._finishing():
                 super()._savepoint(sid)
         if (lease := self._own_lease()) is not None:
-            lease.face.savepoint_ids.append(sid)
+            savepoints.note_begin(lease.face, sid)
 
     def _savepoint_rollback(self, sid: str) -> None:
         if self._handed_over("_savepoint_rollback", sid):
@@ -216,8 +216,7 @@ class TransactionControl(Leasing):
         return True
 
     def _saving(self, sid: str) -> bytes:
-        command: str = self.ops.savepoint_create_sql(sid)
-        return command.encode()
+        return str(self.ops.savepoint_create_sql(sid)).encode()
 
     def _face_to_save_later(self) -> BridgedConnection | None:
         """Return the connection if its savepoints may go with the next statement, or None.
@@ -299,9 +298,8 @@ class TransactionControl(Leasing):
         """
         lease = None if state is None else state.lease
         exposed = lease is not None and lease.exposed
-        if lease is not None:
-            lease.face.savepoint_due = ()
-            lease.face.savepoint_ids.clear()
+        if lease is not None and (lease.face.savepoint_due or lease.face.had_savepoint):
+            lease.face.forget_savepoints()
         try:
             end()
         except BaseException as error:
@@ -319,8 +317,9 @@ class TransactionControl(Leasing):
             super()._set_autocommit(autocommit)
             return
         with self.wrap_database_errors:
-            # A transaction with a savepoint has begun; psycopg refuses to leave it so.
-            lease.face.send_due()
+            if lease.face.savepoint_due:
+                # A transaction with a savepoint has begun; psycopg refuses to leave it so.
+                lease.face.send_due()
             lease.face.autocommit = autocommit
 
     def _own_lease(self) -> Lease | None:

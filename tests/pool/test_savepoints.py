@@ -369,6 +369,23 @@ def test_psycopgs_own_transaction(server: Server) -> None:
 
 
 @bridged
+def test_psycopgs_transaction_after_a_block_without_statements(server: Server) -> None:
+    """It is no transaction of its own, although nothing was sent before it."""
+    for inside in (False, True):
+        with suppress(ValueError), transaction.atomic():
+            with suppress(ValueError), transaction.atomic():
+                if inside:
+                    raise ValueError
+            with connection.connection.transaction():
+                Author.objects.create(name="lost")
+            raise ValueError
+        assert names(server) == []
+    with transaction.atomic(), connection.connection.transaction():
+        Author.objects.create(name="kept")
+    assert names(server) == ["kept"]
+
+
+@bridged
 def test_statements_of_psycopgs_pipeline(server: Server) -> None:
     """What is due goes into a pipeline, too."""
     with transaction.atomic():
