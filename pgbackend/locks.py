@@ -69,7 +69,8 @@ class advisory_lock:
         self.using = using or DEFAULT_DB_ALIAS
         self.shared = shared
         self.timeout = timeout
-        self._numbers = _numbers(key)
+        # What the server knows the lock by: one number of 64 bits, or two of 32.
+        self.numbers = _numbers(key)
         self._seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
         if self._seconds is not None and not self._seconds >= 0:
             raise ValueError(f"timeout is a time of 0 or more, or None, not {timeout!r}")
@@ -187,8 +188,8 @@ class advisory_lock:
             "shared": self.shared,
         }
         name = "_".join(word for word, is_said in words.items() if is_said)
-        marks = ", ".join(["%s"] * len(self._numbers))
-        return self._run(f"SELECT pg_catalog.{name}({marks})", *self._numbers)
+        marks = ", ".join(["%s"] * len(self.numbers))
+        return self._run(f"SELECT pg_catalog.{name}({marks})", *self.numbers)
 
     def _run(self, sql: str, *params: Any) -> Any:
         with connections[self.using].cursor() as cursor:

@@ -10,6 +10,7 @@ import django
 import psycopg
 import pytest
 
+from pgbackend.locks import advisory_lock
 from pgbackend.version import __version__
 from tests.pages.examples import example
 from tests.support.kitchen import make_dish, make_order
@@ -32,6 +33,7 @@ VERSIONS = example("docs/howto/upgrading-django.md", "print(__version__")
 BOT = example("docs/howto/workers-and-bots.md", "def on_message")
 NAMES = example("docs/reference/api.md", "CommitInDoubt")
 REPORT = example("docs/reference/api.md", "def report")
+NIGHTLY = example("docs/reference/api.md", "def nightly_report")
 
 # The tests' settings with one alias, and the application.
 KITCHEN = """
@@ -102,6 +104,20 @@ async def test_reprice(server: Server) -> None:
         while server.one(locks):
             await asyncio.sleep(0.01)
     assert server.all("SELECT price FROM kitchen_dish ORDER BY id") == [(9,), (3,)]
+
+
+async def test_advisory_lock(server: Server) -> None:
+    """The report is made where no other process is at it."""
+    await make_order()
+    report = NIGHTLY.run().nightly_report
+    assert await report() == 1
+    (number,) = advisory_lock("nightly report").numbers
+    server.all(f"SELECT pg_advisory_lock({number})")
+    try:
+        assert await report() is None
+    finally:
+        server.all(f"SELECT pg_advisory_unlock({number})")
+    assert await report() == 1
 
 
 @pytest.mark.process
