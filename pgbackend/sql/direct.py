@@ -190,9 +190,7 @@ class Due:
     def send(self) -> None:
         """Send them now, unless they were; raise the errors of Django's cursors."""
         if not self.is_sent:
-            face = self._face
-            with self._wrapper.wrap_database_errors, face.lock:
-                face.wait(face.begin_and_save())
+            self._wrapper.send_due(self._face)
 
     def commit_next(self) -> None:
         """Have a COMMIT sent behind the next statement: nothing else may follow in the transaction.
