@@ -193,8 +193,7 @@ class deferred_savepoint:
         self.strict = strict
         # Whether a block has ended the transaction that all of them are in.
         self.has_ended = False
-        # What to send before the COMMIT; "" if nothing is to be.
-        self.before_commit = ""
+        self.before_commit = ""  # what to send before the COMMIT; "" if nothing is to be
         self._wrapper: Any = connections[self.using]
         self._face: Any = None
         self._lease: Any = None
@@ -217,6 +216,7 @@ class deferred_savepoint:
         self._lease, face = state.lease, state.lease.face
         if face is not self._face:
             self._face, self._exists, self.before_commit = face, False, ""
+        face.go_behind_others()
         self._hooks = len(state.run_on_commit)
         self._part = begin_part(state.transaction)
         # What is around this one may be due as well.

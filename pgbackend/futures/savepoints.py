@@ -37,7 +37,7 @@ class Savepoints:
         for wrapper in self._wrappers:
             face = wrapper.state.lease.face
             if face.savepoint_due:
-                _send(wrapper, face, face.savepoint_due)
+                wrapper.send_due(face)
 
     @contextmanager
     def around(self, call: Any) -> Iterator[None]:

@@ -97,16 +97,40 @@ class SavingConnection(StoppableConnection):
             raise
         self.due_was_sent()
 
+    @property
+    def must_send_due(self) -> bool:
+        """Whether commands are due that no pipeline sends by itself."""
+        return bool(self.savepoint_due) and self._pipeline is None
+
     def send_due(self) -> None:
         """Send what is due, waiting through the bridge; a pipeline does so by itself."""
-        if self.savepoint_due and self._pipeline is None:
-            with self.finishing(), self.lock:
-                self.wait(self._send_due())
+        if self.must_send_due:
+            with self.lock:
+                self.send_due_now()
+
+    def send_due_now(self) -> None:
+        """Do what `send_due` does, in a message that a cancellation does not stop.
+
+        The caller holds the lock. If a statement follows, it must keep it: other tasks that wait
+        for the lock may begin savepoints, which this statement is not part of.
+        """
+        with self.finishing():
+            self.wait(self._send_due())
 
     def _send_due(self) -> PQGen[None]:
         # Another task may have sent it while this one waited for the lock.
         if self.savepoint_due:
             yield from self.begin_and_save()
+
+    def go_behind_others(self) -> None:
+        """Wait for the statements of other tasks that stand in line: they come before what is due.
+
+        This waits through the bridge, if there are any.
+        """
+        lock: Any = self.lock
+        while lock.held:
+            with lock:
+                pass
 
     def before_command(self, command: Any) -> PQGen[None]:
         """Send what is due before a command of psycopg's own that does not end it."""

@@ -95,9 +95,9 @@ def execute(
             result = together.hand_to_driver(lease, query.query)
             if result is not None:
                 return result
-        if face.savepoint_due and not _parses(face, sql, query.query):
-            face.send_due()
         with face.lock:
+            if face.savepoint_due and not _parses(face, sql, query.query):
+                face.send_due_now()
             sent: PGresult
             if or_else is not None:
                 sent = face.wait(_exchange_kept(face, query.query, or_else, params))

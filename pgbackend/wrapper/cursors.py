@@ -93,8 +93,7 @@ class LeaseHolder(utils.CursorWrapper):
             self._transaction = None if self.cursor.withhold else lease.state.transaction
             self._opened_at = lease.closings
             if self._transaction is None:
-                # Giving the connection back early does not close the cursor; the session's reset
-                # does.
+                # Giving it back early does not close the cursor; the session's reset does.
                 lease.dirty = True
             if lease.named is None:
                 lease.named = WeakSet()
@@ -135,8 +134,7 @@ class LeaseHolder(utils.CursorWrapper):
         if not self._may_use(lease):
             self.close_later()
             return
-        # Unless all of this holds, the cursor may be closed already: by an error, by raw SQL, or by
-        # the end of a savepoint.
+        # Otherwise an error, raw SQL or the end of a savepoint may have closed the cursor already.
         sure = (
             sys.exception() is None
             and self.cursor._described
@@ -225,12 +223,11 @@ class LeaseHolder(utils.CursorWrapper):
         if lease is not None:
             lease.release_threadsafe(pinned=self.pinned)
 
-    def _check_lease(self) -> None:
+    def _check_lease(self, *, many: bool = False) -> None:
         """Take the task's turn; raise InterfaceError if the connection was given back."""
         if self.lease is None:
             if self.leased and self.cursor.closed:
-                # Raise here: psycopg would first report the connection, which is closed for this
-                # cursor.
+                # psycopg would first report the connection, which is closed for this cursor.
                 with self.db.wrap_database_errors:
                     raise psycopg.InterfaceError("the cursor is closed")
             return
@@ -243,8 +240,11 @@ class LeaseHolder(utils.CursorWrapper):
                     "the cursor's connection was given back when the bridged call that opened"
                     " it ended: open, use and close a cursor in one bridged function"
                 )
-        if self.lease.face.savepoint_due:
-            self.db.send_due(self.lease.face)
+        face = self.lease.face
+        if face.must_send_due or (many and face.reset_due):
+            self.db.send_due(face)
+            # This task may have waited, and another one have begun a savepoint.
+            self._check_lease()
 
     def callproc(self, *args: Any, **kwargs: Any) -> Any:
         self._check_lease()
@@ -295,7 +295,7 @@ class LeaseHolder(utils.CursorWrapper):
         return result
 
     def _executemany(self, sql: Any, param_list: Any, *args: Any) -> Any:
-        self._check_lease()
+        self._check_lease(many=True)
         self._check_row_settings(sql)
         if not self._in_thread_of_request or not may_change(sql):
             return super()._executemany(sql, param_list, *args)

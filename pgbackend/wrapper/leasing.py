@@ -97,6 +97,9 @@ class Leasing(BackendWrapper):
         try:
             with self.wrap_database_errors:
                 lease.close_unclosed_cursors()
+            # This task may have waited, and another one have begun a block.
+            self.state_in_turn()
+            check_not_outlived(self)
         except BaseException:
             lease.release(pinned=pinned)
             raise

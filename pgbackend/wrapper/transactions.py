@@ -241,8 +241,9 @@ class TransactionControl(Leasing):
         return lease.face if savepoints.can_wait(lease.face) else None
 
     def send_due(self, face: BridgedConnection) -> None:
-        """Send the savepoints that are due, in a message that a cancellation does not stop."""
+        """Send the reset and the savepoints that are due; a cancellation stops no savepoint."""
         with self.wrap_database_errors:
+            face.reset_now()
             face.send_due()
 
     def _finishing(self) -> AbstractContextManager[None]:

@@ -280,6 +280,8 @@ class Program:
             f"{' body ended' * each.body_ended}{' no savepoint' * (not each.savepoint)}"
             for each in (row.inner.up() if row.inner else ())
         ]
+        places = {id(block): number for number, block in enumerate(self.blocks)}
         return " < ".join(words) + "".join(
-            f"\n      {each.name} {each.outcome} {each.error}" for each in self.rows
+            f"\n      {each.name} in {places.get(id(each.inner))}, {each.outcome} {each.error}"
+            for each in self.rows
         )

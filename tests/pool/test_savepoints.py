@@ -26,7 +26,7 @@ from pgbackend.transaction import (
 from tests.models import Author, Book
 from tests.support.futures import counted
 from tests.support.server import Server
-from tests.support.wrapper import use_wrapper, value
+from tests.support.wrapper import until, use_wrapper, value
 
 
 def names(server: Server) -> list[str]:
@@ -73,6 +73,64 @@ def test_blocks_that_raise(server: Server, how: str) -> None:
         write("after", how)
     assert names(server) == ["0", "2", "4", "after"]
     assert hooks == ["0", "2", "4"]
+
+
+@pytest.mark.parametrize("first", ["due", "sent", "reset"])
+@pytest.mark.parametrize("how", ["orm", "cursor", "psycopg", "copy", "atomic", "many"])
+async def test_statement_in_line_before_a_block(server: Server, how: str, first: str) -> None:
+    """What a task writes is not undone with a block that another one begins later.
+
+    The statement waits for the connection, which another task's statement uses. That has sent the
+    savepoint that both are in, or the session's reset.
+    """
+    write_it = bridged(write)
+
+    async def child() -> None:
+        await Author.objects.acreate(name="first")
+        async with transaction.atomic():
+            await Author.objects.acreate(name="undone")
+            await asyncio.sleep(0.05)
+            raise ValueError("as planned")
+
+    if first == "reset":
+        # The transaction begins with the session's reset.
+        use_wrapper(options={"reset": "always", "pool": {"max_size": 1}})
+        await Author.objects.aexists()
+    # The insert of the same name waits for the end of this transaction.
+    server.all("BEGIN; INSERT INTO tests_author (name) VALUES ('first')")
+    async with transaction.atomic():
+        if first == "sent":
+            await Author.objects.aexists()
+        async with transaction.atomic():
+            task = asyncio.create_task(child())
+            await until(lambda: connection.state.lease.face.is_executing)
+            writing = asyncio.create_task(write_it("kept", how))
+            await asyncio.sleep(0.01)
+            server.all("ROLLBACK")
+            await writing
+            with pytest.raises(ValueError, match="as planned"):
+                await task
+    assert names(server) == ["first", "kept"]
+
+
+async def test_block_of_a_deferred_savepoint_begins_behind_those_in_line(server: Server) -> None:
+    """What another task has sent before is not undone."""
+
+    @bridged
+    def undone() -> None:
+        with suppress(ValueError), deferred_savepoint():
+            write("undone", "orm")
+            raise ValueError
+
+    server.all("BEGIN; INSERT INTO tests_author (name) VALUES ('first')")
+    async with transaction.atomic():
+        running = asyncio.create_task(Author.objects.acreate(name="first"))
+        writing = asyncio.create_task(Author.objects.acreate(name="kept"))
+        undoing = asyncio.create_task(undone())
+        await asyncio.sleep(0.01)
+        server.all("ROLLBACK")
+        await asyncio.gather(running, writing, undoing)
+    assert names(server) == ["first", "kept"]
 
 
 @bridged
