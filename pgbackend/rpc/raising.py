@@ -9,6 +9,8 @@ from django.core import exceptions
 from django.db import models
 
 from .protocol import errors
+from .protocol.invalid import Invalid, invalids
+from .rows import plain
 
 
 class RemoteStatementTimeout(errors.StatementTimeout, db.OperationalError):
@@ -61,11 +63,20 @@ def _raised(error: errors.RemoteError, model: Any) -> BaseException:
 
 
 def _validation(error: errors.RemoteError) -> exceptions.ValidationError:
-    """Return the error with the messages that the service has given: by field, or a list."""
-    found = error.details.get("messages")
-    if isinstance(found, dict):
-        return exceptions.ValidationError({str(name): list(each) for name, each in found.items()})
-    if not isinstance(found, list):
-        return exceptions.ValidationError(error.message)
-    # A single one has its text in `message`, as that of a plain text has.
-    return exceptions.ValidationError(found[0] if len(found) == 1 else found)
+    """Return the error as it was raised in the service: by field, of a list, or of one text."""
+    match invalids(error.details):
+        case dict() as by_field:
+            lists = {name: [_invalid(each) for each in below] for name, below in by_field.items()}
+            return exceptions.ValidationError(lists)
+        case list() as several:
+            return exceptions.ValidationError([_invalid(each) for each in several])
+        case None:
+            return exceptions.ValidationError(error.message)
+        case one:
+            return _invalid(one)
+
+
+def _invalid(found: Invalid) -> exceptions.ValidationError:
+    # Django's stubs have codes of text alone.
+    code: Any = found.code
+    return exceptions.ValidationError(found.message, code, plain(found.params))

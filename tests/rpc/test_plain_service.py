@@ -223,7 +223,10 @@ def test_methods(client: Client) -> None:
     assert (dish.name, number, twice, inside["none"]) == ("broth", 2, [dish, dish], [])
     with pytest.raises(ValidationError) as raised:
         dishes.call("refuse", "Closed.").result()
-    assert raised.value.details == {"messages": ["Closed."]}
+    assert raised.value.details == {
+        "messages": ["Closed."],
+        "errors": ("Closed.", None, None),
+    }
     with pytest.raises(MethodNotAllowed):
         dishes.call("burn").result()
 

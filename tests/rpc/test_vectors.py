@@ -10,6 +10,7 @@ import pytest
 
 from pgbackend.rpc.protocol.answers import Answer, Outcome, open_answer, seal_answer
 from pgbackend.rpc.protocol.errors import RemoteError, error_of
+from pgbackend.rpc.protocol.invalid import invalids
 from pgbackend.rpc.protocol.json_text import dumped, loaded
 from pgbackend.rpc.protocol.keys import Keys
 from pgbackend.rpc.protocol.limits import Limits
@@ -51,6 +52,16 @@ def same(one: Any, other: Any) -> bool:
     if type(one) is not type(other):
         return False
     return bool(one == other) if isinstance(one, set) else repr(one) == repr(other)
+
+
+def wrong(found: Any) -> Any:
+    """Return what *found* says is wrong, in the form of the vectors."""
+    match found:
+        case dict():
+            return {name: list(map(wrong, below)) for name, below in found.items()}
+        case list():
+            return list(map(wrong, found))
+    return [str(found), found.code, found.message]
 
 
 @each_of(vectors("values"))
@@ -134,6 +145,10 @@ def test_answers(vector: dict[str, Any]) -> None:
     else:
         found = [None if each.error is None else each.error.code for each in answer.outcomes]
         assert found == vector["codes"]
+    if "wrong" in vector:
+        error = answer.outcomes[0].error
+        assert error is not None
+        assert wrong(invalids(error.details)) == vector["wrong"]
     key_id = vector["wire"].split(".")[1]
     assert seal_answer(answer, keys, None if key_id == "-" else key_id) == vector["wire"]
 

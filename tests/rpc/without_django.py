@@ -10,7 +10,7 @@ from typing import Any
 
 from pgbackend.rpc.client import Client, HttpTransport, Q
 from pgbackend.rpc.protocol.answers import open_answer
-from pgbackend.rpc.protocol.errors import RemoteError
+from pgbackend.rpc.protocol.errors import RemoteError, ValidationError
 from pgbackend.rpc.protocol.json_text import dumped, loaded
 from pgbackend.rpc.protocol.keys import Keys
 from pgbackend.rpc.protocol.limits import Limits
@@ -29,6 +29,18 @@ def code_of(call: Any, *args: Any) -> str | None:
     except RemoteError as error:
         return error.code
     return None
+
+
+def error_of_vector(error: ValidationError) -> Any:
+    """Return what *error* says is wrong, in the form of the vectors."""
+
+    def listed(found: Any) -> list[Any]:
+        return [[str(each), each.code, each.message] for each in found]
+
+    if hasattr(error, "error_dict"):
+        return {name: listed(found) for name, found in error.error_dict.items()}
+    found = listed(error.error_list)
+    return found[0] if isinstance(error.details["errors"], tuple) else found
 
 
 def check_vectors() -> int:
@@ -63,6 +75,11 @@ def check_vectors() -> int:
         for vector in known["vectors"]:
             code = code_of(open_answer, vector["wire"], keys, Limits(), known["id"])
             assert code == vector.get("code"), vector
+            if "wrong" in vector:
+                answer = open_answer(vector["wire"], keys, Limits(), known["id"])
+                error = answer.outcomes[0].error
+                assert isinstance(error, ValidationError)
+                assert error_of_vector(error) == vector["wrong"], vector
             done += 1
     return done
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from .invalid import Invalid, invalids
+
 
 class RemoteError(Exception):
     """What the service answered instead of a result, or why there is no answer.
@@ -204,9 +206,29 @@ class MultipleObjectsReturned(RequestError):
 
 
 class ValidationError(RequestError):
-    """A value is invalid; *details* has "messages": lists by field, or one list."""
+    """A value is invalid.
+
+    `error_dict` has what is wrong by field, and is missing where it is of no field; `error_list`
+    has all of it. Each has a text as `str()`, and `message`, `code` and `params` as Django's have.
+    """
 
     code = "ValidationError"
+
+    @property
+    def error_dict(self) -> dict[str, list[Invalid]]:
+        found = invalids(self.details)
+        if not isinstance(found, dict):
+            raise AttributeError("the error is of no field")
+        return found
+
+    @property
+    def error_list(self) -> list[Invalid]:
+        found = invalids(self.details)
+        if isinstance(found, dict):
+            return [each for below in found.values() for each in below]
+        if found is None:
+            return [Invalid(self.message)]
+        return found if isinstance(found, list) else [found]
 
 
 class IntegrityError(RequestError):

@@ -15,6 +15,7 @@ from django.db import utils
 from django.db.models import ProtectedError, RestrictedError
 
 from ..protocol import errors
+from .invalid import details_of
 from .settings import Service
 
 logger = logging.getLogger("pgbackend.rpc.server")
@@ -43,7 +44,7 @@ def _coded(error: Exception, of_values: bool, quoted: bool) -> errors.RemoteErro
     if isinstance(error, errors.RemoteError):
         return error
     if isinstance(error, exceptions.ValidationError):
-        return errors.ValidationError("the values are not valid", {"messages": _messages(error)})
+        return _of_values(error)
     if isinstance(error, exceptions.ObjectDoesNotExist):
         return errors.DoesNotExist("no row matches")
     if isinstance(error, exceptions.MultipleObjectsReturned):
@@ -71,11 +72,14 @@ def _coded(error: Exception, of_values: bool, quoted: bool) -> errors.RemoteErro
     return errors.ServerError("the service failed; its log says why")
 
 
-def _messages(error: exceptions.ValidationError) -> dict[str, list[str]] | list[str]:
-    """Return the texts by field, or as a list where the error is of no fields."""
-    if hasattr(error, "error_dict"):
-        return {name: [str(each) for each in texts] for name, texts in error.message_dict.items()}
-    return [str(each) for each in error.messages]
+def _of_values(error: exceptions.ValidationError) -> errors.RemoteError:
+    try:
+        details = details_of(error)
+    except Exception as wrong:
+        # Its text does not take its params: an error of the project's.
+        logger.error("a ValidationError has no text", exc_info=wrong)
+        return errors.ServerError("the service failed; its log says why")
+    return errors.ValidationError("the values are not valid", details)
 
 
 def _of_database(error: Exception) -> errors.RemoteError:

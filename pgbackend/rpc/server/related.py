@@ -62,7 +62,7 @@ class _Related:
         self.written.check_number(len(keys))
         found = set(self.rows.filter(DjangoQ(("pk__in", list(keys)))).values_list("pk", flat=True))
         if found != keys:
-            raise ValidationError(f"a row with this {own.name} does not exist")
+            raise ValidationError(f"a row with this {own.name} does not exist", "invalid")
         return keys
 
     def current(self, among: set[Any] | None = None) -> set[Any]:

@@ -81,14 +81,13 @@ class Written:
             raise BadValue(f"{field.name} takes a key") from None
         if self._keys[known] is None:
             # Alike for what is not there and what may not be seen.
-            raise ValidationError(
-                {
-                    field.name: [
-                        f"{target.model._meta.verbose_name} instance with"
-                        f" {target.name} {found!r} does not exist."
-                    ]
-                }
-            )
+            params = {
+                "model": target.model._meta.verbose_name,
+                "field": target.name,
+                "value": found,
+            }
+            text = "%(model)s instance with %(field)s %(value)r does not exist."
+            raise ValidationError({field.name: ValidationError(text, "invalid", params)})
         return self._keys[known]
 
     def new(self, named: Mapping[str, Any]) -> Any:
@@ -143,12 +142,13 @@ class Written:
         """Return *found*, validated as the value of *field* for rows that are not loaded."""
         if not self.exposure.full_clean or field.is_relation:
             if field.is_relation and found is None and not field.null:
-                raise ValidationError({field.name: ["This field cannot be null."]})
+                null = ValidationError(field.error_messages["null"], "null")
+                raise ValidationError({field.name: null})
             return found
         try:
             return field.clean(found, None)
         except ValidationError as error:
-            raise ValidationError({field.name: error.messages}) from error
+            raise ValidationError({field.name: error}) from error
 
     def sent(self, instances: list[Any]) -> nodes.Rows:
         """Return new rows as they are sent: their keys, and what of them may be read."""

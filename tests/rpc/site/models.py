@@ -10,6 +10,7 @@ from django.core.exceptions import ValidationError
 from django.core.validators import MinValueValidator
 from django.db import models
 from django.db.backends.postgresql.psycopg_any import DateRange, NumericRange
+from django.utils.translation import gettext_lazy
 
 
 class Station(models.Model):
@@ -26,6 +27,25 @@ class Label(models.Model):
 
     def __str__(self) -> str:
         return self.word
+
+
+def wrongs() -> dict[str, ValidationError]:
+    """Return a ValidationError of each kind."""
+    few = ValidationError("%(n)d of %(of)s are 100 %% right", "few", {"n": 3, "of": "all"})
+    moment = datetime.datetime(2026, 1, 2, 3, 4, 5, 6, datetime.UTC)
+    params = {"price": Decimal("1.50"), "at": moment, "which": ("a", [1, None], {"x"})}
+    dear = ValidationError("%(price)s, %(at)s: too dear", "dear", params)
+    return {
+        "one": few,
+        "coded": ValidationError("Closed.", code="closed"),
+        "list of one": ValidationError([few]),
+        "list": ValidationError([few, "Closed.", dear]),
+        "nested": ValidationError(["a", [ValidationError("b", 5), ValidationError([dear])]]),
+        "fields": ValidationError({"name": few, "price": [dear, "100 %"], "__all__": "all of it"}),
+        "fields in a list": ValidationError([ValidationError({"name": few}), "more"]),
+        "translated": ValidationError(gettext_lazy("Enter a whole number."), "invalid"),
+        "no fields": ValidationError({}),
+    }
 
 
 class DishQuerySet(models.QuerySet["Dish"]):
@@ -77,6 +97,10 @@ class DishQuerySet(models.QuerySet["Dish"]):
     def refuse(self, *texts: str) -> None:
         """Raise a ValidationError that is of no field."""
         raise ValidationError(texts[0] if len(texts) == 1 else list(texts))
+
+    def judge(self, kind: str) -> None:
+        """Raise a ValidationError of some *kind*."""
+        raise wrongs()[kind]
 
     def fail(self) -> None:
         """Raise an error with a secret in its text."""

@@ -44,7 +44,9 @@ class DishExposed:
     json_keys = ("data",)
     operations = ("read", "create", "update", "delete")
     methods = {  # noqa: RUF012
-        **dict.fromkeys(("cheap", "total_price", "inside", "menu", "refuse", "fail"), True),
+        **dict.fromkeys(
+            ("cheap", "total_price", "inside", "menu", "refuse", "judge", "fail"), True
+        ),
         "rename": False,
     }
     explain = True

@@ -153,6 +153,14 @@ foreach ($answers as $vector) {
             === [$vector['error'] ?? null, $vector['sealed'] ?? null]);
     }
 }
+$details = array_column($answers, 'wire', 'name');
+$wrong = Wire::open($details['what is wrong by field, with codes and params'], $secrets, $id)[0];
+check('what is wrong by field', $wrong->details['errors'] === [
+    'name' => [['At most %(most)d, not %(n)d.', 'max_length', ['most' => 3, 'n' => 4]]],
+    '__all__' => [['100 % closed.', null, null]],
+]);
+$wrong = Wire::open($details['one thing that is wrong'], $secrets, $id)[0];
+check('one thing that is wrong', $wrong->details['errors'] === ['Closed.', 'closed', null]);
 $rows = Wire::open($answers[0]['wire'], $secrets, $id)[0];
 check('rows as arrays', Wire::plain($rows) === [['id' => 1, 'name' => 'Soup']]);
 check('one row', (new Request((object) ['end' => ['get', [], new stdClass()]]))->result($rows)

@@ -213,6 +213,19 @@ ROWS = (
     '"related":[],"prefetched":[],"rows":[[1,"Soup"]]}}'
 )
 
+BY_FIELD = (
+    '{"messages":{"$dict":[["name",["At most 3, not 4."]],["__all__",["100 % closed."]]]},'
+    '"errors":{"$dict":[["name",[{"$tuple":["At most %(most)d, not %(n)d.","max_length",'
+    '{"$dict":[["most",3],["n",4]]}]}]],'
+    '["__all__",[{"$tuple":["100 % closed.",null,null]}]]]}}'
+)
+LISTED = (
+    '{"messages":["a","5 %"],"errors":[{"$tuple":["a","first",null]},'
+    '{"$tuple":["%(n)d %%","second",{"$dict":[["n",5]]}]}]}'
+)
+SINGLE = '{"messages":["Closed."],"errors":{"$tuple":["Closed.","closed",null]}}'
+TEXTS = '{"messages":{"$dict":[["name",["50 %"]]]}}'
+
 ANSWERS = [
     {"name": "rows", "wire": sealed(answer(results=f'[{{"ok":{ROWS}}}]')), "codes": [None]},
     {
@@ -226,6 +239,39 @@ ANSWERS = [
             "key-2",
         ),
         "codes": [None, "ValidationError"],
+    },
+    {
+        "name": "what is wrong by field, with codes and params",
+        "wire": sealed(
+            answer(results='[{"error":' + error("ValidationError", "no", BY_FIELD) + "}]")
+        ),
+        "codes": ["ValidationError"],
+        "wrong": {
+            "name": [["At most 3, not 4.", "max_length", "At most %(most)d, not %(n)d."]],
+            "__all__": [["100 % closed.", None, "100 % closed."]],
+        },
+    },
+    {
+        "name": "what is wrong as a list",
+        "wire": sealed(
+            answer(results='[{"error":' + error("ValidationError", "no", LISTED) + "}]")
+        ),
+        "codes": ["ValidationError"],
+        "wrong": [["a", "first", "a"], ["5 %", "second", "%(n)d %%"]],
+    },
+    {
+        "name": "one thing that is wrong",
+        "wire": sealed(
+            answer(results='[{"error":' + error("ValidationError", "no", SINGLE) + "}]")
+        ),
+        "codes": ["ValidationError"],
+        "wrong": ["Closed.", "closed", "Closed."],
+    },
+    {
+        "name": "what is wrong, of a service that sends no codes",
+        "wire": sealed(answer(results='[{"error":' + error("ValidationError", "no", TEXTS) + "}]")),
+        "codes": ["ValidationError"],
+        "wrong": {"name": [["50 %", None, "50 %"]]},
     },
     {
         "name": "an error of the whole message",
