@@ -9,6 +9,7 @@ from typing import Any
 from django.db import NotSupportedError
 
 from . import arguments, recording, rows, saving
+from .called import returned
 from .protocol import nodes
 from .results import RpcFuture
 from .router import service_alias
@@ -196,23 +197,8 @@ class Ends:
         list.
         """
         sent = {name: recording.recorded(each) for name, each in kwargs.items()}
-
-        def convert(found: Any) -> Any:
-            match found:
-                case nodes.Rows():
-                    is_own = found.shape.model in (None, self.query.label)
-                    made = rows.made(found, self) if is_own else rows.dictionaries(found)
-                    return made[0] if found.kind == "instance" else made
-                case list():
-                    return [convert(each) for each in found]
-                case tuple():
-                    return tuple(convert(each) for each in found)
-                case dict():
-                    return {rows.plain(key): convert(each) for key, each in found.items()}
-            return rows.plain(found)
-
         return self._end("call", method, *map(recording.recorded, args), **sent)(
-            convert, fields=True
+            functools.partial(returned, self), fields=True
         )
 
     # Writes

@@ -17,10 +17,17 @@ from django.utils import timezone
 from .protocol import nodes
 
 
-def made(found: nodes.Rows, queryset: Any) -> list[Any]:
-    """Return what iterating over *queryset* gives: instances, or what `values` asked for."""
+def made(
+    found: nodes.Rows, queryset: Any, attributes: Mapping[str, str] | None = None
+) -> list[Any]:
+    """Return what iterating over *queryset* gives: instances, or what `values` asked for.
+
+    *attributes* are those that prefetched rows are in, by the names of their relations; None: those
+    that the queryset names.
+    """
     if found.kind in ("model", "instance"):
-        maker = _maker(queryset.model, found.shape, queryset.db, queryset.query.attributes)
+        attributes = queryset.query.attributes if attributes is None else attributes
+        maker = _maker(queryset.model, found.shape, queryset.db, attributes)
         return _with_known(queryset, [maker.instance(row) for row in found.rows])
     names = found.shape.fields
     rows = [[plain(each) for each in row] for row in found.rows]
@@ -53,8 +60,19 @@ def plain(value: Any) -> Any:
 
 def dictionaries(found: nodes.Rows) -> list[dict[str, Any]]:
     """Return rows of a model that no client model is for, each as a dictionary of its fields."""
-    names = found.shape.fields
-    return [dict(zip(names, map(plain, row[: len(names)]), strict=True)) for row in found.rows]
+    return [_dictionary(found.shape, row) for row in found.rows]
+
+
+def _dictionary(shape: nodes.Shape, row: list[Any]) -> dict[str, Any]:
+    ends = len(shape.fields)
+    made = dict(zip(shape.fields, map(plain, row[:ends]), strict=True))
+    for (name, below), other in zip(shape.related.items(), row[ends:], strict=False):
+        made[name] = None if other is None else _dictionary(below, other)
+    ends += len(shape.related)
+    for fetched, others in zip(shape.prefetched, row[ends:], strict=True):
+        found = [_dictionary(fetched.shape, each) for each in others]
+        made[fetched.name] = next(iter(found), None) if fetched.single else found
+    return made
 
 
 def _range(value: nodes.Range) -> Any:

@@ -473,6 +473,8 @@ def test_describe() -> None:
         "cheap",
         "fail",
         "inside",
+        "judge",
+        "loaded",
         "menu",
         "refuse",
         "rename",

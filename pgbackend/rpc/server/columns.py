@@ -26,7 +26,10 @@ def column_of(scope: Scope, label: str, key: str) -> Column:
 
 def is_json_annotation(scope: Scope, key: str) -> bool:
     """Return whether the annotation *key* gives JSON documents."""
-    found = scope.queryset.query.annotations[key]
+    found = scope.queryset.query.annotations.get(key)
+    if found is None:
+        # Of extra(), which only the service's own methods have.
+        return False
     try:
         return isinstance(found.output_field, JSONField)
     except Exception:

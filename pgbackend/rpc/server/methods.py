@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
-from django.db import models
 from django.db.models import Q as DjangoQ
 
 from ..protocol import nodes
-from ..protocol.errors import BadValue, DoesNotExist, MethodNotAllowed, TooManyRows
-from .exposure import Exposure
+from ..protocol.errors import BadValue, DoesNotExist, MethodNotAllowed
+from .called import returned
 from .expressions import value
 from .operations import open_scope, scope_on
 from .registry import exposure_of
-from .rows import rows_of
 from .scope import Scope
 from .session import Session
 
@@ -51,7 +48,7 @@ def call(session: Session, tree: nodes.Tree, alias: str) -> Any:
         method = getattr(manager.db_manager(alias), name)
     args = [_argument(scope, each) for each in tree.end.args[1:]]
     kwargs = {key: _argument(scope, each) for key, each in tree.end.kwargs.items()}
-    return _sent(session, method(*args, **kwargs), alias)
+    return returned(scope, method(*args, **kwargs))
 
 
 def _argument(scope: Scope, raw: Any) -> Any:
@@ -73,57 +70,3 @@ def _argument(scope: Scope, raw: Any) -> Any:
     if isinstance(raw, Mapping):
         return {key: _argument(scope, each) for key, each in raw.items()}
     return value(scope, raw)
-
-
-def _sent(session: Session, found: Any, alias: str) -> Any:
-    """Return what a method gave as it is sent: rows as far as they may be read.
-
-    Lists, tuples and dictionaries stay what they are; an instance in them that may not be seen is
-    None, and left out of a list of instances alone. A set with instances is sent as a list.
-    """
-    if isinstance(found, models.Model):
-        rows = _rows(session, exposure_of(type(found)), alias, [found.pk])
-        return replace(rows, kind="instance") if rows.rows else None
-    if isinstance(found, set | frozenset) and any(isinstance(each, models.Model) for each in found):
-        # What travels has no set of rows.
-        found = list(found)
-    if isinstance(found, list | tuple):
-        kinds = {type(each) for each in found}
-        kind = kinds.pop() if len(kinds) == 1 else None
-        if isinstance(found, list) and kind is not None and issubclass(kind, models.Model):
-            return _rows(session, exposure_of(kind), alias, [each.pk for each in found])
-        sent = [_sent(session, each, alias) for each in found]
-        return sent if isinstance(found, list) else tuple(sent)
-    if isinstance(found, dict):
-        return {key: _sent(session, each, alias) for key, each in found.items()}
-    if isinstance(found, models.QuerySet):
-        if found._fields is not None:
-            return _limited(session, found)
-        exposure = exposure_of(found.model)
-        if not session.is_restricted(exposure, alias):
-            return rows_of(Scope(session, exposure, alias, found), found)
-        most = session.max_rows(exposure)
-        return _rows(session, exposure, alias, list(found.values_list("pk", flat=True)[: most + 1]))
-    return found
-
-
-def _limited(session: Session, found: Any) -> list[Any]:
-    """Return the values that a method has chosen: it answers for them."""
-    most = session.limits.max_rows - session.rows
-    values = list(found[: most + 1])
-    if len(values) > most:
-        limit = session.limits.max_rows
-        raise TooManyRows(f"more than {limit} rows", {"max_rows": limit})
-    session.rows += len(values)
-    return values
-
-
-def _rows(session: Session, exposure: Exposure, alias: str, keys: list[Any]) -> nodes.Rows:
-    """Return the rows with *keys*, in their order, without those that may not be seen."""
-    visible = exposure.visible(session, alias).filter(DjangoQ(("pk__in", set(keys))))
-    rows = rows_of(Scope(session, exposure, alias, visible), visible)
-    place = rows.shape.fields.index(exposure.model._meta.pk.attname)
-    by_key = {row[place]: row for row in rows.rows}
-    chosen = [by_key[key] for key in keys if key in by_key]
-    session.count_rows(len(chosen) - len(by_key), exposure)
-    return replace(rows, rows=chosen)

@@ -70,10 +70,17 @@ def op_prefetch_related(scope: Scope, op: nodes.Op) -> None:
             raise BadValue("prefetch_related takes paths, or a path, a queryset and a name")
         if name is not None and not isinstance(name, str):
             raise BadValue("the name of prefetched rows is text")
-        _add_prefetch(scope, path, tree, name)
+        found = prefetch_by(scope, path, name, is_chosen=tree is not None)
+        if tree is not None:
+            _choose(scope, found, path, tree)
 
 
-def _add_prefetch(scope: Scope, path: str, tree: nodes.Delayed | None, name: str | None) -> None:
+def prefetch_by(scope: Scope, path: str, name: str | None, *, is_chosen: bool = True) -> Prefetch:
+    """Add the prefetch of *path*, and those on its way; return it.
+
+    Its rows are an attribute *name*; None: the relation's own. With *is_chosen* they will be those
+    of a queryset, so it must not be there yet.
+    """
     steps = path.split("__")
     if len(steps) > LONGEST:
         raise BadValue(f"prefetch_related goes over {LONGEST} relations at most")
@@ -82,7 +89,7 @@ def _add_prefetch(scope: Scope, path: str, tree: nodes.Delayed | None, name: str
     for number, step in enumerate(steps):
         last = number == len(steps) - 1
         known = prefetches.get(step)
-        if known is not None and not (last and (tree is not None or name is not None)):
+        if known is not None and not (last and (is_chosen or name is not None)):
             found = known
         else:
             found = _prefetch(exposure, step, name if last else None)
@@ -93,13 +100,18 @@ def _add_prefetch(scope: Scope, path: str, tree: nodes.Delayed | None, name: str
         scope.session.check_entered(exposure)
         prefetches = found.inner
     assert found is not None
-    if tree is not None:
-        if exposure_of(tree.tree.model) is not exposure:
-            raise BadValue(f"{path!r} leads to {exposure.model._meta.label}")
-        inner: Scope = scope.session.open_scope(scope.session, tree.tree, scope.alias, None)
-        found.scope = inner
-        if inner.kind != "model" or inner.queryset.query.is_sliced:
-            raise BadValue("what is prefetched are whole rows, and no slice of them")
+    return found
+
+
+def _choose(scope: Scope, prefetch: Prefetch, path: str, tree: nodes.Delayed) -> None:
+    """Have the rows of *prefetch* be those of *tree*."""
+    exposure = exposure_of(prefetch.relation.related_model)
+    if exposure_of(tree.tree.model) is not exposure:
+        raise BadValue(f"{path!r} leads to {exposure.model._meta.label}")
+    inner: Scope = scope.session.open_scope(scope.session, tree.tree, scope.alias, None)
+    prefetch.scope = inner
+    if inner.kind != "model" or inner.queryset.query.is_sliced:
+        raise BadValue("what is prefetched are whole rows, and no slice of them")
 
 
 def _prefetch(exposure: Exposure, step: str, name: str | None) -> Prefetch:

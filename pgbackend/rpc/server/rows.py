@@ -53,7 +53,7 @@ def _fetch_values(scope: Scope) -> Rows:
         # dates() gives single values.
         values = [found.get(each.key) if isinstance(found, dict) else found for each in columns]
         rows.append(
-            [_sent(value, each.is_json) for value, each in zip(values, columns, strict=True)]
+            [sent(value, each.is_json) for value, each in zip(values, columns, strict=True)]
         )
     return Rows(scope.kind, Shape(None, tuple(each.label for each in columns)), rows)
 
@@ -69,13 +69,13 @@ def _limited(scope: Scope, queryset: Any, exposure: Exposure | None = None) -> l
     return found
 
 
-def _sent(value: Any, is_json: bool) -> Any:
+def sent(value: Any, is_json: bool) -> Any:
     return Json(value) if is_json and value is not None else value
 
 
 def sent_value(field: Any, value: Any) -> Any:
     """Return the *value* of *field* as it is sent."""
-    return _sent(value, isinstance(field, JSONField))
+    return sent(value, isinstance(field, JSONField))
 
 
 @dataclass
@@ -96,7 +96,7 @@ class _Part:
             return None
         return [
             *(
-                _sent(values[place], isinstance(each, JSONField))
+                sent(values[place], isinstance(each, JSONField))
                 for place, each in zip(self.places, self.fields, strict=True)
             ),
             *(each.row(values) for each in self.related.values()),
@@ -175,7 +175,7 @@ class _Models:
             row = self.part.row(values)
             assert row is not None
             ends = len(self.part.fields)
-            row[ends:ends] = [_sent(values[place], is_json) for place, is_json in annotated]
+            row[ends:ends] = [sent(values[place], is_json) for place, is_json in annotated]
             rows.append((row, [values[each] for each in self.extra]))
         fetched = []
         for each, place in zip(prefetched, owned, strict=True):

@@ -94,6 +94,50 @@ class DishQuerySet(models.QuerySet["Dish"]):
                 return {each.name: each for each in self}
         return self.all()
 
+    def loaded(self, kind: str) -> Any:
+        """Return the dishes with something beside their columns."""
+        asked = Order.objects.filter(count__gt=1).annotate(twice=models.F("count") * 2)
+        match kind:
+            case "annotated":
+                return self.annotate(
+                    n=models.Count("orders"), doc=models.F("data"), orders__n=models.F("pk")
+                ).alias(unseen=models.Value(1))
+            case "extra":
+                more = {"one": "1", "up": "upper(rpc_site_dish.name)"}
+                return self.extra(select=more).order_by("pk")
+            case "joined":
+                return self.annotate(word=models.F("labels__word")).order_by("-word", "pk")
+            case "sliced":
+                return self.annotate(n=models.Count("orders"))[1:]
+            case "union":
+                low = self.filter(price__lt=5).annotate(n=models.Value(1))
+                return low.union(self.filter(price__gte=5).annotate(n=models.Value(2)))
+            case "distinct":
+                return self.annotate(n=models.Count("orders")).distinct()
+            case "selected":
+                return self.select_related("station")
+            case "orders":
+                return Order.objects.select_related("dish__station").annotate(
+                    twice=models.F("count") * 2
+                )
+            case "prefetched":
+                return self.prefetch_related("labels", models.Prefetch("orders__waiter"))
+            case "chosen":
+                return self.prefetch_related(models.Prefetch("orders", asked))
+            case "named":
+                return self.prefetch_related(models.Prefetch("orders", asked, "big"))
+            case "inner":
+                dishes = Dish.objects.prefetch_related(models.Prefetch("orders", asked, "big"))
+                return self.prefetch_related(models.Prefetch("labels__dishes", dishes))
+            case "hidden":
+                return self.prefetch_related("hidden")
+            case "hidden rows":
+                return self.prefetch_related(models.Prefetch("hidden", to_attr="more"))
+            case "slice":
+                few = Order.objects.all()[:1]
+                return self.prefetch_related(models.Prefetch("orders", few))
+        return self
+
     def refuse(self, *texts: str) -> None:
         """Raise a ValidationError that is of no field."""
         raise ValidationError(texts[0] if len(texts) == 1 else list(texts))

@@ -45,7 +45,7 @@ class DishExposed:
     operations = ("read", "create", "update", "delete")
     methods = {  # noqa: RUF012
         **dict.fromkeys(
-            ("cheap", "total_price", "inside", "menu", "refuse", "judge", "fail"), True
+            ("cheap", "total_price", "inside", "menu", "refuse", "judge", "loaded", "fail"), True
         ),
         "rename": False,
     }
