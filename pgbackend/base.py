@@ -215,6 +215,8 @@ class DatabaseWrapper(QueryLogging, TransactionControl):
         if self.bridged:
             self.state.give_back()
         else:
+            # Django's pool lends the connection to other threads.
+            self.forget_characteristics()
             super()._close()
 
     def close_pool(self) -> None:

@@ -2,8 +2,9 @@
 
 ``async with transaction.atomic()``, ``@transaction.atomic`` on coroutine functions and
 ``transaction.on_commit`` with them are Django's own names. This module has what Django has no name
-for: asynchronous counterparts of its lower-level functions, `pinned`, `detached` and
-`deferred_savepoint`. In the bridge Django's synchronous functions work as well.
+for: asynchronous counterparts of its lower-level functions, `atomic` with more arguments,
+`retrying`, `pinned`, `detached` and `deferred_savepoint`. In the bridge Django's synchronous
+functions work as well.
 
 https://docs.djangoproject.com/en/stable/topics/db/transactions/
 """
@@ -21,7 +22,9 @@ from django.db import DEFAULT_DB_ALIAS, connections, transaction
 from psycopg.pq import TransactionStatus
 
 from .errors import NotCommitted
+from .isolation import atomic
 from .pool import savepoints
+from .retries import retrying
 from .tasks.actors import running_task
 from .tasks.lease import Lease, unpin_for_task
 from .tasks.membership import detached
@@ -37,9 +40,11 @@ __all__ = [
     "asavepoint_commit",
     "asavepoint_rollback",
     "aset_autocommit",
+    "atomic",
     "deferred_savepoint",
     "detached",
     "pinned",
+    "retrying",
 ]
 
 
@@ -119,8 +124,9 @@ class pinned:
         if isinstance(wrapper, BackendWrapper) and wrapper.bridge_enabled:
             wrapper.check_not_on_loop()
         if isinstance(wrapper, BackendWrapper) and wrapper.bridged:
-            lease = wrapper.pin_for_task()
-            self._leases.setdefault(_task(), []).append(lease)
+            lease, task = wrapper.pin_for_task(), running_task()
+            assert task is not None
+            self._leases.setdefault(task, []).append(lease)
             self._entered += 1
         return wrapper
 
@@ -342,9 +348,3 @@ _SAVE = (f"SAVEPOINT {_NAME}".encode(),)
 _RELEASE = f"RELEASE SAVEPOINT {_NAME}".encode()
 # The block before has succeeded: its savepoint goes, so that savepoints do not pile up.
 _SAVE_AGAIN = (_RELEASE, *_SAVE)
-
-
-def _task() -> asyncio.Task[Any]:
-    task = asyncio.current_task()
-    assert task is not None
-    return task

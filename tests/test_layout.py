@@ -47,6 +47,7 @@ OTHERS = {
     "test_pages.py": "the pages: docs/",
     "test_private_names.py": "the private names of other packages, in all modules",
     "test_startproject.py": "a project that `startproject` made",
+    "test_types.py": "what type checkers see of all modules",
     "test_waiter.py": "the example project's second site: proj/waiter/",
     "test_without_asgi.py": "projects under WSGI and Celery",
 }

@@ -28,7 +28,7 @@ from asgiref.sync import ThreadSensitiveContext, async_to_sync, sync_to_async
 from django.apps import apps
 from django.core.handlers.base import BaseHandler
 from django.core.signals import request_finished
-from django.db import connections
+from django.db import connections, transaction
 from django.db.models.sql import Query
 from django.http import HttpResponse, StreamingHttpResponse
 from psycopg_pool.base import AttemptWithBackoff
@@ -107,6 +107,7 @@ EXAMPLES: dict[str, Callable[[], Any]] = {
     "ClientCursor": lambda: psycopg.ClientCursor(psycopg.Connection(psycopg.pq.PGconn())),
     "AdaptersMap": lambda: psycopg.adapters,
     "TypesRegistry": lambda: psycopg.adapters.types,
+    "Atomic": lambda: transaction.atomic(),
     "AsyncToSync": lambda: async_to_sync(_nothing),
     "SyncToAsync": lambda: sync_to_async(len),
     "ThreadSensitiveContext": ThreadSensitiveContext,

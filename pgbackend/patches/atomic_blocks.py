@@ -33,16 +33,19 @@ from ..tasks.frames import Frame, block_ended_error
 from ..tasks.orphans import remove_orphan_of
 from ..tasks.revoked import leaves_revoked, revoked_blocks
 from ..wrapper.attributes import BackendWrapper
+from ..wrapper.characteristics import ASKED, begins
 from ..wrapper.dispatch import thread_transactions
 from .atomic_ends import leave_block, leave_in_thread
 
 
-def entering(enter: Callable[..., Any]) -> Callable[..., Any]:
+def entering(plain: Callable[..., Any]) -> Callable[..., Any]:
     """Return ``Atomic.__enter__`` that waits for its turn and pushes a frame of the task."""
+    asking = functools.partial(_enter_asking, plain)
 
-    @functools.wraps(enter)
+    @functools.wraps(plain)
     def __enter__(self: Any) -> Any:
         wrapper = transaction.get_connection(self.using)
+        enter = plain if ASKED not in self.__dict__ else asking
         if not isinstance(wrapper, BackendWrapper):
             return enter(self)
         state = wrapper.bridged_state()
@@ -84,6 +87,15 @@ def entering(enter: Callable[..., Any]) -> Callable[..., Any]:
         return None
 
     return __enter__
+
+
+def _enter_asking(enter: Callable[..., Any], atomic: Any) -> None:
+    """Enter *atomic*, which asks for more than Django's, by *enter*, Django's own way."""
+    asked = atomic.__dict__[ASKED]
+    begins_here = begins(atomic, asked)
+    enter(atomic)
+    if begins_here:
+        transaction.get_connection(atomic.using).begin_as(asked)
 
 
 def _undo_entering(wrapper: BackendWrapper, atomic: Any) -> None:

@@ -83,6 +83,8 @@ class ConnectionState(Turns):
         self.health_check_done = False
         self.run_on_commit: list[Any] = []
         self.run_commit_hooks_on_set_autocommit_on = False
+        # psycopg's connection whose BEGIN asks for more; see `wrapper.characteristics`.
+        self.begun_on: Any = None
 
     @property
     def progress(self) -> object:

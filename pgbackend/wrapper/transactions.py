@@ -30,14 +30,14 @@ from ..tasks.lease import Lease
 from ..tasks.membership import check_not_outlived, joined_open_transaction
 from ..tasks.orphans import check_in_no_orphan
 from ..tasks.state import ConnectionState
+from .characteristics import Asking
 from .dispatch import runs_bridged, thread_transactions
-from .leasing import Leasing
 from .on_commit import Hook
 
 INERROR = TransactionStatus.INERROR
 
 
-class TransactionControl(Leasing):
+class TransactionControl(Asking):
     """Django's methods of the same names, bridged on leased connections."""
 
     def get_autocommit(self) -> bool:
@@ -310,18 +310,6 @@ class TransactionControl(Leasing):
         if lease is not None:
             # Django asked for the connection here, and changes nothing on it.
             lease.exposed = exposed
-
-    def _set_autocommit(self, autocommit: bool) -> None:
-        state = self.bridged_state()
-        lease = None if state is None else state.lease
-        if lease is None:
-            super()._set_autocommit(autocommit)
-            return
-        with self.wrap_database_errors:
-            if lease.face.savepoint_due:
-                # A transaction with a savepoint has begun; psycopg refuses to leave it so.
-                lease.face.send_due()
-            lease.face.autocommit = autocommit
 
     def _own_lease(self) -> Lease | None:
         """Return the running task's lease in the bridge, or None.

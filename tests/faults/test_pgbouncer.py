@@ -9,6 +9,7 @@ import pytest
 from django.db import DataError, IntegrityError, InternalError, connections, transaction
 
 from pgbackend import CommitInDoubt, bridged
+from pgbackend.transaction import atomic
 from tests.faults.fix_servers import PgBouncer
 from tests.models import Author
 from tests.support.loops import LOOPS
@@ -202,3 +203,19 @@ def test_29_connection_lost_at_commit(alias: str, server: Server, loop: str) -> 
         server.all("DROP FUNCTION wait_at_commit")
     assert server.all("SELECT name FROM tests_author") == [("next",)]
     assert hooks == []
+
+
+async def test_29_characteristics(alias: str) -> None:
+    """What a transaction asks for reaches its session, and no other transaction there."""
+    shown = "SELECT concat(current_setting('transaction_isolation'), ' ',"
+    shown += " current_setting('transaction_read_only'))"
+
+    async def work(number: int) -> tuple[str, bool]:
+        asks = number % 3 == 0
+        asked: Any = {"isolation": "serializable", "read_only": True} if asks else {}
+        async with atomic(using=alias, **asked):
+            return await avalue(shown, alias), asks
+
+    for found, asked in await asyncio.gather(*map(work, range(60))):
+        assert found == ("serializable on" if asked else "read committed off")
+    assert await avalue(shown, alias) == "read committed off"

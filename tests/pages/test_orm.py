@@ -26,6 +26,8 @@ STOCK_VIEWS = [
 ]
 REPRICE = example("docs/explanation/session-state.md", "def reprice")
 ATOMIC = example("docs/explanation/transactions.md", "def order_for")
+ACCOUNTS = example("docs/explanation/transactions.md", "def accounts")
+TAKE = example("docs/explanation/transactions.md", "def take_all")
 DELIVER = example("docs/explanation/transactions.md", "def deliver")
 BOTH_PATHS = example("docs/howto/going-back.md", "aon_commit")
 EXPORT = example("docs/howto/pgbouncer.md", "def export")
@@ -104,6 +106,24 @@ async def test_reprice(server: Server) -> None:
         while server.one(locks):
             await asyncio.sleep(0.01)
     assert server.all("SELECT price FROM kitchen_dish ORDER BY id") == [(9,), (3,)]
+
+
+async def test_accounts() -> None:
+    """Both numbers are of one snapshot."""
+    await make_order(dish=await make_dish("Soup"))
+    assert await ACCOUNTS.run().accounts() == (3, {"Soup": 1})
+
+
+async def test_conflicts() -> None:
+    """What many take at once is gone from the stock, by each of both forms."""
+    dish = await make_dish("Soup", stock=50)
+    code = TAKE.run()
+    async with asyncio.timeout(PATIENCE):
+        left = await asyncio.gather(*(code.take(dish.pk, 2) for _ in range(5)))
+        assert sorted(left) == [40, 42, 44, 46, 48]
+        await asyncio.gather(code.take_all({dish.pk: 3}), code.take_all({dish.pk: 4}))
+    await dish.arefresh_from_db()
+    assert dish.stock == 33
 
 
 async def test_advisory_lock(server: Server) -> None:
