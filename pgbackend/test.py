@@ -25,6 +25,7 @@ from multiprocessing.util import Finalize
 from typing import Any
 
 from django.db import connections
+from django.db.backends.signals import connection_created
 from django.test import runner
 from django.test.signals import setting_changed
 
@@ -54,9 +55,29 @@ def renew_pools() -> None:
             await_bridged(pool.close())
 
 
-def _setting_changed(*, setting: str, **kwargs: Any) -> None:
-    # Receivers of connection_created come and go with the applications.
-    if setting == "INSTALLED_APPS":
+# The receivers of connection_created at the last change of the applications that renewed pools, and
+# for each change that has not ended whether it did.
+_receivers: frozenset[Any] | None = None
+_renewed: list[bool] = []
+
+
+def _setting_changed(*, setting: str, enter: bool, **kwargs: Any) -> None:
+    """Renew the pools if receivers of connection_created have come or gone with the applications.
+
+    ``available_apps`` of a test changes the applications and no receivers.
+    """
+    global _receivers
+    if setting != "INSTALLED_APPS":
+        return
+    found = frozenset(key for key, *_ in connection_created.receivers)
+    if enter:
+        renew = found != _receivers
+        _renewed.append(renew)
+    else:
+        # What came with the applications may be about to go.
+        renew = not _renewed or _renewed.pop()
+    if renew:
+        _receivers = found
         renew_pools()
 
 

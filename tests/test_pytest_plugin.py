@@ -69,14 +69,14 @@ def test_an_alias_of_another_engine(tmp_path: Path) -> None:
 
 def test_django_classes() -> None:
     """Django's test cases run in the bridge as with Django's runner."""
-    check_passed(run_pytest("common", "bridged", "isolated"), 8 + 24 + 2)
+    check_passed(run_pytest("common", "bridged", "isolated"), 8 + 25 + 2)
 
 
 def test_workers() -> None:
     """The worker processes of pytest-xdist run their tests bridged."""
     xdist = ("xdist.plugin", "xdist.looponfail")
     ended = run_pytest("in_pytest", "bridged", plugins=xdist, options=("-n", "2"))
-    check_passed(ended, 20 + 24)
+    check_passed(ended, 20 + 25)
     assert "2 workers" in ended[1]
 
 

@@ -43,7 +43,7 @@ COMMON, BRIDGED, ISOLATED = "sample.cases.common", "sample.cases.bridged", "samp
 
 def test_bridged() -> None:
     """Tests of every kind run on one loop, in one transaction where Django has one."""
-    check_passed(run_tests(COMMON, BRIDGED, ISOLATED), 8 + 24 + 2)
+    check_passed(run_tests(COMMON, BRIDGED, ISOLATED), 8 + 25 + 2)
 
 
 @pytest.mark.parametrize("name", [":memory:", pytest.param("lite.sqlite3", marks=pytest.mark.load)])
@@ -62,12 +62,12 @@ def test_an_alias_of_another_engine(tmp_path: Path, name: str, arguments: list[s
 )
 def test_order(order: list[str]) -> None:
     """No test leaves anything to the next one."""
-    check_passed(run_tests(COMMON, BRIDGED, ISOLATED, *order), 8 + 24 + 2)
+    check_passed(run_tests(COMMON, BRIDGED, ISOLATED, *order), 8 + 25 + 2)
 
 
 def test_parallel() -> None:
     """Worker processes run their tests bridged, each on one loop."""
-    check_passed(run_tests("--parallel", "2", COMMON, BRIDGED), 8 + 24)
+    check_passed(run_tests("--parallel", "2", COMMON, BRIDGED), 8 + 25)
 
 
 SPAWN = """
@@ -85,7 +85,7 @@ def test_spawned(tmp_path: Path) -> None:
     script = tmp_path / "spawn.py"
     script.write_text(SPAWN)
     ended = run(str(script), "test", "--noinput", "--parallel", "2", COMMON, BRIDGED)
-    check_passed(ended, 8 + 24)
+    check_passed(ended, 8 + 25)
 
 
 # Django cannot send the failure of an asynchronous test's subtest to another process.

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,10 @@ def wheel() -> Path:
             )
             (archive,) = Path(folder).glob("*.whl")
             with zipfile.ZipFile(archive) as files:
-                files.extractall(sources)
+                files.extractall(Path(folder, "contents"))
+            # Another run beside this one may have been quicker.
+            with suppress(OSError):
+                Path(folder, "contents").rename(sources)
     return sources
 
 

@@ -264,6 +264,31 @@ class ServerTests(LiveServerTestCase):
             self.assertIn(b'"soup", "stew"', await asyncio.to_thread(self.names, path))
 
 
+class ApplicationsTests(TransactionTestCase):
+    """Connections are made anew for applications that receive connection_created."""
+
+    available_apps = settings.INSTALLED_APPS
+
+    def pool(self) -> Any:
+        Dish.objects.exists()
+        return connection.async_pool
+
+    def changed(self, **changes: str) -> Any:
+        with self.modify_settings(INSTALLED_APPS=changes):
+            return self.pool()
+
+    def test_receivers(self) -> None:
+        self.changed(remove="django.contrib.sessions")
+        before = self.pool()
+        self.assertIs(self.changed(remove="django.contrib.sessions"), before)
+        with self.modify_settings(INSTALLED_APPS={"append": "django.contrib.postgres"}):
+            inside = self.pool()
+            self.assertIsNot(inside, before)
+            self.assertIs(self.changed(remove="django.contrib.sessions"), inside)
+            self.assertIs(self.pool(), inside)
+        self.assertNotIn(self.pool(), (before, inside))
+
+
 class LoopsTests(TestCase):
     """Synchronous code may run a loop of its own, which joins the transaction."""
 
