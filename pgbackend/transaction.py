@@ -205,6 +205,8 @@ class deferred_savepoint:
         self._lease: Any = None
         self._exists = False  # whether the transaction has the savepoint of this object
         self._place: tuple[object, ...] = ()  # where it is; see `SavingConnection.place`
+        self._id = self._name = ""  # of the block's savepoint, here and in the server
+        self._was_broken = False  # whether what is around the block is to be rolled back
         self._hooks = 0
         self._part: Any = None  # the transaction as tasks see it that the block starts
         self._noted: tuple[Any, ...] = ()  # what the lease had noted before the block
@@ -212,8 +214,7 @@ class deferred_savepoint:
         self._times_sent = 0
 
     def __enter__(self) -> None:
-        wrapper = self._wrapper
-        state = wrapper.bridged_state() if isinstance(wrapper, BackendWrapper) else None
+        state = self._state_in_turn()
         if state is None or state.lease is None or not state.in_atomic_block:
             raise RuntimeError(
                 f"deferred_savepoint({self.using!r}) needs an open transaction.atomic() in bridged"
@@ -222,17 +223,33 @@ class deferred_savepoint:
         self._lease, face = state.lease, state.lease.face
         if face is not self._face:
             self._face, self._exists, self.before_commit = face, False, ""
-        face.go_behind_others()
+        self._was_broken = state.needs_rollback
         self._hooks = len(state.run_on_commit)
         self._part = begin_part(state.transaction)
         # What is around this one may be due as well.
         self._due_before, self._times_sent = face.savepoint_due, face.times_due_sent
-        commands = _SAVE_AGAIN if self._exists and self._place == face.place else _SAVE
+        again = self._exists and self._place == face.place
+        self._id, self._name = savepoints.begin_deferred(face)
+        save, release = f"SAVEPOINT {self._name}".encode(), self._release
+        # The block before has succeeded: its savepoint goes, so that savepoints do not pile up.
+        commands = (release, save) if again else (save,)
         if self.strict:
             if not self.before_commit:
                 commands = (HOLD_OPEN.encode(), *commands)
-            self._noted = _take_notes(self._lease)
+            self._noted = self._lease.take_notes()
         face.savepoint_due += commands
+
+    def _state_in_turn(self) -> Any:
+        """Return the task's state in its turn, when nothing runs; None outside the bridge."""
+        wrapper = self._wrapper
+        state = wrapper.bridged_state() if isinstance(wrapper, BackendWrapper) else None
+        while state is not None:
+            state = wrapper.state_in_turn(state)
+            if state.lease is None or not state.lease.face.lock.held:
+                break
+            # What other tasks have begun to send is not part of the block.
+            state.lease.face.go_behind_others()
+        return state
 
     def __exit__(
         self,
@@ -244,14 +261,16 @@ class deferred_savepoint:
         end_part(self._part, stop=exc_type is not None)
         sent = face.times_due_sent != self._times_sent
         face.savepoint_due = () if sent else self._due_before
+        savepoints.note_end(face, self._id)
         if sent:
             self._exists, self._place = True, face.place
         suspect = False
         if self.strict:
             self.before_commit = CLOSE if sent else self.before_commit
-            suspect = _put_notes_back(self._lease, self._noted)
+            suspect = self._lease.put_notes_back(self._noted)
         state = wrapper.state
-        failed = exc_type is None and (state.needs_rollback or face.is_broken)
+        marked = state.needs_rollback and not self._was_broken
+        failed = exc_type is None and (marked or face.is_broken)
         if face.closed:
             return
         if exc_type is None and not failed:
@@ -261,11 +280,11 @@ class deferred_savepoint:
         # Another list: what was noted of this one, such as settings in force, is undone, too.
         state.run_on_commit = state.run_on_commit[: self._hooks]
         reason = state.rollback_exc
-        if state.needs_rollback:
+        if marked:
             wrapper.set_rollback(False)
         if sent:
             try:
-                wrapper._savepoint_rollback(_NAME)
+                wrapper._savepoint_rollback(self._name)
                 self._place = face.place
             except BaseException as error:
                 self.has_ended = _code(error) in _NO_SAVEPOINT
@@ -281,12 +300,16 @@ class deferred_savepoint:
                 " asked for, and the block ended without an exception"
             ) from reason
 
+    @property
+    def _release(self) -> bytes:
+        return f"RELEASE SAVEPOINT {self._name}".encode()
+
     def _look(self, state: Any) -> None:
         """Find whether the block ended the transaction, and give the session its settings back."""
         face, wrapper = self._face, self._wrapper
         commands = face.reset.in_transaction
         if self._exists:
-            commands = (_RELEASE, *commands)
+            commands = (self._release, *commands)
         try:
             if face.pgconn.transaction_status == TransactionStatus.IDLE:
                 raise NotCommitted(_ENDED)
@@ -300,27 +323,6 @@ class deferred_savepoint:
             raise
         self._exists = False
         state.run_on_commit = [*state.run_on_commit]
-
-
-def _take_notes(lease: Any) -> tuple[Any, ...]:
-    """Return what *lease* has noted of its session, and begin anew."""
-    face = lease.face
-    noted = lease.suspect, lease.dirty, lease.exposed, face.uninspected, lease.settings
-    lease.sets = lease.suspect = lease.dirty = lease.exposed = face.uninspected = False
-    return noted
-
-
-def _put_notes_back(lease: Any, noted: tuple[Any, ...]) -> bool:
-    """Add to the notes what was there before; return whether the session may have changed since."""
-    face = lease.face
-    suspect, dirty, exposed, uninspected, settings = noted
-    changed = lease.sets or lease.suspect or lease.dirty or lease.exposed or face.uninspected
-    lease.suspect |= suspect
-    lease.dirty |= dirty
-    lease.exposed |= exposed
-    face.uninspected |= uninspected
-    lease.settings = settings
-    return bool(changed)
 
 
 def _code(error: BaseException) -> str | None:
@@ -342,9 +344,3 @@ _ENDED = (
 )
 # The codes of invalid_savepoint_specification and no_active_sql_transaction.
 _NO_SAVEPOINT = ("3B001", "25P01")
-
-_NAME = "pgbackend_deferred"
-_SAVE = (f"SAVEPOINT {_NAME}".encode(),)
-_RELEASE = f"RELEASE SAVEPOINT {_NAME}".encode()
-# The block before has succeeded: its savepoint goes, so that savepoints do not pile up.
-_SAVE_AGAIN = (_RELEASE, *_SAVE)

@@ -145,7 +145,9 @@ class PoolOfLoop(AsyncConnectionPool[PooledConnection]):
 
         Close *conn*, which the task gives back, if it is cancelled.
         """
-        task = asyncio.get_running_loop().create_task(coro, context=self._context)
+        # A copy: an eager task enters its context at once, and the caller may be in the pool's own.
+        context = self._context.copy()
+        task = asyncio.get_running_loop().create_task(coro, context=context)
         self._background_tasks.add(task)
         task.add_done_callback(self._background_tasks.discard)
         if conn is not None:

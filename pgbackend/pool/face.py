@@ -194,7 +194,10 @@ class BridgedConnection(SavingConnection):
     def _start_query(self) -> PQGen[None]:
         if id(getcurrent()) not in self.inspected_in:
             self.uninspected = True
-        return self.begin_and_save() if self.savepoint_due else super()._start_query()
+        if self.savepoint_due:
+            return self.begin_and_save()
+        self.owes_begin = False
+        return super()._start_query()
 
     def lacks_answer(self, error: BaseException | None) -> bool:
         """Return whether *error* came instead of an answer of the server."""

@@ -29,6 +29,8 @@ INERROR = TransactionStatus.INERROR
 
 _ENDS = (b"COMMIT", b"ROLLBACK")
 
+_DEFERRED = "pgbackend_deferred"
+
 
 class SavingConnection(StoppableConnection):
     """A connection that sends what is due before each of its statements."""
@@ -41,8 +43,10 @@ class SavingConnection(StoppableConnection):
         self.times_due_sent = 0
         # The ids of Django's savepoints that are there, sent or due, from the outermost on.
         self.savepoint_ids: list[str] = []
-        # Whether the transaction had a savepoint, which may never have been sent.
-        self.had_savepoint = False
+        # Whether the transaction had a savepoint and its BEGIN was not sent.
+        self.owes_begin = False
+        # How many blocks of `transaction.deferred_savepoint` have begun.
+        self.times_deferred = 0
         # How often the server has rolled back to a savepoint.
         self.times_undone = 0
         # What another transaction begins with, if a COMMIT is to be sent behind the next statement;
@@ -60,7 +64,7 @@ class SavingConnection(StoppableConnection):
     def forget_savepoints(self) -> None:
         """Forget what is due, and which savepoints are there: their transaction ends."""
         # A new list: faces of one connection share their attributes.
-        self.savepoint_due, self.savepoint_ids, self.had_savepoint = (), [], False
+        self.savepoint_due, self.savepoint_ids, self.owes_begin = (), [], False
 
     def due_was_sent(self) -> None:
         """Note that the server has executed the commands that were due."""
@@ -77,7 +81,7 @@ class SavingConnection(StoppableConnection):
 
         In a pipeline they wait for its next synchronization, as everything there does.
         """
-        due = self.savepoint_due
+        due, self.owes_begin = self.savepoint_due, False
         if not due:
             yield from super()._start_query()
             return
@@ -143,7 +147,7 @@ class SavingConnection(StoppableConnection):
     def transaction(self, *args: Any, **kwargs: Any) -> Iterator[psycopg.Transaction]:
         """Begin a transaction or a savepoint of psycopg's; see psycopg."""
         self.send_due()
-        if self.had_savepoint and not self._autocommit and self._pipeline is None:
+        if self.owes_begin and not self._autocommit and self._pipeline is None:
             # Unless there is a BEGIN, psycopg takes its transaction for the outermost, and commits.
             with self.lock:
                 self.wait(super()._start_query())
@@ -204,7 +208,8 @@ def undo(face: SavingConnection, savepoint: bytes) -> bool:
 def note_begin(face: SavingConnection, sid: str) -> None:
     """Note that the savepoint *sid* is there, sent or due."""
     face.savepoint_ids.append(sid)
-    face.had_savepoint = True
+    if face.pgconn.transaction_status == IDLE:
+        face.owes_begin = True
 
 
 def note_end(face: SavingConnection, sid: str) -> bool:
@@ -220,6 +225,18 @@ def note_rollback(face: SavingConnection, sid: str) -> bool:
     if was_there := note_end(face, sid):
         face.savepoint_ids.append(sid)
     return was_there
+
+
+def begin_deferred(face: SavingConnection) -> tuple[str, str]:
+    """Note that a block of `transaction.deferred_savepoint` begins.
+
+    Return an id for `note_end`, and the name of its savepoint in the server: none of the blocks
+    around it has the same.
+    """
+    face.times_deferred += 1
+    depth = sum(each.startswith(_DEFERRED) for each in face.savepoint_ids)
+    face.savepoint_ids.append(f"{_DEFERRED} {face.times_deferred}")
+    return face.savepoint_ids[-1], f"{_DEFERRED}_{depth}" if depth else _DEFERRED
 
 
 def is_due(face: SavingConnection, savepoint: bytes) -> bool:

@@ -284,7 +284,7 @@ def _exchange(face: BridgedConnection, query: bytes) -> PQGen[PGresult]:
     if not face._autocommit:
         first = face.savepoint_due
         if begins := pgconn.transaction_status == IDLE:
-            first = (face._get_tx_start_command(), *first)
+            first, face.owes_begin = (face._get_tx_start_command(), *first), False
     # What goes before has a line of its own, since errors show the line that they are about.
     prefix = b"; ".join(first) + b";\n" if first else b""
     end, again = b"", None

@@ -35,6 +35,7 @@ class ThreadFace:
 
     reset_due = False
     savepoint_due = ()
+    owes_begin = False
     commit_due = None
     # No transformer is kept for the next statement.
     adapters_exposed = True

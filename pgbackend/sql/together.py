@@ -80,7 +80,7 @@ def exchange(
     found: list[PGresult | None] = [None] * len(queries)
     before = due = face.savepoint_due
     if pgconn.transaction_status == _IDLE:
-        before = (face._get_tx_start_command(), *due)
+        before, face.owes_begin = (face._get_tx_start_command(), *due), False
     first = len(before)
     # Whether a cancellation stops these queries: then nothing is sent again.
     was_stopped, face.was_stopped = face.was_stopped, False

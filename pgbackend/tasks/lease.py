@@ -166,6 +166,24 @@ class Lease:
             unshare_session(self)
             self.release(pinned=True)
 
+    def take_notes(self) -> tuple[Any, ...]:
+        """Return what is noted of the session, and begin anew; see `put_notes_back`."""
+        face = self.face
+        noted = self.suspect, self.dirty, self.exposed, face.uninspected, self.settings
+        self.sets = self.suspect = self.dirty = self.exposed = face.uninspected = False
+        return noted
+
+    def put_notes_back(self, noted: tuple[Any, ...]) -> bool:
+        """Add what was *noted* before; return whether the session may have changed since."""
+        face = self.face
+        suspect, dirty, exposed, uninspected, self.settings = noted
+        changed = self.sets or self.suspect or self.dirty or self.exposed or face.uninspected
+        self.suspect |= suspect
+        self.dirty |= dirty
+        self.exposed |= exposed
+        face.uninspected |= uninspected
+        return bool(changed)
+
     def give_back(self) -> None:
         """Give the connection back to its pool, whatever holds it; a second call does nothing.
 

@@ -292,15 +292,15 @@ class TransactionControl(Asking):
     def _end_transaction(self, end: Callable[[], None], state: ConnectionState | None) -> None:
         """Run COMMIT or ROLLBACK (*end*); if it is interrupted, drop the connection and its state.
 
-        *state* is the running task's state, or None outside the bridge.
-
-        `Atomic` handles database errors only: after a cancelled COMMIT it would keep a state in
-        which the next transaction reports success and commits nothing.
+        *state* is the running task's state, or None outside the bridge. `Atomic` handles database
+        errors only: after a cancelled COMMIT it would keep a state in which the next transaction
+        reports success and commits nothing.
         """
         lease = None if state is None else state.lease
         exposed = lease is not None and lease.exposed
-        if lease is not None and (lease.face.savepoint_due or lease.face.had_savepoint):
-            lease.face.forget_savepoints()
+        face = None if lease is None else lease.face
+        if face and (face.savepoint_due or face.savepoint_ids or face.owes_begin):
+            face.forget_savepoints()
         try:
             end()
         except BaseException as error:

@@ -5,9 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,10 +12,9 @@ import psycopg
 from django.db import connections
 from psycopg import sql
 
+from tests.differential.databases import OURS, STOCK, Databases
 from tests.differential.models import Models, make_models
 from tests.differential.operations import Block, Operation, Place, Programs
-
-STOCK, OURS = "differential_stock", "differential_ours"
 
 # How many operations a program has by default, and how many programs run at once.
 LENGTH = 40
@@ -55,52 +51,18 @@ class Report:
         )
 
 
-class Comparison:
+class Comparison(Databases):
     """Two databases with the same tables, one for each backend."""
 
     def __init__(self, dsn: str, *, options: dict[str, Any] | None = None) -> None:
-        self._dsn = dsn
-        self._options = options or {"pool": {"max_size": 8}}
+        super().__init__(dsn, options=options or {"pool": {"max_size": 8}}, common={})
         self._sets = [make_models(f"w{number}") for number in range(AT_ONCE)]
         self.report = Report()
 
-    def __enter__(self) -> Comparison:
-        for alias, engine in ((STOCK, "django.db.backends.postgresql"), (OURS, "pgbackend")):
-            conf = deepcopy(connections.settings["default"])
-            options = {"application_name": conf["OPTIONS"]["application_name"]}
-            conf |= {"ENGINE": engine, "NAME": alias, "OPTIONS": options}
-            if alias == OURS:
-                options |= self._options
-            connections.settings[alias] = conf
-        self._create(STOCK)
+    def create_tables(self, alias: str) -> None:
+        """Make the tables of all sets."""
         for models in self._sets:
-            models.create_tables(STOCK)
-        connections[STOCK].close()
-        self._create(OURS, template=STOCK)
-        self._looks = ExitStack()
-        self._tables = [
-            self._looks.enter_context(psycopg.connect(self._dsn, dbname=alias, autocommit=True))
-            for alias in (STOCK, OURS)
-        ]
-        # Django's backend runs here, where no loop does.
-        self._thread = self._looks.enter_context(ThreadPoolExecutor(1))
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._looks.close()
-        for alias in (STOCK, OURS):
-            connections[alias].close()
-            connections[alias].close_pool()
-            del connections[alias], connections.settings[alias]
-        with psycopg.connect(self._dsn, autocommit=True) as conn:
-            for alias in (STOCK, OURS):
-                conn.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(alias)))
-
-    def _create(self, name: str, *, template: str = "template0") -> None:
-        with psycopg.connect(self._dsn, autocommit=True) as conn:
-            database, original = sql.Identifier(name), sql.Identifier(template)
-            conn.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(database))
-            conn.execute(sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(database, original))
+            models.create_tables(alias)
 
     async def run(
         self, seed: int, operations: int, *, length: int = LENGTH, seconds: float = float("inf")
@@ -119,14 +81,14 @@ class Comparison:
                     await self._compare(seed, [programs.program(length) for _ in range(AT_ONCE)])
         finally:
             loop = asyncio.get_running_loop()
-            await loop.run_in_executor(self._thread, connections.close_all)
+            await loop.run_in_executor(self.thread, connections.close_all)
         return self.report
 
     async def _compare(self, seed: int, programs: list[list[Operation]]) -> None:
         sets = self._sets[: len(programs)]
         self._empty(sets)
         loop = asyncio.get_running_loop()
-        expected = await loop.run_in_executor(self._thread, self._run_stock, programs)
+        expected = await loop.run_in_executor(self.thread, self._run_stock, programs)
         found = await asyncio.gather(
             *(
                 self._run_ours(program, Place(models, OURS))
@@ -145,7 +107,7 @@ class Comparison:
                         f"{where}, operation {index}, {operation.name}{path}:"
                         f"\n  stock {one}\n  ours  {other}"
                     )
-            before, after = (self._rows(conn, sets[number]) for conn in self._tables)
+            before, after = (self._rows(conn, sets[number]) for conn in self.tables)
             self.report.rows += len(after)
             if before != after:
                 self.report.differences.append(
@@ -168,7 +130,7 @@ class Comparison:
     def _empty(self, sets: list[Models]) -> None:
         names = [name for models in sets for name in self._tables_of(models)]
         tables = sql.SQL(", ").join(map(sql.Identifier, names))
-        for conn in self._tables:
+        for conn in self.tables:
             conn.execute(sql.SQL("TRUNCATE {} RESTART IDENTITY").format(tables))
 
     def _rows(self, conn: psycopg.Connection[Any], models: Models) -> Counter[str]:

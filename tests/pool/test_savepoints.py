@@ -444,6 +444,21 @@ def test_psycopgs_transaction_after_a_block_without_statements(server: Server) -
 
 
 @bridged
+def test_psycopgs_transaction_after_raw_sql_ended_djangos(server: Server) -> None:
+    """It is a transaction of its own then, as with Django's own backend."""
+    with suppress(ValueError), transaction.atomic():
+        with transaction.atomic():
+            Author.objects.exists()
+        with connection.cursor() as cursor:
+            cursor.execute("ROLLBACK")
+        raw = connection.connection
+        with raw.transaction():
+            raw.execute("INSERT INTO tests_author (name) VALUES ('kept')")
+        raise ValueError
+    assert names(server) == ["kept"]
+
+
+@bridged
 def test_statements_of_psycopgs_pipeline(server: Server) -> None:
     """What is due goes into a pipeline, too."""
     with transaction.atomic():
@@ -616,6 +631,67 @@ def test_deferred_savepoint_in_and_out_of_blocks(server: Server) -> None:
         with saved:
             Author.objects.create(name="four")
     assert names(server) == ["four", "one", "three", "two"]
+
+
+@pytest.mark.parametrize("raises", ["outer", "inner", "both"])
+@bridged
+def test_deferred_savepoint_in_the_block_of_another(server: Server, raises: str) -> None:
+    """Each undoes what its own block did, whatever the blocks inside it have left."""
+    with transaction.atomic():
+        outer, inner = deferred_savepoint(), deferred_savepoint()
+        for number in range(3):
+            with suppress(ValueError), outer:
+                Author.objects.create(name=f"{number} outer")
+                for part in range(2):
+                    with suppress(ValueError), inner:
+                        Author.objects.create(name=f"{number} inner {part}")
+                        if raises != "outer":
+                            raise ValueError
+                if raises != "inner":
+                    raise ValueError
+    kept = [f"{number} outer" for number in range(3)] if raises == "inner" else []
+    assert names(server) == kept
+
+
+@bridged
+def test_deferred_savepoint_in_a_block_that_is_to_be_rolled_back(server: Server) -> None:
+    """What is around it is rolled back all the same."""
+    with transaction.atomic():
+        Author.objects.create(name="kept")
+        with transaction.atomic():
+            with suppress(ValueError), transaction.atomic(savepoint=False):
+                Author.objects.create(name="lost")
+                raise ValueError
+            with suppress(ValueError), deferred_savepoint():
+                raise ValueError
+            with deferred_savepoint():
+                pass
+    assert names(server) == ["kept"]
+
+
+async def test_deferred_savepoint_waits_for_its_turn(server: Server) -> None:
+    """Its savepoint is not part of a block of another task, which ends first."""
+    held = asyncio.Event()
+
+    async def child() -> None:
+        async with transaction.atomic():
+            held.set()
+            await asyncio.sleep(0.01)
+            await Author.objects.acreate(name="child")
+
+    @bridged
+    def undone() -> None:
+        with suppress(ValueError), deferred_savepoint():
+            Author.objects.create(name="lost")
+            raise ValueError
+
+    async with transaction.atomic():
+        await Author.objects.aexists()
+        task = asyncio.create_task(child())
+        await held.wait()
+        await undone()
+        await task
+    assert names(server) == ["child"]
 
 
 async def test_autocommit_after_a_savepoint(server: Server) -> None:

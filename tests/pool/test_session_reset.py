@@ -23,6 +23,7 @@ from pgbackend import bridged
 from pgbackend.transaction import pinned
 from tests.models import Author
 from tests.support.limits import PATIENCE
+from tests.support.loops import LOOPS
 from tests.support.server import Server
 from tests.support.wrapper import AddAlias, run, until, use_wrapper, value
 
@@ -338,8 +339,14 @@ async def test_what_statements_are_written_by(setting: str, orm: bool) -> None:
     await bridged(work)()
 
 
-async def test_an_idle_session_is_reset_soon(server: Server) -> None:
+@pytest.mark.parametrize("loop", [name for name in LOOPS if name.startswith("asyncio")])
+def test_an_idle_session_is_reset_soon(server: Server, loop: str) -> None:
     """A lock that a function has taken does not stay because nobody uses the connection."""
+    with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
+        runner.run(idle_sessions_are_reset(server))
+
+
+async def idle_sessions_are_reset(server: Server) -> None:
     wrapper = use_wrapper(options={"pool": {"max_size": 2}})
     await bridged(spoil)()
     locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 77"
