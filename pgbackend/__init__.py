@@ -4,10 +4,11 @@ Set ``ENGINE = "pgbackend"`` in ``DATABASES``. From asynchronous code await Djan
 to run a synchronous function that uses the ORM on the event loop, use `bridged`.
 
 The names in ``__all__`` are public, and so are the modules `asgi`, `base`, `connection`,
-`detector`, `errors`, `extending`, `futures`, `locks`, `registry`, `test` and `transaction`, and
-those with Django's names. Each is imported on first use: ``import pgbackend`` needs neither Django
-nor psycopg. Importing `base` changes Django; Django imports `base` for the first wrapper of such a
-database, and the application "pgbackend" imports it earlier.
+`detector`, `errors`, `extending`, `futures`, `locks`, `prometheus`, `registry`, `statistics`,
+`telemetry`, `test` and `transaction`, and those with Django's names. Each is imported on first use:
+``import pgbackend`` needs neither Django nor psycopg. Importing `base` changes Django; Django
+imports `base` for the first wrapper of such a database, and the application "pgbackend" imports it
+earlier.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from .bridge.current import BridgeError, is_bridged
     from .bridge.greenlets import await_bridged
     from .errors import CommitInDoubt, NotCommitted
+    from .statistics import pools
     from .version import __version__
     from .wrapper.dispatch import bridged
 
@@ -39,6 +41,7 @@ __all__ = [
     "await_bridged",
     "bridged",
     "is_bridged",
+    "pools",
 ]
 
 # The modules that define the public names.
@@ -50,6 +53,7 @@ _PLACES = {
     "await_bridged": "bridge.greenlets",
     "bridged": "wrapper.dispatch",
     "is_bridged": "bridge.current",
+    "pools": "statistics",
     # Modules.
     **dict.fromkeys(
         ("asgi", "base", "detector", "errors", "futures", "locks", "test", "transaction")

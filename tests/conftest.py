@@ -8,6 +8,7 @@ backend of ours may be left in the server, and the tables are emptied.
 import asyncio
 import gc
 import inspect
+import itertools
 import os
 import shutil
 import signal
@@ -52,6 +53,9 @@ WHERE relnamespace = 'public'::regnamespace AND relkind = 'r' AND relname NOT LI
 """
 
 _folder: Path | None = None
+
+# The numbers of the aliases that tests add.
+_aliases = itertools.count()
 
 # The processes that this one has started since the test began.
 _started: list[str] = []
@@ -234,7 +238,8 @@ def add_alias() -> Iterator[Callable[..., str]]:
     added: list[str] = []
 
     def add(options: dict[str, Any] | None = None, **changes: Any) -> str:
-        alias = f"added{len(added)}"
+        # Another one in each test: what a process counts of an alias is kept.
+        alias = f"added{next(_aliases)}"
         conf = {**deepcopy(connections.settings["default"]), **changes}
         conf["OPTIONS"] = {"application_name": NAME, **(options or {})}
         connections.settings[alias] = conf

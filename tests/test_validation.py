@@ -42,7 +42,8 @@ def test_pools_that_do_not_fit(add_alias: AddAlias, monkeypatch: pytest.MonkeyPa
     aliases = add_alias({"pool": {"max_size": 30}}), add_alias()
     monkeypatch.setenv("WEB_CONCURRENCY", "8")
     (warning,) = budget(*aliases)
-    assert "'added0', 'added1' may open 80 connections in each of 8 processes" in warning.msg
+    named = ", ".join(map(repr, aliases))
+    assert f"{named} may open 80 connections in each of 8 processes" in warning.msg
 
 
 def test_databases_that_are_not_asked_for() -> None:

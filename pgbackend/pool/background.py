@@ -13,6 +13,7 @@ from typing import Any
 
 from psycopg_pool import AsyncConnectionPool
 
+from .counts import keep
 from .open_pools import forget, open_pools
 from .physical import PooledConnection
 
@@ -100,6 +101,7 @@ class PoolOfLoop(AsyncConnectionPool[PooledConnection]):
             for conn in idle:
                 conn.finish()
             forget(self)
+            keep(self)
             await self._end_background_tasks(timeout)
 
     async def _end_background_tasks(self, timeout: float) -> None:  # noqa: ASYNC109  # as close()

@@ -14,6 +14,7 @@ from psycopg_pool.pool_async import AddConnection
 
 from ..bridge.greenlets import run_bridged
 from .background import PoolOfLoop
+from .counts import Counts, observe
 from .passwords import forget_passwords
 from .physical import PooledConnection
 
@@ -25,8 +26,10 @@ class ConnectingPool(PoolOfLoop):
     _borrowers_configure: Callable[[PooledConnection], None]
     # All configured connections.
     _physical: WeakSet[PooledConnection]
+    counts: Counts
 
     async def _configure_bridged(self, conn: PooledConnection) -> None:
+        conn.counts = self.counts
         try:
             await run_bridged(self._borrowers_configure, conn)
         except BaseException:
@@ -57,6 +60,7 @@ class ConnectingPool(PoolOfLoop):
         for conn in [each for each in self._pool if dead(each)]:
             self._pool.remove(conn)
             conn.finish()
+            self.counts.dead += 1
             # The next checkout opens a connection in its place.
             self._nconns -= 1
         self._nconns_min = min(self._nconns_min, len(self._pool))
@@ -74,8 +78,11 @@ class ConnectingPool(PoolOfLoop):
         timeout: float | None = None,  # noqa: ASYNC109
     ) -> PooledConnection:
         """Connect; tell the waiting tasks of a failure, unless some connection still lives."""
+        began = monotonic()
         try:
-            return await super()._connect(timeout)
+            conn = await super()._connect(timeout)
+            observe(self, "create", monotonic() - began)
+            return conn
         except Exception as error:
             forget_passwords(error)
             if all(conn.closed for conn in self._physical):

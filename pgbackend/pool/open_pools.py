@@ -15,6 +15,7 @@ class Pool(Protocol):
 
     alias: str
     name: str
+    counts: Any
 
     @property
     def closed(self) -> bool: ...
@@ -74,3 +75,15 @@ def open_pools(alias: str | None = None) -> list[Pool]:
     """Return the running loop's open pools, all of them or those of one alias."""
     pools = _pools.get(asyncio.get_running_loop(), {})
     return [pool for pool in pools.values() if not pool.closed and alias in (None, pool.alias)]
+
+
+def pools_of_loops() -> list[tuple[AbstractEventLoop, Pool]]:
+    """Return the open pools of all event loops of this process, with their loops, in any thread."""
+    found: list[tuple[AbstractEventLoop, Pool]] = []
+    # A list of references is made in one step, whatever another thread adds meanwhile.
+    for reference in _pools.keyrefs():
+        loop = reference()
+        pools = None if loop is None else _pools.get(loop)
+        if loop is not None and pools:
+            found += [(loop, each) for each in list(pools.values()) if not each.closed]
+    return found

@@ -14,6 +14,7 @@ from psycopg import generators
 from psycopg.pq import ConnStatus, TransactionStatus
 from psycopg.waiting import wait_conn_async
 
+from .counts import Counts
 from .session_reset import reset
 
 if TYPE_CHECKING:
@@ -57,6 +58,8 @@ class PooledConnection(psycopg.AsyncConnection[Any]):
     has_temporary = False
     # The ``execute_wrappers`` that receivers of connection_created added for this connection.
     execute_wrappers: list[Callable[..., Any]] | None = None
+    # The counts of its pool; those of a connection outside of pools are nobody's.
+    counts = Counts()
     # The task that the connection is on loan to; None in the pool's own hands.
     borrower: asyncio.Task[Any] | None = None
     # When the pool had made the connection ready, by `time.monotonic`. psycopg_pool sets it last.

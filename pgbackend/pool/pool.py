@@ -29,6 +29,7 @@ from django.core.exceptions import ImproperlyConfigured
 from psycopg_pool import AsyncConnectionPool, PoolTimeout, TooManyRequests
 
 from .connecting import call_hook
+from .counts import Counts, observe
 from .open_pools import open_pools
 from .options import pool_arguments
 from .physical import PooledConnection
@@ -91,6 +92,7 @@ class ConnectionPool(ReturningPool):
         self.alias = alias
         self._borrowers_configure = configure
         self._reset_session = reset_session
+        self.counts = Counts()
         self._resetting = 0
         self._reset_timer: asyncio.TimerHandle | None = None
         self._physical: WeakSet[PooledConnection] = WeakSet()
@@ -159,6 +161,7 @@ class ConnectionPool(ReturningPool):
             # queue.
             late = self.take()
             if late is None:
+                self.counts.timeouts += 1
                 raise PoolTimeout(
                     f"no connection of the pool {self.name!r} came free within {self.timeout:g} s:"
                     f" {self._shortage(task)}. See 'timeout' and 'max_size' in {self._setting}"
@@ -206,7 +209,10 @@ class ConnectionPool(ReturningPool):
                     self._waiting.remove(client)
                 raise
             finally:
-                self._stats[self._REQUESTS_WAIT_MS] += int(1000.0 * (monotonic() - began))
+                seconds = monotonic() - began
+                self._stats[self._REQUESTS_WAIT_MS] += int(1000.0 * seconds)
+                self.counts.waited(seconds)
+                observe(self, "wait", seconds)
         conn._pool = self
         return conn
 

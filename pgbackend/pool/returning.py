@@ -138,6 +138,7 @@ class ReturningPool(ConnectingPool):
         if _get_running_loop() is self.loop and capabilities.has_cancel_safe():
             connection = socket.socket(fileno=os.dup(conn.pgconn.socket))
             connection.setblocking(False)
+            self.counts.cancelled += 1
             arguments = conn.pgconn.cancel_conn(), connection, conn.face.cancel_timeout
             task = self.start_task(stop_statement(*arguments))
             task.add_done_callback(functools.partial(self._has_stopped, *arguments))

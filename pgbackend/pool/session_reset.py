@@ -162,6 +162,7 @@ def sends_text(cursor: Any) -> bool:
 def _was_reset(face: Any) -> None:
     """Note that the session of *face* is in its configured state."""
     face.reset_due = False
+    face.counts.resets += 1
     # The reset has made the server forget prepared statements.
     face._prepared.clear()
     if face.kept_statements:

@@ -43,6 +43,7 @@ class StoppableConnection(psycopg.Connection[Any]):
     def __init__(self, pooled: PooledConnection) -> None:
         super().__init__(pooled.pgconn)
         self._pooled = pooled
+        self.counts = pooled.counts
         self.cancel_timeout = CANCEL_TIMEOUT
         # See `limited`.
         self._limit: float | None = None
@@ -156,6 +157,7 @@ class StoppableConnection(psycopg.Connection[Any]):
 
     async def _stop(self, gen: PQGen[Any]) -> None:
         """Cancel the running statement in the server; close the connection if that fails."""
+        self.counts.cancelled += 1
         try:
             async with asyncio.timeout(self.cancel_timeout):
                 # Raises QueryCanceled.
@@ -228,6 +230,7 @@ class StoppableConnection(psycopg.Connection[Any]):
 
     async def stop_other(self) -> None:
         """Do what `stop` does, and wait until the other task has received the error."""
+        self.counts.cancelled += 1
         loop = asyncio.get_running_loop()
         interval = _RESEND_INTERVAL
         try:

@@ -89,12 +89,14 @@ class Guarded:
 
     def stream(self, query: Any, params: Any = None, **kwargs: Any) -> Any:
         """Iterate over rows as they come, as psycopg's ``Cursor.stream``."""
+        self._conn.counts.cursor += 1
         _inspect(self, query, lambda: [params])
         _note_settings(self, query, params)
         return super().stream(query, params, **kwargs)  # type: ignore[misc]  # psycopg's
 
     def copy(self, statement: Any, params: Any = None, **kwargs: Any) -> Any:
         """Start a COPY, as psycopg's ``Cursor.copy``."""
+        self._conn.counts.cursor += 1
         _inspect(self, statement, lambda: [params])
         return super().copy(statement, params, **kwargs)  # type: ignore[misc]  # psycopg's
 
@@ -153,6 +155,7 @@ def _execute(
     effect = _NOTHING if clean else _inspect(cursor, query, parameters)
     if face.lease is None:
         return execute(*args, **kwargs)
+    face.counts.cursor += 1
     here = id(getcurrent())
     face.inspected_in.add(here)
     text = not (kwargs.get("binary") or cursor.format)

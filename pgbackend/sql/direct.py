@@ -85,6 +85,7 @@ def execute(
     if (wrapper.set_in_threads or wrapper.kept_lease is not None) and isinstance(lease, Lease):
         with wrapper.wrap_database_errors:
             check_on_loop(wrapper, lease, sql)
+    face.counts.short += 1
     try:
         transformer = face.take_transformer()
         query = PostgresClientQuery(transformer)

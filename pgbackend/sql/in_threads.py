@@ -13,6 +13,7 @@ from greenlet import getcurrent, greenlet
 from psycopg import abc
 from psycopg.adapt import Transformer
 
+from ..pool.counts import count_in_thread
 from ..session.clean import CleanSQL
 from ..tasks.request import request_wrapper
 from .instrumented import may_skip_cursors
@@ -30,6 +31,21 @@ class ThreadCall(greenlet):
     faces: dict[Any, ThreadFace]
 
 
+class _CountsOfThread:
+    """Counts the statements of an alias in a thread, in the place of a pool's `Counts`."""
+
+    def __init__(self, alias: str) -> None:
+        self._alias = alias
+
+    @property
+    def short(self) -> int:
+        return 0
+
+    @short.setter
+    def short(self, value: int) -> None:
+        count_in_thread(self._alias)
+
+
 class ThreadFace:
     """A thread's psycopg connection, with what the short way asks of a face."""
 
@@ -41,7 +57,8 @@ class ThreadFace:
     adapters_exposed = True
     was_stopped = False
 
-    def __init__(self, connection: Any) -> None:
+    def __init__(self, connection: Any, alias: str) -> None:
+        self.counts = _CountsOfThread(alias)
         self.connection = connection
         self.pgconn = connection.pgconn
         self.lock = connection.lock
@@ -105,5 +122,5 @@ def lease_of_thread(wrapper: Any, sql: Any) -> ThreadLease | None:
     call: Any = getcurrent()
     face = call.faces.get(connection)
     if face is None:
-        face = call.faces[connection] = ThreadFace(connection)
+        face = call.faces[connection] = ThreadFace(connection, wrapper.alias)
     return ThreadLease(face, wrapper.state)

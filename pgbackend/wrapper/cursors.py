@@ -10,7 +10,7 @@ import functools
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any
 from weakref import WeakSet, ref
@@ -22,6 +22,7 @@ from django.db.backends.postgresql import base as postgresql
 from psycopg.pq import ExecStatus, TransactionStatus
 
 from ..bridge.current import can_wait, is_bridged
+from ..pool.counts import count_in_thread
 from ..session.clean import CleanSQL
 from ..session.row_settings import check_in_thread, check_on_loop, may_change, note_in_thread
 from ..tasks.lease import Lease
@@ -204,9 +205,8 @@ class LeaseHolder(utils.CursorWrapper):
         if lease is None:
             return
         self._forget()
-        close_later = lease.close_cursor_later
-        name, transaction = self.cursor.name, self._transaction
-        lease.pool.on_loop(functools.partial(close_later, name, transaction, discard=discard))
+        close = functools.partial(lease.close_cursor_later, self.cursor.name, self._transaction)
+        lease.pool.on_loop(functools.partial(close, discard=discard))
 
     def _forget(self) -> None:
         """Do the part of psycopg's close() that needs no connection: its destructor would warn."""
@@ -270,9 +270,11 @@ class LeaseHolder(utils.CursorWrapper):
             if self.db.set_in_threads or self.db.kept_lease is not None:
                 with self.db.wrap_database_errors:
                     check_on_loop(self.db, self.lease, _text(self.cursor, sql))
-        elif self._in_thread_of_request:
-            with self.db.wrap_database_errors:
-                check_in_thread(self.db, _text(self.cursor, sql))
+        elif not self.leased:
+            count_in_thread(self.db.alias)
+            if self._in_thread_of_request:
+                with self.db.wrap_database_errors:
+                    check_in_thread(self.db, _text(self.cursor, sql))
 
     @property
     def _in_thread_of_request(self) -> bool:
@@ -331,10 +333,8 @@ def _ended(copying: Any) -> Iterator[Any]:
 def _text(cursor: Any, query: Any, params: Any = None) -> str:
     """Return the text that *cursor* executes, with its parameters if they matter."""
     if params and "set_config" in str(query).lower():
-        try:
+        with suppress(psycopg.Error, TypeError, ValueError):
             return str(psycopg.ClientCursor(cursor.connection).mogrify(query, params))
-        except (psycopg.Error, TypeError, ValueError):
-            pass
     if isinstance(query, bytes):
         return query.decode(cursor.connection.info.encoding, "replace")
     if isinstance(query, psycopg.sql.Composable):
