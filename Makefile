@@ -80,6 +80,7 @@ test-all:
 
 soak: $(VENV)/installed-dev
 	@$(VENV)/bin/python -m tests.pubsub.storms
+	@$(VENV)/bin/python -m tests.rpc.storms
 	@$(VENV)/bin/python -m pytest -m soak
 	@$(VENV)/bin/python -m tests.faults.load --operations 200000 --faults 2000 $(ARGS)
 

@@ -14,10 +14,8 @@ from __future__ import annotations
 import argparse
 import os
 import random
-import shutil
 import signal
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -28,7 +26,7 @@ from threading import Thread
 
 from django.db import Error, connections
 
-from proj import postgres
+from tests.support.own_server import OwnServer
 
 # How long a storm may take to calm down, seconds.
 _CALM = 120.0
@@ -210,45 +208,6 @@ def silence(count: int, processes: int, seconds: float, postmaster: int) -> Outc
     return _outages(Storm("silence", count), processes, happen, 0.002)
 
 
-class _OwnServer:
-    """A server of the storms' own, with the tables of the tests."""
-
-    def __init__(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="pgbackend-storms-"))
-        self.options = {"max_connections": 100, "fsync": "off"}
-        self.server = postgres.start(self.folder, self.options)
-
-    def set_up(self) -> None:
-        """Set Django up for it, and make the tables."""
-        server = self.server
-        os.environ["PGBACKEND_TEST_DSN"] = server.url
-        os.environ["DJANGO_SETTINGS_MODULE"] = "tests.settings"
-        import django
-        import psycopg
-        from django.core.management import call_command
-
-        with psycopg.connect(os.environ["PGBACKEND_TEST_DSN"], autocommit=True) as conn:
-            conn.execute("CREATE DATABASE pgbackend_tests")
-        django.setup()
-        call_command("migrate", run_syncdb=True, verbosity=0)
-        connections["default"].close()
-
-    def restart(self) -> None:
-        """Stop the server, which ends its connections, and start it again on its port."""
-        postgres.stop(self.folder)
-        self.server = postgres.start(self.folder, {**self.options, "port": self.server.port})
-
-    @property
-    def postmaster(self) -> int:
-        """The process id of the server."""
-        return int((self.folder / "data" / "postmaster.pid").read_text().splitlines()[0])
-
-    def close(self) -> None:
-        """End the server, and remove its data."""
-        postgres.stop(self.folder)
-        shutil.rmtree(self.folder)
-
-
 def main() -> int:
     """Run the storms that are named, all by default, on a server of their own."""
     parser = argparse.ArgumentParser(
@@ -262,7 +221,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=20.0, help="of silence")
     given = parser.parse_args()
     common = (given.notifications, given.processes)
-    server = _OwnServer()
+    server = OwnServer()
     good = True
     try:
         server.set_up()

@@ -1,6 +1,8 @@
-"""Workers are killed while clients write."""
+"""Workers are killed while clients write; `python -m tests.rpc.storms` has more."""
 
 import asyncio
+import subprocess
+import sys
 from collections import Counter
 from contextlib import ExitStack
 
@@ -8,11 +10,15 @@ import pytest
 from django.conf import settings
 
 from pgbackend.rpc.protocol.errors import DeadlinePassed
+from tests.faults.fix_servers import leave_out
 from tests.rpc.site.models import ServerModel
+from tests.rpc.storms import TRANSPORTS
 from tests.rpc.waiter import models as waiter
+from tests.support.brokers import redis_binary
 from tests.support.limits import PATIENCE
 from tests.support.rpc import alias
 from tests.support.rpc_services import SERVICES
+from tests.support.script import ROOT
 from tests.support.server import Server
 
 WRITES, KILLS, CLIENTS = 500, 20, 40
@@ -68,3 +74,23 @@ async def test_storm_of_kills(name: str, server: Server) -> None:
     assert max(found.values()) == 1
     assert done <= found.keys()
     assert len(doubtful) <= 2 * KILLS
+
+
+@pytest.mark.load
+@pytest.mark.process
+@pytest.mark.parametrize("name", TRANSPORTS)
+def test_storm(name: str) -> None:
+    """Kills, a restart of the server and cancelled clients lose no order, and repeat none."""
+    if name == "redis" and redis_binary() is None:
+        leave_out("there is no Redis")
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "tests.rpc.storms", name),
+            *("--orders", "150", "--clients", "15", "--kills", "2", "--restarts", "1"),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
