@@ -25,9 +25,9 @@ from ..errors import NotRun
 from ..pool.stopping import shielded
 from ..wrapper.attributes import BackendWrapper
 from ..wrapper.dispatch import runs_bridged
-from .calls import Call, holds_connection, run_as_task
+from .calls import Call, holds_connection, run_as_task, run_here
 from .driving import Driven, Driver
-from .keys import merged
+from .keys import Read, merged
 from .recording import Recorder, rows
 from .result import Future, not_awaited_error
 from .threads import ThreadDriver, saved
@@ -228,6 +228,10 @@ class Gathering:
         """Run *futures* in this task, and send their statements together."""
         # What was cancelled meanwhile has no call.
         calls = [(future, call) for future in futures if (call := future.call) is not None]
+        if len(calls) == 1 and isinstance(calls[0][1], Read) and not self._savepoints:
+            # There is no other statement to send with its one, and nobody has it to cancel.
+            run_here(*calls[0])
+            return
         future_of: dict[Driven, Future[Any]] = {}
 
         def end(call: Driven) -> None:
