@@ -15,7 +15,7 @@ from .columns import is_json_annotation
 from .registry import exposure_of
 from .relations import op_prefetch_related, op_select_related, prefetch_by
 from .rows import fetch, sent
-from .scope import Annotation, Prefetch, Scope
+from .scope import Annotation, Scope
 
 
 def returned(scope: Scope, found: Any) -> Any:
@@ -114,8 +114,7 @@ def _by_key(
 def _carried(scope: Scope, found: models.QuerySet[Any]) -> Scope:
     """Return the scope of *found*: its annotations, and what its rows come with.
 
-    Relations that the principal may not follow are left out, as a client gets them by itself or
-    not at all; those that the method has chosen the rows or the name of are refused.
+    Relations that are not exposed are left out, as columns are.
     """
     exposure = exposure_of(found.model)
     inside = Scope(scope.session, exposure, scope.alias, found)
@@ -155,7 +154,7 @@ def _allowed(take: Any, scope: Scope, name: str, path: str) -> None:
     try:
         take(scope, nodes.Op(name, (path,), {}))
     except RemoteError:
-        # A step that was taken stays: the client gets the next ones by itself.
+        # A step that was taken stays.
         return
 
 
@@ -166,7 +165,10 @@ def _add_prefetch(inside: Scope, lookup: Any) -> None:
     if lookup.queryset is None and lookup.to_attr is None:
         _allowed(op_prefetch_related, inside, "prefetch_related", lookup.prefetch_through)
         return
-    made: Prefetch = prefetch_by(inside, lookup.prefetch_through, lookup.to_attr)
+    try:
+        made = prefetch_by(inside, lookup.prefetch_through, lookup.to_attr)
+    except RemoteError:
+        return
     if lookup.queryset is None:
         return
     chosen = lookup.queryset.using(inside.alias)
