@@ -36,15 +36,18 @@ class RpcCursor:
         dry: bool = False,
         timeout: float | None = None,
         return_exceptions: bool = False,
+        idempotency: str | None = None,
     ) -> list[Any]:
         """Send *calls* as one message; return their results in order.
 
         Calls are futures, and querysets, whose results are lists. Those that were sent already are
         waited for. With *atomic* the service runs all of them in one transaction or none; with
         *dry* it rolls back what it has run. *timeout* is in seconds, until the message's deadline.
-        Raise the first call's error, unless *return_exceptions*.
+        The same *idempotency* names the same writes when they are sent again, by new futures: what
+        was done then gives its stored answer. Raise the first call's error, unless
+        *return_exceptions*.
         """
-        futures = self._sent(calls, atomic=atomic, dry=dry, within=timeout)
+        futures = self._sent(calls, atomic=atomic, dry=dry, within=timeout, idempotency=idempotency)
         for each in futures:
             each.exception()
         return _results(futures, return_exceptions)
@@ -56,9 +59,10 @@ class RpcCursor:
         dry: bool = False,
         timeout: float | None = None,  # noqa: ASYNC109  # the message's deadline
         return_exceptions: bool = False,
+        idempotency: str | None = None,
     ) -> list[Any]:
         """Do what `gather` does."""
-        futures = self._sent(calls, atomic=atomic, dry=dry, within=timeout)
+        futures = self._sent(calls, atomic=atomic, dry=dry, within=timeout, idempotency=idempotency)
         for each in futures:
             if not each.done():
                 await each.wait()

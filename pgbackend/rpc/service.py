@@ -53,6 +53,7 @@ class Service:
         atomic: bool = False,
         dry: bool = False,
         within: float | None = None,
+        idempotency: str | None = None,
     ) -> Message | None:
         """Send calls that were claimed, in one message; return it, or None where it was not sent.
 
@@ -73,6 +74,7 @@ class Service:
                 name=self.client,
                 atomic=atomic,
                 dry=dry,
+                idempotency=idempotency,
             )
             wire = seal_message(message, self.keys, self.limits)
         except RemoteError as error:

@@ -16,7 +16,7 @@ from django.test.utils import CaptureQueriesContext
 from pgbackend import bridged
 from pgbackend.futures import NotAwaitedError, as_completed, future, gather
 from pgbackend.rpc import Delayed, RemoteError, RpcFuture
-from pgbackend.rpc.protocol.errors import BadValue, DeadlinePassed, MethodNotAllowed
+from pgbackend.rpc.protocol.errors import BadValue, DeadlinePassed, Malformed, MethodNotAllowed
 from pgbackend.rpc.service import forget
 from pgbackend.wrapper.dispatch import all_run_bridged
 from tests.rpc.site import models as site
@@ -198,6 +198,30 @@ def test_atomic() -> None:
     )
     assert (first.some_field, second) == ("new", 1)
     assert site.ServerModel.objects.get(pk=first.pk).other_field == 9
+
+
+def test_idempotency(service: str) -> None:
+    """Writes that are sent again by one key are done once, and give the same answer."""
+
+    def place(number: int = 1, key: str = "order-1") -> Any:
+        made = ClientModel.objects.future().create(some_field="placed", other_field=number)
+        return cursor().gather(made, idempotency=key)[0]
+
+    first, again = place(), place()
+    assert (first, again.other_field) == (again, 1)
+    assert place(key="order-2") != first
+    with pytest.raises(BadValue, match="with another request"):
+        place(2)
+    with pytest.raises(Malformed, match="idempotency"):
+        place(key="order 1")
+    assert site.ServerModel.objects.filter(some_field="placed").count() == 2
+
+
+async def test_idempotency_on_the_loop() -> None:
+    """`agather` does the same."""
+    made = [ClientModel.objects.future().create(some_field="placed") for _ in range(2)]
+    (first,), (again,) = [await cursor().agather(each, idempotency="order-1") for each in made]
+    assert first == again
 
 
 def test_dry() -> None:
