@@ -109,12 +109,8 @@ class Driver:
         self._on_end = on_end
         self.calls = [Driven(self._steps(function)) for function in functions]
         self._suspended: list[Driven] = []
-        # How many blocks were open in each state at the beginning.
-        self._depths = {
-            wrapper.state: self._depth(wrapper.state)
-            for wrapper in connections.all(initialized_only=True)
-            if isinstance(wrapper, BackendWrapper) and wrapper.bridge_enabled
-        }
+        # How many blocks were open in each state when the calls began.
+        self._depths: dict[ConnectionState, int] = {}
         self._savepoints = Savepoints() if savepoints else None
         # Whether the calls send all their statements themselves.
         self._apart = not capabilities.has_pipeline()
@@ -135,6 +131,18 @@ class Driver:
         try:
             if self._savepoints is not None:
                 self._savepoints.begin()
+            self._run()
+        finally:
+            if self._savepoints is not None:
+                self._savepoints.end()
+
+    def _run(self) -> None:
+        self._depths = {
+            wrapper.state: self._depth(wrapper.state)
+            for wrapper in connections.all(initialized_only=True)
+            if isinstance(wrapper, BackendWrapper) and wrapper.bridge_enabled
+        }
+        try:
             for call in self.calls:
                 self._go_on(call)
             while self._suspended:

@@ -29,15 +29,32 @@ class Savepoints:
             and (lease := wrapper.state.lease) is not None
             and not lease.face._autocommit
         ]
+        # What keeps other tasks out, for each of the transactions.
+        self._frames: list[Any] = []
         # The hooks of `on_commit` that each call has registered.
         self._hooks: dict[int, list[Any]] = {}
 
     def begin(self) -> None:
-        """Send the savepoints that are due for the code around the calls."""
+        """Send the savepoints that are due for the code around the calls.
+
+        Other tasks wait from now on: what they do is not to be undone with a call.
+        """
         for wrapper in self._wrappers:
-            face = wrapper.state.lease.face
-            if face.savepoint_due:
-                wrapper.send_due(face)
+            state = wrapper.state_alone(wrapper.state)
+            self._frames.append(state.enter_block(wrapper))
+            if state.lease is not None and state.lease.face.savepoint_due:
+                wrapper.send_due(state.lease.face)
+
+    def end(self) -> None:
+        """Let other tasks go on, after those that have blocks in the calls."""
+        try:
+            for frame in reversed(self._frames):
+                closed = not can_wait()
+                frame.state.end_blocks_within(frame, frame.wrapper.turn_timeout, failed=closed)
+        finally:
+            while self._frames:
+                frame = self._frames.pop()
+                frame.state.leave_frame(frame)
 
     @contextmanager
     def around(self, call: Any) -> Iterator[None]:

@@ -27,9 +27,9 @@ from django.db import (
 
 from ..bridge import await_bridged, is_bridged, run_bridged
 from ..bridge.current import can_wait
+from ..deferred import CLOSE, HOLD_OPEN, deferred_savepoint
 from ..errors import NotCommitted
 from ..extending import runs_on_loop
-from ..transaction import CLOSE, HOLD_OPEN, deferred_savepoint
 from .thread_sessions import give_back, remember
 
 P = ParamSpec("P")

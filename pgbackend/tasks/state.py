@@ -253,6 +253,19 @@ class ConnectionState(Turns):
         del self.savepoint_ids[before.savepoint_ids :]
         del self.atomic_blocks[before.atomic_blocks :]
 
+    def end_blocks_within(self, frame: Frame, seconds: float, *, failed: bool) -> None:
+        """Wait until other tasks have left their blocks in *frame*; revoke those if it *failed*.
+
+        *frame* stands for no block of Django's, and is left next. *seconds* bounds the wait.
+        """
+        frame.is_leaving = True
+        if frame.is_removed or self.frames[-1] is frame:
+            return
+        if not failed:
+            self.take_turn_to_leave(frame, seconds)
+        else:
+            self.forget_block(frame)
+
     def end_for_others(self) -> None:
         """End the transaction for tasks and threads that joined it: its owner ends it now.
 

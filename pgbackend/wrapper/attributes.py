@@ -140,6 +140,17 @@ class BackendWrapper(PostgresDatabaseWrapper):
             state.take_turn(self.turn_timeout)
             waited, state = state, self.state
 
+    def state_alone(self, state: ConnectionState) -> ConnectionState:
+        """Do what `state_in_turn` does, and wait for the statements of other tasks.
+
+        What has begun before is not part of what the running task is about to begin.
+        """
+        while True:
+            state = self.state_in_turn(state)
+            if state.lease is None or not state.lease.face.lock.held:
+                return state
+            state.lease.face.go_behind_others()
+
     @property
     def bridged(self) -> bool:
         """Whether the caller's statements run on leased connections."""

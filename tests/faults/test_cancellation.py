@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from django.db import IntegrityError, connection, transaction
 from pgbackend import await_bridged, bridged
 from pgbackend.bridge.greenlets import run_bridged
 from pgbackend.futures import future, gather
+from pgbackend.transaction import deferred_savepoint
 from tests.faults.sweep import ENDS, KEPT, Operation, sweep, sweep_closing
 from tests.models import Author
 from tests.support.limits import PATIENCE
@@ -64,6 +66,69 @@ async def failing_blocks() -> None:
                 raise Failed
     except Failed:
         pass
+
+
+@bridged
+def write_by_cursor(name: str) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("INSERT INTO tests_author (name) VALUES (%s)", [name])
+
+
+async def blocks_in_blocks() -> None:
+    """BEGIN, SAVEPOINT and RELEASE go with statements of each kind."""
+    async with transaction.atomic():
+        async with transaction.atomic():
+            async with transaction.atomic():
+                await Author.objects.acreate(name="first")
+            async with transaction.atomic():
+                await write_by_cursor("cursor")
+        with suppress(Failed):
+            async with transaction.atomic():
+                await write_by_cursor("lost")
+                raise Failed
+        with suppress(IntegrityError):
+            async with transaction.atomic():
+                await Author.objects.acreate(name="first")
+        await Author.objects.acreate(name="last")
+
+
+async def blocks_of_siblings() -> None:
+    async def block(name: str, *, fails: bool) -> None:
+        with suppress(Failed):
+            async with transaction.atomic():
+                await Author.objects.acreate(name=name)
+                if fails:
+                    raise Failed
+
+    async with transaction.atomic(), transaction.atomic():
+        tasks = [
+            asyncio.create_task(work)
+            for work in (
+                write_by_cursor("cursor"),
+                block("block", fails=False),
+                block("lost", fails=True),
+                Author.objects.acreate(name="orm"),
+            )
+        ]
+        for task in tasks:
+            # Nobody asks for it where this is closed.
+            task.add_done_callback(lambda task: task.cancelled() or task.exception())
+        await asyncio.wait(tasks)
+        for task in tasks:
+            await task
+
+
+@bridged
+def deferred_savepoints() -> None:
+    with transaction.atomic():
+        saved = deferred_savepoint()
+        for number in range(3):
+            with suppress(Failed), saved:
+                Author.objects.create(name=f"saved {number}")
+                with transaction.atomic():
+                    Author.objects.create(name=f"inner {number}")
+                if number == 1:
+                    raise Failed
 
 
 async def aiterator() -> None:
@@ -178,6 +243,11 @@ OPERATIONS = {
     "bulk_create": Operation(bulk_create, ([], ["bulk 0", "bulk 1", "bulk 2"])),
     "atomic": Operation(nested_blocks, ([], ["inner", "outer"])),
     "atomic that fails": Operation(failing_blocks),
+    "blocks in blocks": Operation(blocks_in_blocks, ([], ["cursor", "first", "last"])),
+    "blocks of siblings": Operation(blocks_of_siblings, ([], ["block", "cursor", "orm"])),
+    "deferred savepoints": Operation(
+        deferred_savepoints, ([], ["inner 0", "inner 2", "saved 0", "saved 2"])
+    ),
     "aiterator": Operation(aiterator),
     "aiterator left early": Operation(aiterator_left),
     "raw cursor": Operation(raw_cursor, ([], ["raw"])),

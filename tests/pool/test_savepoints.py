@@ -14,7 +14,8 @@ from django.db import DatabaseError, DataError, IntegrityError, connection, tran
 from django.db.models import Count
 from django.test.utils import CaptureQueriesContext
 
-from pgbackend import NotCommitted, bridged
+from pgbackend import NotCommitted, await_bridged, bridged
+from pgbackend.futures import future, gather
 from pgbackend.transaction import (
     acommit,
     asavepoint,
@@ -515,22 +516,6 @@ def test_server_side_cursor_around_blocks() -> None:
 
 
 @bridged
-def test_nested_blocks_inside_a_deferred_savepoint(server: Server) -> None:
-    """A RELEASE that is due does not make the savepoint around it look as if nothing was sent."""
-    with transaction.atomic():
-        saved = deferred_savepoint()
-        for number in range(4):
-            with suppress(ValueError), saved:
-                with transaction.atomic():
-                    Author.objects.create(name=f"{number}")
-                with transaction.atomic():
-                    pass
-                if number % 2:
-                    raise ValueError
-    assert names(server) == ["0", "2"]
-
-
-@bridged
 def test_error_shows_the_statement_alone() -> None:
     """The position in an error is that in the statement, whatever was sent before it."""
     Author.objects.create(name="Ada")
@@ -604,96 +589,6 @@ def test_psycopgs_transaction_around_a_savepoint_by_hand(server: Server) -> None
     assert names(server) == ["one", "two"]
 
 
-@bridged
-def test_deferred_savepoint_in_and_out_of_blocks(server: Server) -> None:
-    """One object serves blocks of `atomic`, savepoints by hand and what is around them."""
-    with transaction.atomic():
-        saved = deferred_savepoint()
-        with saved:
-            Author.objects.create(name="one")
-        with suppress(ValueError), transaction.atomic():
-            with saved:
-                Author.objects.create(name="lost")
-            raise ValueError
-        with saved:
-            Author.objects.create(name="two")
-        with transaction.atomic(), saved:
-            Author.objects.create(name="three")
-        with suppress(ValueError), saved:
-            Author.objects.create(name="lost")
-            raise ValueError
-        savepoint = transaction.get_connection().savepoint()
-        for _ in range(2):
-            with saved:
-                Author.objects.create(name="lost")
-            transaction.savepoint_rollback(savepoint)
-        transaction.savepoint_commit(savepoint)
-        with saved:
-            Author.objects.create(name="four")
-    assert names(server) == ["four", "one", "three", "two"]
-
-
-@pytest.mark.parametrize("raises", ["outer", "inner", "both"])
-@bridged
-def test_deferred_savepoint_in_the_block_of_another(server: Server, raises: str) -> None:
-    """Each undoes what its own block did, whatever the blocks inside it have left."""
-    with transaction.atomic():
-        outer, inner = deferred_savepoint(), deferred_savepoint()
-        for number in range(3):
-            with suppress(ValueError), outer:
-                Author.objects.create(name=f"{number} outer")
-                for part in range(2):
-                    with suppress(ValueError), inner:
-                        Author.objects.create(name=f"{number} inner {part}")
-                        if raises != "outer":
-                            raise ValueError
-                if raises != "inner":
-                    raise ValueError
-    kept = [f"{number} outer" for number in range(3)] if raises == "inner" else []
-    assert names(server) == kept
-
-
-@bridged
-def test_deferred_savepoint_in_a_block_that_is_to_be_rolled_back(server: Server) -> None:
-    """What is around it is rolled back all the same."""
-    with transaction.atomic():
-        Author.objects.create(name="kept")
-        with transaction.atomic():
-            with suppress(ValueError), transaction.atomic(savepoint=False):
-                Author.objects.create(name="lost")
-                raise ValueError
-            with suppress(ValueError), deferred_savepoint():
-                raise ValueError
-            with deferred_savepoint():
-                pass
-    assert names(server) == ["kept"]
-
-
-async def test_deferred_savepoint_waits_for_its_turn(server: Server) -> None:
-    """Its savepoint is not part of a block of another task, which ends first."""
-    held = asyncio.Event()
-
-    async def child() -> None:
-        async with transaction.atomic():
-            held.set()
-            await asyncio.sleep(0.01)
-            await Author.objects.acreate(name="child")
-
-    @bridged
-    def undone() -> None:
-        with suppress(ValueError), deferred_savepoint():
-            Author.objects.create(name="lost")
-            raise ValueError
-
-    async with transaction.atomic():
-        await Author.objects.aexists()
-        task = asyncio.create_task(child())
-        await held.wait()
-        await undone()
-        await task
-    assert names(server) == ["child"]
-
-
 async def test_autocommit_after_a_savepoint(server: Server) -> None:
     """A savepoint begins the transaction, which autocommit cannot be turned on in."""
     await aset_autocommit(False)
@@ -723,3 +618,34 @@ async def test_siblings_of_a_block(server: Server) -> None:
             await asyncio.gather(Author.objects.acreate(name="one"), fails())
         await asyncio.gather(by_a_cursor("two"), fails())
     assert names(server) == ["one", "two"]
+
+
+@pytest.mark.parametrize("how", ["deferred", "gather"])
+async def test_statement_of_a_sibling_beside_a_savepoint(server: Server, how: str) -> None:
+    """What another task writes meanwhile is not undone with what has the savepoint."""
+    begun = asyncio.Event()
+
+    def lost() -> None:
+        write("lost", "cursor")
+        begun.set()
+        await_bridged(asyncio.sleep(0.02))
+        raise ValueError
+
+    @bridged
+    def undone() -> None:
+        if how == "gather":
+            calls = future(lost)(), future(Author.objects).count()
+            gather(*calls, savepoints=True, return_exceptions=True).result()
+            return
+        with suppress(ValueError), deferred_savepoint():
+            lost()
+
+    async def sibling() -> None:
+        await begun.wait()
+        await Author.objects.acreate(name="kept")
+
+    async with transaction.atomic():
+        task = asyncio.create_task(sibling())
+        await undone()
+        await task
+    assert names(server) == ["kept"]

@@ -1,0 +1,156 @@
+"""Savepoints that are sent with a block's first statement, and who waits for them."""
+
+import asyncio
+from contextlib import suppress
+
+import pytest
+from django.db import transaction
+
+from pgbackend import await_bridged, bridged
+from pgbackend.transaction import deferred_savepoint
+from tests.models import Author
+from tests.support.server import Server
+
+
+def names(server: Server) -> list[str]:
+    return [name for (name,) in server.all("SELECT name FROM tests_author ORDER BY name")]
+
+
+@bridged
+def test_nested_blocks_inside_a_deferred_savepoint(server: Server) -> None:
+    """A RELEASE that is due does not make the savepoint around it look as if nothing was sent."""
+    with transaction.atomic():
+        saved = deferred_savepoint()
+        for number in range(4):
+            with suppress(ValueError), saved:
+                with transaction.atomic():
+                    Author.objects.create(name=f"{number}")
+                with transaction.atomic():
+                    pass
+                if number % 2:
+                    raise ValueError
+    assert names(server) == ["0", "2"]
+
+
+@bridged
+def test_deferred_savepoint_in_and_out_of_blocks(server: Server) -> None:
+    """One object serves blocks of `atomic`, savepoints by hand and what is around them."""
+    with transaction.atomic():
+        saved = deferred_savepoint()
+        with saved:
+            Author.objects.create(name="one")
+        with suppress(ValueError), transaction.atomic():
+            with saved:
+                Author.objects.create(name="lost")
+            raise ValueError
+        with saved:
+            Author.objects.create(name="two")
+        with transaction.atomic(), saved:
+            Author.objects.create(name="three")
+        with suppress(ValueError), saved:
+            Author.objects.create(name="lost")
+            raise ValueError
+        savepoint = transaction.get_connection().savepoint()
+        for _ in range(2):
+            with saved:
+                Author.objects.create(name="lost")
+            transaction.savepoint_rollback(savepoint)
+        transaction.savepoint_commit(savepoint)
+        with saved:
+            Author.objects.create(name="four")
+    assert names(server) == ["four", "one", "three", "two"]
+
+
+@pytest.mark.parametrize("raises", ["outer", "inner", "both"])
+@bridged
+def test_deferred_savepoint_in_the_block_of_another(server: Server, raises: str) -> None:
+    """Each undoes what its own block did, whatever the blocks inside it have left."""
+    with transaction.atomic():
+        outer, inner = deferred_savepoint(), deferred_savepoint()
+        for number in range(3):
+            with suppress(ValueError), outer:
+                Author.objects.create(name=f"{number} outer")
+                for part in range(2):
+                    with suppress(ValueError), inner:
+                        Author.objects.create(name=f"{number} inner {part}")
+                        if raises != "outer":
+                            raise ValueError
+                if raises != "inner":
+                    raise ValueError
+    kept = [f"{number} outer" for number in range(3)] if raises == "inner" else []
+    assert names(server) == kept
+
+
+@bridged
+def test_deferred_savepoint_in_a_block_that_is_to_be_rolled_back(server: Server) -> None:
+    """What is around it is rolled back all the same."""
+    with transaction.atomic():
+        Author.objects.create(name="kept")
+        with transaction.atomic():
+            with suppress(ValueError), transaction.atomic(savepoint=False):
+                Author.objects.create(name="lost")
+                raise ValueError
+            with suppress(ValueError), deferred_savepoint():
+                raise ValueError
+            with deferred_savepoint():
+                pass
+    assert names(server) == ["kept"]
+
+
+async def test_deferred_savepoint_waits_for_its_turn(server: Server) -> None:
+    """Its savepoint is not part of a block of another task, which ends first."""
+    held = asyncio.Event()
+
+    async def child() -> None:
+        async with transaction.atomic():
+            held.set()
+            await asyncio.sleep(0.01)
+            await Author.objects.acreate(name="child")
+
+    @bridged
+    def undone() -> None:
+        with suppress(ValueError), deferred_savepoint():
+            Author.objects.create(name="lost")
+            raise ValueError
+
+    async with transaction.atomic():
+        await Author.objects.aexists()
+        task = asyncio.create_task(child())
+        await held.wait()
+        await undone()
+        await task
+    assert names(server) == ["child"]
+
+
+@pytest.mark.parametrize("raises", [False, True])
+async def test_task_of_the_block_that_is_in_a_block_of_its_own(
+    server: Server, raises: bool
+) -> None:
+    """The end waits for that block, or ends it if the one around it raised."""
+    inside = asyncio.Event()
+
+    async def child() -> None:
+        async with transaction.atomic():
+            await Author.objects.acreate(name="child")
+            inside.set()
+            await asyncio.sleep(0.02)
+
+    @bridged
+    def block() -> asyncio.Task[None]:
+        with suppress(ValueError), deferred_savepoint():
+            Author.objects.create(name="block")
+            task = asyncio.create_task(child())
+            await_bridged(inside.wait())
+            if raises:
+                raise ValueError
+        return task
+
+    async with transaction.atomic():
+        task = await block()
+        await Author.objects.acreate(name="after")
+        if raises:
+            with pytest.raises(RuntimeError, match="ended already"):
+                await task
+        else:
+            await task
+    assert names(server) == ["after", *([] if raises else ["block", "child"])]
