@@ -5,8 +5,12 @@ from typing import Any
 
 import pytest
 from django.conf import settings
+from django.db import connections
 from django.test import override_settings
 
+from pgbackend.rpc.client import Client
+from pgbackend.rpc.server.settings import service as service_settings
+from pgbackend.rpc.service import service_of
 from tests.support.rpc import TRANSPORTS, alias
 
 
@@ -36,6 +40,15 @@ def service(served: dict[str, Any]) -> Iterator[str]:
     """The alias of the service, by one transport."""
     with alias(**served) as name:
         yield name
+
+
+@pytest.fixture
+def plain(service: str) -> Iterator[Client]:
+    """A client without Django, by the transport of the alias."""
+    transport = service_of(service, connections.settings[service]).transport
+    made = Client(transport, service_settings().keys, principal="chef", timeout=60)
+    yield made
+    made.close()
 
 
 @pytest.fixture

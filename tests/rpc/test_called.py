@@ -13,8 +13,6 @@ from django.test.utils import CaptureQueriesContext
 from pgbackend.rpc import RpcModel
 from pgbackend.rpc.client import Client
 from pgbackend.rpc.protocol.errors import BadValue
-from pgbackend.rpc.server.settings import service as settings_of
-from pgbackend.rpc.transports.local import LocalTransport
 from tests.rpc.site import models as site
 from tests.rpc.waiter.models import Dish
 from tests.support.rpc import alias
@@ -31,14 +29,6 @@ def rows(service: str) -> None:
     ada, bob = (site.Waiter.objects.create(login=login) for login in ("ada", "bob"))
     for dish, waiter, count in ((soup, ada, 1), (soup, bob, 5), (steak, ada, 2)):
         site.Order.objects.create(dish=dish, waiter=waiter, count=count)
-
-
-@pytest.fixture
-def plain() -> Iterator[Client]:
-    """A client without Django."""
-    made = Client(LocalTransport(), settings_of().keys, principal="chef", timeout=60)
-    yield made
-    made.close()
 
 
 def shown(found: Any, *names: str) -> list[tuple[Any, ...]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
@@ -39,8 +39,6 @@ from pgbackend.rpc.protocol.errors import (
     TooManyAffected,
     ValidationError,
 )
-from pgbackend.rpc.server.settings import service
-from pgbackend.rpc.transports.local import LocalTransport
 from tests.rpc.site.models import Dish, Label, Order, Station, Waiter
 
 
@@ -60,10 +58,9 @@ def rows() -> None:
 
 
 @pytest.fixture
-def client() -> Iterator[Client]:
-    made = Client(LocalTransport(), service().keys, principal="chef", timeout=60)
-    yield made
-    made.close()
+def client(plain: Client) -> Client:
+    """A client without Django, by each transport."""
+    return plain
 
 
 def names(found: Any) -> list[str]:

@@ -2,7 +2,6 @@
 
 import copy
 import json
-from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
 
@@ -18,19 +17,10 @@ from pgbackend.rpc.protocol.keys import Keys
 from pgbackend.rpc.raising import raised
 from pgbackend.rpc.server.failures import failure
 from pgbackend.rpc.server.settings import service as settings_of
-from pgbackend.rpc.transports.local import LocalTransport
 from tests.rpc.site import models as site
 from tests.rpc.waiter.models import ClientModel, Dish
 
 KINDS = list(site.wrongs())
-
-
-@pytest.fixture
-def plain() -> Iterator[Client]:
-    """A client without Django."""
-    made = Client(LocalTransport(), settings_of().keys, principal="chef", timeout=60)
-    yield made
-    made.close()
 
 
 def leaves(error: Any) -> Any:
