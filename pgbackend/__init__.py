@@ -3,7 +3,7 @@
 Set ``ENGINE = "pgbackend"`` in ``DATABASES``. From asynchronous code await Django's own a-methods;
 to run a synchronous function that uses the ORM on the event loop, use `bridged`.
 
-The names in ``__all__`` are public, and so are the modules `asgi`, `base`, `connection`,
+The names in ``__all__`` are public, and so are the modules `asgi`, `base`, `connection`, `copying`,
 `detector`, `errors`, `extending`, `futures`, `health`, `locks`, `prometheus`, `registry`,
 `statistics`, `telemetry`, `test` and `transaction`, and those with Django's names. Each is imported
 on first use: ``import pgbackend`` needs neither Django nor psycopg. Importing `base` changes
