@@ -119,6 +119,7 @@ class Run:
 
     def works(self, kind: str, works: list[Work], peers: list[Peer], rounds: int) -> None:
         """Measure each work in rounds, a turn of each peer in each; all processes stand by."""
+        peers = [peer for peer in peers if peer.module]
         for work in works:
             with contextlib.ExitStack() as processes:
                 workers = []

@@ -1,4 +1,4 @@
-"""The HTTP works: uvicorn in one process, loaded by wrk, or by a client of our own."""
+"""The HTTP works: one process of uvicorn or gunicorn, loaded by wrk, or by a client of our own."""
 
 import json
 import os
@@ -56,7 +56,21 @@ def _environ(peer: Peer, dsn: str, name: str) -> dict[str, str]:
         "BENCH_ENGINE": peer.engine,
         "BENCH_OPTIONS": json.dumps(peer.engine_options),
         "BENCH_APPS": json.dumps(peer.apps),
+        "BENCH_SYNCHRONOUS": "1" if peer.workers else "",
     }
+
+
+def _server(peer: Peer, loop: str) -> tuple[str, ...]:
+    """Return the command of a server with one process, which says where it listens."""
+    if not peer.workers:
+        return (
+            *("uvicorn", "tests.benchmarks.site:application", "--port=0"),
+            *(f"--loop={loop}", "--http=httptools", "--no-access-log", "--lifespan=off"),
+        )
+    return (
+        *("gunicorn", "tests.benchmarks.site:application", "--bind=127.0.0.1:0", "--workers=1"),
+        *(f"--worker-class={peer.workers}", f"--threads={peer.threads}", "--keep-alive=75"),
+    )
 
 
 def prepare(dsn: str) -> list[str]:
@@ -74,7 +88,7 @@ def prepare(dsn: str) -> list[str]:
 
 
 class Site:
-    """uvicorn, serving the site for one peer."""
+    """A server with the site, for one peer."""
 
     def __init__(self, peer: Peer, dsn: str, look: Look, loop: str) -> None:
         self.peer = peer
@@ -83,18 +97,17 @@ class Site:
         # Not a pipe: nobody reads it while the site is loaded.
         self.log = tempfile.TemporaryFile()  # noqa: SIM115  # closed by stop()
         self.process = subprocess.Popen(
-            [
-                str(environments.python(peer.environment)),
-                *("-m", "uvicorn", "tests.benchmarks.site:application", "--port=0"),
-                *(f"--loop={loop}", "--http=httptools", "--no-access-log", "--lifespan=off"),
-            ],
+            [str(environments.python(peer.environment)), "-m", *_server(peer, loop)],
             cwd=environments.ROOT,
             env=_environ(peer, dsn, name),
             stdin=subprocess.DEVNULL,
             stdout=self.log,
             stderr=subprocess.STDOUT,
         )
-        self.watch = Watch(self.process.pid, name, look)
+        self.name, self.look = name, look
+        # The process that answers.
+        self.pid = self.process.pid
+        self.watch = Watch(self.pid, name, look)
         self.port = 0
         self.memory_before: int | None = None
 
@@ -106,7 +119,7 @@ class Site:
                 self.port = int(address[1])
                 return
             time.sleep(INTERVAL / 2)
-        raise RuntimeError(f"uvicorn did not start: {self.said()}")
+        raise RuntimeError(f"the server did not start: {self.said()}")
 
     def said(self) -> str:
         """Return what it has written so far."""
@@ -123,11 +136,23 @@ class Site:
             body = response.read()
         if path == "/html/" and b"<p>bench, visit" not in body:
             raise RuntimeError(f"the page does not know its user: {body[:300]!r}")
+        if self.peer.workers and (worker := self._worker()) is not None:
+            # gunicorn's first process only looks after its worker.
+            self.pid = worker
+            self.watch = Watch(self.pid, self.name, self.look)
+
+    def _worker(self) -> int | None:
+        """Return the process id of gunicorn's worker; None where there is no /proc."""
+        pid = self.process.pid
+        try:
+            return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
+        except (FileNotFoundError, IndexError):
+            return None
 
     def cpu(self) -> float | None:
         """Return the CPU seconds of the process so far; None where there is no /proc."""
         try:
-            fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+            fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         except FileNotFoundError:
             return None
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
@@ -135,7 +160,7 @@ class Site:
     def memory(self, field: str) -> int | None:
         """Return VmRSS or VmHWM, bytes; None where there is no /proc."""
         try:
-            status = Path(f"/proc/{self.process.pid}/status").read_text()
+            status = Path(f"/proc/{self.pid}/status").read_text()
         except FileNotFoundError:
             return None
         found = re.search(rf"^{field}:\s+(\d+)", status, re.MULTILINE)

@@ -11,8 +11,9 @@ class Peer:
     """A library in one of its ways of use.
 
     *environment* names its requirements and its virtual environment. *engine*, *options* and
-    *apps* are for Django's settings where it serves the site of the HTTP works. One that is not
-    *usual* is measured only if it is named.
+    *apps* are for Django's settings where it serves the site of the HTTP works. With *workers*, a
+    class of gunicorn's, it serves synchronous views in so many *threads*. One without a *module*
+    has the HTTP works alone. One that is not *usual* is measured only if it is named.
     """
 
     name: str
@@ -23,9 +24,28 @@ class Peer:
     engine_options: dict[str, Any] = field(default_factory=dict)
     apps: tuple[str, ...] = ()
     usual: bool = True
+    workers: str = ""
+    threads: int = 1
 
 
-_POOL = {"pool": {"min_size": 20, "max_size": 20, "timeout": 60}}
+def _pool(size: int) -> dict[str, Any]:
+    return {"pool": {"min_size": size, "max_size": size, "timeout": 60}}
+
+
+_POOL = _pool(20)
+
+
+def _gunicorn(name: str, workers: str, threads: int) -> Peer:
+    return Peer(
+        name,
+        "django",
+        "",
+        engine="django.db.backends.postgresql",
+        engine_options=_pool(threads),
+        workers=workers,
+        threads=threads,
+    )
+
 
 PEERS = {
     peer.name: peer
@@ -67,6 +87,9 @@ PEERS = {
             "django.db.backends.postgresql",
         ),
         Peer("django-sync", "django", "tests.benchmarks.peer_django_sync"),
+        _gunicorn("gunicorn, 20 threads", "gthread", 20),
+        _gunicorn("gunicorn, 2 threads", "gthread", 2),
+        _gunicorn("gunicorn, sync worker", "sync", 1),
         Peer(
             "django-async-backend",
             "django-async-backend",

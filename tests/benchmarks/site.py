@@ -1,10 +1,14 @@
-"""The site of the HTTP works: the views, and the ASGI application that uvicorn serves."""
+"""The site of the HTTP works: the views, and the application that uvicorn or gunicorn serves.
+
+With BENCH_SYNCHRONOUS all of it is synchronous, as a project under WSGI would write it.
+"""
 
 import os
 
 import django
 from django.conf import settings
 from django.core.asgi import get_asgi_application
+from django.core.wsgi import get_wsgi_application
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import render
 from django.urls import path
@@ -51,10 +55,26 @@ if OURS:
     show_synchronous = bridged(show_synchronous)  # type: ignore[assignment]
 
 
+def show_json_synchronously(request: HttpRequest, queries: int) -> JsonResponse:
+    """The rows of `show_json`."""
+    rows = [Item.objects.get(pk=values.key()) for _ in range(queries)]
+    return JsonResponse({"rows": [{"id": row.pk, "name": row.name} for row in rows]})
+
+
+def show_html_synchronously(request: HttpRequest) -> HttpResponse:
+    """The page of `show_html`."""
+    visits = request.session["visits"] = request.session.get("visits", 0) + 1
+    queryset = Item.objects.filter(pk__gte=values.start(values.ROWS)).order_by("pk")[: values.ROWS]
+    found = {"user": request.user, "visits": visits, "rows": list(queryset)}
+    return render(request, "benchmarks/page.html", found)
+
+
+SYNCHRONOUS = bool(os.environ.get("BENCH_SYNCHRONOUS"))
+
 urlpatterns = [
-    path("json/<int:queries>/", show_json),
-    path("html/", show_html),
+    path("json/<int:queries>/", show_json_synchronously if SYNCHRONOUS else show_json),
+    path("html/", show_html_synchronously if SYNCHRONOUS else show_html),
     path("sync/", show_synchronous),
 ]
 
-application = get_asgi_application()
+application = get_wsgi_application() if SYNCHRONOUS else get_asgi_application()

@@ -101,6 +101,18 @@ ALL: list[Target] = [
         for queries, at_least in zip(("1 query", "5 queries", "20 queries"), limits, strict=True)
     ),
     Ratio("HTTP, synchronous view, 5 queries", STOCK, 2.0),
+    *(
+        Cost(
+            f"HTTP, JSON, {queries}, CPU against synchronous views",
+            "cpu_per_query",
+            f"HTTP, JSON, {queries}",
+            f"HTTP, JSON, {queries}",
+            f"gunicorn, {threads} threads",
+            1 / at_least,
+        )
+        for threads, limits in ((20, (1.6, 2.0, 2.5)), (2, (1.5, 1.7, 2.0)))
+        for queries, at_least in zip(("1 query", "5 queries", "20 queries"), limits, strict=True)
+    ),
     Limit("threads of 1,000 waiting requests", _WAITING, _BRIDGED, "threads", 1),
     Limit("their memory, MB", _WAITING, _BRIDGED, "memory_peak", 50, "memory_before", factor=1e-6),
     Limit("their server connections", _WAITING, _BRIDGED, "connections", _POOL),
