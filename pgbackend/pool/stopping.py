@@ -6,10 +6,11 @@ import asyncio
 import logging
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
 from greenlet import GreenletExit, getcurrent
+from psycopg import generators
 from psycopg.abc import PQGen
 from psycopg.errors import _WaitTimeout
 from psycopg.pq import TransactionStatus
@@ -20,6 +21,9 @@ from ..bridge.greenlets import CallClosedError, await_bridged, check_bridged
 from . import session_reset
 from .physical import PooledConnection
 from .socket_wait import SocketWait, continued
+
+if TYPE_CHECKING:
+    from psycopg.pq.abc import PGconn
 
 RV = TypeVar("RV")
 
@@ -179,7 +183,11 @@ class StoppableConnection(psycopg.Connection[Any]):
                 # The server had not read the statement yet, and has ignored the cancellation.
                 interval *= 2
             else:
-                return
+                break
+        if self.is_executing:
+            # A COPY has begun, which nobody will read or write.
+            await self._pooled.cancel_safe(timeout=self.cancel_timeout)
+            await self._socket_wait.elsewhere(_end_copy(self.pgconn), _WAIT_INTERVAL, None)
 
     def _close_unstopped(self, error: Exception) -> None:
         words = str(error) or f"no answer within {self.cancel_timeout:g} s"
@@ -265,6 +273,18 @@ class StoppableConnection(psycopg.Connection[Any]):
         if self.closed:
             return
         await_bridged(self._pooled.cancel_safe(timeout=timeout))
+
+
+def _end_copy(pgconn: PGconn) -> PQGen[None]:
+    """End a COPY; raise the server's error, which is the rule."""
+    try:
+        yield from generators.copy_end(pgconn, b"cancelled")
+    except psycopg.OperationalError:
+        if pgconn.transaction_status != TransactionStatus.ACTIVE:
+            raise
+        # It is a COPY TO.
+        while isinstance((yield from generators.copy_from(pgconn)), memoryview):
+            pass
 
 
 async def shielded(coro: Coroutine[Any, Any, None]) -> None:

@@ -85,6 +85,8 @@ async def blocks_in_blocks() -> None:
         with suppress(Failed):
             async with transaction.atomic():
                 await write_by_cursor("lost")
+                async with transaction.atomic():
+                    await copy()
                 raise Failed
         with suppress(IntegrityError):
             async with transaction.atomic():

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import time
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -11,12 +12,13 @@ from django.db import connection, transaction
 from pgbackend import bridged
 from pgbackend.base import DatabaseWrapper
 from pgbackend.bridge.greenlets import await_bridged, run_bridged
+from tests.faults.sweep import Interrupted
 from tests.models import Author
 from tests.support.face import Face, on_face, running
 from tests.support.limits import PATIENCE
 from tests.support.server import NAME, Server
 from tests.support.work import execute
-from tests.support.wrapper import run, until
+from tests.support.wrapper import run, until, use_wrapper
 
 
 async def test_cancellation_stops_the_query(server: Server, wrapper: DatabaseWrapper) -> None:
@@ -157,3 +159,42 @@ async def test_a_statement_that_fails_as_it_is_cancelled(
         await Author.objects.acreate(name="after")
     assert await Author.objects.acount() == 2
     assert "could not be stopped" not in caplog.text
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize(
+    "statement", ["COPY tests_author (name) FROM STDIN", "COPY (SELECT 1) TO STDOUT"]
+)
+async def test_copy_that_is_cancelled_as_it_begins(
+    server: Server, statement: str, late: bool
+) -> None:
+    """It is ended, so the block around it goes on, at once."""
+    use_wrapper(options={"pool": {"max_size": 1}, "cancel_timeout": 20})
+
+    @bridged
+    def copy() -> None:
+        with connection.cursor() as cursor, cursor.copy(statement) as copying:
+            for _ in range(3):
+                await_bridged(asyncio.sleep(0))
+            if "TO" in statement:
+                list(copying)
+
+    for point in range(1, 4):
+        each = Interrupted(copy(), (point,), late=late)
+
+        async def work(each: Interrupted = each) -> None:
+            async with transaction.atomic():
+                await Author.objects.acreate(name="kept")
+                each.start()
+                with suppress(asyncio.CancelledError):
+                    async with transaction.atomic():
+                        await Author.objects.aexists()
+                        await each.run()
+                while each.task.uncancel():
+                    pass
+                assert await Author.objects.filter(name="kept").aupdate(name=f"{id(each)}")
+
+        began = time.monotonic()
+        await asyncio.create_task(work())
+        assert time.monotonic() - began < 10
+        assert each.cancelled
