@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -219,3 +220,23 @@ async def test_29_characteristics(alias: str) -> None:
     for found, asked in await asyncio.gather(*map(work, range(60))):
         assert found == ("serializable on" if asked else "read committed off")
     assert await avalue(shown, alias) == "read committed off"
+
+
+async def test_29_nested_blocks(alias: str, server: Server) -> None:
+    """Savepoints that go with statements stay in their sessions; blocks that raise are undone."""
+
+    async def work(number: int) -> None:
+        async with transaction.atomic(alias):
+            for part in range(4):
+                with suppress(ValueError, IntegrityError):
+                    async with transaction.atomic(alias):
+                        async with transaction.atomic(alias):
+                            await Author.objects.using(alias).acreate(name=f"{number} {part}")
+                        if part == 1:
+                            raise ValueError
+                        if part == 2:
+                            await Author.objects.using(alias).acreate(name=f"{number} 0")
+
+    await asyncio.gather(*map(work, range(60)))
+    there = {name for (name,) in server.all("SELECT name FROM tests_author")}
+    assert there == {f"{number} {part}" for number in range(60) for part in (0, 3)}
