@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, overload
@@ -31,6 +32,12 @@ class Atomic(transaction.Atomic):
     ) -> None:
         super().__init__(using, savepoint, durable)
         if asked is not None:
+            if "pgbackend.base" in sys.modules and not hasattr(transaction.Atomic, "__aenter__"):
+                # Django's block would begin a plain transaction, and say nothing.
+                raise RuntimeError(
+                    f"{asked.name} is not available: this release of Django has another Atomic"
+                    " than those that pgbackend knows. See the warning when the backend was loaded"
+                )
             setattr(self, ASKED, asked)
 
     # The methods themselves are Django's, and those of `patches.atomic`.

@@ -15,7 +15,7 @@ from django.db import DatabaseError, IntegrityError, connection, connections, tr
 from django.test import TestCase, TransactionTestCase
 
 from pgbackend import bridged
-from pgbackend.transaction import acommit, aset_autocommit, atomic, pinned
+from pgbackend.transaction import acommit, aset_autocommit, atomic, pinned, retrying
 from tests.models import Author
 from tests.support.futures import counted
 from tests.support.server import Server
@@ -215,6 +215,17 @@ def test_no_level(isolation: Any) -> None:
     """A level that PostgreSQL does not have is refused where it is written."""
     with pytest.raises(ValueError, match="isolation is"):
         atomic(isolation=isolation)
+
+
+def test_unknown_django(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where Django's Atomic is not one that is known, nothing is asked for in vain."""
+    atomic(isolation="serializable")
+    monkeypatch.delattr(transaction.Atomic, "__aenter__")
+    atomic()
+    with pytest.raises(RuntimeError, match=r"isolation='serializable'.* is not available"):
+        atomic(isolation="serializable")
+    with pytest.raises(RuntimeError, match="is not available"):
+        next(iter(retrying())).__enter__()
 
 
 async def test_on_the_loop_without_await() -> None:
