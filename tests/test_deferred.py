@@ -154,3 +154,24 @@ async def test_task_of_the_block_that_is_in_a_block_of_its_own(
         else:
             await task
     assert names(server) == ["after", *([] if raises else ["block", "child"])]
+
+
+async def test_task_that_is_started_after_a_block_in_the_block(server: Server) -> None:
+    """It is part of the block around both, and not of what comes after that."""
+
+    async def child() -> None:
+        await asyncio.sleep(0.01)
+        await Author.objects.acreate(name="late")
+
+    @bridged
+    def block() -> asyncio.Task[None]:
+        with deferred_savepoint():
+            with deferred_savepoint():
+                Author.objects.create(name="inner")
+            return asyncio.create_task(child())
+
+    async with transaction.atomic():
+        task = await block()
+        with pytest.raises(RuntimeError, match="has ended"):
+            await task
+    assert names(server) == ["inner"]

@@ -43,7 +43,8 @@ def gather(*subjects: Any, return_exceptions: bool = False, savepoints: bool = F
     *return_exceptions* each exception is in the list instead of a result. In a transaction a failed
     statement breaks the transaction, as it does in Django, and statements in the same message
     behind it raise `NotRun`. With *savepoints* each statement of a transaction has a savepoint: a
-    failed one is undone, and the others are not affected.
+    failed one is undone, and the others are not affected. Other tasks of the transaction wait
+    meanwhile, as they do for nested blocks of ``atomic``; so a call must not await one of them.
 
     Cancelling the task that awaits cancels the calls, and stops their statements in the server.
     """

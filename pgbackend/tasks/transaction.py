@@ -75,10 +75,12 @@ class PartOfTransaction(Transaction):
     They join the transaction as long as its owner is in that part, and not what comes after it.
     """
 
-    __slots__ = ("whole",)
+    __slots__ = ("around", "whole")
 
-    def __init__(self, whole: Transaction) -> None:
+    def __init__(self, whole: Transaction, around: Transaction) -> None:
         self.whole = whole
+        # What tasks join that are started just before the part: the whole, or a part around it.
+        self.around = around
         self.wrapper, self.state, self.owner = whole.wrapper, whole.state, whole.owner
         self.loop, self.thread, self.context = whole.loop, whole.thread, whole.context
         self.request = whole.request
@@ -112,7 +114,7 @@ def remove_from_context(transaction: Transaction) -> None:
 def begin_part(whole: Transaction | None) -> PartOfTransaction:
     """Let what is started in this context from now on join *whole* until `end_part`."""
     assert whole is not None
-    part = PartOfTransaction(whole)
+    part = PartOfTransaction(whole, transactions.get({}).get(whole.wrapper, whole))
     add_to_context(part)
     return part
 
@@ -126,7 +128,7 @@ def end_part(part: PartOfTransaction, *, stop: bool) -> None:
     part.ended = True
     if part.whole.open:
         # It takes the place of the part.
-        add_to_context(part.whole)
+        add_to_context(part.around if part.around.open else part.whole)
     else:
         remove_from_context(part)
     lease = part.state.lease
