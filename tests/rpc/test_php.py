@@ -98,7 +98,7 @@ def test_php(rows: None) -> None:
     assert (said.pop("bulk_create"), said.pop("delete")) == (2, 2)
     assert (said.pop("renamed"), said.pop("total")) == ("marmalade", "12.00")
     assert (said.pop("inside"), said.pop("refused")) == (["soup", 2, 1], ["Closed."])
-    assert said.pop("invalid") == ["blank", "min_value", 0]
+    assert said.pop("wrong") == ["blank", "min_value", 0]
     assert said.pop("refers") is True
     assert Order.objects.get(dish__name="cake").count == 2
     assert said.pop("atomic")[0] in ("ValidationError", "IntegrityError")

@@ -75,7 +75,7 @@ try {
     $dishes->create(name: '', price: Tagged::decimal('-1'));
 } catch (RemoteError $error) {
     $wrong = $error->details['errors'];
-    say('invalid', [$wrong['name'][0][1], $wrong['price'][0][1], $wrong['price'][0][2]['limit_value']]);
+    say('wrong', [$wrong['name'][0][1], $wrong['price'][0][1], $wrong['price'][0][2]['limit_value']]);
 }
 say('total', $dishes->call('total_price', 'soup', factor: 3));
 $waiter = $client->model('rpc_site.Waiter')->get(login: 'ada');
