@@ -67,11 +67,11 @@ run-worker: $(VENV)/installed-demo
 		$(VENV)/bin/python -m celery -A pgbackend.rpc.celery worker -Q rpc,rpc.high --loglevel=INFO
 
 test: $(VENV)/installed-dev
-	@echo "All tests but those of make test-load: about 8 minutes on two cores."
+	@echo "All tests but those of make test-load: 8 to 9 minutes on two cores."
 	@$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'not load' $(ARGS)
 
 test-load: $(VENV)/installed-dev
-	@echo "Sweeps, fuzzes and the load test on the other loops: about 8 minutes on two cores."
+	@echo "Sweeps, fuzzes and the load test on the other loops: 10 to 16 minutes on two cores."
 	@$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'load and not soak' $(ARGS)
 
 test-all:
