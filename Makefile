@@ -19,7 +19,8 @@
 # make app-suite NAME=django-filter   a package's own tests, from its sdist, on Django's backend and
 #                          on this one, plain and bridged; see tests/app_suite/README.md
 # make ways        how far three calls go through this package, counted; and their CPU against that
-#                  of another commit: ARGS='--against main~10'
+#                  of another commit: ARGS='--against main~10', of other calls too:
+#                  ARGS='--against main~10 --calls exists create aiterator'
 # make bench       the speed of this backend and of its peers, against the targets;
 #                  ARGS='--peers pgbackend tortoise --works "1 get" --views'
 # make bench-full  the other kinds of work, sweeps and plots; see tests/benchmarks/README.md

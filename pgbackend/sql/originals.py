@@ -54,6 +54,7 @@ _compiler = vars(SQLCompiler)
 _compiler_of_postgresql = vars(PostgresSQLCompiler)
 _condition = vars(WhereNode)
 _exact = vars(lookups.Exact)
+_in = vars(lookups.In)
 _lookup = vars(lookups.Lookup)
 _order = vars(OrderBy)
 _table = vars(BaseTable)
@@ -85,6 +86,7 @@ _SELECT_FORMAT = _made_by_django(_base_expression["select_format"])
 _CONDITION = _made_by_django(_condition["as_sql"])
 _TABLE = _made_by_django(_table["as_sql"])
 _EXACT = _made_by_django(_exact["as_sql"])
+_IN = _made_by_django(_in["as_sql"])
 _LOOKUP = _made_by_django(_lookup["process_lhs"])
 _UPDATE = _made_by_django(_update["as_sql"])
 _UPDATE_SETUP = _made_by_django(_update["pre_sql_setup"])
@@ -95,10 +97,17 @@ _ORDER_NAME = _made_by_django(_compiler["find_ordering_name"])
 # Methods of operations used for all statements, for those with limits, and for those that lock
 # rows.
 _of_operations = attrgetter(
-    *_present(DatabaseOperations, "field_cast_sql", "get_db_converters", "lookup_cast")
+    *_present(
+        DatabaseOperations,
+        "check_expression_support",
+        "field_cast_sql",
+        "get_db_converters",
+        "lookup_cast",
+    )
 )
+_of_lists = attrgetter("max_in_list_size")
 _of_limits = attrgetter("_get_limit_offset_params", "limit_offset_sql", "no_limit_value")
-_of_locks = attrgetter("for_update_sql", "check_expression_support")
+_of_locks = attrgetter("for_update_sql")
 _of_features = attrgetter(
     "for_update_after_from",
     "has_select_for_no_key_update",
@@ -109,6 +118,7 @@ _of_features = attrgetter(
 )
 _OPERATIONS = _made_by_django(_of_operations(DatabaseOperations))
 _QUOTE_NAME = _made_by_django(DatabaseOperations.quote_name)
+_LISTS = _made_by_django(_of_lists(DatabaseOperations))
 _LIMITS = _made_by_django(_of_limits(DatabaseOperations))
 _LOCKS = _made_by_django(_of_locks(DatabaseOperations))
 _FEATURES = _of_features(DatabaseFeatures)
@@ -118,7 +128,7 @@ _NAMES = frozenset(
     {
         *("_get_limit_offset_params", "check_expression_support", "field_cast_sql"),
         *("for_update_sql", "get_db_converters", "limit_offset_sql", "lookup_cast"),
-        *("no_limit_value", "quote_name"),
+        *("max_in_list_size", "no_limit_value", "quote_name"),
     }
 )
 
@@ -163,6 +173,11 @@ def is_compiled_by_django(compiler: Any) -> bool:
 def is_update_compiled_by_django() -> bool:
     """Return whether only Django's code takes part in UPDATE, beside `is_compiled_by_django`."""
     return _update["as_sql"] is _UPDATE and _update["pre_sql_setup"] is _UPDATE_SETUP
+
+
+def is_in_compiled_by_django(connection: Any) -> bool:
+    """Return whether only Django's code compiles IN lists beside `is_compiled_by_django`."""
+    return _in["as_sql"] is _IN and _of_lists(type(connection.ops)) == _LISTS
 
 
 def is_order_compiled_by_django() -> bool:

@@ -80,7 +80,7 @@ class SelectList:
         self.numbers: dict[int, tuple[int, Any]] = {}
         self.orders: set[str] = set()
         # The kept statements by their structure; see `statement_cache`.
-        self.statements: dict[Any, tuple[str, type, bool]] = {}
+        self.statements: dict[Any, tuple[str, str, type, bool]] = {}
         if self.is_plain:
             self._index(opts)
 
@@ -150,7 +150,24 @@ def selects_all_columns(query: Any) -> bool:
         and not query.extra
         and not query.deferred_loading[0]
         and not query.external_aliases
-        and (not (aliases := query.alias_map) or tuple(aliases) == (query.get_meta().db_table,))
+        and is_of_one_table(query)
+    )
+
+
+def is_of_one_table(query: Any) -> bool:
+    """Return whether *query* uses no table but its model's.
+
+    To filter by a foreign key leaves an alias of the other table, with no references to it.
+    """
+    aliases = query.alias_map
+    if not aliases:
+        return True
+    table = query.get_meta().db_table
+    if len(aliases) == 1:
+        return table in aliases
+    counts = query.alias_refcount
+    return next(iter(aliases)) == table and not any(
+        counts[alias] for alias in aliases if alias != table
     )
 
 

@@ -24,11 +24,12 @@ from .originals import (
     AS_VENDOR,
     is_compiled_by_django,
     is_djangos,
+    is_in_compiled_by_django,
     is_order_compiled_by_django,
     is_update_compiled_by_django,
 )
 from .query_attributes import UNKNOWN
-from .select_lists import SelectList, kept_select_list, selects_all_columns
+from .select_lists import SelectList, is_of_one_table, kept_select_list, selects_all_columns
 
 # How many statements of a model are kept. An offset, for example, is part of a statement.
 _KEPT = 500
@@ -64,6 +65,9 @@ _OF_TEXTS = frozenset(
     {lookups.IExact, *(cls for cls in _LOOKUPS if issubclass(cls, lookups.PatternLookup))}
 )
 
+# Lookups of a list of values, whose SQL depends on nothing but how many they are.
+_IN_LISTS = frozenset({lookups.In, related_lookups.RelatedIn})
+
 # Lookups whose SQL depends on their value.
 _NULL_LOOKUPS = frozenset({lookups.IsNull, related_lookups.RelatedIsNull})
 
@@ -71,7 +75,9 @@ _NULL_LOOKUPS = frozenset({lookups.IsNull, related_lookups.RelatedIsNull})
 # `originals`.
 _of_lookups = attrgetter("as_sql", "get_rhs_op", "process_lhs", "lookup_name")
 _AS_MADE = {
-    cls: made for cls in _LOOKUPS | _NULL_LOOKUPS if all(map(is_djangos, made := _of_lookups(cls)))
+    cls: made
+    for cls in _LOOKUPS | _IN_LISTS | _NULL_LOOKUPS
+    if all(map(is_djangos, made := _of_lookups(cls)))
 }
 _AS_SQL = WhereNode.as_sql
 _OPERATORS = dict(DatabaseWrapper.operators)
@@ -97,10 +103,14 @@ class CacheEntry(NamedTuple):
         if compiler.query.select_for_update and compiler.connection.get_autocommit():
             # Django refuses select_for_update() in autocommit mode, so leave the error to it.
             return None
-        sql, kind, nulls = kept
-        parameters = self._parameters(compiler, nulls)
-        if parameters is None:
+        sql, rest, kind, nulls = kept
+        found = self._parameters(compiler, nulls)
+        if found is None:
             return None
+        parameters, listed = found
+        if listed:
+            sql = clean.CleanSQL(f"{sql}{listed}{rest}")
+            sql.parses = True
         query = compiler.query
         if not query.alias_map:
             # Leave the query as compiling would: the table's alias exists, with no references.
@@ -109,25 +119,38 @@ class CacheEntry(NamedTuple):
 
     def keep(self, compiler: Any, sql: str, params: Any) -> None:
         """Keep a statement that *compiler* made if `find` can reproduce its parameters."""
-        if type(sql) is not clean.CleanSQL or len(compiler.query.alias_map) != 1:
+        if type(sql) is not clean.CleanSQL or not is_of_one_table(compiler.query):
             return
         # Django before 6.1 sets a column to NULL without a parameter; try both ways.
         for nulls in (True, False):
-            parameters = self._parameters(compiler, nulls)
-            if parameters is None:
+            found = self._parameters(compiler, nulls)
+            if found is None:
                 return
+            parameters, listed = found
             if list(map(type, parameters)) == list(map(type, params)):
                 sql.parses = True
+                text: str = sql
+                rest = ""
+                if listed:
+                    # The statement is the same for lists of other lengths.
+                    text, *parts = sql.split(listed)
+                    if len(parts) != 1:
+                        return
+                    rest = parts[0]
                 statements = self.select.statements
                 if len(statements) >= _KEPT:
                     statements.clear()
-                statements[self.structure] = (sql, type(params), nulls)
+                statements[self.structure] = (text, rest, type(params), nulls)
                 return
 
-    def _parameters(self, compiler: Any, nulls: bool) -> list[Any] | None:
-        """Return the parameters; include those of *values* that are NULL if *nulls*."""
+    def _parameters(self, compiler: Any, nulls: bool) -> tuple[list[Any], str] | None:
+        """Return the parameters, and the placeholders of the list of values if there is one.
+
+        Include the parameters of *values* that are NULL if *nulls*.
+        """
         connection = compiler.connection
         parameters: list[Any] = []
+        listed = ""
         for field, _, value in self.values:
             parameter = field.get_db_prep_save(value, connection=connection)
             # Such a value is compiled into the statement itself.
@@ -139,13 +162,16 @@ class CacheEntry(NamedTuple):
             for lookup in self.lookups:
                 sql, params = lookup.process_rhs(compiler, connection)
                 if sql != "%s":
-                    return None
+                    # In parentheses is a list, of which there may be one.
+                    if listed or sql != f"({', '.join(['%s'] * len(params))})":
+                        return None
+                    listed = f"IN {sql}"
                 parameters += params
         except (EmptyResultSet, FullResultSet):
             # The type of the column cannot hold the number: Django makes another statement, or
             # none.
             return None
-        return parameters
+        return parameters, listed
 
 
 def entry_for(compiler: Any) -> CacheEntry | None:
@@ -177,8 +203,7 @@ def entry_for(compiler: Any) -> CacheEntry | None:
     if order and not is_order_compiled_by_django():
         return None
     found: list[Any] = []
-    operators = compiler.connection.operators
-    where = _structure(query.where, select, operators, found)
+    where = _structure(query.where, select, compiler.connection, found)
     if where is None:
         return None
     structure = (
@@ -210,7 +235,8 @@ def entry_for_update(compiler: Any) -> CacheEntry | None:
         or not is_compiled_by_django(compiler)
         or not is_update_compiled_by_django()
         or (select := kept_select_list(query.model)) is None
-        or tuple(query.alias_map) != (query.get_meta().db_table,)
+        or not query.alias_map
+        or not is_of_one_table(query)
     ):
         return None
     columns = []
@@ -224,8 +250,7 @@ def entry_for_update(compiler: Any) -> CacheEntry | None:
             return None
         columns.append((field.column, value is None))
     found: list[Any] = []
-    operators = compiler.connection.operators
-    where = _structure(query.where, select, operators, found)
+    where = _structure(query.where, select, compiler.connection, found)
     if where is None:
         return None
     structure = (where, tuple(columns))
@@ -233,7 +258,7 @@ def entry_for_update(compiler: Any) -> CacheEntry | None:
 
 
 def _structure(
-    where: Any, select: SelectList, operators: dict[str, str], found: list[Any]
+    where: Any, select: SelectList, connection: Any, found: list[Any]
 ) -> tuple[Any, ...] | None:
     """Return the structure of *where*; add the lookups that have parameters to *found*.
 
@@ -246,11 +271,12 @@ def _structure(
         or hasattr(where, AS_VENDOR)
     ):
         return None
+    operators = connection.operators
     parts = [where.connector, where.negated]
     for child in where.children:
         cls = type(child)
         if cls is WhereNode:
-            parts.append(_structure(child, select, operators, found))
+            parts.append(_structure(child, select, connection, found))
             if parts[-1] is None:
                 return None
             continue
@@ -258,9 +284,12 @@ def _structure(
         lhs: Any = getattr(child, "lhs", None)
         if type(lhs) is not Col or lhs.alias != select.table or child.bilateral_transforms:
             return None
-        number, output_field = select.numbers.get(id(lhs.target), _NO_COLUMN)
+        target, field = lhs.target, lhs.output_field
+        number, output_field = select.numbers.get(id(target), _NO_COLUMN)
         if (
-            lhs.output_field is not output_field
+            number is None
+            # The column of a foreign key is compared as the key's, or as that of what it refers to.
+            or not (field is output_field or field is target)
             or (made := _AS_MADE.get(cls)) is None
             or _of_lookups(cls) != made
             or operators.get(made[-1]) != _OPERATORS.get(made[-1])
@@ -268,14 +297,16 @@ def _structure(
             or hasattr(child, AS_VENDOR)
         ):
             return None
-        if cls in _LOOKUPS and type(rhs) is not bool and not hasattr(rhs, "as_sql"):
+        if (cls in _LOOKUPS and type(rhs) is not bool and not hasattr(rhs, "as_sql")) or (
+            cls in _IN_LISTS and type(rhs) is list and is_in_compiled_by_django(connection)
+        ):
             found.append(child)
         elif cls in _NULL_LOOKUPS and type(rhs) is bool:
             parts.append(rhs)
         else:
             return None
-        parts += (cls, number)
+        parts += (cls, number, field is output_field)
         if cls in _OF_TEXTS:
             # Django casts the column of these lookups, according to the field's internal type.
-            parts.append(output_field.get_internal_type())
+            parts.append(lhs.output_field.get_internal_type())
     return tuple(parts)

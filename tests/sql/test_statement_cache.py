@@ -51,6 +51,14 @@ QUERYSETS = [
     Author.objects.order_by("name").reverse(),
     Author.objects.order_by(F("name").desc()),
     Author.objects.filter(pk__in=[3, 1, 2]),
+    Author.objects.filter(pk__in=[]),
+    Author.objects.filter(pk__in=[None]),
+    Author.objects.filter(pk__in=[1, None, 2, 1]),
+    Author.objects.filter(pk__in=[1, 10**30]),
+    Author.objects.filter(pk__in=[1, F("pk")]),
+    Author.objects.filter(pk__in=[1, 2], name__in=["a", "b"]),
+    Author.objects.exclude(pk__in={1, 2}).filter(name="IN (%s, %s)"),
+    Author.objects.extra(where=["id IN (1, 2)"]).filter(pk__in=[1, 2]),
     Author.objects.filter(name=Upper("name")),
     Author.objects.filter(name=Value("Ada")),
     Author.objects.none(),
@@ -66,6 +74,17 @@ QUERYSETS = [
     Author.objects.filter(pk__gte=3.5),
     Book.objects.filter(author=7),
     Book.objects.filter(author_id=7, on_loan=False),
+    Book.objects.filter(author=Author(pk=7)),
+    Book.objects.filter(author=10**30),
+    Book.objects.filter(author__pk=7),
+    Book.objects.filter(author__in=[Author(pk=7), 8]),
+    Book.objects.filter(author_id__in=[7, 8], price__in=[1]).order_by("author_id", "-pk"),
+    Book.objects.filter(author__in=Author.objects.filter(name="Ada")),
+    Book.objects.filter(author=7, author__name="Ada"),
+    Book.objects.filter(author=7).order_by("author__name"),
+    Book.objects.filter(author=7).order_by("author"),
+    Book.objects.filter(author=7).select_related("author"),
+    Book.objects.filter(Q(author=7) | Q(author__name="Ada")),
     Book.objects.filter(author=None),
     Book.objects.filter(author__isnull=False, published__isnull=True),
     Book.objects.filter(published=datetime(2026, 1, 2, tzinfo=UTC)),
@@ -148,6 +167,12 @@ async def test_statements(queryset: QuerySet[Any]) -> None:
         lambda value: Book.objects.filter(on_loan=bool(value)),
         lambda value: Book.objects.filter(published__isnull=bool(value)),
         lambda value: Book.objects.filter(author=[1, None, 2][value]),
+        lambda value: Book.objects.filter(author=[1, Author(pk=2), 3][value]),
+        lambda value: Book.objects.filter(**{["author", "author__pk", "author_id"][value]: 1}),
+        lambda value: Book.objects.filter(author__in=[[1], [2, 3, 2], [None, 4, 5, 6]][value]),
+        lambda value: Book.objects.filter(pk__in=[[1], [], [2, F("pk")]][value]),
+        lambda value: Book.objects.filter(pk__in=range(value + 1), title="%s" * value),
+        lambda value: Book.objects.exclude(title__in=["IN (%s)", "(%s)"][: value + 1]),
         lambda value: [Author, Book, Tag][value].objects.filter(pk=1),
     ],
 )
@@ -210,6 +235,22 @@ async def test_statement_of_many_lookups() -> None:
         return len(select.statements)
 
     assert await compile_it() == 1
+
+
+@bridged
+def test_kept_of_relations() -> None:
+    """What related managers and prefetches ask is compiled once, for lists of any length."""
+    author = Author(pk=7)
+    forget()
+    Book.objects.all().query.get_compiler("default").as_sql()
+    for number in range(1, 4):
+        author.books.all().query.get_compiler("default").as_sql()
+        keys = range(number)
+        Book.objects.filter(author__in=keys).query.get_compiler("default").as_sql()
+        Book.objects.filter(pk__in=keys).query.get_compiler("default").as_sql()
+    select = select_lists.kept_select_list(Book)
+    assert select is not None
+    assert len(select.statements) == 3
 
 
 async def test_select_for_update() -> None:
@@ -285,6 +326,10 @@ UPDATES: list[tuple[QuerySet[Any], Callable[[int], dict[str, Any]]]] = [
     (Book.objects.filter(pk=1), lambda n: {"published": datetime(2026, 1, 1 + n, tzinfo=UTC)}),
     (Book.objects.filter(author=7).exclude(price=3), lambda n: {"published": None}),
     (Book.objects.filter(author__name="Ada"), lambda n: {"price": n}),
+    (Book.objects.filter(author=Author(pk=7)), lambda n: {"price": n}),
+    (Book.objects.filter(author=7, author__name="Ada"), lambda n: {"price": n}),
+    (Book.objects.filter(author__in=[7, 8]), lambda n: {"price": n}),
+    (Book.objects.filter(pk__in=[1, None, 2]), lambda n: {"author": n}),
     (Book.objects.select_for_update().filter(pk=1), lambda n: {"price": n}),
     (Book.objects.annotate(n=F("price")).filter(n=1), lambda n: {"price": n}),
     (Book.objects.extra(tables=["tests_author"]).filter(pk=1), lambda n: {"price": n}),

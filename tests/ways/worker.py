@@ -1,4 +1,4 @@
-"""A process that makes the three calls when it is asked to, with the package of its PYTHONPATH.
+"""A process that makes the calls when it is asked to, with the package of its PYTHONPATH.
 
 For each line ``name|number`` on its standard input it prints the CPU of one such call, in
 microseconds. ``name|0`` asks for its way instead.
@@ -19,7 +19,7 @@ WARM_UP = 300
 
 
 async def main() -> None:
-    from tests.ways.calls import THREE, drop_table, follow, make_table
+    from tests.ways.calls import MORE, THREE, drop_table, follow, make_table
 
     await make_table()
     try:
@@ -29,7 +29,7 @@ async def main() -> None:
         print("ready", flush=True)
         for line in sys.stdin:
             name, number = line.rstrip("\n").split("|")
-            call, times = THREE[name], int(number)
+            call, times = {**THREE, **MORE}[name], int(number)
             if not times:
                 print(json.dumps(await follow(call)), flush=True)
                 continue
