@@ -19,6 +19,13 @@ from .fingerprints import check_unpatched
 from .patches.early import check_early
 from .pool.options import pool_arguments
 from .wrapper.attributes import BackendWrapper
+from .wrapper.project_checks import (
+    check_development_server,
+    check_installed,
+    check_lifespan,
+    check_persistent,
+    check_test_runner,
+)
 from .wrapper.settings_checks import check_options, check_own_settings, check_used, of_alias
 
 
@@ -30,6 +37,11 @@ def register() -> None:
     checks.register(check_options)
     checks.register(check_own_settings)
     checks.register(check_used)
+    checks.register(check_installed)
+    checks.register(check_development_server)
+    checks.register(check_test_runner)
+    checks.register(check_lifespan, deploy=True)
+    checks.register(check_persistent, deploy=True)
 
 
 def check_connection_limit(

@@ -71,7 +71,7 @@ def test_wrong_options(
     found = [each.id for each in check(alias)]
     # What ends the test makes a wrapper, and closes its pool.
     connections.settings[alias]["OPTIONS"] = {}
-    assert [each for each in found if each.startswith("pgbackend.")] in (
+    assert [each for each in found if each.startswith("pgbackend.E")] in (
         ["pgbackend.E001"],
         ["pgbackend.E002"],
     )

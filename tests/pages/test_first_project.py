@@ -67,6 +67,8 @@ def test_first_project(site: MySite, tmp_path: Path) -> None:
     django = [words for words, _ in commands if words[0] not in served]
     start, rest = django[:3], django[3:]
     assert rest.pop() == ["python", "manage.py", "test"]
+    serve = rest.pop()
+    assert serve == ["python", "manage.py", "runserver"]
 
     # There are no settings yet.
     run_commands(site, tmp_path, start, DJANGO_SETTINGS_MODULE="")
@@ -89,7 +91,11 @@ def test_first_project(site: MySite, tmp_path: Path) -> None:
 
     output = run_commands(site, site.folder, rest)
     assert "System check identified no issues (0 silenced).\n" in output
-    process = site.serve("-m", "uvicorn", "mysite.asgi:application", "--port=0")
+    manage = str(site.folder / "manage.py")
+    process = site.serve(manage, *serve[2:], "--noreload", "127.0.0.1:0")
+    css = httpx.get(f"{process.url}/static/admin/css/base.css")
+    assert css.status_code == 200
+    assert "It is uvicorn" in process.output
     requests = [(words, output) for words, output in commands if words[0] == "curl"]
     assert len(requests) == 2
     for words, shown in requests:

@@ -69,14 +69,31 @@ class Process:
             self.kill()
             pytest.fail(f"the site did not come up:\n{self.output}")
 
+    def wait_until_served_again(self, change: Callable[[], None]) -> None:
+        """Make a *change* that a reloader sees, and wait until it listens anew."""
+        self.url = ""
+        self._serves.clear()
+        change()
+        self.wait_until_served()
+
     def terminate(self) -> int:
         """Send SIGTERM, wait until it has ended and return its exit status."""
         self._process.send_signal(signal.SIGTERM)
+        return self._wait("SIGTERM")
+
+    def interrupt(self) -> int:
+        """Send SIGINT to it and its children, as Ctrl-C does, and return its exit status."""
+        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children")
+        for pid in [*map(int, children.read_text().split()), self._process.pid]:
+            os.kill(pid, signal.SIGINT)
+        return self._wait("SIGINT")
+
+    def _wait(self, name: str) -> int:
         try:
             status = self._process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             self.kill()
-            pytest.fail(f"the site has not ended {PATIENCE:g} s after SIGTERM:\n{self.output}")
+            pytest.fail(f"the site has not ended {PATIENCE:g} s after {name}:\n{self.output}")
         self._join()
         return status
 
