@@ -2,9 +2,12 @@
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 import pytest
+from django.db.models.query import ModelIterable
 
+from pgbackend import bridged
 from tests.models import Author, Book
 from tests.support.books import library
 from tests.support.script import run_script
@@ -57,3 +60,41 @@ async def test_aiterator_with_prefetch() -> None:
         async for author in Author.objects.prefetch_related("books").aiterator(chunk_size=1)
     }
     assert found == {"Ada": ["A1", "A2"], "Bea": ["B1"]}
+
+
+async def test_arguments_of_aiterator() -> None:
+    """aiterator() raises what Django's raises for a wrong chunk size or argument."""
+    for size in (0, -1):
+        with pytest.raises(ValueError, match=r"Chunk size must be strictly positive\."):
+            await anext(Author.objects.aiterator(chunk_size=size))
+    with pytest.raises(TypeError, match=r"QuerySet\.aiterator\(\)"):
+        Author.objects.aiterator(size=1)  # type: ignore[call-arg]
+
+
+class Shouting(ModelIterable):
+    """Yields names in capitals, where it is iterated over asynchronously."""
+
+    async def __aiter__(self) -> Any:  # type: ignore[override]
+        for row in await bridged(list)(self):
+            yield row.name.upper()
+
+
+async def test_aiterator_of_an_iterable_class() -> None:
+    """An iterable class with asynchronous iteration of its own iterates by that."""
+    await library()
+    authors = Author.objects.order_by("name")
+    authors._iterable_class = Shouting
+    assert [each async for each in authors.aiterator()] == ["ADA", "BEA"]
+
+
+async def test_aiterator_of_kinds() -> None:
+    """Chunks of any size yield all rows, of instances, values and lists of values."""
+    await library()
+    titles = ["A1", "A2", "B1"]
+    books = Book.objects.order_by("title")
+    for size in (1, 2, 3, 4):
+        assert [each.title async for each in books.aiterator(chunk_size=size)] == titles
+        rows = books.values("title").aiterator(chunk_size=size)
+        assert [each async for each in rows] == [{"title": title} for title in titles]
+        flat = books.values_list("title", flat=True).aiterator(size)
+        assert [each async for each in flat] == titles
