@@ -62,6 +62,9 @@ class PooledConnection(psycopg.AsyncConnection[Any]):
     counts = Counts()
     # The task that the connection is on loan to; None in the pool's own hands.
     borrower: asyncio.Task[Any] | None = None
+    # Since when, by `time.monotonic`, and for which request; see `borrowers.of_request`.
+    lent_at = 0.0
+    lent_for: Any = None
     # When the pool had made the connection ready, by `time.monotonic`. psycopg_pool sets it last.
     _created_at = 0.0
 

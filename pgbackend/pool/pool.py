@@ -28,6 +28,7 @@ from weakref import WeakSet
 from django.core.exceptions import ImproperlyConfigured
 from psycopg_pool import AsyncConnectionPool, PoolTimeout, TooManyRequests
 
+from .borrowers import describe, of_request
 from .connecting import call_hook
 from .counts import Counts, observe
 from .open_pools import open_pools
@@ -51,9 +52,6 @@ def _says_something(record: logging.LogRecord) -> bool:
 
 
 logger = logging.getLogger("pgbackend.pool")
-
-# How many borrowers an error message names.
-_NAMES = 5
 
 
 class ConnectionPool(ReturningPool):
@@ -143,6 +141,7 @@ class ConnectionPool(ReturningPool):
         self._stats[self._REQUESTS_NUM] += 1
         conn._pool = self
         conn.borrower = asyncio.current_task()
+        conn.lent_at, conn.lent_for = monotonic(), of_request.get()
         return conn
 
     async def checkout(self) -> PooledConnection:
@@ -170,7 +169,8 @@ class ConnectionPool(ReturningPool):
         except TooManyRequests:
             raise TooManyRequests(
                 f"the pool {self.name!r} (max_size {self.max_size}) has {self.max_waiting}"
-                f" tasks waiting already. See 'max_waiting' and 'max_size' in {self._setting}"
+                f" tasks waiting already{self._loans()}. See 'max_waiting' and 'max_size' in"
+                f" {self._setting}"
             ) from None
         if task is not None and task.cancelling() > cancelling:
             # CPython 3.11: `asyncio.wait_for`, which psycopg_pool uses, may swallow a cancellation
@@ -178,6 +178,7 @@ class ConnectionPool(ReturningPool):
             self.give_back(conn)
             raise asyncio.CancelledError
         conn.borrower = task
+        conn.lent_at, conn.lent_for = monotonic(), of_request.get()
         return conn
 
     async def _getconn_unchecked(
@@ -235,12 +236,9 @@ class ConnectionPool(ReturningPool):
 
     def _shortage(self, task: asyncio.Task[Any] | None) -> str:
         """Say who holds the connections that *task* has waited for."""
-        names = [name for name, _ in self.borrowers()]
-        if len(names) < self.max_size:
-            words = f"{len(names)} of {self.max_size} are on loan and no other could be opened"
-        else:
-            more = ", ..." if len(names) > _NAMES else ""
-            words = f"all {self.max_size} are on loan, to {', '.join(names[:_NAMES])}{more}"
+        words = self._loans().removeprefix(": ") or (
+            f"{len(self.borrowers())} of {self.max_size} are on loan and no other could be opened"
+        )
         waiting = sum(not (each.conn or each.error) for each in self._waiting)
         words += f", and {waiting} other tasks wait"
         for pool in open_pools():
@@ -248,6 +246,12 @@ class ConnectionPool(ReturningPool):
                 assert task is not None
                 words += f"; {task.get_name()}, which asked, holds one of the pool {pool.name!r}"
         return words
+
+    def _loans(self) -> str:
+        """Say to whom the connections are on loan, if all of them are."""
+        if len(self.borrowers()) < self.max_size:
+            return ""
+        return f": all {self.max_size} are on loan, to {describe(self._physical)}"
 
     def borrowers(self) -> list[tuple[str, asyncio.Task[Any]]]:
         """Return the tasks that have connections on loan, with their names, sorted by name."""

@@ -83,7 +83,7 @@ class ReturningPool(ConnectingPool):
         if _get_running_loop() is not self.loop:
             self._give_back_elsewhere(conn, dirty or suspect)
             return
-        conn.borrower = None
+        conn.borrower = conn.lent_for = None
         if suspect and not dirty:
             dirty = not self._postpone_reset(conn)
         if conn.face.reset_due and self._reset_timer is None and self.loop is not None:
@@ -127,7 +127,7 @@ class ReturningPool(ConnectingPool):
         """
         assert self.loop is not None
         if not self.loop.is_running():
-            conn.borrower = None
+            conn.borrower = conn.lent_for = None
             conn.finish()
         if not self.loop.is_closed():
             back = functools.partial(self.give_back, conn, dirty=dirty)

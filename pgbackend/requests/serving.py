@@ -18,6 +18,7 @@ from django.db import connections
 from .. import conf
 from ..bridge.current import is_bridged
 from ..bridge.ends import begin_scope
+from ..pool.borrowers import of_request
 from ..tasks.membership import in_transaction
 from ..tasks.request import serving_with
 from ..wrapper.dispatch import in_bridge, runs_bridged
@@ -61,6 +62,8 @@ async def serve(
     """
     request = _Request()
     token = _request.set(request)
+    scope = next((each for each in args if isinstance(each, dict) and "type" in each), None)
+    scope_token = of_request.set(scope)
     try:
         with own_wrappers():
             return await in_request(handle, *args, **kwargs)
@@ -69,6 +72,7 @@ async def serve(
         raise
     finally:
         _request.reset(token)
+        of_request.reset(scope_token)
         if request.body is not None:
             request.body.close()
 

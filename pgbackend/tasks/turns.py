@@ -208,7 +208,10 @@ class Turns:
         name = holder.name if holder is not None else "a task that ended"
         return RuntimeError(
             f"waited {seconds:g} s for a turn in the transaction: {name} is inside an"
-            " atomic() and has not left it. See 'turn_timeout' in OPTIONS"
+            " atomic() and has not left it, or run a statement since. Move what else it waits for"
+            " there, such as a lock or another service, out of the block; or start the task that"
+            " waited inside `with pgbackend.transaction.detached():`, on a connection of its own;"
+            " or raise 'turn_timeout' in OPTIONS"
         )
 
     def _start_timer(self, seconds: float) -> None:

@@ -25,6 +25,7 @@ from ..tasks.orphans import end_orphan_on_top
 from ..tasks.state import ConnectionState
 from ..tasks.states import States
 from ..tasks.transaction import Transaction
+from .refusals import refusal
 
 # Django reads a dozen attributes of a wrapper for each block. So a bridged call looks its state up
 # once, and keeps (wrapper, context, state) on its greenlet; see `States.current`. The
@@ -189,12 +190,4 @@ class BackendWrapper(PostgresDatabaseWrapper):
             or os.environ.get("DJANGO_ALLOW_ASYNC_UNSAFE")
         ):
             return
-        raise SynchronousOnlyOperation(
-            f"The synchronous ORM was used on the running event loop (alias {self.alias!r})."
-            " Await the asynchronous form, as in `await queryset.aget()`,"
-            " `async for row in queryset`, `await instance.asave()` or"
-            " `async with transaction.atomic()`, and fetch relations by select_related(); or"
-            " decorate the function with @pgbackend.bridged and await it. Requests are bridged"
-            " under an ASGI server, not under `runserver`, which is WSGI; tests are with"
-            " pgbackend's test runner or pytest plugin."
-        )
+        raise SynchronousOnlyOperation(refusal(self.alias))
