@@ -32,6 +32,10 @@ class Bridge(greenlet):
     call_closed = False
     # The id of the greenlet's thread: no other thread can switch to the greenlet.
     thread = 0
+    # Whether later calls may have this greenlet. What was spent of the recursion limit where it
+    # began is spent in each of its calls. One that began inside another greenlet, as an eager
+    # task's does, or below many frames must not be kept: in time, each would begin a deeper one.
+    reusable = False
     # Whether the bridged call has a session of its own, as a request has; see `ends.begin_scope`.
     in_scope = False
     # The function that takes the callbacks of `on_scope_end`; None: they run at the call's end.

@@ -199,6 +199,7 @@ def drive(
     else:
         bridge = Bridge(_serve, driver)
         bridge.thread = threading.get_ident()
+        bridge.reusable = len(idle) < _KEPT and driver.parent is None and _is_shallow()
         # Start the greenlet without arguments: it would keep them as long as it lives.
         bridge.switch()
     bridge.owner = current_task()
@@ -231,7 +232,8 @@ def drive(
     bridge.in_scope = False
     # Reuse the greenlet only if its parent is the thread's main greenlet: an idle greenlet keeps
     # its parent alive, which must not be another library's greenlet.
-    if len(idle) < _KEPT and bridge.parent.parent is None:  # type: ignore[union-attr]  # has one
+    free = bridge.reusable and len(idle) < _KEPT
+    if free and bridge.parent.parent is None:  # type: ignore[union-attr]  # has one
         idle.append(bridge)
     # Drop the name: the traceback of a raised exception keeps this frame, and the frame would keep
     # a greenlet that is not reused.
@@ -246,6 +248,14 @@ def drive(
             raised.__context__ = context
             del context, raised
     return result  # type: ignore[no-any-return]  # greenlet.switch() is untyped
+
+
+def _is_shallow() -> bool:
+    """Return whether few frames are below the caller: a quarter of the recursion limit at most."""
+    frame, left = sys._getframe(), sys.getrecursionlimit() // 4
+    while left and (below := frame.f_back) is not None:
+        frame, left = below, left - 1
+    return left > 0
 
 
 def _idle_on(loop: Any) -> list[Bridge]:

@@ -38,7 +38,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         return
     terminalreporter.section("cancel sweep")
     for report in reports:
-        terminalreporter.line(str(report))
+        for line in str(report).splitlines():
+            terminalreporter.line(line)
     cancelled = sum(each.once + each.twice for each in reports)
     closed = sum(each.closed for each in reports)
     broken = sum(len(each.broken) for each in reports)

@@ -3,6 +3,10 @@
 from dataclasses import dataclass, field
 
 
+# How many of the invariants that did not hold are printed.
+SHOWN = 3
+
+
 @dataclass
 class Report:
     """How often an operation was cancelled or closed, and the invariants that did not hold then."""
@@ -18,11 +22,13 @@ class Report:
     broken: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        return (
+        counts = (
             f"{self.name}: {self.points} points, cancelled {self.once} times at one and"
             f" {self.twice} times at two of them, closed {self.closed} times,"
             f" {len(self.broken)} invariants broken"
         )
+        # The first tells most: others may only follow from it.
+        return "\n    ".join([counts, *self.broken[:SHOWN]])
 
 
 # Of all sweeps of this run.

@@ -264,7 +264,7 @@ async def _close_once(operation: Operation, server: Server, report: Report) -> N
     for end in ENDS:
         for point in range(1, report.points + 1):
             each = await _once(operation, server, report, (point,), end=end)
-            if not each.ended:
+            if not each.ended or report.broken:
                 break
             report.closed += 1
 
@@ -274,14 +274,15 @@ async def _sweep_once(operation: Operation, server: Server, report: Report) -> N
     for late in (False, True):
         for first in range(1, report.points + 1):
             each = await _once(operation, server, report, (first,), late=late)
-            if not each.cancelled:
-                # A connection that was kept or made anew makes a few points more or less.
+            if not each.cancelled or report.broken:
+                # A connection that was kept or made anew makes a few points more or less. What is
+                # broken stays so, and is waited for each time.
                 break
             report.once += 1
             # Its clean-up has points of its own.
             for second in range(first + 1, each.count + 1):
                 pair = await _once(operation, server, report, (first, second), late=late)
-                if pair.cancelled < 2:
+                if pair.cancelled < 2 or report.broken:
                     break
                 report.twice += 1
 
