@@ -38,6 +38,7 @@ from greenlet import GreenletExit, getcurrent
 
 from .calls import call, call_handling
 from .current import Bridge, BridgeError, is_bridged
+from .depth import is_shallow
 from .loops import calls_from_python, in_step
 
 P = ParamSpec("P")
@@ -199,7 +200,7 @@ def drive(
     else:
         bridge = Bridge(_serve, driver)
         bridge.thread = threading.get_ident()
-        bridge.reusable = len(idle) < _KEPT and driver.parent is None and _is_shallow()
+        bridge.reusable = len(idle) < _KEPT and driver.parent is None and is_shallow()
         # Start the greenlet without arguments: it would keep them as long as it lives.
         bridge.switch()
     bridge.owner = current_task()
@@ -248,14 +249,6 @@ def drive(
             raised.__context__ = context
             del context, raised
     return result  # type: ignore[no-any-return]  # greenlet.switch() is untyped
-
-
-def _is_shallow() -> bool:
-    """Return whether few frames are below the caller: a quarter of the recursion limit at most."""
-    frame, left = sys._getframe(), sys.getrecursionlimit() // 4
-    while left and (below := frame.f_back) is not None:
-        frame, left = below, left - 1
-    return left > 0
 
 
 def _idle_on(loop: Any) -> list[Bridge]:

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, field
 
-
 # How many of the invariants that did not hold are printed.
 SHOWN = 3
 
