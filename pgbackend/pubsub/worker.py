@@ -12,6 +12,7 @@ from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Any
 
+from . import stopping
 from .batches import Apart
 from .channels import BaseChannel, by_stored_name, select
 from .conditions import condition_of
@@ -230,6 +231,7 @@ class Worker:
         self.progress.stopping.set()
         self.progress.changed.set()
         tasks = list(self._tasks)
+        told = asyncio.create_task(stopping.tell())
         for each in self.parts:
             for subscription in each.subscriptions:
                 subscription.close()
@@ -238,19 +240,16 @@ class Worker:
             each.part.apart.close()
             for plain in each.plain:
                 tasks += plain.tasks
-        late: set[asyncio.Task[None]] = set()
-        if tasks:
-            self._at_once = asyncio.get_running_loop().create_future()
-            # It ends with the tasks, also if they are cancelled below.
-            ended = asyncio.ensure_future(asyncio.wait(tasks))
-            either: list[asyncio.Future[Any]] = [ended, self._at_once]
-            await asyncio.wait(either, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-            late = {task for task in tasks if not task.done()}
-        rest = [*late, *self._helpers]
+        self._at_once = asyncio.get_running_loop().create_future()
+        # It ends with the tasks, also if they are cancelled below.
+        ended = asyncio.ensure_future(asyncio.wait([*tasks, told]))
+        either: list[asyncio.Future[Any]] = [ended, self._at_once]
+        await asyncio.wait(either, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        late = {task for task in tasks if not task.done()}
+        rest = [*late, *self._helpers, told]
         for task in rest:
             task.cancel()
-        if rest:
-            await asyncio.wait(rest)
+        await asyncio.wait(rest)
         for each in self.parts:
             await stop_unused(each.hub)
             each.part.running.close()

@@ -6,10 +6,18 @@ import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from django.db import NotSupportedError
+from django.db import NotSupportedError, connections
 
 from . import arguments, recording, rows, saving
 from .called import returned
+from .client.subscriptions import (
+    EVERY,
+    PATIENCE,
+    WAIT,
+    Subscription,
+    answer_of,
+    deadline_of,
+)
 from .protocol import nodes
 from .results import RpcFuture
 from .router import service_alias
@@ -82,6 +90,25 @@ class Ends:
         if self.query.is_empty():
             return self._known([])
         return self._end("rows")(lambda found: rows.made(found, self), fields=self._is_of_models())
+
+    def subscribe(
+        self: Any, *, every: float = EVERY, patience: float | None = PATIENCE, wait: float = WAIT
+    ) -> Subscription[list[Any]]:
+        """Return the list of the rows, now and again whenever they are others: iterate over it.
+
+        *every*: the seconds at least between two lists. *patience*: for how many seconds the
+        service may be away, None: for ever. *wait*: how many seconds one message waits.
+        """
+
+        def ask(seen: str | None, seconds: float) -> RpcFuture[Any]:
+            timeout = self._within or connections[self.db].service.timeout
+            asked = self.within(deadline_of(seconds, timeout))
+            return asked._end("changes", seen, seconds)(
+                lambda found: answer_of(found, lambda part: rows.made(part, self)),
+                fields=self._is_of_models(),
+            )
+
+        return Subscription(ask, every=every, patience=patience, wait=wait)
 
     def _one(self: Any, name: str, *args: Any) -> RpcFuture[Any]:
         def convert(found: Any) -> Any:

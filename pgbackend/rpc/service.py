@@ -19,7 +19,7 @@ from .protocol.keys import Keys
 from .protocol.limits import Limits
 from .protocol.messages import Message, message_of, seal_message
 from .results import Reference, RpcFuture
-from .transports.base import Transport
+from .transports.base import Transport, send_message
 
 # Values in which there is no reference.
 _LEAVES = frozenset({str, int, float, bool, bytes, type(None)})
@@ -81,7 +81,7 @@ class Service:
             batch.fail(error)
             return None
         urgent = any(each.urgent for each in batch.futures)
-        sent = self.transport.send(wire, urgent=urgent, deadline=message.deadline / 1000)
+        sent = send_message(self.transport, message, wire, urgent=urgent)
         batch.sent = sent
 
         def answered(sent: Any) -> None:

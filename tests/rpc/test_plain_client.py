@@ -192,7 +192,7 @@ def test_every_operation_has_a_method() -> None:
     """Each operation and each end of the protocol can be asked for."""
     from pgbackend.rpc.protocol.names import ENDS, OPERATIONS
 
-    others = {"slice": "__getitem__", "rows": "submit"}
+    others = {"slice": "__getitem__", "rows": "submit", "changes": "subscribe"}
     others |= {name: f"__{name}__" for name in ("and", "or", "xor")}
     for name in OPERATIONS | ENDS:
         assert callable(getattr(plain.QuerySet, others.get(name, name))), name

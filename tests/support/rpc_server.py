@@ -7,12 +7,15 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+from django.test import override_settings
+
 from pgbackend.rpc.protocol import nodes
 from pgbackend.rpc.protocol.answers import Answer, Outcome, open_answer
 from pgbackend.rpc.protocol.messages import message_of, seal_message
 from pgbackend.rpc.server import registry
 from pgbackend.rpc.server.running import handle
 from pgbackend.rpc.server.settings import service
+from tests.settings import PGBACKEND_RPC
 
 ROWS = nodes.Op("rows")
 
@@ -79,3 +82,8 @@ def exposed(model: Any, **changed: Any) -> Iterator[None]:
         yield
     finally:
         registry.register(known, anew=True)
+
+
+def limited(**limits: Any) -> Any:
+    """Have the service of this process these limits for a while."""
+    return override_settings(PGBACKEND_RPC={**PGBACKEND_RPC, "LIMITS": limits})

@@ -15,7 +15,9 @@ T = TypeVar("T")
 class Service(Protocol):
     """What sends calls: the client."""
 
-    def send(self, calls: Sequence[Call[Any]]) -> None: ...
+    timeout: float
+
+    def send(self, calls: Sequence[Call[Any]], *, timeout: float | None) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,10 @@ class Call(Future[T]):
     `Client.gather` is given are sent together, in one message.
     """
 
-    __slots__ = ("client", "convert", "tree", "urgent")
+    __slots__ = ("client", "convert", "tree", "urgent", "within")
+
+    # Seconds until the deadline, where it is sent by itself; None: the client's.
+    within: float | None
 
     def __init__(
         self,
@@ -48,6 +53,7 @@ class Call(Future[T]):
         self.tree = tree
         self.convert = convert
         self.urgent = urgent
+        self.within = None
 
     def ref(self, *path: str | int) -> Later:
         """Return what stands for a part of this result in a later call of the same message.
@@ -67,7 +73,7 @@ class Call(Future[T]):
 
 def _send(call: Future[Any]) -> None:
     assert isinstance(call, Call)
-    call.client.send([call])
+    call.client.send([call], timeout=call.within)
 
 
 def index_of(later: Later, calls: Sequence[Call[Any]]) -> nodes.Ref:

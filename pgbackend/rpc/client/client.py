@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from asyncio import CancelledError
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from ...futures.result import Future
 from ..protocol import nodes
@@ -14,12 +14,10 @@ from ..protocol.errors import Malformed, NotRun
 from ..protocol.keys import Keys
 from ..protocol.limits import Limits
 from ..protocol.messages import message_of, seal_message
+from ..transports.base import Transport, send_message
 from .calls import Call, Later, index_of
 from .querysets import Delayed, QuerySet, as_call
 from .results import Row, plain
-
-if TYPE_CHECKING:
-    from ..transports.base import Transport
 
 
 class Client:
@@ -129,11 +127,8 @@ class Client:
             wire = seal_message(
                 message, self.keys, self.limits, lambda value: _sent_as(value, calls)
             )
-            answer = self.transport.send(
-                wire,
-                urgent=any(call.urgent for call in calls),
-                deadline=message.deadline / 1000,
-            )
+            urgent = any(call.urgent for call in calls)
+            answer = send_message(self.transport, message, wire, urgent=urgent)
         except Exception as error:
             _end(calls, error)
             return

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import select
+import socket
 import ssl
 import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from http.client import HTTPConnection, HTTPException, HTTPSConnection, RemoteDisconnected
 from urllib.parse import urlsplit
 
@@ -17,6 +19,9 @@ from ..protocol.limits import Limits
 from ..transports.base import Transport
 
 _CHUNK = 64 * 1024
+
+# How many messages of a transport wait in the service at once; others wait for these.
+WAITERS = 100
 
 
 class HttpTransport(Transport):
@@ -45,10 +50,14 @@ class HttpTransport(Transport):
         self._context = context
         self._most = (limits or Limits()).max_answer_bytes
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="pgbackend-rpc-http")
+        # Messages that wait in the service keep others from no thread. One starts for each.
+        self._waiters = ThreadPoolExecutor(WAITERS, thread_name_prefix="pgbackend-rpc-wait")
         self._local = threading.local()
         self._open: set[HTTPConnection] = set()
         # What was not answered yet.
         self._waiting: set[Future[str]] = set()
+        # The connections of those that wait in the service.
+        self._cut: dict[Future[str], HTTPConnection] = {}
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.url}>"
@@ -59,16 +68,36 @@ class HttpTransport(Transport):
         The future ends with `Unavailable`, `DeadlinePassed` or `TooLarge` where no answer came.
         """
         answer: Future[str] = Future.pending()
+        self._submit(self._threads, wire, deadline, answer)
+        return answer
+
+    def send_waiting(self, wire: str, *, deadline: float) -> Future[str]:
+        """Send a message that waits in the service; see `Transport.send_waiting`."""
+        answer: Future[str] = Future.pending(on_cancel=lambda: self._stop(answer))
+        self._submit(self._waiters, wire, deadline, answer)
+        return answer
+
+    def _submit(
+        self, threads: ThreadPoolExecutor, wire: str, deadline: float, answer: Future[str]
+    ) -> None:
         self._waiting.add(answer)
         try:
-            self._threads.submit(self._exchange, wire, deadline, answer)
+            threads.submit(self._exchange, wire, deadline, answer)
         except RuntimeError:
             self._end_as_closed(answer)
-        return answer
+
+    def _stop(self, answer: Future[str]) -> None:
+        """Have the thread that waits for *answer* wait no longer, and the service neither."""
+        connection = self._cut.get(answer)
+        if connection is not None and connection.sock is not None:
+            # It may have ended meanwhile.
+            with suppress(OSError):
+                connection.sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Close the connections; futures that wait for an answer end with `Unavailable`."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._threads, self._waiters):
+            threads.shutdown(wait=False, cancel_futures=True)
         for answer in list(self._waiting):
             self._end_as_closed(answer)
         for connection in list(self._open):
@@ -83,29 +112,30 @@ class HttpTransport(Transport):
         try:
             # It may have been cancelled while it waited for a thread.
             if not answer.done():
-                answer.set_result(self._answered(wire, deadline))
+                answer.set_result(self._answered(wire, deadline, answer))
         except Exception as error:
             self._drop()
             answer.set_exception(_coded(error))
         finally:
             self._waiting.discard(answer)
+            self._cut.pop(answer, None)
 
-    def _answered(self, wire: str, deadline: float) -> str:
+    def _answered(self, wire: str, deadline: float, answer: Future[str]) -> str:
         """Return the answer; send once more where the service closed a kept connection meanwhile.
 
         A message that had arrived all the same is not run twice: its nonce is known by then.
         """
         kept = getattr(self._local, "connection", None) is not None
         try:
-            return self._answer(wire, deadline)
+            return self._answer(wire, deadline, answer)
         except (RemoteDisconnected, ConnectionResetError, BrokenPipeError):
-            if not kept:
+            if not kept or answer.done():
                 raise
             self._drop()
-            return self._answer(wire, deadline)
+            return self._answer(wire, deadline, answer)
 
-    def _answer(self, wire: str, deadline: float) -> str:
-        connection = self._connection(deadline)
+    def _answer(self, wire: str, deadline: float, answer: Future[str]) -> str:
+        connection = self._cut[answer] = self._connection(deadline)
         connection.request("POST", self._path, wire.encode("utf-8"), self._headers)
         response = connection.getresponse()
         body = bytearray()

@@ -12,6 +12,7 @@ from .calls import Call, Service
 from .conditions import Q
 from .ends import Ends
 from .results import rows_of
+from .subscriptions import EVERY, PATIENCE, WAIT, Subscription, answer_of, deadline_of
 
 
 class QuerySet(Ends):
@@ -63,6 +64,22 @@ class QuerySet(Ends):
     async def __aiter__(self) -> AsyncIterator[Any]:
         for row in await self.submit():
             yield row
+
+    def subscribe(
+        self, *, every: float = EVERY, patience: float | None = PATIENCE, wait: float = WAIT
+    ) -> Subscription[list[Any]]:
+        """Return the list of the rows, now and again whenever they are others: iterate over it.
+
+        *every*: the seconds at least between two lists. *patience*: for how many seconds the
+        service may be away, None: for ever. *wait*: how many seconds one message waits.
+        """
+
+        def ask(seen: str | None, seconds: float) -> Call[Any]:
+            call = self._end(lambda found: answer_of(found, rows_of), "changes", seen, seconds)
+            call.within = deadline_of(seconds, self.client.timeout)
+            return call
+
+        return Subscription(ask, every=every, patience=patience, wait=wait)
 
     def delayed(self) -> Delayed:
         """Return this queryset as a value: in another one's `filter` the service runs both."""

@@ -131,6 +131,12 @@ class BatchTooLarge(LimitError):
     code = "BatchTooLarge"
 
 
+class TooManySubscriptions(LimitError):
+    """More messages that wait for changes than one principal may have."""
+
+    code = "TooManySubscriptions"
+
+
 class Refused(RemoteError):
     """What the service does not let this principal do. What is not there answers alike."""
 

@@ -41,6 +41,10 @@ class Limits:
     max_deadline: float = 3600.0
     # A message's time ahead of the server's clock.
     max_skew: float = 60.0
+    # Messages of one key and principal that wait for changes, in one process.
+    max_subscriptions: int = 100
+    # Seconds that one message waits for changes; a longer wait ends then without an answer.
+    max_wait: float = 30.0
 
     def __post_init__(self) -> None:
         for field in fields(self):

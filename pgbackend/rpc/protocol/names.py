@@ -26,6 +26,7 @@ WRITES = _names(
 
 READS = _names(
     "rows get first last latest earliest count exists contains aggregate in_bulk explain describe"
+    " changes"
 )
 
 ENDS = READS | WRITES | {"call"}

@@ -53,10 +53,14 @@ class _RolledBack(Exception):
 
 
 class Batch:
-    """Runs the trees of *message*, in order; `run` returns an outcome for each."""
+    """Runs the trees of *message*, in order; `run` returns an outcome for each.
 
-    def __init__(self, message: Message, service: Service) -> None:
+    *alias* is the database of all of them; None: the router says.
+    """
+
+    def __init__(self, message: Message, service: Service, *, alias: str | None = None) -> None:
         self.message = message
+        self._given_alias = alias
         self.service = service
         self.session = Session(
             service.principal(message.principal, message.key_id), service.limits, open_scope
@@ -216,6 +220,8 @@ class Batch:
 
     def _alias(self, tree: Tree) -> str | None:
         """Return the database of the tree; None: it needs none. Raise a RemoteError."""
+        if self._given_alias is not None:
+            return self._given_alias
         if tree.end.name == "describe":
             return None
         model = exposure_of(tree.model).model

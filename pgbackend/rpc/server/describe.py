@@ -83,6 +83,7 @@ def _schema(session: Session, exposure: Exposure) -> dict[str, Any] | None:
         else sorted(exposure.ordering),
         "x-aggregates": sorted(exposure.aggregates),
         "x-functions": sorted(exposure.functions),
+        "x-subscribe": exposure.subscribe,
         "x-max-rows": min(session.limits.max_rows, exposure.max_rows or session.limits.max_rows),
         "x-max-affected": session.max_affected(exposure),
     }

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from django.core.exceptions import ImproperlyConfigured
 from django.db import models
 
+from .changes import register_trigger
 from .exposure import LOOKUPS, Exposure
 from .registry import register
 
@@ -45,19 +46,28 @@ def expose(model: type[models.Model], **options: Any) -> Callable[[C], C]:
     - *max_rows*, *max_affected*: below those of the service.
     - *full_clean*: False: writes are not validated.
     - *explain*: True: the plan of a query may be asked for. It names tables and columns.
+    - *subscribe*: True: clients may wait for changes of the rows. The model's tables get triggers
+      by django-pgtrigger, so run ``makemigrations``.
     - *manager*: the name of a manager; without it the model's default one.
 
     Raise ImproperlyConfigured for a wrong option; names are looked at when the first message comes,
     and by ``manage.py check``.
     """
-    register(_exposure(model, options))
+    _register(model, options)
 
     def declare(declaration: C) -> C:
         found = {name: getattr(declaration, name) for name in dir(declaration) if name[:1] != "_"}
-        register(_exposure(model, {**options, **found}), anew=True)
+        _register(model, {**options, **found}, anew=True)
         return declaration
 
     return declare
+
+
+def _register(model: type[models.Model], options: Mapping[str, Any], *, anew: bool = False) -> None:
+    exposure = _exposure(model, options)
+    register(exposure, anew=anew)
+    if exposure.subscribe:
+        register_trigger(model)
 
 
 def model_permissions(principal: Any, operation: str, model: type[models.Model]) -> bool:
@@ -156,5 +166,6 @@ _OPTIONS: Mapping[str, Callable[[Any], Any]] = {
     "max_affected": _number,
     "full_clean": _switch,
     "explain": _switch,
+    "subscribe": _switch,
     "manager": _name,
 }

@@ -67,6 +67,7 @@ class Exposure:
     max_affected: int | None = None
     full_clean: bool = True
     explain: bool = False
+    subscribe: bool = False
     manager: str | None = None
 
     @cached_property

@@ -50,6 +50,7 @@ def scope_on(
     if depth > DEEPEST:
         raise TooDeep(f"more than {DEEPEST} subqueries inside each other", {"max_depth": DEEPEST})
     exposure = exposure_of(tree.model)
+    session.named_models.add(exposure.model)
     scope = Scope(session, exposure, alias, queryset, outer, fields=tree.fields)
     for op in tree.ops:
         if scope.is_combined and op.name not in _AFTER_COMBINED:

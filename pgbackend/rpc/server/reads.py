@@ -187,6 +187,10 @@ def _in_bulk(scope: Scope, end: nodes.Op) -> dict[Any, nodes.Rows]:
     return {row[place]: nodes.Rows("model", rows.shape, [row]) for row in rows.rows}
 
 
+def _changes(scope: Scope, end: nodes.Op) -> Any:
+    raise BadValue("a message that waits for changes asks for nothing else")
+
+
 def _explain(scope: Scope, end: nodes.Op) -> str:
     if not scope.exposure.explain:
         raise OperationNotAllowed(f"{scope.exposure.model._meta.label} is not exposed for explain")
@@ -223,4 +227,5 @@ READS: Mapping[str, Callable[[Scope, nodes.Op], Any]] = {
     "aggregate": _aggregate,
     "in_bulk": _in_bulk,
     "explain": _explain,
+    "changes": _changes,
 }

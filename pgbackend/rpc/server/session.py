@@ -30,6 +30,8 @@ class Session:
     rows: int = 0
     # Numbers for names of our own in queries.
     numbers: count[int] = field(default_factory=lambda: count(1))
+    # The models that the message names, itself or on the way of a path.
+    named_models: set[type[models.Model]] = field(default_factory=set)
     # The names of annotations in querysets, by those that the message has.
     own_names: dict[str, str] = field(default_factory=dict)
     # Called before a function of the project is: the message is to be noted by then.
@@ -54,6 +56,7 @@ class Session:
 
     def check_entered(self, exposure: Exposure) -> None:
         """Raise PermissionDenied unless the principal may read the model, on a path's way."""
+        self.named_models.add(exposure.model)
         if exposure.model not in self._permitted:
             exposure.check_permission(self, "read")
             self._permitted.add(exposure.model)

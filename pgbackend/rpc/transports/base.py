@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ...futures.result import Future
+    from ..protocol.messages import Message
 
 
 class Transport:
@@ -24,5 +25,20 @@ class Transport:
         """
         raise NotImplementedError
 
+    def send_waiting(self, wire: str, *, deadline: float) -> Future[str]:
+        """Send a message that waits in the service, as `send` does, without keeping others back.
+
+        Cancelling the future ends the waiting as soon as it can.
+        """
+        return self.send(wire, urgent=False, deadline=deadline)
+
     def close(self) -> None:
         """Close connections. Futures that wait for an answer end with `Unavailable`."""
+
+
+def send_message(transport: Transport, message: Message, wire: str, *, urgent: bool) -> Future[str]:
+    """Send *message*, whose text is *wire*; return a future of the answer's text."""
+    deadline = message.deadline / 1000
+    if any(tree.end.name == "changes" for tree in message.trees):
+        return transport.send_waiting(wire, deadline=deadline)
+    return transport.send(wire, urgent=urgent, deadline=deadline)

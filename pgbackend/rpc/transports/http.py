@@ -10,8 +10,10 @@ from typing import Any
 import httpx
 from django.core.exceptions import ImproperlyConfigured
 
+from ...futures.result import Future
 from ..protocol.errors import RemoteError, TooLarge, Unavailable
 from ..protocol.limits import Limits
+from .pending import Pending
 from .threaded import ThreadedTransport
 
 CONTENT_TYPE = "application/vnd.pgbackend.rpc"
@@ -39,7 +41,10 @@ class HttpTransport(ThreadedTransport):
         self.url = url
         self._most = (limits or Limits()).max_answer_bytes
         self.headers = {"Content-Type": CONTENT_TYPE, **(headers or {})}
-        self._client: httpx.AsyncClient | None = None
+        # Of the thread's loop: that of messages, and that of those which wait in the service.
+        self._clients: dict[bool, httpx.AsyncClient] = {}
+        # What sends the messages that wait in the service, by their ids.
+        self._waiting: dict[str, asyncio.Task[None]] = {}
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> HttpTransport:
@@ -52,38 +57,65 @@ class HttpTransport(ThreadedTransport):
         limits = Limits(**settings.get("LIMITS", {}))
         return cls(url, headers=settings.get("HEADERS"), limits=limits)
 
-    @property
-    def client(self) -> httpx.AsyncClient:
-        """The client of the thread's loop, which is made at the first use."""
-        if self._client is None:
+    def client(self, waits: bool = False) -> httpx.AsyncClient:
+        """Return the client of the thread's loop, made at the first use.
+
+        Messages that wait in the service have one of their own, with as many connections as they
+        are: they keep others from none.
+        """
+        if waits not in self._clients:
             limits = httpx.Limits(
-                max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS
+                max_connections=None if waits else CONNECTIONS,
+                max_keepalive_connections=CONNECTIONS,
             )
             timeout = httpx.Timeout(None, connect=CONNECT_TIMEOUT)
-            self._client = httpx.AsyncClient(limits=limits, timeout=timeout, headers=self.headers)
-        return self._client
+            self._clients[waits] = httpx.AsyncClient(
+                limits=limits, timeout=timeout, headers=self.headers
+            )
+        return self._clients[waits]
 
     async def serve(self) -> None:
         """Keep the connections until the task is cancelled."""
         try:
             await asyncio.get_running_loop().create_future()
         finally:
-            client, self._client = self._client, None
-            if client is not None:
-                await client.aclose()
+            clients, self._clients = self._clients, {}
+            for each in clients.values():
+                await each.aclose()
 
     def forked(self) -> None:
         """Forget the connections of the process that this one was forked from."""
-        self._client = None
+        self._clients, self._waiting = {}, {}
 
     def hand_over(self, message_id: str, wire: str, urgent: bool, deadline: float) -> None:
         """Have the thread send a message; *urgent* changes nothing, as nothing waits here."""
         self.call(lambda: self.spawn(self._post(message_id, wire, deadline)))
 
-    async def _post(self, message_id: str, wire: str, deadline: float) -> None:
+    def send_waiting(self, wire: str, *, deadline: float) -> Future[str]:
+        """Send a message that waits in the service; see `Transport.send_waiting`."""
+
+        def hand_over(message_id: str) -> None:
+            self.call(lambda: self._post_waiting(message_id, wire, deadline))
+
+        return self.sent_by(hand_over, deadline)
+
+    def _post_waiting(self, message_id: str, wire: str, deadline: float) -> None:
+        task = self.spawn(self._post(message_id, wire, deadline, waits=True))
+        self._waiting[message_id] = task
+        task.add_done_callback(lambda _: self._waiting.pop(message_id, None))
+
+    def forget(self, pending: Pending, message_id: str) -> None:
+        """Wait for an answer no longer; a service that waits for changes is told by the end."""
+        super().forget(pending, message_id)
+        if (task := self._waiting.pop(message_id, None)) is not None:
+            task.cancel()
+
+    async def _post(
+        self, message_id: str, wire: str, deadline: float, *, waits: bool = False
+    ) -> None:
         try:
             async with asyncio.timeout(deadline - time.time()):
-                self.pending.answer(message_id, await self._answer(wire))
+                self.pending.answer(message_id, await self._answer(wire, self.client(waits)))
         except TimeoutError:
             # `pending` says so.
             return
@@ -93,9 +125,9 @@ class HttpTransport(ThreadedTransport):
             words = f"{self.url} cannot be reached: {error or type(error).__name__}"
             self.pending.fail(message_id, Unavailable(words))
 
-    async def _answer(self, wire: str) -> str:
+    async def _answer(self, wire: str, client: httpx.AsyncClient) -> str:
         body = bytearray()
-        async with self.client.stream("POST", self.url, content=wire.encode()) as response:
+        async with client.stream("POST", self.url, content=wire.encode()) as response:
             async for some in response.aiter_bytes():
                 body += some
                 if len(body) > self._most:

@@ -32,6 +32,18 @@ class LocalTransport(Transport):
             future: Future[str] = Future.pending()
             _end(future, lambda: handle(wire))
             return future
+        return self._in_task(handle, wire, loop)
+
+    def send_waiting(self, wire: str, *, deadline: float) -> Future[str]:
+        """Answer *wire* in a task of its own, in bridged code too, so that it can be cancelled."""
+        loop = _running_loop()
+        if loop is None:
+            return self.send(wire, urgent=False, deadline=deadline)
+        return self._in_task(self._handle or _served, wire, loop)
+
+    def _in_task(
+        self, handle: Callable[[str], str], wire: str, loop: asyncio.AbstractEventLoop
+    ) -> Future[str]:
         # Not imported above: it needs Django, and *handle* may not.
         from ...wrapper.dispatch import bridged
 

@@ -18,6 +18,7 @@ from django.core.exceptions import ImproperlyConfigured
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
+from ...futures.result import Future
 from ...pool.dedicated import DedicatedConnection
 from ...pubsub.names import wire_name
 from ...pubsub.wire import WAKE, parse
@@ -89,6 +90,8 @@ class PostgresTransport(ThreadedTransport):
         self._answers = f"{ANSWERS}{self.pending.prefix}"
         self._sent: deque[_Sent] = deque()
         self._more = asyncio.Event()
+        # The ids of messages that wait in the service, and of some that were answered.
+        self._waiting: set[str] = set()
         self.connection: DedicatedConnection | None = None
 
     def forked(self) -> None:
@@ -98,6 +101,22 @@ class PostgresTransport(ThreadedTransport):
     def hand_over(self, message_id: str, wire: str, urgent: bool, deadline: float) -> None:
         """Have the thread store a message."""
         self.call(self._store_soon, message_id, wire, urgent)
+
+    def send_waiting(self, wire: str, *, deadline: float) -> Future[str]:
+        """Send a message that waits in the service; see `Transport.send_waiting`.
+
+        It ends with `Unavailable` where the connection is lost, which may have lost the answer.
+        """
+
+        def hand_over(message_id: str) -> None:
+            self.call(self._note_waiting, message_id)
+            self.hand_over(message_id, wire, False, deadline)
+
+        return self.sent_by(hand_over, deadline)
+
+    def _note_waiting(self, message_id: str) -> None:
+        self._waiting = {each for each in self._waiting if each in self.pending}
+        self._waiting.add(message_id)
 
     def _store_soon(self, message_id: str, wire: str, urgent: bool) -> None:
         if "\0" in wire or _has_surrogates(wire):
@@ -137,6 +156,9 @@ class PostgresTransport(ThreadedTransport):
 
     def _lost(self, error: BaseException) -> None:
         self.pending.trouble = error
+        for each in self._waiting:
+            self.pending.fail(each, Unavailable(f"the connection was lost: {error}"))
+        self._waiting.clear()
 
     async def _store(self) -> None:
         """Store what was sent, all that has come meanwhile by one statement."""

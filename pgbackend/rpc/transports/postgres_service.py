@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
 
 from ...extending import own_cursor
 from ...pubsub.channels import Channel
@@ -16,8 +19,9 @@ from ...pubsub.handling import earlier_attempts
 from ...pubsub.sending import database
 from ...pubsub.settings import MAX_PLAIN
 from ...pubsub.settling import send_at_end
+from ...pubsub.stopping import when_stopping
 from .postgres import ANSWERS
-from .serving import Handle, handle_of_service
+from .serving import Handle
 
 # What a client may name for its answers: nobody else's channel.
 _REPLY = re.compile(rf"{ANSWERS}[0-9a-f]{{16}}")
@@ -65,7 +69,22 @@ def answer(id: str, reply: str, wire: str) -> None:
         raise ValueError("a message names no channel of a client for its answer")
     # A worker may have begun to answer it, and died.
     redelivered = earlier_attempts.get() > 0
-    send_answer(reply, id, (_handle or handle_of_service())(wire, redelivered=redelivered))
+    later = partial(send_answer, reply, id)
+    answered = (_handle or _handle_of_service(later))(wire, redelivered=redelivered)
+    if answered is not None:
+        send_answer(reply, id, answered)
+
+
+def _handle_of_service(later: Callable[[str], None]) -> Callable[..., str | None]:
+    """Return what answers the messages of this project; those that wait it hands over to *later*.
+
+    A message that waits holds none of the worker's turns, and is not stored: if the worker dies,
+    its client asks again after the deadline.
+    """
+    # The server's room is no dependency of the transports: clients use them, too.
+    server = "pgbackend.rpc.server"
+    when_stopping(import_module(f"{server}.watching").stop)
+    return partial(import_module(f"{server}.running").handle, later=later)
 
 
 def send_answer(reply: str, message_id: str, text: str) -> None:

@@ -10,6 +10,7 @@ from asyncio import AbstractEventLoop, PriorityQueue
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context
+from functools import partial
 from importlib import import_module
 from typing import NamedTuple, Protocol
 
@@ -39,9 +40,9 @@ Done = Callable[[str | None], Awaitable[None]]
 
 
 def handle_of_service() -> Handle:
-    """Return what answers the messages of this project."""
+    """Return what answers the messages of this project; those that wait for changes it refuses."""
     # The server's room is no dependency of the transports: clients use them, too.
-    handle: Handle = import_module("pgbackend.rpc.server.running").handle
+    handle: Handle = partial(import_module("pgbackend.rpc.server.running").handle, waits=False)
     return handle
 
 

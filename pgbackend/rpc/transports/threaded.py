@@ -56,17 +56,30 @@ class ThreadedTransport(Transport):
 
     def send(self, wire: str, *, urgent: bool, deadline: float) -> Future[str]:
         """Send *wire*; see `Transport.send`."""
+        return self.sent_by(lambda found: self.hand_over(found, wire, urgent, deadline), deadline)
+
+    def sent_by(self, hand_over: Callable[[str], None], deadline: float) -> Future[str]:
+        """Return the future of the answer to a message that *hand_over* sends, given its id."""
         with self._lock:
             loop = self._started()
             pending = self.pending
         message_id = pending.new_id()
         future: Future[str] = Future.pending(
-            on_cancel=lambda: loop.call_soon_threadsafe(pending.forget, message_id)
+            on_cancel=lambda: self._forget_soon(loop, pending, message_id)
         )
         # Before it is handed over: the answer comes through the same loop, so it comes later.
         loop.call_soon_threadsafe(pending.add, message_id, future, deadline)
-        self.hand_over(message_id, wire, urgent, deadline)
+        hand_over(message_id)
         return future
+
+    def _forget_soon(self, loop: AbstractEventLoop, pending: Pending, message_id: str) -> None:
+        # Where the transport was closed meanwhile, its loop is, too.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(self.forget, pending, message_id)
+
+    def forget(self, pending: Pending, message_id: str) -> None:
+        """Wait for an answer no longer, as its future was cancelled; called on the loop."""
+        pending.forget(message_id)
 
     def hand_over(self, message_id: str, wire: str, urgent: bool, deadline: float) -> None:
         """Send a message without waiting for it; called in the thread of the caller."""

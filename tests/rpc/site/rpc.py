@@ -1,5 +1,6 @@
 """What the service of the tests exposes."""
 
+from importlib.util import find_spec
 from typing import Any
 
 from pgbackend.rpc.server.expose import expose
@@ -21,6 +22,9 @@ READING = {
     "aggregates": ["Count", "Sum", "Avg", "Min", "Max"],
     "functions": ["Lower", "Upper", "Length", "Coalesce", "Concat"],
 }
+
+# Triggers are in the extra "pubsub".
+SUBSCRIBE = find_spec("pgtrigger") is not None
 
 expose(models.Station, readable=["name"], paths=["dishes", "dishes__name"], **READING)
 expose(models.Label, readable=["word"], paths=["dishes", "dishes__name"], ordering=True)
@@ -50,6 +54,7 @@ class DishExposed:
         "rename": False,
     }
     explain = True
+    subscribe = SUBSCRIBE
 
 
 @expose(models.Waiter, **READING)
@@ -78,6 +83,7 @@ class OrderExposed:
     operations = ("read", "create", "update", "delete")
     max_affected = 5
     rows = of_waiter("waiter__login")
+    subscribe = SUBSCRIBE
 
 
 @expose(models.ServerModel, **READING)
