@@ -25,7 +25,9 @@ from .wrapper.dispatch import in_bridge
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
-Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+# What frameworks say of their applications differs: Django's takes a dict, which is not every
+# mutable mapping.
+Application = Callable[[Any, Any, Any], Awaitable[None]]
 
 logger = logging.getLogger("pgbackend.asgi")
 

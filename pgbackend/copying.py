@@ -8,7 +8,14 @@ https://www.postgresql.org/docs/current/sql-copy.html
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    Callable,
+    Iterable,
+    Iterator,
+    Sequence,
+)
 from typing import Any
 
 from django.core.exceptions import EmptyResultSet
@@ -154,7 +161,7 @@ def _values(
 
 async def copy_to(
     queryset: QuerySet[Any], *, progress: Progress | None = None
-) -> AsyncIterator[Any]:
+) -> AsyncGenerator[Any, None]:
     """Iterate over *queryset* by one COPY: instances, values or tuples, as it has them.
 
     The rows come as the server sends them, and few wait in memory. Outside a transaction the COPY

@@ -151,12 +151,13 @@ class Recorder:
         return Recorder(self._subject ^ _subject_of(other))
 
 
-@overload
-def future(subject: Recorder | QuerySet | RawQuerySet | Manager) -> Recorder: ...
-
-
+# Callables first: for a checker without types of Django's, querysets may be anything.
 @overload
 def future(subject: Callable[P, T]) -> Callable[P, Future[T]]: ...
+
+
+@overload
+def future(subject: Recorder | QuerySet | RawQuerySet | Manager) -> Recorder: ...
 
 
 def future(subject: Any) -> Any:
@@ -203,8 +204,11 @@ class Delayed:
         return await rows(self.queryset.all())
 
 
-def delayed(subject: QuerySet | Recorder | Manager) -> Delayed:
-    """Return *subject* as a value for filters: ``filter(pk__in=delayed(queryset))``, a subquery."""
+def delayed(subject: QuerySet | Recorder | Manager) -> Any:
+    """Return *subject* as a value for filters: ``filter(pk__in=delayed(queryset))``, a subquery.
+
+    The value is a `Delayed`. Type checkers that know the types of lookups would refuse that there.
+    """
     queryset = _subject_of(subject)
     if isinstance(queryset, Manager):
         queryset = queryset.all()

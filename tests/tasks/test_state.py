@@ -521,7 +521,7 @@ async def test_statement_waits_for_a_siblings_block() -> None:
 
 
 async def test_turn_that_never_comes(add_alias: AddAlias) -> None:
-    """Waiting for a turn ends after turn_timeout in a RuntimeError that names the holder and cures."""
+    """Waiting for a turn ends after turn_timeout in a RuntimeError that names holder and cures."""
     alias = add_alias({"turn_timeout": 0.1})
     entered, release = asyncio.Event(), asyncio.Event()
 
