@@ -17,7 +17,7 @@ from pgbackend import bridged
 from pgbackend.rpc.protocol.errors import Unavailable
 from pgbackend.rpc.server import changes
 from pgbackend.rpc.server.expose import expose
-from tests.rpc.site.models import Child, Dish, Order, ServerModel, Station
+from tests.rpc.site.models import Child, Dish, Label, Order, ServerModel, Station
 from tests.settings import INSTALLED_APPS
 from tests.support.limits import AT_ONCE
 
@@ -98,6 +98,26 @@ def test_registered_once() -> None:
         if model is Dish and each.name == "rpc_changed"
     ]
     assert found == [Dish]
+
+
+def test_models_that_have_the_triggers() -> None:
+    """A proxy has it instead of its table's model, and a model's parents have one too."""
+
+    def registered() -> set[Any]:
+        return {model for model, each in pgtrigger.registered() if each.name == "rpc_changed"}
+
+    with isolate_apps("tests.rpc.site"):
+        proxy: Any = type(
+            "ProxyOfLabel", (Label,), {"__module__": __name__, "Meta": _meta(proxy=True)}
+        )
+        for model, having in ((proxy, {proxy}), (Child, {Child, ServerModel})):
+            before = registered()
+            changes.register_trigger(model)
+            new = registered() - before
+            for each, trigger in pgtrigger.registered():
+                if each in new and trigger.name == "rpc_changed":
+                    trigger.unregister(each)
+            assert new == having
 
 
 def test_without_pgtrigger() -> None:

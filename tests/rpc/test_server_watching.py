@@ -6,7 +6,9 @@ import asyncio
 from typing import Any
 
 import pytest
+from django.core.asgi import get_asgi_application
 from django.db import connections
+from django.test import override_settings
 
 from pgbackend import bridged
 from pgbackend.rpc.protocol.answers import Answer, open_answer
@@ -214,6 +216,55 @@ async def test_the_slots_of_looks() -> None:
         await slots.acquire()
     for _ in range(changes.AT_ONCE):
         slots.release()
+
+
+@override_settings(ROOT_URLCONF="tests.rpc.site.urls")
+async def test_a_client_that_goes_away() -> None:
+    """The message of a client that closes its connection waits no longer."""
+    seen, _ = await result(None, 1)
+    body = asking(seen, 30).encode()
+    gone = asyncio.Event()
+    sent: list[Any] = []
+    received = iter([{"type": "http.request", "body": body, "more_body": False}])
+
+    async def receive() -> Any:
+        for each in received:
+            return each
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(event: Any) -> None:
+        sent.append(event)
+
+    scope = {
+        **{"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST"},
+        **{"path": "/rpc/", "raw_path": b"/rpc/", "query_string": b"", "root_path": ""},
+        "headers": [(b"host", b"127.0.0.1"), (b"content-length", str(len(body)).encode())],
+    }
+    serving = asyncio.create_task(get_asgi_application()(scope, receive, send))
+    async with asyncio.timeout(AT_ONCE):
+        while not watching.waiting:
+            await asyncio.sleep(0.01)
+        gone.set()
+        await asyncio.wait([serving])
+    assert not watching.waiting
+    assert not sent
+
+
+def test_on_each_loop(runner: asyncio.Runner) -> None:
+    """Messages wait, and are told of changes, on each kind of loop."""
+
+    async def ask() -> None:
+        seen, _ = await result(None, 1)
+        waiting = asyncio.create_task(result(seen, 30))
+        while not watching.waiting:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+        await Dish.objects.acreate(name="tea", price=1)
+        async with asyncio.timeout(AT_ONCE):
+            assert len((await waiting)[1].rows) == 2
+
+    runner.run(ask())
 
 
 def test_the_log(caplog: pytest.LogCaptureFixture) -> None:

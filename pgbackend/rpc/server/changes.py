@@ -49,7 +49,11 @@ def register_trigger(model: type[models.Model]) -> None:
             " triggers tell of changes: pip install 'pgbackend[pubsub]'"
         )
     pgtrigger: Any = import_module("pgtrigger")
-    for each in _with_tables(model):
+    opts = model._meta
+    # A proxy has the trigger itself: its migration is in the proxy's application, which may be
+    # another one than that of the table.
+    others = [each for each in opts.all_parents if each is not opts.concrete_model]
+    for each in [model, *(other for other in others if not other._meta.proxy)]:
         if each._meta.managed and not any(
             found is each and trigger.name == "rpc_changed"
             for found, trigger in pgtrigger.registered()
