@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -27,11 +28,12 @@ from pgbackend.rpc.server import watching
 from tests.faults.fix_servers import free_port
 from tests.rpc.site import models as site
 from tests.rpc.waiter.models import Dish, Order, Station
+from tests.support import loops
 from tests.support.limits import AT_ONCE
 from tests.support.rpc import TRANSPORTS, alias
 from tests.support.rpc_server import exposed, limited
 from tests.support.rpc_services import SERVICES
-from tests.support.server import Server
+from tests.support.server import NAME, Server
 
 pytest.importorskip("pgtrigger")
 
@@ -441,3 +443,54 @@ def test_bad_options(name: str) -> None:
     """Seconds are not negative."""
     with pytest.raises(ValueError, match=f"{name} is in seconds"):
         Dish.objects.subscribe(**{name: -1})
+
+
+@pytest.mark.load
+@pytest.mark.parametrize("loop", loops.NAMES)
+def test_storm(local: str, server: Server, loop: str) -> None:
+    """While backends are killed and readers leave, lists stay in order, and the last one comes."""
+    chance = random.Random(5)
+    soup = Dish.objects.filter(name="soup")
+
+    async def read(prices: list[int]) -> None:
+        async for found in soup.subscribe(wait=1, every=0.01):
+            prices.append(found[0].price)
+            if found[0].price == 1000:
+                return
+
+    async def leave() -> None:
+        while True:
+            subscription = soup.subscribe(wait=1, every=0.01)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(chance.random() / 2):
+                    async for _ in subscription:
+                        pass
+            if chance.random() < 0.5:
+                subscription.close()
+
+    async def storm() -> None:
+        seen: list[list[int]] = [[] for _ in range(4)]
+        reading = [asyncio.create_task(read(each)) for each in seen]
+        leaving = [asyncio.create_task(leave()) for _ in range(6)]
+        update = "UPDATE rpc_site_dish SET price = %s WHERE name = 'soup'"
+        for price in [*range(60), 1000]:
+            await asyncio.to_thread(server.all, update, price)
+            if price % 7 == 3:
+                await asyncio.to_thread(
+                    server.all,
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                    " WHERE application_name = %s ORDER BY random() LIMIT 1",
+                    NAME,
+                )
+            await asyncio.sleep(chance.random() * 0.08)
+        async with asyncio.timeout(AT_ONCE):
+            await asyncio.gather(*reading)
+            for task in leaving:
+                task.cancel()
+            await asyncio.wait(leaving)
+            while watching.waiting:
+                await asyncio.sleep(0.01)
+        assert all(each == sorted(each) and len(each) > 3 for each in seen)
+
+    with asyncio.Runner(loop_factory=loops.LOOPS[loop]) as runner:
+        runner.run(storm())
