@@ -95,12 +95,7 @@ class SQLCompiler(postgresql.SQLCompiler):
             found = self._marked(super().as_sql)
             entry.keep(self, *found)
         else:
-            # Set the attributes that Django's `as_sql` sets on the way.
-            self._kept_select = entry.select
-            select = entry.select.for_compiler(self.query.model)
-            self.select, self.klass_info, self.annotation_col_map = select
-            self.col_count = len(self.select)
-            self.has_extra_select = False
+            entry.set_select(self)
         return found
 
     def get_select(self, with_col_aliases: bool = False) -> Any:

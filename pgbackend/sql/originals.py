@@ -18,7 +18,7 @@ from django.db.backends.postgresql.features import DatabaseFeatures
 from django.db.backends.postgresql.operations import DatabaseOperations
 from django.db.models import lookups
 from django.db.models.expressions import BaseExpression, Col, OrderBy
-from django.db.models.sql.compiler import SQLCompiler, SQLUpdateCompiler
+from django.db.models.sql.compiler import PositionRef, SQLCompiler, SQLUpdateCompiler
 from django.db.models.sql.datastructures import BaseTable
 from django.db.models.sql.where import WhereNode
 
@@ -57,6 +57,7 @@ _exact = vars(lookups.Exact)
 _in = vars(lookups.In)
 _lookup = vars(lookups.Lookup)
 _order = vars(OrderBy)
+_position = vars(PositionRef)
 _table = vars(BaseTable)
 _update = vars(SQLUpdateCompiler)
 
@@ -67,6 +68,7 @@ _of_compiler = itemgetter(
         "compile",
         "get_converters",
         "get_from_clause",
+        "get_order_by",
         "get_select",
         "pre_sql_setup",
         "quote_name",
@@ -91,7 +93,7 @@ _LOOKUP = _made_by_django(_lookup["process_lhs"])
 _UPDATE = _made_by_django(_update["as_sql"])
 _UPDATE_SETUP = _made_by_django(_update["pre_sql_setup"])
 _ORDER = _made_by_django(_order["as_sql"])
-_ORDER_BY = _made_by_django(_compiler["get_order_by"])
+_POSITION = _made_by_django(_position["as_sql"])
 _ORDER_NAME = _made_by_django(_compiler["find_ordering_name"])
 
 # Methods of operations used for all statements, for those with limits, and for those that lock
@@ -185,6 +187,7 @@ def is_order_compiled_by_django() -> bool:
     return (
         _order["as_sql"] is _ORDER
         and AS_VENDOR not in _order
-        and _compiler["get_order_by"] is _ORDER_BY
+        and _position["as_sql"] is _POSITION
+        and AS_VENDOR not in _position
         and _compiler["find_ordering_name"] is _ORDER_NAME
     )

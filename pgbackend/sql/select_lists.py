@@ -130,6 +130,15 @@ class SelectList:
         select = self._select.copy()
         return select, {"model": model, "select_fields": self._range.copy()}, {}
 
+    def compiled(self, column: Any) -> tuple[int, Any] | None:
+        """Return the position and the SQL of a column of the table, or None if it is another."""
+        number, output_field = self.numbers.get(id(column.target), (-1, None))
+        if number < 0 or not (
+            column.output_field is output_field or column.output_field is column.target
+        ):
+            return None
+        return number, self._select[number][1]
+
     def converters(self, compiler: Any, expressions: list[Any]) -> dict[Any, Any] | None:
         """Return the converters of *expressions*, or None if they are not this list's columns."""
         columns = self._columns

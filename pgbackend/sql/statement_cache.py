@@ -1,9 +1,9 @@
 """Simple statements, compiled once.
 
-If a query selects its model's columns from its own table, and filters by nothing but the values of
-columns, the statement depends on the query's structure alone; the values are its parameters. The
-same holds for an UPDATE that sets columns of its table to values. The statement is kept with the
-model's select list.
+If a query selects columns of its own table, all or some, or aggregates of them, and filters by
+nothing but the values of columns, the statement depends on the query's structure alone; the values
+are its parameters. The same holds for an UPDATE that sets columns of its table to values. The
+statement is kept with the model's select list.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from .originals import (
 )
 from .query_attributes import UNKNOWN
 from .select_lists import SelectList, is_of_one_table, kept_select_list, selects_all_columns
+from .selections import Selection, selection_of
 
 # How many statements of a model are kept. An offset, for example, is part of a statement.
 _KEPT = 500
@@ -89,6 +90,8 @@ class CacheEntry(NamedTuple):
     """Where a statement is kept: in its select list, by its structure."""
 
     select: SelectList
+    # What is selected if it is not all columns. Its parameters come first.
+    selection: Selection | None
     structure: tuple[Any, ...]
     # The new values of columns, as in `UpdateQuery.values`. Their parameters come first.
     values: list[Any]
@@ -143,6 +146,18 @@ class CacheEntry(NamedTuple):
                 statements[self.structure] = (text, rest, type(params), nulls)
                 return
 
+    def set_select(self, compiler: Any) -> None:
+        """Set what Django's `as_sql` sets in *compiler* on the way."""
+        model = compiler.query.model
+        if self.selection is None:
+            compiler._kept_select = self.select
+            found: Any = self.select.for_compiler(model)
+        else:
+            found = self.selection.for_compiler(model)
+        compiler.select, compiler.klass_info, compiler.annotation_col_map = found
+        compiler.col_count = len(compiler.select)
+        compiler.has_extra_select = False
+
     def _parameters(self, compiler: Any, nulls: bool) -> tuple[list[Any], str] | None:
         """Return the parameters, and the placeholders of the list of values if there is one.
 
@@ -150,6 +165,8 @@ class CacheEntry(NamedTuple):
         """
         connection = compiler.connection
         parameters: list[Any] = []
+        if self.selection is not None:
+            parameters += self.selection.parameters
         listed = ""
         for field, _, value in self.values:
             parameter = field.get_db_prep_save(value, connection=connection)
@@ -180,8 +197,9 @@ def entry_for(compiler: Any) -> CacheEntry | None:
     if (
         UNKNOWN
         or type(query) is not Query
+        # ``Q.check()`` has a query without a model.
+        or query.model is None
         or not query.alias_cols
-        or not selects_all_columns(query)
         or query.distinct
         or query.combinator
         or query.group_by is not None
@@ -193,9 +211,14 @@ def entry_for(compiler: Any) -> CacheEntry | None:
         or (select := kept_select_list(query.model)) is None
     ):
         return None
+    selection = None
+    if not selects_all_columns(query) and (selection := selection_of(compiler, select)) is None:
+        return None
     order = query.order_by
     if not order and query.default_ordering:
         order = query.get_meta().ordering or ()
+    if order and selection is not None and not selection.is_of_columns:
+        return None
     orders = select.orders
     for each in order:
         if type(each) is not str or each not in orders:
@@ -208,6 +231,7 @@ def entry_for(compiler: Any) -> CacheEntry | None:
         return None
     structure = (
         where,
+        selection and selection.structure,
         tuple(order),
         query.standard_ordering,
         query.low_mark,
@@ -219,7 +243,7 @@ def entry_for(compiler: Any) -> CacheEntry | None:
             query.select_for_no_key_update,
         ),
     )
-    return CacheEntry(select, structure, [], found)
+    return CacheEntry(select, selection, structure, [], found)
 
 
 def entry_for_update(compiler: Any) -> CacheEntry | None:
@@ -254,7 +278,7 @@ def entry_for_update(compiler: Any) -> CacheEntry | None:
     if where is None:
         return None
     structure = (where, tuple(columns))
-    return CacheEntry(select, structure, query.values, found)
+    return CacheEntry(select, None, structure, query.values, found)
 
 
 def _structure(

@@ -7,7 +7,7 @@ import gc
 import sys
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 from weakref import ref
 
@@ -19,7 +19,7 @@ from django.db.backends.postgresql import compiler as postgresql
 from django.db.backends.postgresql.operations import (
     DatabaseOperations as PostgresDatabaseOperations,
 )
-from django.db.models import F, Q, expressions, lookups
+from django.db.models import Aggregate, Count, F, Func, Q, Sum, expressions, lookups
 from django.db.models.fields import related_lookups
 from django.db.models.functions import Lower, Upper
 from django.db.models.sql import Query, UpdateQuery, datastructures, where
@@ -600,9 +600,17 @@ CLASSES: list[type] = [
     expressions.Col,
     expressions.BaseExpression,
     expressions.OrderBy,
+    expressions.Star,
+    expressions.Value,
+    djangos.PositionRef,
+    Aggregate,
+    Count,
+    Func,
+    Sum,
     models.Field,
     models.CharField,
     models.BigAutoField,
+    models.IntegerField,
     models.ForeignKey,
     *{
         cls
@@ -641,9 +649,11 @@ HARMLESS = {
     "Field.get_internal_type",
     "ForeignKey.target_field",
     "Lookup.get_source_expressions",
+    "Lookup.rhs_is_direct_value",
     "OrderBy.__init__",
     "OrderBy.get_source_expressions",
     "OrderBy.set_source_expressions",
+    "PositionRef.__init__",
     "Query.annotation_select",
     "Query.base_table",
     "Query.count_active_tables",
@@ -691,7 +701,22 @@ def kinds() -> dict[str, Callable[[], Any]]:
     def lists(**values: Any) -> Any:
         return Book.objects.filter(**values).query.get_compiler("default").as_sql()
 
+    def of(query: Any) -> Any:
+        return query.get_compiler("default").as_sql()
+
+    def aggregate() -> Any:
+        query = Book.objects.filter(price=3).query
+        query.select, query.default_cols = (), False
+        query.clear_ordering(force=True)
+        query.add_annotation(Sum("price"), "total")
+        query.add_annotation(Count("*"), "number")
+        return query
+
     return {
+        "exists": lambda: of(Book.objects.filter(author=3).query.exists()),
+        "aggregate": lambda: of(aggregate()),
+        "values": lambda: of(selects().values("title", "author").query),
+        "values_list": lambda: of(selects().values_list("pk", flat=True)[2:5].query),
         "keys": lambda: lists(pk__in=[1, 2, 3]),
         "foreign keys": lambda: lists(author__in=[1, 2, 3]),
         "select": lambda: selects().query.get_compiler("default").as_sql(),
@@ -735,7 +760,14 @@ def counting(value: Any, called: list[str]) -> Any:
         called.append(function.__name__)
         return function(*args, **kwargs)
 
-    return method if function is value else property(method)
+    if function is value:
+        return method
+    if isinstance(value, property):
+        return property(method)
+    # What an instance was given stands before this one, too.
+    cached = cached_property(method)
+    cached.__set_name__(type(None), function.__name__)
+    return cached
 
 
 @pytest.mark.parametrize("kind", kinds())

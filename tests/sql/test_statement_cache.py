@@ -11,7 +11,6 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from django.apps import apps
 from django.contrib.postgres.fields import ArrayField, HStoreField
 from django.core.exceptions import EmptyResultSet
 from django.db import models, transaction
@@ -26,6 +25,7 @@ from django.test.utils import isolate_apps, register_lookup
 from pgbackend import bridged, compiler
 from pgbackend.sql import select_lists
 from tests.models import Author, Book, Tag
+from tests.support.kept import caught, forget
 
 QUERYSETS = [
     Book.objects.all(),
@@ -100,12 +100,6 @@ QUERYSETS = [
 ]
 
 
-def forget() -> None:
-    """Forget what was compiled for any model."""
-    for model in apps.get_models():
-        vars(model._meta).pop("_pgbackend_select", None)
-
-
 def of_django(queryset: QuerySet[Any]) -> Any:
     """Return the statement that Django's own compiler makes."""
     query = queryset.all().query
@@ -118,15 +112,6 @@ def compiled(queryset: QuerySet[Any]) -> Any:
     query = queryset.all().query
     caught(SQLCompiler(query, transaction.get_connection(), "default").as_sql)
     return query
-
-
-def caught(as_sql: Callable[[], Any]) -> Any:
-    """Return a statement and what its parameters are, or the class of the exception."""
-    try:
-        sql, params = as_sql()
-    except EmptyResultSet as error:
-        return type(error)
-    return sql, repr(params)
 
 
 @pytest.mark.parametrize("queryset", QUERYSETS, ids=range(len(QUERYSETS)))
