@@ -5,7 +5,7 @@
 # make test    the tests, each matrix on one loop, in WORKERS=2 processes; DJANGO=5.2, 6.0 or 6.1 and
 #              PYTHON= choose others than the usual ones
 # make test-load   what `make test` leaves out: sweeps, fuzzes and matrices on the other loops
-# make test-all    both
+# make test-all    both, as one
 # make soak    the storms of pubsub and rpc: kills, restarts, a silent server; then
 #              200,000 operations on a bank and 2,000 faults, or until Ctrl-C;
 #              ARGS='--seed 7' or ARGS='--minutes 60' change that
@@ -75,9 +75,9 @@ test-load: $(VENV)/installed-dev
 	@echo "Sweeps, fuzzes and the load test on the other loops: 10 to 16 minutes on two cores."
 	@$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'load and not soak' $(ARGS)
 
-test-all:
-	@$(MAKE) --no-print-directory test
-	@$(MAKE) --no-print-directory test-load
+test-all: $(VENV)/installed-dev
+	@echo "All tests but the storms of make soak: 16 to 22 minutes on two cores."
+	@$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'not soak' $(ARGS)
 
 soak: $(VENV)/installed-dev
 	@$(VENV)/bin/python -m tests.pubsub.storms

@@ -59,6 +59,7 @@ def test_functions() -> None:
     check_passed(run_pytest("in_pytest"), 20)
 
 
+@pytest.mark.load
 def test_an_alias_of_another_engine(tmp_path: Path) -> None:
     """A run with an alias of another engine starts, and that alias works in place."""
     status, output = run(
@@ -88,6 +89,7 @@ def test_pytest_asyncio() -> None:
     check_passed(run_pytest("in_pytest_asyncio", "in_pytest", plugins=ASYNCIO), 8 + 20)
 
 
+@pytest.mark.load
 def test_pytest_asyncio_in_automatic_mode() -> None:
     """In pytest-asyncio's automatic mode all asynchronous tests are its own, and pass."""
     options = ("--asyncio-mode", "auto")
@@ -97,6 +99,7 @@ def test_pytest_asyncio_in_automatic_mode() -> None:
     check_passed(ended, 2 + 8)
 
 
+@pytest.mark.load
 def test_anyio() -> None:
     """Tests of anyio's run on its loops, in the transaction of their fixtures."""
     ended = run_pytest("in_anyio", "in_pytest_beside_anyio", "in_pytest", plugins=ANYIO)
@@ -134,6 +137,7 @@ def test_failures() -> None:
     assert "yields_twice yields twice" in output
 
 
+@pytest.mark.load
 def test_failures_in_django_classes() -> None:
     """So are those of Django's test cases."""
     status, output = run_pytest("failing")
@@ -141,6 +145,7 @@ def test_failures_in_django_classes() -> None:
     assert "5 failed, 4 passed" in output
 
 
+@pytest.mark.load
 def test_first_failure() -> None:
     """A run that stops at the first failure tears its fixtures down in the bridge."""
     status, output = run_pytest("failing_in_pytest", options=("-x",))

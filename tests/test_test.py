@@ -49,7 +49,13 @@ def test_bridged() -> None:
 @pytest.mark.parametrize("name", [":memory:", pytest.param("lite.sqlite3", marks=pytest.mark.load)])
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["--parallel", "2"], pytest.param(["--reverse"], marks=pytest.mark.load)],
+    [
+        [],
+        *[
+            pytest.param(each, marks=pytest.mark.load)
+            for each in (["--parallel", "2"], ["--reverse"])
+        ],
+    ],
 )
 def test_an_alias_of_another_engine(tmp_path: Path, name: str, arguments: list[str]) -> None:
     """A run with an alias of another engine starts, and that alias works in place."""
@@ -191,10 +197,9 @@ def test_first_interruption() -> None:
     "name",
     [
         "in_the_server",
-        "in_python",
         *[
             pytest.param(name, marks=pytest.mark.load)
-            for name in ("on_the_loop", "in_a_task", "in_a_loop_of_its_own")
+            for name in ("in_python", "on_the_loop", "in_a_task", "in_a_loop_of_its_own")
         ],
     ],
 )

@@ -209,7 +209,7 @@ def set_clock(path: Path, hours: str) -> None:
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("hours", ["+1h", "-1h"])
+@pytest.mark.parametrize("hours", ["+1h", pytest.param("-1h", marks=pytest.mark.load)])
 async def test_the_clock_of_a_worker_jumps(hours: str, clock: Path, tmp_path: Path) -> None:
     """A worker whose clock is set handles delayed and leased rows once, and in their time."""
     health = tmp_path / "health"

@@ -11,6 +11,7 @@ from django.test import override_settings
 from pgbackend.rpc.client import Client
 from pgbackend.rpc.server.settings import service as service_settings
 from pgbackend.rpc.service import service_of
+from tests.support.brokers import end_shared
 from tests.support.rpc import TRANSPORTS, alias
 
 
@@ -20,6 +21,13 @@ def router() -> Iterator[None]:
     routers = ["pgbackend.rpc.RpcRouter", *settings.DATABASE_ROUTERS]
     with override_settings(DATABASE_ROUTERS=routers):
         yield
+
+
+@pytest.fixture(scope="package", autouse=True)
+def no_broker_left() -> Iterator[None]:
+    """What the tests of remote querysets have started ends with them."""
+    yield
+    end_shared()
 
 
 @pytest.fixture(

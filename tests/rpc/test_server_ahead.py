@@ -357,4 +357,4 @@ def test_generated_messages() -> None:
 @pytest.mark.load
 def test_many_generated_messages() -> None:
     """Many of them."""
-    compare_generated(1000)
+    compare_generated(400)

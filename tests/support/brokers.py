@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
 import signal
@@ -184,3 +185,36 @@ class Rabbit(Broker):
                 stderr=subprocess.DEVNULL,
                 check=False,
             )
+
+    def forget(self) -> None:
+        """Delete the queues that a service of the tests has by default, with what is in them."""
+        import kombu
+
+        with kombu.Connection(self.url) as connection, connection.channel() as channel:
+            for queue in ("rpc", "rpc.high"):
+                channel.queue_delete(queue)
+
+
+# The node of this process: a node takes ten seconds of a processor to start.
+_shared: Rabbit | None = None
+
+
+def shared_rabbit() -> Rabbit:
+    """Return a RabbitMQ that runs, without messages; `end_shared` ends it."""
+    global _shared
+    if _shared is None:
+        _shared = Rabbit()
+    if _shared.process is None or not _shared.accepts():
+        _shared.stop()
+        _shared.start()
+    _shared.forget()
+    return _shared
+
+
+@atexit.register
+def end_shared() -> None:
+    """End the node of this process, if it has one."""
+    global _shared
+    if _shared is not None:
+        _shared, ended = None, _shared
+        ended.__exit__()

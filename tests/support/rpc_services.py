@@ -14,7 +14,7 @@ from typing import Any, Self
 from pgbackend.rpc.protocol.errors import RemoteError
 from pgbackend.rpc.transports.base import Transport
 from tests.faults.fix_servers import free_port
-from tests.support.brokers import Broker, Rabbit, Redis
+from tests.support.brokers import Broker, Redis, shared_rabbit
 from tests.support.limits import AT_ONCE, PATIENCE
 from tests.support.logged import Logged
 from tests.support.script import ROOT
@@ -199,7 +199,7 @@ class HttpService(Service):
         return HttpTransport(f"http://127.0.0.1:{self.port}/rpc/")
 
 
-# How to make each service; the brokers end with the block.
+# How to make each service; a Redis ends with the block.
 @contextmanager
 def redis_service(*, real: bool = False) -> Iterator[Service]:
     with Redis() as broker:
@@ -208,8 +208,7 @@ def redis_service(*, real: bool = False) -> Iterator[Service]:
 
 @contextmanager
 def rabbit_service(*, real: bool = False) -> Iterator[Service]:
-    with Rabbit() as broker:
-        yield CeleryService(broker, real=real)
+    yield CeleryService(shared_rabbit(), real=real)
 
 
 @contextmanager
