@@ -1,7 +1,8 @@
 """What the service of the tests exposes."""
 
-from importlib.util import find_spec
 from typing import Any
+
+from django.apps import apps
 
 from pgbackend.rpc.server.expose import expose
 from tests.rpc.site import models
@@ -24,7 +25,7 @@ READING = {
 }
 
 # Triggers are in the extra "pubsub".
-SUBSCRIBE = find_spec("pgtrigger") is not None
+SUBSCRIBE = apps.is_installed("pgtrigger")
 
 expose(models.Station, readable=["name"], paths=["dishes", "dishes__name"], **READING)
 expose(models.Label, readable=["word"], paths=["dishes", "dishes__name"], ordering=True)
