@@ -167,6 +167,7 @@ def not_excused(errors: list[str]) -> list[str]:
     return [each for each in errors if not any(re.search(words, each) for words in EXCUSED)]
 
 
+@pytest.mark.load
 @pytest.mark.process
 def test_examples_with_mypy(examples: Path) -> None:
     """mypy with django-stubs finds no fault in the examples of the pages."""
