@@ -22,7 +22,7 @@ from kitchen.models import Customer, Dish, Order, Ticket
 from kitchen.tickets import print_ticket
 
 # An address for orders, but no page of theirs: what is placed there cannot be answered.
-urlpatterns = [path("orders/", views.place_order)]
+urlpatterns = [path("orders/", views.orders)]
 
 
 class KitchenTestCase(TestCase):

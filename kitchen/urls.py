@@ -3,8 +3,9 @@ from django.urls import path
 from kitchen import api, board, views
 
 urlpatterns = [
+    path("favicon.ico", views.favicon),
     path("", views.menu, name="menu"),
-    path("orders/", views.place_order, name="place-order"),
+    path("orders/", views.orders, name="orders"),
     path("orders/<int:pk>/", views.show_order, name="order"),
     path("orders/<int:pk>/advance/", views.advance_order, name="advance-order"),
     path("board/", views.board, name="board"),

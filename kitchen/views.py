@@ -3,7 +3,9 @@
 from django.db.models import Count, F, Sum
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import aget_object_or_404, redirect, render
-from django.views.decorators.http import require_POST, require_safe
+from django.templatetags.static import static
+from django.utils import timezone
+from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
 from kitchen import ordering
 from kitchen.board import board_orders
@@ -20,7 +22,23 @@ async def menu(request: HttpRequest) -> HttpResponse:
     return menu_page(request, OrderForm(await all_dishes()))
 
 
-@require_POST
+@require_safe
+def favicon(request: HttpRequest) -> HttpResponse:
+    """Say where the icon is, for pages that do not name it, as those of the API."""
+    return redirect(static("kitchen/icon.svg"))
+
+
+@require_http_methods(["GET", "HEAD", "POST"])
+async def orders(request: HttpRequest) -> HttpResponse:
+    """Place an order, or show those of today."""
+    if request.method == "POST":
+        return await place_order(request)
+    # What the template reads of each is fetched here, in three queries for all of them.
+    of_today = Order.objects.filter(placed_at__date=timezone.localdate()).select_related("customer")
+    shown = [order async for order in of_today.prefetch_related("lines__dish")]
+    return render(request, "kitchen/orders.html", {"orders": shown})
+
+
 async def place_order(request: HttpRequest) -> HttpResponse:
     form = OrderForm(await all_dishes(), request.POST)
     if not form.is_valid():

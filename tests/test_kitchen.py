@@ -299,6 +299,19 @@ def test_report_needs_no_thread(new_site: Site) -> None:
     assert '"GET /admin/login/' in after
 
 
+def test_orders_of_today(site: Site) -> None:
+    """/orders/ lists the orders of today, and /favicon.ico is the icon."""
+    assert "There are no orders yet" in httpx.get(f"{site.url}/orders/").text
+    place(site, site.add_dish("Tomato soup", 20))
+    place(site, site.add_dish("Bread", 20))
+    site.all("UPDATE kitchen_order SET placed_at = now() - interval '2 days' WHERE id = 1")
+    page = httpx.get(f"{site.url}/orders/").text
+    assert 'href="/orders/2/"' in page
+    assert 'href="/orders/1/"' not in page
+    assert httpx.get(f"{site.url}/favicon.ico", follow_redirects=True).text.startswith("<svg")
+    assert httpx.put(f"{site.url}/orders/").status_code in (403, 405)
+
+
 @pytest.mark.parametrize("path", ["/orders/99/", "/nothing/"])
 def test_page_that_does_not_exist(site: Site, path: str) -> None:
     """An address without a page, or of an order that is not there, gets 404."""
@@ -702,7 +715,7 @@ def test_refused_request(
 def test_method_that_is_not_allowed(site: Site) -> None:
     """A method that an address does not have gets 405."""
     assert httpx.delete(f"{site.url}/api/orders/").status_code == 405
-    assert httpx.get(f"{site.url}/orders/").status_code == 405
+    assert httpx.get(f"{site.url}/orders/1/advance/").status_code == 405
 
 
 # Admin

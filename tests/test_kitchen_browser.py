@@ -4,6 +4,8 @@ import json
 import statistics
 import threading
 import time
+from importlib.util import find_spec
+from pathlib import Path
 
 import httpx
 import psycopg
@@ -128,6 +130,57 @@ def test_order_of_the_waiter(site: Site, terminal: Process, chromium: Chromium) 
     waiter.wait_for("!!document.querySelector('[data-status=cooking] #order-1')")
     waiter.run("document.querySelector('[data-status=cooking] .finish').click()")
     board.wait_for("!!document.querySelector('[data-status=ready] [data-order=\"1\"]')")
+
+
+# What axe finds that is serious, by rule and element.
+AXE = """
+    window.found = null;
+    axe.run().then((result) => {
+        window.found = result.violations
+            .filter((each) => ["serious", "critical"].includes(each.impact))
+            .map((each) => each.id + ": " + each.nodes.map((node) => node.html).join(" "));
+    });
+"""
+
+# The fields that stand, once they are focused, under the bar at the bottom.
+UNDER_THE_BAR = """
+    [...document.querySelectorAll(".dish input")].filter((field) => {
+        field.focus();
+        return field.getBoundingClientRect().bottom
+            > document.querySelector(".send").getBoundingClientRect().top;
+    }).map((field) => field.name)
+"""
+
+# The prices that stand on more than one line.
+TORN = """
+    [...document.querySelectorAll(".price, td, th")].filter((each) => {
+        const text = document.createRange();
+        text.selectNodeContents(each);
+        const lines = new Set([...text.getClientRects()].map((line) => Math.round(line.top)));
+        return each.innerText.includes("€") && lines.size > 1;
+    }).map((each) => each.innerText)
+"""
+
+
+def test_on_a_phone(site: Site, chromium: Chromium) -> None:
+    """No page is wider than a phone, tears a price, or hides a field; axe finds nothing serious."""
+    spec = find_spec("axe_core_python")
+    if spec is None:
+        pytest.skip("left out: there is no axe-core-python; make test installs it")
+    assert spec.submodule_search_locations is not None
+    axe = (Path(spec.submodule_search_locations[0]) / "axe.min.js").read_text()
+    dishes = [site.add_dish(f"Hummus and flatbread of the {each}", 20) for each in range(6)]
+    order = {"customer": "x" * 80, "lines": [{"dish": dishes[0], "quantity": 1}]}
+    httpx.post(f"{site.url}/api/orders/", json=order).raise_for_status()
+    window = chromium.open(f"{site.url}/", width=360, height=640)
+    assert window.run(UNDER_THE_BAR) == []
+    for path in ("/", "/orders/", "/orders/1/", "/board/", "/tickets/", "/report/"):
+        window.go(f"{site.url}{path}")
+        assert window.run("document.documentElement.scrollWidth") <= 360, path
+        assert window.run(TORN) == [], path
+        window.run(f"{axe};{AXE}")
+        window.wait_for("window.found !== null")
+        assert window.run("window.found") == [], path
 
 
 @pytest.mark.load

@@ -1,17 +1,11 @@
 // Keeps the board as the server's events say. Without it the page shows the orders and its
 // buttons work, and a reload shows what is new.
 
+import { localTimes } from "./times.js";
+
 const board = document.querySelector(".board");
 const connection = document.querySelector(".connection");
 const ticketTemplate = document.querySelector("template");
-
-const timeFormat = new Intl.DateTimeFormat([], { hour: "2-digit", minute: "2-digit" });
-
-function localTimes(element) {
-  for (const time of element.querySelectorAll("time[datetime]")) {
-    time.textContent = timeFormat.format(new Date(time.dateTime));
-  }
-}
 
 function newTicket(order) {
   const ticket = ticketTemplate.content.firstElementChild.cloneNode(true);
@@ -95,4 +89,3 @@ board.addEventListener("submit", async (event) => {
   }
 });
 
-localTimes(board);

@@ -1,12 +1,9 @@
 // Moves the order's progress on when the kitchen does.
 
+import "./times.js";
+
 const receipt = document.querySelector(".receipt");
 const status = receipt.querySelector("[role=status]");
-const timeFormat = new Intl.DateTimeFormat([], { hour: "2-digit", minute: "2-digit" });
-
-for (const time of receipt.querySelectorAll("time")) {
-  time.textContent = timeFormat.format(new Date(time.dateTime));
-}
 
 function show(order) {
   if (String(order.id) !== receipt.dataset.order) return;
