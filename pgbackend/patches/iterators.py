@@ -161,9 +161,13 @@ def closing(
 
 
 def _iterates_itself(queryset: Any) -> bool:
-    """Return whether the class of *queryset*'s iterables has asynchronous iteration of its own."""
+    """Return whether *queryset*'s iterables may have asynchronous iteration of their own."""
+    # It may be a function that makes them.
     cls = queryset._iterable_class
-    return cls.__aiter__ is not rows or cls._async_generator is not chunks
+    return (
+        getattr(cls, "__aiter__", None) is not rows
+        or getattr(cls, "_async_generator", None) is not chunks
+    )
 
 
 async def _read(items: AsyncGenerator[Any, None], reading: Reading) -> AsyncGenerator[Any, None]:
@@ -190,20 +194,19 @@ async def _read_rows(queryset: Any, chunk_size: int, reading: Reading) -> AsyncG
     if chunk_size <= 0:
         raise ValueError("Chunk size must be strictly positive.")
     settings = connections[queryset.db].settings_dict
-    found = Chunks(
-        queryset._iterable_class(
-            queryset,
-            chunked_fetch=not settings.get("DISABLE_SERVER_SIDE_CURSORS"),
-            chunk_size=chunk_size,
-        ),
-        reading,
+    iterable = queryset._iterable_class(
+        queryset,
+        chunked_fetch=not settings.get("DISABLE_SERVER_SIDE_CURSORS"),
+        chunk_size=chunk_size,
     )
+    found = Chunks(iterable, reading)
     try:
         while True:
             chunk = await found.fetch()
             for item in chunk:
                 yield item
-            if len(chunk) < chunk_size:
+            # Its class may set another size.
+            if len(chunk) < iterable.chunk_size:
                 break
     except GeneratorExit:
         reading.close_later()

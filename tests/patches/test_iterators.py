@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -85,6 +86,22 @@ async def test_aiterator_of_an_iterable_class() -> None:
     authors = Author.objects.order_by("name")
     authors._iterable_class = Shouting
     assert [each async for each in authors.aiterator()] == ["ADA", "BEA"]
+
+
+class InPairs(ModelIterable):
+    """Reads two rows at a time, whatever it is asked for."""
+
+    def __init__(self, queryset: Any, chunked_fetch: bool = False, chunk_size: int = 100) -> None:
+        super().__init__(queryset, chunked_fetch, min(chunk_size, 2))
+
+
+async def test_aiterator_of_a_chunk_size_of_its_own() -> None:
+    """An iterable that sets its own chunk size, or that a function makes, yields all rows."""
+    await library()
+    books = Book.objects.order_by("title")
+    for made_by in (InPairs, partial(ModelIterable), partial(InPairs)):
+        books._iterable_class = made_by
+        assert [each.title async for each in books.aiterator(100)] == ["A1", "A2", "B1"]
 
 
 async def test_aiterator_of_kinds() -> None:
