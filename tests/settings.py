@@ -41,7 +41,7 @@ INSTALLED_APPS = [
 # execute statements on each new connection, which tests count. The application "pgbackend" is not
 # installed, so that the backend is loaded as late as it can be. The alias of tests.rpc.waiter, and
 # its router, are those of tests/rpc: a router is asked for each query, which tests count, too.
-SILENCED_SYSTEM_CHECKS = ["postgres.E005", "pgbackend.W007", "pgbackend.rpc.E002"]
+SILENCED_SYSTEM_CHECKS = ["postgres.E005", "pgbackend.rpc.E002"]
 PGBACKEND_RPC = {
     "KEYS": {
         # Speaks for whom it names; the second one for one principal alone.

@@ -32,8 +32,8 @@ def _bridged_aliases() -> list[str]:
 
 
 def check_installed(**kwargs: Any) -> list[checks.CheckMessage]:
-    """Warn if the backend is used without the application "pgbackend"."""
-    if apps.is_installed("pgbackend") or not _bridged_aliases():
+    """Warn under DEBUG if the backend is used without the application "pgbackend"."""
+    if not settings.DEBUG or apps.is_installed("pgbackend") or not _bridged_aliases():
         return []
     return [
         checks.Warning(

@@ -67,9 +67,7 @@ def checked(alias: str) -> list[CheckMessage]:
     # The tests' applications have fields of django.contrib.postgres, which is not installed here,
     # and the alias of a service, which is that of their own tests.
     configs = [each for each in apps.get_app_configs() if not each.name.startswith("tests.")]
-    found = run_checks(app_configs=configs, databases=[alias])
-    # "pgbackend" is not installed in the tests.
-    return [each for each in found if each.id != "pgbackend.W007"]
+    return run_checks(app_configs=configs, databases=[alias])
 
 
 @pytest.mark.parametrize("databases", [README, POOL, HOSTS, PGBOUNCER], ids=str)

@@ -134,7 +134,7 @@ connection.close_pool()
     finally:
         server.all("DROP DATABASE pgbackend_tests_admin WITH (FORCE)")
     assert printed.splitlines() == [
-        "System check identified no issues (1 silenced).",
+        "System check identified no issues (0 silenced).",
         "['2 notifications are ready.']",
         "ready 0 ready None leased",
         "['1 notification is ready.']",
