@@ -31,9 +31,18 @@ def _bridged_aliases() -> list[str]:
     ]
 
 
+def _is_developed() -> bool:
+    """Return whether this is a site, as `startproject` makes one, in development.
+
+    A script that configures settings of its own has no application.
+    """
+    names = ("ASGI_APPLICATION", "WSGI_APPLICATION")
+    return settings.DEBUG and any(getattr(settings, each, None) for each in names)
+
+
 def check_installed(**kwargs: Any) -> list[checks.CheckMessage]:
     """Warn under DEBUG if the backend is used without the application "pgbackend"."""
-    if not settings.DEBUG or apps.is_installed("pgbackend") or not _bridged_aliases():
+    if not _is_developed() or apps.is_installed("pgbackend") or not _bridged_aliases():
         return []
     return [
         checks.Warning(
@@ -73,7 +82,7 @@ def check_development_server(**kwargs: Any) -> list[checks.CheckMessage]:
 def check_test_runner(**kwargs: Any) -> list[checks.CheckMessage]:
     """Warn under DEBUG if tests run by Django's own runner, and there is no pytest-django."""
     if (
-        not settings.DEBUG
+        not _is_developed()
         or settings.TEST_RUNNER != global_settings.TEST_RUNNER
         or not _bridged_aliases()
         # pgbackend's plugin for pytest is loaded by itself.

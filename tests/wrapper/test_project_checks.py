@@ -59,8 +59,9 @@ def missing(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 def test_application_that_is_not_installed() -> None:
     """W007 says under DEBUG that the application is to be installed, until it is."""
-    assert said("W007") == []
     with override_settings(DEBUG=True):
+        assert said("W007") == []
+    with override_settings(DEBUG=True, WSGI_APPLICATION="mysite.wsgi.application"):
         (warning,) = said("W007")
         assert warning.hint == "Put 'pgbackend' first in INSTALLED_APPS."
         with override_settings(INSTALLED_APPS=INSTALLED):
@@ -100,7 +101,8 @@ def test_development_server_of_another_application() -> None:
 
 def test_test_runner(missing: Callable[..., None]) -> None:
     """W009 names the runner, unless there is another, or pytest-django."""
-    with override_settings(DEBUG=True, TEST_RUNNER=global_settings.TEST_RUNNER):
+    served = {"DEBUG": True, "WSGI_APPLICATION": "mysite.wsgi.application"}
+    with override_settings(**served, TEST_RUNNER=global_settings.TEST_RUNNER):
         missing("pytest_django")
         (warning,) = said("W009")
         assert warning.hint == "TEST_RUNNER = 'pgbackend.test.DiscoverRunner'"
@@ -112,7 +114,8 @@ def test_test_runner(missing: Callable[..., None]) -> None:
 
 def test_test_runner_beside_pytest() -> None:
     """W009 is silent where pytest-django is installed: the plugin for pytest loads by itself."""
-    with override_settings(DEBUG=True, TEST_RUNNER=global_settings.TEST_RUNNER):
+    served = {"DEBUG": True, "WSGI_APPLICATION": "mysite.wsgi.application"}
+    with override_settings(**served, TEST_RUNNER=global_settings.TEST_RUNNER):
         assert said("W009") == []
 
 
