@@ -14,6 +14,7 @@ import sys
 import types
 from collections.abc import Callable, Iterator
 from contextlib import ContextDecorator
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -207,16 +208,16 @@ _FUNCTIONS = (types.FunctionType, classmethod, staticmethod)
 
 # The package's own names
 
-
-def modules() -> dict[str, ast.Module]:
-    """Return the package's modules, parsed, by their files."""
-    return {
-        path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text())
-        for path in sorted(PACKAGE.rglob("*.py"))
-    }
+# The package's modules, by their files.
+MODULES = [path.relative_to(PACKAGE).as_posix() for path in sorted(PACKAGE.rglob("*.py"))]
 
 
-MODULES = modules()
+# Parsed by the tests, not at import: each process of a run imports this module, and one tests it.
+@cache
+def parsed(file: str) -> ast.Module:
+    """Return the package's module in this file, parsed."""
+    return ast.parse((PACKAGE / file).read_text())
+
 
 # Modules that their packages do not document, beside those with an underscore in their names.
 _UNDOCUMENTED = frozenset(
@@ -245,11 +246,12 @@ def is_private(name: str) -> bool:
     return name.startswith("_") and not name.startswith("__") and not name.endswith("_")
 
 
+@cache
 def own_names() -> set[str]:
     """Return the private names that the package defines, in modules and in classes."""
     own: set[str] = set()
-    for module in MODULES.values():
-        for node in ast.walk(module):
+    for file in MODULES:
+        for node in ast.walk(parsed(file)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
                 own.add(node.name)
             elif (
@@ -274,9 +276,6 @@ def _assigned(statement: ast.stmt) -> set[str]:
     if "__slots__" in names and statement.value is not None:
         names |= set(ast.literal_eval(statement.value))
     return names
-
-
-OWN = own_names()
 
 
 def private_names(module: ast.Module) -> Iterator[str]:
@@ -304,10 +303,11 @@ def private_names(module: ast.Module) -> Iterator[str]:
             yield node.value
 
 
-def all_names(module: ast.Module) -> set[str]:
+@cache
+def all_names(file: str) -> set[str]:
     """Return the names in a module that may stand for one of another package's."""
     names: set[str] = set()
-    for node in ast.walk(module):
+    for node in ast.walk(parsed(file)):
         if isinstance(node, ast.Attribute):
             names.add(node.attr)
         elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.alias):
@@ -317,14 +317,11 @@ def all_names(module: ast.Module) -> set[str]:
     return names
 
 
-ALL_NAMES = {file: all_names(module) for file, module in MODULES.items()}
-
-
 @pytest.mark.parametrize("file", MODULES)
 def test_all_names_are_listed(file: str) -> None:
     """Each private name in the module is on the page with this file, or the package's own."""
     listed = {each.name for each in NAMES if file in each.files}
-    foreign = set(private_names(MODULES[file])) - OWN
+    foreign = set(private_names(parsed(file))) - own_names()
     assert {name for name in foreign if not _OURS.fullmatch(name)} <= listed
 
 
@@ -333,7 +330,7 @@ def test_name_is_used(each: Private) -> None:
     """The files that the page names for it have the name."""
     assert each.files
     for file in each.files:
-        assert each.name in ALL_NAMES[file], file
+        assert each.name in all_names(file), file
 
 
 NEED_REDIS = {

@@ -182,7 +182,7 @@ async def test_copy_that_is_cancelled_as_it_begins(
     for point in range(1, 4):
         each = Interrupted(copy(), (point,), late=late)
 
-        async def work(each: Interrupted = each) -> None:
+        async def work(each: Interrupted = each, name: str = f"kept {point}") -> None:
             async with transaction.atomic():
                 await Author.objects.acreate(name="kept")
                 each.start()
@@ -192,7 +192,7 @@ async def test_copy_that_is_cancelled_as_it_begins(
                         await each.run()
                 while each.task.uncancel():
                     pass
-                assert await Author.objects.filter(name="kept").aupdate(name=f"{id(each)}")
+                assert await Author.objects.filter(name="kept").aupdate(name=name)
 
         began = time.monotonic()
         await asyncio.create_task(work())
