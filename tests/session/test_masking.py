@@ -96,3 +96,16 @@ def test_names_beyond_ascii() -> None:
     assert effect_of("SELECT 1 AS ü$x$; SET ROLE a; --$x$").silent
     assert effect_of("SELECT 1 AS \u00a0e'\\'; SET ROLE a; --'").silent
     assert not effect_of("SELECT $é$; SET ROLE a; $é$").silent
+
+
+def test_characters_of_names() -> None:
+    """Of ASCII, letters, digits and "_" belong to a name and to a tag, and "$" to a name."""
+    # Quotes begin something themselves.
+    characters = [chr(number) for number in (*range(0x101), 0x2028, 0xD7FF, 0xFFFF, 0x10FFFF)]
+    for character in sorted({*characters} - {"'", '"'}):
+        word = not character.isascii() or character.isalnum() or character == "_"
+        behind = effect_of(f"SELECT 1 AS a{character}$x$; SET ROLE a; --$x$")
+        assert behind.silent is (word or character == "$"), character
+        if character != "$":
+            tagged = effect_of(f"SELECT $a{character}$; SET ROLE a; $a{character}$")
+            assert tagged.silent is not word, character
