@@ -231,7 +231,6 @@ class Worker:
         self.progress.stopping.set()
         self.progress.changed.set()
         tasks = list(self._tasks)
-        told = asyncio.create_task(stopping.tell())
         for each in self.parts:
             for subscription in each.subscriptions:
                 subscription.close()
@@ -240,6 +239,7 @@ class Worker:
             each.part.apart.close()
             for plain in each.plain:
                 tasks += plain.tasks
+        told = asyncio.create_task(_tell(tasks))
         self._at_once = asyncio.get_running_loop().create_future()
         # It ends with the tasks, also if they are cancelled below.
         ended = asyncio.ensure_future(asyncio.wait([*tasks, told]))
@@ -274,3 +274,11 @@ class Worker:
             "active": sum(consumer.active for each in self.parts for consumer in each.consumers),
             "error": None if error is None else str(error),
         }
+
+
+async def _tell(tasks: Sequence[asyncio.Task[Any]]) -> None:
+    """Tell of the end now, and again after *tasks*: the last handlers may have left work, too."""
+    await stopping.tell()
+    if tasks:
+        await asyncio.wait(tasks)
+    await stopping.tell()

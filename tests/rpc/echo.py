@@ -94,6 +94,9 @@ def handle(wire: str | bytes) -> str:
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
+    # Of this connection.
+    requests = 0
+
     def setup(self) -> None:
         super().setup()
         with self.server.lock:
@@ -102,12 +105,19 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         text = self.rfile.read(int(self.headers["Content-Length"]))
         status, answer = 200, b"<html>not here"
+        self.requests += 1
         match self.path:
             case "/rpc":
                 answer = handle(text).encode()
             case "/closing":
                 answer = handle(text).encode()
                 self.close_connection = True
+            case "/dropping" if self.requests == 1:
+                answer = handle(text).encode()
+            case "/dropping":
+                self.server.dropped.append(text)
+                self.close_connection = True
+                return
             case "/cut":
                 self.send_response(200)
                 self.send_header("Content-Length", "1000")
@@ -135,6 +145,8 @@ class Echo(ThreadingHTTPServer):
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.connections = 0
+        # What was taken and not answered, as by a process that is killed.
+        self.dropped: list[bytes] = []
         super().__init__(("127.0.0.1", 0), _Handler)
 
     def handle_error(self, *_args: Any) -> None:

@@ -322,6 +322,25 @@ def test_no_answer(echo: Echo, path: str, said: str) -> None:
     client.close()
 
 
+def test_a_service_that_ends_while_a_message_waits(echo: Echo) -> None:
+    """A message that waits is not sent twice: another process would refuse it as a replay."""
+    transport = HttpTransport(f"{echo.url}/dropping")
+    wire = "v1.of.no.key"
+
+    def ask() -> str:
+        answer: str = transport.send_waiting(wire, deadline=time.time() + 20).result()
+        return answer
+
+    # Until one goes by a connection that was kept.
+    with pytest.raises(Unavailable, match="RemoteDisconnected"):
+        for _ in range(100):
+            assert ask().startswith("v1.")
+    assert echo.dropped == [wire.encode()]
+    # The next one has a new connection.
+    assert ask().startswith("v1.")
+    transport.close()
+
+
 def test_nobody_listens() -> None:
     """Where nothing listens a call ends at once with `Unavailable`."""
     with socket.socket() as free:

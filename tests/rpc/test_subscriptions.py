@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import random
 import threading
 import time
@@ -337,7 +338,7 @@ async def test_more_than_may_wait(local: str) -> None:
         for each in two:
             await following(each)
         async with waits(two[0]), waits(two[1]):
-            third = Dish.objects.subscribe()
+            third = Dish.objects.subscribe(patience=0)
             await following(third)
             with pytest.raises(TooManySubscriptions) as raised:
                 await following(third)
@@ -353,6 +354,30 @@ async def test_more_than_may_wait(local: str) -> None:
         async with waits(fourth):
             pass
     assert not watching.waiting
+
+
+async def test_places_that_become_free(local: str) -> None:
+    """A subscription waits for a place: messages that nobody waits for any more may have them."""
+    with limited(max_subscriptions=1):
+        gone, dishes = Dish.objects.subscribe(), Dish.objects.order_by("name").subscribe()
+        for each in (gone, dishes):
+            await following(each)
+        async with waits(gone):
+            task = asyncio.create_task(following(dishes))
+            await asyncio.sleep(0.3)
+            assert not task.done()
+        await site.Dish.objects.acreate(name="tea", price=1)
+        assert names(await task) == ["fish", "soup", "tea"]
+
+
+@pytest.mark.parametrize("seconds", [3600, 1e300, math.inf])
+async def test_long_waits(local: str, seconds: float) -> None:
+    """However long a message is to wait, its deadline is one that the service takes."""
+    dishes = Dish.objects.order_by("name").subscribe(wait=seconds)
+    assert names(await following(dishes)) == ["fish", "soup"]
+    async with waits(dishes) as task:
+        await site.Dish.objects.acreate(name="tea", price=1)
+        assert names(await task) == ["fish", "soup", "tea"]
 
 
 async def test_waiting_holds_nothing(service: str) -> None:

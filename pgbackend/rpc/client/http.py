@@ -82,7 +82,7 @@ class HttpTransport(Transport):
     ) -> None:
         self._waiting.add(answer)
         try:
-            threads.submit(self._exchange, wire, deadline, answer)
+            threads.submit(self._exchange, wire, deadline, answer, threads is self._waiters)
         except RuntimeError:
             self._end_as_closed(answer)
 
@@ -107,12 +107,12 @@ class HttpTransport(Transport):
         self._waiting.discard(answer)
         answer.set_exception(Unavailable("the transport is closed"))
 
-    def _exchange(self, wire: str, deadline: float, answer: Future[str]) -> None:
+    def _exchange(self, wire: str, deadline: float, answer: Future[str], waits: bool) -> None:
         """Fill *answer*, in a thread of the pool."""
         try:
             # It may have been cancelled while it waited for a thread.
             if not answer.done():
-                answer.set_result(self._answered(wire, deadline, answer))
+                answer.set_result(self._answered(wire, deadline, answer, waits))
         except Exception as error:
             self._drop()
             answer.set_exception(_coded(error))
@@ -120,7 +120,7 @@ class HttpTransport(Transport):
             self._waiting.discard(answer)
             self._cut.pop(answer, None)
 
-    def _answered(self, wire: str, deadline: float, answer: Future[str]) -> str:
+    def _answered(self, wire: str, deadline: float, answer: Future[str], waits: bool) -> str:
         """Return the answer; send once more where the service closed a kept connection meanwhile.
 
         A message that had arrived all the same is not run twice: its nonce is known by then.
@@ -129,7 +129,9 @@ class HttpTransport(Transport):
         try:
             return self._answer(wire, deadline, answer)
         except (RemoteDisconnected, ConnectionResetError, BrokenPipeError):
-            if not kept or answer.done():
+            # One that waits had arrived, as a rule: sent again it would be refused as a replay, and
+            # a subscription asks anew by itself.
+            if not kept or answer.done() or waits:
                 raise
             self._drop()
             return self._answer(wire, deadline, answer)

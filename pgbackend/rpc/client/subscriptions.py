@@ -26,6 +26,9 @@ logger = logging.getLogger("pgbackend.rpc")
 # Seconds that one message waits for changes, within the service's `max_wait`.
 WAIT = 10.0
 
+# A longer wait is this one, so that the deadline is within the service's `max_deadline`.
+_LONGEST_WAIT = 600.0
+
 # Seconds beside those in which the answer has to come, where the client's time-out is not shorter.
 MARGIN = 5.0
 
@@ -35,8 +38,10 @@ EVERY = 0.1
 # Seconds for which a service may be away before a subscription ends by the error.
 PATIENCE = 60.0
 
-# The codes of errors that pass: the service, its database or the way to it is away.
-_PASSING = frozenset({"Unavailable", "DeadlinePassed", "OperationalError"})
+# The codes of errors that pass: the service, its database or the way to it is away. Messages that
+# nobody waits for any more, of a client that was started again or has lost its connection, still
+# count as subscriptions until they end.
+_PASSING = frozenset({"Unavailable", "DeadlinePassed", "OperationalError", "TooManySubscriptions"})
 
 _FIRST_DELAY, _LONGEST_DELAY = 0.1, 5.0
 
@@ -71,7 +76,7 @@ class Subscription(Generic[T]):
         self._ask = ask
         self._every = every
         self._patience = patience
-        self._wait = wait
+        self._wait = min(wait, _LONGEST_WAIT)
         self._seen: str | None = None
         self._answered_at: float | None = None
         # What the reader waits for now.

@@ -115,7 +115,9 @@ class PostgresTransport(ThreadedTransport):
         return self.sent_by(hand_over, deadline)
 
     def _note_waiting(self, message_id: str) -> None:
-        self._waiting = {each for each in self._waiting if each in self.pending}
+        # Not each time: with thousands of subscriptions that would be most of the work.
+        if len(self._waiting) > 2 * len(self.pending):
+            self._waiting = {each for each in self._waiting if each in self.pending}
         self._waiting.add(message_id)
 
     def _store_soon(self, message_id: str, wire: str, urgent: bool) -> None:
