@@ -12,7 +12,7 @@ _callbacks: list[Callable[[], Awaitable[None]]] = []
 
 
 def when_stopping(callback: Callable[[], Awaitable[None]]) -> None:
-    """Have *callback* awaited on the loop of a worker that stops, then and after its last handler."""
+    """Have *callback* awaited on the loop of a worker that stops, and after its last handler."""
     if callback not in _callbacks:
         _callbacks.append(callback)
 
