@@ -175,3 +175,81 @@ async def test_task_that_is_started_after_a_block_in_the_block(server: Server) -
         with pytest.raises(RuntimeError, match="has ended"):
             await task
     assert names(server) == ["inner"]
+
+
+async def test_tasks_and_blocks_in_a_series(server: Server) -> None:
+    """A task of one block has no part in the next; one of before waits for the last."""
+    begun = [asyncio.Event(), asyncio.Event()]
+    order: list[str] = []
+
+    async def create(name: str, after: asyncio.Event) -> None:
+        await after.wait()
+        async with transaction.atomic():
+            await Author.objects.acreate(name=name)
+        order.append(name)
+
+    @bridged
+    def blocks() -> list[asyncio.Task[None]]:
+        saved, tasks = deferred_savepoint(), []
+        with saved.series():
+            for number in range(4):
+                with suppress(ValueError), saved:
+                    if not number:
+                        tasks.append(asyncio.create_task(create("first", begun[1])))
+                        tasks.append(asyncio.create_task(create("none", begun[0])))
+                    Author.objects.create(name=f"{number}")
+                    begun[min(number, 1)].set()
+                    # Each task that can go on now does.
+                    await_bridged(asyncio.sleep(0.02))
+                    if number % 2:
+                        raise ValueError
+                order.append(f"{number}")
+        return tasks
+
+    async with transaction.atomic():
+        await Author.objects.aexists()
+        before = asyncio.create_task(create("before", begun[0]))
+        first, inside = await blocks()
+        await before
+        await inside
+        with pytest.raises(RuntimeError, match="has ended"):
+            await first
+    assert order == ["none", "0", "1", "2", "3", "before"]
+    assert names(server) == ["0", "2", "before", "none"]
+
+
+async def test_task_that_waits_for_its_turn_when_its_block_ends(server: Server) -> None:
+    """It is told so in the next block of the series, not at the end of all."""
+    inside, told = asyncio.Event(), asyncio.Event()
+
+    async def hold() -> None:
+        async with transaction.atomic():
+            inside.set()
+            await asyncio.sleep(0.02)
+
+    async def wait() -> None:
+        await inside.wait()
+        try:
+            await Author.objects.acreate(name="late")
+        finally:
+            told.set()
+
+    @bridged
+    def blocks() -> asyncio.Task[None]:
+        saved = deferred_savepoint()
+        with saved.series():
+            with saved:
+                asyncio.create_task(hold())  # noqa: RUF006
+                late = asyncio.create_task(wait())
+                await_bridged(inside.wait())
+                await_bridged(asyncio.sleep(0))
+            with saved:
+                await_bridged(asyncio.wait_for(told.wait(), 5))
+        return late
+
+    async with transaction.atomic():
+        await Author.objects.aexists()
+        late = await blocks()
+        with pytest.raises(RuntimeError, match="has ended"):
+            await late
+    assert names(server) == []

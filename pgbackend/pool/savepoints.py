@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psycopg
 from psycopg import generators
@@ -214,9 +215,10 @@ def note_begin(face: SavingConnection, sid: str) -> None:
 
 def note_end(face: SavingConnection, sid: str) -> bool:
     """Note that the savepoint *sid* ends, with those inside it; return whether it was there."""
-    if sid not in face.savepoint_ids:
+    ids = face.savepoint_ids
+    if sid not in ids:
         return False
-    del face.savepoint_ids[face.savepoint_ids.index(sid) :]
+    del ids[ids.index(sid) :]
     return True
 
 
@@ -227,16 +229,31 @@ def note_rollback(face: SavingConnection, sid: str) -> bool:
     return was_there
 
 
-def begin_deferred(face: SavingConnection) -> tuple[str, str]:
+class Deferred(NamedTuple):
+    """The savepoint of a block of `transaction.deferred_savepoint`."""
+
+    name: str
+    save: bytes
+    release: bytes
+
+
+@cache
+def _deferred(depth: int) -> Deferred:
+    name = f"{_DEFERRED}_{depth}" if depth else _DEFERRED
+    return Deferred(name, f"SAVEPOINT {name}".encode(), f"RELEASE SAVEPOINT {name}".encode())
+
+
+def begin_deferred(face: SavingConnection) -> tuple[str, Deferred]:
     """Note that a block of `transaction.deferred_savepoint` begins.
 
-    Return an id for `note_end`, and the name of its savepoint in the server: none of the blocks
-    around it has the same.
+    Return an id for `note_end`, and its savepoint: none of the blocks around it has its name.
     """
     face.times_deferred += 1
-    depth = sum(each.startswith(_DEFERRED) for each in face.savepoint_ids)
-    face.savepoint_ids.append(f"{_DEFERRED} {face.times_deferred}")
-    return face.savepoint_ids[-1], f"{_DEFERRED}_{depth}" if depth else _DEFERRED
+    ids = face.savepoint_ids
+    depth = sum([each.startswith(_DEFERRED) for each in ids]) if ids else 0
+    sid = f"{_DEFERRED} {face.times_deferred}"
+    ids.append(sid)
+    return sid, _deferred(depth)
 
 
 def is_due(face: SavingConnection, savepoint: bytes) -> bool:

@@ -136,7 +136,7 @@ class Batch:
             self.claimed_at = monotonic()
             if self.rows:
                 savepoint = self.running.savepoint(self.alias)
-                with handling(self.alias, [row.id for row in self.rows]):
+                with handling(self.alias, [row.id for row in self.rows]), savepoint.series():
                     if self.marks is None:
                         self._handle(savepoint)
                     else:

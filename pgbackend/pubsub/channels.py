@@ -184,8 +184,8 @@ class Channel(BaseChannel):
         Fields that the class no longer has are left out, and those that the payload has not take
         their defaults: two versions of the code may run at once.
         """
-        kwargs = payload_object(cls.name(), payload).get("kwargs")
-        if not isinstance(kwargs, dict):
+        data = payload if isinstance(payload, dict) else payload_object(cls.name(), payload)
+        if not isinstance(kwargs := data.get("kwargs"), dict):
             raise PayloadError(f'The payload of {cls.name()} has no object "kwargs"')
         return form_of(cls).decode(kwargs)
 
@@ -241,7 +241,7 @@ class TriggerChannel(BaseChannel, OfTable):
     @classmethod
     def deserialize(cls, payload: str | dict[str, Any]) -> dict[str, Any]:
         """Return the rows and the context that *payload* holds. Raise PayloadError."""
-        data = payload_object(cls.name(), payload)
+        data = payload if isinstance(payload, dict) else payload_object(cls.name(), payload)
         rows = {state: row_from_columns(cls.name(), cls.using, data, state) for state in _STATES}
         if "context" in data:
             rows["context"] = data["context"]

@@ -68,7 +68,14 @@ def decode(channel: type[C], payload: str | dict[str, Any]) -> C:
 
     Raise PayloadError where it does not fit.
     """
-    return channel.from_payload(payload_object(channel.name(), payload))
+    try:
+        data = _DECODER.decode(payload) if isinstance(payload, str) else payload
+    except ValueError:
+        data = None
+    # Nearly all payloads are an object; errors of the others have the name of the channel.
+    if not isinstance(data, dict):
+        data = payload_object(channel.name(), payload)
+    return channel.from_payload(data)
 
 
 def payload_object(channel: str, payload: str | dict[str, Any]) -> dict[str, Any]:

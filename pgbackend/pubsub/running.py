@@ -10,9 +10,9 @@ import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import copy_context
-from types import TracebackType
+from types import CoroutineType, TracebackType
 from typing import Any, ParamSpec, Protocol, TypeVar
 
 import psycopg
@@ -45,6 +45,8 @@ class Savepoint(Protocol):
 
     has_ended: bool
     before_commit: str
+
+    def series(self) -> AbstractContextManager[None]: ...
 
     def __enter__(self) -> None: ...
 
@@ -129,7 +131,8 @@ def _result(callback: Callable[..., Any], arguments: dict[str, Any]) -> Any:
     Raise TypeError for a generator, whose body would not run.
     """
     result = callback(**arguments)
-    if result is None or inspect.isawaitable(result):
+    # The first two are what nearly all listeners return.
+    if result is None or isinstance(result, CoroutineType) or inspect.isawaitable(result):
         return result
     if inspect.isgenerator(result) or inspect.isasyncgen(result):
         raise TypeError(f"the listener returned {result!r}, whose body never ran")
@@ -208,6 +211,10 @@ class _Nested:
         remember(self._wrapper)
         with self._wrapper.cursor() as cursor:
             cursor.execute(HOLD_OPEN)
+
+    def series(self) -> AbstractContextManager[None]:
+        """Do nothing: no task shares the transaction of a thread."""
+        return nullcontext()
 
     def __enter__(self) -> None:
         self._block = transaction.atomic(self._alias)

@@ -110,6 +110,11 @@ class ConnectionState(Turns):
         else:
             frame.pending_rollback = value
 
+    @property
+    def is_marked(self) -> bool:
+        """Whether the innermost block is broken; for its own task, in its turn."""
+        return self._needs_rollback
+
     def break_block(self, error: BaseException) -> None:
         """Have the innermost block rolled back, and its end report *error* as the reason.
 

@@ -75,12 +75,14 @@ class PartOfTransaction(Transaction):
     They join the transaction as long as its owner is in that part, and not what comes after it.
     """
 
-    __slots__ = ("around", "whole")
+    __slots__ = ("around", "before", "entered", "whole")
 
-    def __init__(self, whole: Transaction, around: Transaction) -> None:
+    def __init__(self, whole: Transaction, before: dict[object, Transaction]) -> None:
         self.whole = whole
         # What tasks join that are started just before the part: the whole, or a part around it.
-        self.around = around
+        self.around = before.get(whole.wrapper, whole)
+        # The transactions of the context before the part, and in it.
+        self.before, self.entered = before, {**before, whole.wrapper: self}
         self.wrapper, self.state, self.owner = whole.wrapper, whole.state, whole.owner
         self.loop, self.thread, self.context = whole.loop, whole.thread, whole.context
         self.request = whole.request
@@ -95,6 +97,8 @@ class PartOfTransaction(Transaction):
 
 # The transactions of this context, by wrapper.
 transactions: ContextVar[dict[object, Transaction]] = ContextVar("pgbackend_transactions")
+
+_NONE: dict[object, Transaction] = {}
 
 
 def add_to_context(transaction: Transaction) -> None:
@@ -114,8 +118,8 @@ def remove_from_context(transaction: Transaction) -> None:
 def begin_part(whole: Transaction | None) -> PartOfTransaction:
     """Let what is started in this context from now on join *whole* until `end_part`."""
     assert whole is not None
-    part = PartOfTransaction(whole, transactions.get({}).get(whole.wrapper, whole))
-    add_to_context(part)
+    part = PartOfTransaction(whole, transactions.get(_NONE))
+    transactions.set(part.entered)
     return part
 
 
@@ -126,7 +130,10 @@ def end_part(part: PartOfTransaction, *, stop: bool) -> None:
     other is refused.
     """
     part.ended = True
-    if part.whole.open:
+    before = part.before
+    if transactions.get(_NONE) is part.entered and part.wrapper in before and part.around.open:
+        transactions.set(before)
+    elif part.whole.open:
         # It takes the place of the part.
         add_to_context(part.around if part.around.open else part.whole)
     else:
