@@ -23,12 +23,18 @@ _BRIDGED = (
     " ASGI server, and tests with pgbackend's test runner or pytest plugin."
 )
 
+# `bridged` takes no asynchronous generator.
+_GENERATOR = "decorate the function that iterates over this asynchronous generator"
+
 _UNDER_WSGI = (
     "; or move the code into a synchronous function, and `await pgbackend.bridged(function)(...)`,"
     " which runs it in the thread. This event loop is one of async_to_sync, as for an asynchronous"
     " view under a WSGI server; requests are bridged under an ASGI server, such as `manage.py"
     " runserver` where uvicorn is installed."
 )
+
+# Methods of Django's models that have no asynchronous form.
+_SYNCHRONOUS = ("clean_fields", "full_clean", "validate_constraints", "validate_unique")
 
 _IN_GENERAL = (
     "Await the asynchronous form, as in `await queryset.aget()`, `async for row in queryset`,"
@@ -44,7 +50,23 @@ def refusal(alias: str) -> str:
     first += f": {what}" if what else f". {_IN_GENERAL}"
     # The loops that run for a thread which waits in async_to_sync.
     waited_for = asyncio.get_running_loop() in asgiref.sync.AsyncToSync.loop_thread_executors
-    return first + (_UNDER_WSGI if waited_for else _BRIDGED)
+    if waited_for:
+        return first + _UNDER_WSGI
+    in_generator = _is_in_generator(inspect.currentframe())
+    return first + (
+        _BRIDGED.replace("decorate the function", _GENERATOR) if in_generator else _BRIDGED
+    )
+
+
+def _is_in_generator(frame: FrameType | None) -> bool:
+    """Return whether the application's own call is in an asynchronous generator."""
+    while frame is not None and _is_below(frame):
+        frame = frame.f_back
+    return frame is not None and bool(frame.f_code.co_flags & inspect.CO_ASYNC_GENERATOR)
+
+
+def _is_below(frame: FrameType) -> bool:
+    return str(frame.f_globals.get("__name__")).startswith(_BELOW)
 
 
 def _used(frame: FrameType | None) -> str | None:
@@ -66,7 +88,7 @@ def _used(frame: FrameType | None) -> str | None:
 
 def _frames_below(frame: FrameType | None) -> Iterator[FrameType]:
     """Return the frames from *frame* to the last one below the application's."""
-    while frame is not None and str(frame.f_globals.get("__name__")).startswith(_BELOW):
+    while frame is not None and _is_below(frame):
         yield frame
         frame = frame.f_back
 
@@ -104,10 +126,17 @@ def _of_call(name: str, subject: Any) -> str | None:
     """Say it for a method with an asynchronous form, for iterating, or for a block."""
     if isinstance(subject, transaction.Atomic):
         return "`with atomic()`. Write `async with transaction.atomic():`"
+    if name == "prefetch_related_objects":
+        return "prefetch_related_objects(). Write `await aprefetch_related_objects(...)`"
     if not isinstance(subject, models.Model | models.QuerySet | models.Manager | RawQuerySet):
         return None
     of = subject if isinstance(subject, models.Model) else subject.model
     model = type(of).__name__ if isinstance(of, models.Model) else of.__name__
+    if isinstance(subject, models.Model) and name in _SYNCHRONOUS:
+        return (
+            f"{name}() of {model}, which has no asynchronous form. Put it into a"
+            " function that is decorated with @pgbackend.bridged, and await that"
+        )
     if name.lstrip("_") == "iterator" and hasattr(subject, "aiterator"):
         return f"iterator() of {model}. Write `async for row in queryset.aiterator()`"
     if not name.startswith("_") and hasattr(subject, f"a{name}"):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
 from asgiref.sync import async_to_sync
 from django.core.exceptions import SynchronousOnlyOperation
 from django.db import connection, connections, transaction
-from django.db.models import aprefetch_related_objects
+from django.db.models import aprefetch_related_objects, prefetch_related_objects
 
 from pgbackend import bridged
 from tests.models import Author, Book
@@ -57,6 +57,14 @@ USES: dict[str, tuple[Callable[[Book], Any], str]] = {
         lambda book: cursor(),
         "a cursor was opened, which has no asynchronous form. Put what uses it into a function that"
         " is decorated with @pgbackend.bridged, and await that",
+    ),
+    "validation": (
+        lambda book: Author(name="Bob").full_clean(),
+        "full_clean() of Author, which has no asynchronous form. Put it into a function",
+    ),
+    "prefetch": (
+        lambda book: prefetch_related_objects([book], "author"),
+        "prefetch_related_objects(). Write `await aprefetch_related_objects(...)`",
     ),
     "other": (lambda book: connection.ensure_connection(), ". Await the asynchronous form, as in"),
 }
@@ -119,6 +127,24 @@ async def test_in_a_thread() -> None:
         return asyncio.run(refused(USES["relation"][0]))
 
     assert USES["relation"][1] in await asyncio.to_thread(run)
+
+
+@pytest.mark.usefixtures("made")
+async def test_in_an_asynchronous_generator() -> None:
+    """What cannot be decorated itself is not named for it, and what is named works."""
+
+    async def titles() -> AsyncIterator[str]:
+        for book in Book.objects.all():
+            yield book.title
+
+    async def read() -> list[str]:
+        return [title async for title in titles()]
+
+    with pytest.raises(SynchronousOnlyOperation) as caught:
+        await read()
+    cure = "or decorate the function that iterates over this asynchronous generator with @pgbackend"
+    assert cure in str(caught.value)
+    assert await bridged(read)() == ["Notes"]
 
 
 async def test_cures() -> None:

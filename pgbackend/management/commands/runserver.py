@@ -13,6 +13,7 @@ import socket
 import threading
 from argparse import ArgumentParser
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -94,7 +95,9 @@ class UvicornServer:
 
         def end() -> None:
             server.should_exit = True
-            ended.wait(_REQUESTS_TIMEOUT + _POOLS_TIMEOUT + 1.0)
+            # Another Ctrl-C: whoever asks twice does not want to wait.
+            with suppress(KeyboardInterrupt):
+                ended.wait(_REQUESTS_TIMEOUT + _POOLS_TIMEOUT + 1.0)
 
         # Under the reloader this is a thread, which the process would leave behind.
         in_thread = threading.current_thread() is not threading.main_thread()

@@ -19,6 +19,7 @@ from pgbackend.asgi import LifespanApplication
 from pgbackend.management.commands import runserver
 from tests.support.fix_uvicorn import Process
 from tests.support.limits import PATIENCE
+from tests.support.script import run_script
 from tests.support.server import Server
 from tests.support.startproject import Project
 
@@ -94,6 +95,40 @@ def test_noasgi(project: Project) -> None:
     assert get(process, "/static/admin/css/base.css").status_code == 200
     assert get(process).status_code == 500
     process.kill()
+
+
+TWICE = """
+    import os
+    import signal
+    import django
+    settings.configure(**conf)
+    django.setup()
+    from pgbackend.management.commands.runserver import UvicornServer
+
+    started = threading.Event()
+
+    async def application(scope, receive, send):
+        assert scope["type"] == "lifespan"
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        started.set()
+        await receive()
+        os.kill(os.getpid(), signal.SIGINT)
+        await asyncio.sleep(30)
+
+    server = UvicornServer(("127.0.0.1", 0), None)
+    server.set_app(application)
+    # As under the reloader, whose main thread ends by Ctrl-C.
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    started.wait()
+    print("started", flush=True)
+"""
+
+
+@pytest.mark.process
+def test_ctrl_c_twice() -> None:
+    """A second Ctrl-C ends it at once, without a traceback, while it still waits for the first."""
+    assert run_script(TWICE) == "started\n"
 
 
 def below(*names: str) -> type[BaseCommand]:
