@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from django.core.exceptions import ImproperlyConfigured
 
 from .pool import counts
-from .statistics import buckets, known_aliases, pools, sums
+from .statistics import PoolStatistics, buckets, known_aliases, pools_by_alias, sums
 
 try:
     import prometheus_client as client
@@ -85,11 +85,11 @@ class PoolCollector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """Return the metrics of this moment."""
-        aliases = known_aliases()
+        aliases, open_now = known_aliases(), pools_by_alias()
         for name, (text, states) in _GAUGES.items():
             gauge = GaugeMetricFamily(name, text, labels=_labels(states, "state"))
             for alias in aliases:
-                for state, value in _sizes(alias, states).items():
+                for state, value in _sizes(open_now.get(alias, []), states).items():
                     gauge.add_metric(_values(alias, state), value)
             yield gauge
         found = {alias: sums(alias) for alias in aliases}
@@ -170,12 +170,13 @@ class _Publisher:
     def publish(self) -> None:
         """Write the numbers of this moment."""
         with self._lock:
+            open_now = pools_by_alias()
             for alias in known_aliases():
-                self._publish(alias)
+                self._publish(alias, open_now.get(alias, []))
 
-    def _publish(self, alias: str) -> None:
+    def _publish(self, alias: str, of_alias: list[PoolStatistics]) -> None:
         for name, (_, states) in _GAUGES.items():
-            for state, value in _sizes(alias, states).items():
+            for state, value in _sizes(of_alias, states).items():
                 self._gauges[name].labels(*_values(alias, state)).set(value)
         found = sums(alias)
         before = self._written.get(alias, Numbers())
@@ -186,9 +187,8 @@ class _Publisher:
                 self._counters[name].labels(*_values(alias, way)).inc(more)
 
 
-def _sizes(alias: str, states: dict[str, str]) -> dict[str, int]:
-    """Return the sums of sizes over the pools of *alias*, by the value of their label."""
-    of_alias = [each for each in pools() if each.alias == alias]
+def _sizes(of_alias: list[PoolStatistics], states: dict[str, str]) -> dict[str, int]:
+    """Return the sums of sizes over the pools of an alias, by the value of their label."""
     return {state: sum(getattr(each, key) for each in of_alias) for state, key in states.items()}
 
 

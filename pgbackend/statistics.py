@@ -70,6 +70,14 @@ def pools() -> list[PoolStatistics]:
     return sorted(found, key=lambda each: each.alias)
 
 
+def pools_by_alias() -> dict[str, list[PoolStatistics]]:
+    """Return the statistics of `pools`, by alias."""
+    found: dict[str, list[PoolStatistics]] = {}
+    for each in pools():
+        found.setdefault(each.alias, []).append(each)
+    return found
+
+
 def sums(alias: str) -> Counter[str]:
     """Return what all pools of *alias* have counted since the process began, closed ones too."""
     total = Counter(ended.get(alias, {}))

@@ -19,7 +19,7 @@ from typing import Any
 from django.core.exceptions import ImproperlyConfigured
 
 from .pool import counts
-from .statistics import PoolStatistics, known_aliases, pools, sums
+from .statistics import known_aliases, pools_by_alias, sums
 from .version import __version__
 
 try:
@@ -113,15 +113,8 @@ def instrument(meter_provider: MeterProvider | None = None) -> None:
     counts.observers.append(observe)
 
 
-def _by_alias() -> dict[str, list[PoolStatistics]]:
-    found: dict[str, list[PoolStatistics]] = {}
-    for each in pools():
-        found.setdefault(each.alias, []).append(each)
-    return found
-
-
 def _observe_count(options: CallbackOptions) -> Iterable[Observation]:
-    for alias, of_alias in _by_alias().items():
+    for alias, of_alias in pools_by_alias().items():
         # The conventions know two states: a connection in reset can be lent to nobody.
         idle = sum(each.idle for each in of_alias)
         used = sum(each.on_loan + each.resetting for each in of_alias)
@@ -131,7 +124,7 @@ def _observe_count(options: CallbackOptions) -> Iterable[Observation]:
 
 def _of_sizes(key: str) -> _Callback:
     def observe(options: CallbackOptions) -> Iterable[Observation]:
-        for alias, of_alias in _by_alias().items():
+        for alias, of_alias in pools_by_alias().items():
             yield Observation(sum(getattr(each, key) for each in of_alias), {_POOL_NAME: alias})
 
     return observe

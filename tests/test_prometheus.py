@@ -65,6 +65,30 @@ async def test_linted(add_alias: AddAlias) -> None:
             assert "alias" in sample.labels
 
 
+@pytest.mark.process
+def test_many_aliases() -> None:
+    """To collect 1,000 aliases takes no look at all of them for each."""
+    printed = run_script(
+        """
+        settings.configure(**conf)
+        import time
+        import django
+        django.setup()
+        from pgbackend.pool import counts
+        from pgbackend.prometheus import PoolCollector
+
+        for number in range(1000):
+            counts.count_in_thread(f"tenant{number}")
+        began = time.process_time()
+        families = list(PoolCollector().collect())
+        print(time.process_time() - began, len(families))
+        """
+    )
+    seconds, families = printed.split()
+    assert int(families) > 10
+    assert float(seconds) < 3, seconds
+
+
 PROCESSES = """
 settings.configure(**conf)
 import django
