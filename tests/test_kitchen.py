@@ -797,7 +797,6 @@ def run_tests(site: Site, *command: str) -> str:
     return done.stdout
 
 
-@pytest.mark.load
 def test_runner(new_site: Site) -> None:
     """The demo's own tests pass with the runner that its settings name."""
     output = run_tests(new_site, "-m", "proj", "test", "kitchen", "--noinput")
@@ -805,6 +804,7 @@ def test_runner(new_site: Site) -> None:
     assert "\nOK\n" in output
 
 
+@pytest.mark.load
 def test_pytest(new_site: Site) -> None:
     """They pass with pytest-django, too, and so do those that are written for it."""
     plugins = ("-p", "pgbackend.pytest_plugin", "-p", "pytest_django.plugin")

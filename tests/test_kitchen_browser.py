@@ -109,6 +109,7 @@ def test_buttons_of_the_board(site: Site, chromium: Chromium) -> None:
         customer.wait_for(f"document.querySelector('.receipt').dataset.status == '{status}'")
 
 
+@pytest.mark.load
 def test_order_of_the_waiter(site: Site, terminal: Process, chromium: Chromium) -> None:
     """An order of the waiter's terminal appears on the board; its terminal hears of the kitchen."""
     dish = site.add_dish("Tomato soup", 20)
@@ -162,6 +163,7 @@ TORN = """
 """
 
 
+@pytest.mark.load
 def test_on_a_phone(site: Site, chromium: Chromium) -> None:
     """No page is wider than a phone, tears a price, or hides a field; axe finds nothing serious."""
     spec = find_spec("axe_core_python")

@@ -54,9 +54,25 @@ def check_passed(ended: tuple[int, str], count: int) -> None:
         assert complaint not in output, output
 
 
-def test_functions() -> None:
+@pytest.fixture(scope="module")
+def usual() -> tuple[int, str]:
+    """A run of tests of every kind."""
+    return run_pytest("in_pytest", "common", "bridged", "isolated")
+
+
+def passed(output: str, *modules: str) -> int:
+    """Return how many tests of modules of sample.cases have passed, by the summary."""
+    return sum(output.count(f"PASSED sample/cases/{module}.py::") for module in modules)
+
+
+def test_all_kinds(usual: tuple[int, str]) -> None:
+    """Functions and Django's test cases run beside each other, in one session."""
+    check_passed(usual, 20 + 8 + 25 + 2)
+
+
+def test_functions(usual: tuple[int, str]) -> None:
     """Functions, methods and fixtures of both kinds run in the bridge, with pytest-django's."""
-    check_passed(run_pytest("in_pytest"), 20)
+    assert passed(usual[1], "in_pytest") == 20, usual[1]
 
 
 @pytest.mark.load
@@ -68,9 +84,9 @@ def test_an_alias_of_another_engine(tmp_path: Path) -> None:
     check_passed((status, output), 8)
 
 
-def test_django_classes() -> None:
+def test_django_classes(usual: tuple[int, str]) -> None:
     """Django's test cases run in the bridge as with Django's runner."""
-    check_passed(run_pytest("common", "bridged", "isolated"), 8 + 25 + 2)
+    assert passed(usual[1], "common", "bridged", "isolated") == 8 + 25 + 2, usual[1]
 
 
 def test_workers() -> None:
@@ -84,6 +100,7 @@ def test_workers() -> None:
 # Beside other plugins
 
 
+@pytest.mark.load
 def test_pytest_asyncio() -> None:
     """Tests of pytest-asyncio's run on its loops, in the transaction of their fixtures."""
     check_passed(run_pytest("in_pytest_asyncio", "in_pytest", plugins=ASYNCIO), 8 + 20)

@@ -63,9 +63,8 @@ def test_an_alias_of_another_engine(tmp_path: Path, name: str, arguments: list[s
     check_passed(run_tests(*arguments, LITE, SAMPLE_LITE=database), 8)
 
 
-@pytest.mark.parametrize(
-    "order", [["--shuffle", "1"], pytest.param(["--reverse"], marks=pytest.mark.load)]
-)
+@pytest.mark.load
+@pytest.mark.parametrize("order", [["--shuffle", "1"], ["--reverse"]])
 def test_order(order: list[str]) -> None:
     """No test leaves anything to the next one."""
     check_passed(run_tests(COMMON, BRIDGED, ISOLATED, *order), 8 + 25 + 2)
@@ -86,6 +85,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.load
 def test_spawned(tmp_path: Path) -> None:
     """So do worker processes that were not forked."""
     script = tmp_path / "spawn.py"
