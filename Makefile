@@ -2,7 +2,7 @@
 # make run-waiter  beside it: a waiter's terminal without a database, on http://127.0.0.1:8002/;
 #              BROKER_URL=redis://localhost/ for both, and `make run-worker` as a third, has their
 #              messages go through Celery
-# make test    the tests, each matrix on one loop, in WORKERS=3 processes; DJANGO=5.2, 6.0 or 6.1 and
+# make test    the tests, each matrix on one loop, in WORKERS=2 processes; DJANGO=5.2, 6.0 or 6.1 and
 #              PYTHON= choose others than the usual ones
 # make test-load   what `make test` leaves out: sweeps, fuzzes and matrices on the other loops
 # make test-all    both, as one
@@ -45,8 +45,7 @@ ARGS =
 MODE = bridged
 NAME =
 PARALLEL = 2
-# One more than two cores: tests wait for servers, processes and deadlines a part of their time.
-WORKERS = 3
+WORKERS = 2
 
 # Images of containers set it. Each of the many hundred processes that tests start would compile this
 # package anew: two fifths of the CPU that it takes to set Django up.
@@ -69,7 +68,7 @@ run-worker: $(VENV)/installed-demo
 		$(VENV)/bin/python -m celery -A pgbackend.rpc.celery worker -Q rpc,rpc.high --loglevel=INFO
 
 test: $(VENV)/installed-dev
-	@echo "All tests but those of make test-load: 7 to 9 minutes on two cores."
+	@echo "All tests but those of make test-load: 8 to 9 minutes on two cores."
 	@$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'not load' $(ARGS)
 
 test-load: $(VENV)/installed-dev
