@@ -5,10 +5,10 @@ to run a synchronous function that uses the ORM on the event loop, use `bridged`
 
 The names in ``__all__`` are public, and so are the modules `asgi`, `base`, `connection`, `copying`,
 `detector`, `errors`, `extending`, `futures`, `health`, `locks`, `prometheus`, `registry`,
-`statistics`, `telemetry`, `test` and `transaction`, and those with Django's names. Each is imported
-on first use: ``import pgbackend`` needs neither Django nor psycopg. Importing `base` changes
-Django; Django imports `base` for the first wrapper of such a database, and the application
-"pgbackend" imports it earlier.
+`statistics`, `status.urls`, `telemetry`, `test` and `transaction`, and those with Django's names.
+Each is imported on first use: ``import pgbackend`` needs neither Django nor psycopg. Importing
+`base` changes Django; Django imports `base` for the first wrapper of such a database, and the
+application "pgbackend" imports it earlier.
 """
 
 from __future__ import annotations

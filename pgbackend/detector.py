@@ -42,6 +42,8 @@ from types import CodeType, FrameType
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary, ref
 
+from . import findings
+
 logger = logging.getLogger(__name__)
 
 # For how many seconds a line is not named again on one loop.
@@ -314,6 +316,7 @@ class _WatchedLoop:
     ) -> None:
         # The place where the holder was seen most often.
         ((place, innermost), _), *_ = seen.most_common(1)
+        findings.note(str(place), held, goes_on=was_warned)
         now = monotonic()
         last, repeats = self._named.get((place.filename, place.line), (-REPEAT_SECONDS, 0))
         if now - last < REPEAT_SECONDS and not was_warned:

@@ -24,6 +24,7 @@ ADDRESSES = """
   Report  http://{host}:{port}/report/
   API     http://{host}:{port}/api/dishes/
   Admin   http://{host}:{port}/admin/
+  Status  http://{host}:{port}/status/
 
 Ctrl-C stops the site.
 """
@@ -33,8 +34,10 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         # Not at the top: models can be imported only when Django is set up.
         from kitchen import board
+        from pgbackend.status.sampling import close_streams
 
         board.close_streams()
+        close_streams()
         await super().shutdown(sockets)
 
 

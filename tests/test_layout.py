@@ -35,6 +35,7 @@ WITHOUT = {
 OTHERS = {
     "futures/test_generated.py": "what all of futures does, with generated querysets",
     "futures/test_programs.py": "what all of futures does, while connections are killed",
+    "status/test_browser.py": "the page of status in a browser",
     "sql/test_counts.py": "what one aget does, counted through all modules",
     "tasks/test_left_early.py": "cursors left early, in every way and place",
     "test_app_suite.py": "a tool: tests/app_suite",

@@ -6,8 +6,11 @@ import asyncio
 import os
 from asyncio import AbstractEventLoop
 from collections.abc import Callable, Hashable
-from typing import Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 from weakref import WeakKeyDictionary
+
+if TYPE_CHECKING:
+    from .borrowers import Loan
 
 
 class Pool(Protocol):
@@ -23,6 +26,10 @@ class Pool(Protocol):
     def start(self) -> None: ...
 
     def borrowers(self) -> list[tuple[str, asyncio.Task[Any]]]: ...
+
+    def loans(self) -> list[Loan]: ...
+
+    def waits(self) -> list[Loan]: ...
 
     async def close(self, timeout: float = ...) -> None: ...  # noqa: ASYNC109  # psycopg_pool's
 

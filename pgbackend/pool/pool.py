@@ -28,7 +28,7 @@ from weakref import WeakSet
 from django.core.exceptions import ImproperlyConfigured
 from psycopg_pool import AsyncConnectionPool, PoolTimeout, TooManyRequests
 
-from .borrowers import describe, of_request
+from .borrowers import Loan, describe, loans, of_request
 from .connecting import call_hook
 from .counts import Counts, observe
 from .open_pools import open_pools
@@ -257,6 +257,14 @@ class ConnectionPool(ReturningPool):
         """Return the tasks that have connections on loan, with their names, sorted by name."""
         tasks = [conn.borrower for conn in self._physical if conn.borrower is not None]
         return sorted(((task.get_name(), task) for task in tasks), key=itemgetter(0))
+
+    def loans(self) -> list[Loan]:
+        """Return the connections on loan, and to whom; call it on the pool's loop."""
+        return loans(self._physical)
+
+    def waits(self) -> list[Loan]:
+        """Return the tasks that wait for a connection; call it on the pool's loop."""
+        return [each.as_loan() for each in self._waiting if isinstance(each, Client)]
 
     @property
     def _setting(self) -> str:

@@ -14,13 +14,14 @@ from time import monotonic
 from psycopg_pool import PoolClosed, PoolTimeout
 from psycopg_pool.pool_async import WaitingClient
 
+from .borrowers import Loan, of_request, request_of
 from .physical import PooledConnection
 
 
 class Client(WaitingClient[PooledConnection]):
     """A task that waits for a connection until *deadline*, by `time.monotonic`."""
 
-    __slots__ = ("_future", "deadline")
+    __slots__ = ("_future", "_request", "_since", "_task", "deadline")
 
     def __init__(self, deadline: float) -> None:
         # Do not call psycopg_pool's `__init__`, which would make the condition.
@@ -28,6 +29,9 @@ class Client(WaitingClient[PooledConnection]):
         self.error: BaseException | None = None
         self.deadline = deadline
         self._future = asyncio.get_running_loop().create_future()
+        self._task = asyncio.current_task()
+        self._request = of_request.get()
+        self._since = monotonic()
 
     async def wait(self, timeout: float = 0.0) -> PooledConnection:  # noqa: ASYNC109  # as there
         """Wait for a connection and return it; `deadline` counts, *timeout* is ignored.
@@ -47,6 +51,11 @@ class Client(WaitingClient[PooledConnection]):
         self.conn = conn
         self._future.set_result(None)
         return True
+
+    def as_loan(self) -> Loan:
+        """Return who waits."""
+        name = "" if self._task is None else self._task.get_name()
+        return Loan(name, request_of(self._request), monotonic() - self._since)
 
     async def set(self, conn: PooledConnection) -> bool:
         """Do what `give` does, under psycopg_pool's name."""

@@ -66,6 +66,9 @@ _QUOTED_NAMES = re.compile(
 
 _QUOTES = re.compile("'")
 
+# No part of a name, and no parameter as $1.
+_NUMBERS = re.compile(r"(?<![\w$])(?:\d[\w.]*|\.\d[\w.]*)")
+
 _BLANKS = " \t\n\r\f\v'"
 
 _ESCAPES = re.compile(
@@ -129,6 +132,25 @@ class Masked:
         if self._deep:
             return [each for _, each in self._pieces() if each]
         return [found.group() for found in self._pattern.finditer(self.text)]
+
+    def without_values(self) -> str:
+        """Return the text for a reader: ``…`` for each literal and number, and no comments.
+
+        Where a backslash may end a literal or not, what follows the first quote is left out: the
+        server knows which, and the text does not tell.
+        """
+        found = []
+        for code, token in self._pieces():
+            found.append(_NUMBERS.sub("…", code))
+            if token.startswith('"'):
+                found.append(token)
+            elif not token.startswith(("--", "/*")):
+                if "\\" in self.text:
+                    found.append("'…")
+                    break
+                found.append("'…'" if token else "")
+        # A literal with quotes in it is several tokens.
+        return re.sub("'…'(?:'…')+", "'…'", "".join(found))
 
     def literals(self) -> Iterator[tuple[int, str]]:
         """Yield the literals without escapes, each with its position in `code`."""
