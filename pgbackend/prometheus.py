@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from django.core.exceptions import ImproperlyConfigured
 
 from .pool import counts
-from .statistics import PoolStatistics, buckets, known_aliases, pools_by_alias, sums
+from .statistics import PoolStatistics, buckets, pools_by_alias, sums_by_alias
 
 try:
     import prometheus_client as client
@@ -54,7 +54,7 @@ _GAUGES: dict[str, tuple[str, dict[str, str]]] = {
 
 class _Count(NamedTuple):
     help: str
-    # The names of `sums` by the value of the label "way"; without that label "".
+    # The names of `sums_by_alias` by the value of the label "way"; without that label "".
     ways: dict[str, str]
     # What the number is divided by.
     by: int = 1
@@ -85,22 +85,21 @@ class PoolCollector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """Return the metrics of this moment."""
-        aliases, open_now = known_aliases(), pools_by_alias()
+        found, open_now = sums_by_alias(), pools_by_alias()
         for name, (text, states) in _GAUGES.items():
             gauge = GaugeMetricFamily(name, text, labels=_labels(states, "state"))
-            for alias in aliases:
+            for alias in found:
                 for state, value in _sizes(open_now.get(alias, []), states).items():
                     gauge.add_metric(_values(alias, state), value)
             yield gauge
-        found = {alias: sums(alias) for alias in aliases}
         for name, count in _COUNTERS.items():
             counter = CounterMetricFamily(name, count.help, labels=_labels(count.ways, "way"))
-            for alias in aliases:
+            for alias in found:
                 for way, key in count.ways.items():
                     counter.add_metric(_values(alias, way), found[alias][key] / count.by)
             yield counter
         waits = HistogramMetricFamily(*_WAITS, labels=["alias"])
-        for alias in aliases:
+        for alias in found:
             classes = [(_bound(seconds), number) for seconds, number in buckets(found[alias])]
             waits.add_metric([alias], classes, sum_value=found[alias]["wait_ms"] / 1000)
         yield waits
@@ -158,7 +157,7 @@ class _Publisher:
     def start_again(self) -> None:
         """Begin to write in a forked process, whose counts begin where its parent's were."""
         self._lock = threading.Lock()
-        self._written = {alias: sums(alias) for alias in known_aliases()}
+        self._written = sums_by_alias()
         self.start()
 
     def _run(self) -> None:
@@ -171,14 +170,13 @@ class _Publisher:
         """Write the numbers of this moment."""
         with self._lock:
             open_now = pools_by_alias()
-            for alias in known_aliases():
-                self._publish(alias, open_now.get(alias, []))
+            for alias, found in sums_by_alias().items():
+                self._publish(alias, open_now.get(alias, []), found)
 
-    def _publish(self, alias: str, of_alias: list[PoolStatistics]) -> None:
+    def _publish(self, alias: str, of_alias: list[PoolStatistics], found: Numbers[str]) -> None:
         for name, (_, states) in _GAUGES.items():
             for state, value in _sizes(of_alias, states).items():
                 self._gauges[name].labels(*_values(alias, state)).set(value)
-        found = sums(alias)
         before = self._written.get(alias, Numbers())
         self._written[alias] = found
         for name, count in _COUNTERS.items():

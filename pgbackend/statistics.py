@@ -78,14 +78,19 @@ def pools_by_alias() -> dict[str, list[PoolStatistics]]:
     return found
 
 
-def sums(alias: str) -> Counter[str]:
-    """Return what all pools of *alias* have counted since the process began, closed ones too."""
-    total = Counter(ended.get(alias, {}))
+def sums_by_alias() -> dict[str, Counter[str]]:
+    """Return what all pools have counted since the process began, closed ones too, by alias.
+
+    The aliases are those that have, or had, a pool, or statements in threads.
+    """
+    found = {alias: Counter(counts) for alias, counts in list(ended.items())}
     for _, pool in pools_of_loops():
-        if pool.alias == alias and not pool.counts.kept:
+        total = found.setdefault(pool.alias, Counter())
+        if not pool.counts.kept:
             total.update(totals(pool))
-    total["thread"] = in_threads()[alias]
-    return total
+    for alias, number in in_threads().items():
+        found.setdefault(alias, Counter())["thread"] = number
+    return dict(sorted(found.items()))
 
 
 def _of(pool: Any, loop: AbstractEventLoop) -> PoolStatistics:
@@ -152,9 +157,3 @@ def buckets(counts: Counter[str]) -> tuple[tuple[float, int], ...]:
     bounds = (*BOUNDS, float("inf"))
     numbers = accumulate(counts[f"waits_{place}"] for place in range(len(bounds)))
     return tuple(zip(bounds, numbers, strict=True))
-
-
-def known_aliases() -> list[str]:
-    """Return the aliases that have, or had, a pool, or statements in threads."""
-    found = {pool.alias for _, pool in pools_of_loops()}
-    return sorted(found.union(list(ended), in_threads()))

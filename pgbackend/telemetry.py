@@ -19,7 +19,7 @@ from typing import Any
 from django.core.exceptions import ImproperlyConfigured
 
 from .pool import counts
-from .statistics import known_aliases, pools_by_alias, sums
+from .statistics import pools_by_alias, sums_by_alias
 from .version import __version__
 
 try:
@@ -132,8 +132,7 @@ def _of_sizes(key: str) -> _Callback:
 
 def _of_sums(ways: dict[str, str]) -> _Callback:
     def observe(options: CallbackOptions) -> Iterable[Observation]:
-        for alias in known_aliases():
-            found = sums(alias)
+        for alias, found in sums_by_alias().items():
             for way, key in ways.items():
                 attributes = {_POOL_NAME: alias, _WAY: way} if way else {_POOL_NAME: alias}
                 yield Observation(found[key], attributes)

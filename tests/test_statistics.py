@@ -10,7 +10,7 @@ import pytest
 from django.db import DatabaseError, connections
 
 from pgbackend import bridged, pools
-from pgbackend.statistics import PoolStatistics, known_aliases, sums
+from pgbackend.statistics import PoolStatistics, sums_by_alias
 from pgbackend.transaction import pinned
 from tests.models import Author
 from tests.support.wrapper import PID, AddAlias, avalue, until, value
@@ -114,11 +114,11 @@ def test_of_all_loops(alias: str) -> None:
         )
         other.start()
         other.join()
-        assert sums(alias)["short"] == len(seen)
+        assert sums_by_alias()[alias]["short"] == len(seen)
 
     for _ in range(3):
         asyncio.run(work())
     assert [[each.short for each in found] for found in seen] == [[1]] * 3
     assert [each for each in pools() if each.alias == alias] == []
-    assert alias in known_aliases()
-    assert (sums(alias)["short"], sums(alias)["borrowed"]) == (3, 3)
+    assert alias in sums_by_alias()
+    assert (sums_by_alias()[alias]["short"], sums_by_alias()[alias]["borrowed"]) == (3, 3)

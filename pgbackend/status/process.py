@@ -13,7 +13,7 @@ from typing import Any
 from ..findings import latest
 from ..pool.borrowers import Loan
 from ..pool.open_pools import open_pools
-from ..statistics import known_aliases, pools, sums
+from ..statistics import PoolStatistics, pools, pools_by_alias, sums_by_alias
 
 # How many connections on loan, and how many waiting tasks, are named for each alias.
 _NAMED = 20
@@ -40,12 +40,16 @@ def process_part(aliases: Iterable[str]) -> dict[str, Any]:
 
     Sizes and counts are those of all its event loops and threads, loans those of the running loop.
     """
+    open_now, counted = pools_by_alias(), sums_by_alias()
     return {
         "pid": os.getpid(),
         "host": socket.gethostname(),
         # The page makes rates of it.
         "clock": monotonic(),
-        "aliases": {alias: _of_alias(alias) for alias in sorted({*aliases, *known_aliases()})},
+        "aliases": {
+            alias: _of_alias(alias, open_now.get(alias, []), counted.get(alias, Counter()))
+            for alias in sorted({*aliases, *counted})
+        },
         "findings": [asdict(each) for each in latest()],
     }
 
@@ -55,12 +59,10 @@ def some_wait() -> bool:
     return any(each.waiting for each in pools())
 
 
-def _of_alias(alias: str) -> dict[str, Any]:
+def _of_alias(alias: str, open_now: list[PoolStatistics], counted: Counter[str]) -> dict[str, Any]:
     sizes: Counter[str] = Counter(dict.fromkeys(_SIZES, 0))
-    for each in pools():
-        if each.alias == alias:
-            sizes.update({name: getattr(each, name) for name in _SIZES})
-    counted = sums(alias)
+    for each in open_now:
+        sizes.update({name: getattr(each, name) for name in _SIZES})
     here = open_pools(alias)
     return {
         **sizes,
