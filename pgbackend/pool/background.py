@@ -75,6 +75,8 @@ class PoolOfLoop(AsyncConnectionPool[PooledConnection]):
             await self.close()
             if others:
                 await asyncio.wait(others, timeout=_END_TIMEOUT)
+                # The statements that they have left are being stopped in the server.
+                await self._end_background_tasks(_END_TIMEOUT)
             for pool in open_pools():
                 await pool.close()
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..findings import latest
 from ..pool.borrowers import Loan
-from ..pool.open_pools import open_pools
+from ..pool.open_pools import open_pools, pools_of_loops
 from ..statistics import PoolStatistics, pools, pools_by_alias, sums_by_alias
 
 # How many connections on loan, and how many waiting tasks, are named for each alias.
@@ -41,6 +41,8 @@ def process_part(aliases: Iterable[str]) -> dict[str, Any]:
     Sizes and counts are those of all its event loops and threads, loans those of the running loop.
     """
     open_now, counted = pools_by_alias(), sums_by_alias()
+    # Nothing of aliases that were configured once, as those of tenants may have been.
+    shown = {*aliases, *(pool.alias for _, pool in pools_of_loops())}
     return {
         "pid": os.getpid(),
         "host": socket.gethostname(),
@@ -48,7 +50,7 @@ def process_part(aliases: Iterable[str]) -> dict[str, Any]:
         "clock": monotonic(),
         "aliases": {
             alias: _of_alias(alias, open_now.get(alias, []), counted.get(alias, Counter()))
-            for alias in sorted({*aliases, *counted})
+            for alias in sorted(shown)
         },
         "findings": [asdict(each) for each in latest()],
     }

@@ -53,6 +53,9 @@ BOUND = 60.0
 # Between two lines of progress, seconds.
 _PROGRESS = 5.0
 
+# The operations that may use asyncio.gather.
+_GATHERING = ("read", "transfer gathered")
+
 # Of a hundred operations.
 MIX = {
     "transfer flat": 8,
@@ -267,7 +270,7 @@ class Load:
             if fault is None:
                 await operation()
             else:
-                await self._befall(fault, operation)
+                await self._befall(fault, name, operation)
         except Error as error:
             self.report.errors[bank.named(error)] += 1
         except (bank.Refused, ClosedError):
@@ -324,7 +327,9 @@ class Load:
         operation = {"read": bank.read, "stream": bank.stream, "session": bank.session}[name]
         return name, lambda: befalls(operation(number, rng))
 
-    async def _befall(self, fault: Fault, operation: Callable[[], Awaitable[Any]]) -> None:
+    async def _befall(
+        self, fault: Fault, name: str, operation: Callable[[], Awaitable[Any]]
+    ) -> None:
         """Run *operation* in a task of its own, with *fault*."""
 
         async def run() -> None:
@@ -345,9 +350,12 @@ class Load:
         else:
             self.report.faults[fault.kind] += 1
             if fault.kind in ("cancel", "cancel twice"):
-                if not task.cancelled():
-                    self.report.broken.append(f"6: a cancel() ended as {task!r}")
-                return
+                if task.cancelled():
+                    return
+                # asyncio.gather ends by the error of one of its own that has failed meanwhile,
+                # as one does whose connection another fault breaks.
+                if name not in _GATHERING or not isinstance(task.exception(), Error):
+                    self.report.broken.append(f"6: a cancel() of {name} ended as {task!r}")
         task.result()
 
     async def _request(self, address: str, fault: Fault | None) -> None:

@@ -1,19 +1,23 @@
 """A pool's own tasks, and its end together with its loop or process."""
 
 import asyncio
+import gc
 import socket
 import subprocess
 import sys
 import textwrap
 import threading
+import time
 from pathlib import Path
 
 import pytest
 from django.db import connections
 
 from tests.support.limits import PATIENCE
+from tests.support.loops import EACH_LOOP, LOOPS
 from tests.support.pool import PID, at_once
 from tests.support.server import Server
+from tests.support.work import execute
 from tests.support.wrapper import make_wrapper, run, until
 
 ROOT = Path(__file__).parents[2]
@@ -175,3 +179,25 @@ def test_fork() -> None:
         """
     )
     assert output == "0 True\n"
+
+
+@pytest.mark.parametrize("name", EACH_LOOP)
+@pytest.mark.parametrize("yields", [0, 1, 3])
+def test_loop_ends_as_a_task_is_cancelled(server: Server, name: str, yields: int) -> None:
+    """The statement that the task leaves is stopped in the server, before the loop is closed."""
+
+    async def main() -> None:
+        task = asyncio.create_task(execute("SELECT pg_sleep(30)"))
+        active = "SELECT pid FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(30)'"
+        await until(lambda: server.all(active))
+        task.cancel()
+        for _ in range(yields):
+            await asyncio.sleep(0)
+
+    with asyncio.Runner(loop_factory=LOOPS[name]) as runner:
+        began = time.monotonic()
+        runner.run(main())
+    # A task that is destroyed while it waits is reported by then.
+    gc.collect()
+    server.wait_for_backends(0)
+    assert time.monotonic() - began < 20

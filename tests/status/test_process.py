@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+from collections import Counter
 from typing import Any
 
 import pytest
 from django.db import connections
 
 from pgbackend.asgi import BridgedApplication
+from pgbackend.pool.counts import ended
 from pgbackend.status.process import process_part, some_wait
 from pgbackend.transaction import pinned
 from tests.support.wrapper import PID, AddAlias, avalue, until
@@ -79,3 +81,9 @@ async def test_counts_stay(alias: str) -> None:
     before = of(alias)["cursor"]
     await connections[alias].async_pool.close()
     assert of(alias)["cursor"] == before == 1
+
+
+async def test_alias_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the pools of an alias had counted is not shown once nothing of it is left."""
+    monkeypatch.setitem(ended, "gone", Counter(short=1))
+    assert "gone" not in process_part(["default"])["aliases"]
