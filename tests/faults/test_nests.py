@@ -33,4 +33,4 @@ def test_nests(capfd: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("loop", EACH_LOOP)
 def test_more_nests(loop: str, binding: bool, capfd: pytest.CaptureFixture[str]) -> None:
     """So they do on each loop, and with parameters that the server binds."""
-    compare(loop, 15, binding=binding, capfd=capfd)
+    compare(loop, 8, binding=binding, capfd=capfd)
